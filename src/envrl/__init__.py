@@ -1,0 +1,30 @@
+"""EnvRL: text agents that learn by reinforcement, and learn how their world works while they do (arXiv 2606.17680)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from envrl.envs.registry import make, register_env
+    from envrl.eval.evaluate import evaluate
+    from envrl.trainer.loop import train
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "make", "register_env", "train"]
+
+_LAZY = {
+    "make": "envrl.envs.registry",
+    "register_env": "envrl.envs.registry",
+    "evaluate": "envrl.eval.evaluate",
+    "train": "envrl.trainer.loop",
+}
+_PACKAGES = {"config", "envs", "eval", "models", "objective", "report", "rollout", "samples", "trainer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    if name in _PACKAGES:
+        return import_module(f"envrl.{name}")
+    raise AttributeError(f"module 'envrl' has no attribute '{name}'")

@@ -1,0 +1,3 @@
+from envrl.cli.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,141 @@
+"""Every key that a recipe can set, with its type, its range and its default: the one place where a setting is defined.
+
+A comment after a key is its documentation; `docs/recipes.md` is made from this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
+Rate = Annotated[float, Meta(gt=0.0, le=1.0)]
+Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+Weight = Annotated[float, Meta(ge=0.0, le=10.0)]
+NonNegative = Annotated[float, Meta(ge=0.0)]
+AboveZero = Annotated[float, Meta(gt=0.0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvConfig:
+    name: str = "household"  # the world
+    data: str = ""  # folder of downloaded data; empty: the world's environment variable
+    split: str = "train"  # the split that RL and demonstrations draw tasks from
+    max_steps: Positive = 30  # the rollout's limit on an episode's steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    path: str = ""  # a folder that transformers loads; empty: build `preset` from scratch
+    preset: str = "tiny"  # a network and tokenizer built from scratch on the world's training texts
+    hidden_size: Positive = 128  # preset only: width
+    layers: Positive = 4  # preset only: the first is a short convolution, the others attend
+    heads: Positive = 4  # preset only: attention heads
+    vocabulary: Annotated[int, Meta(ge=300)] = 1500  # preset only: the tokenizer's largest size
+    context: Positive = 2048  # preset only: longest sequence, tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStartConfig:
+    path: str = ""  # share the warm start of another run: its folder `warm_start`
+    demonstrations: Count = 1500  # episodes imitated; 0 skips the stage
+    demonstrator: Literal["expert", "walkthrough"] = "expert"  # who plays them
+    epochs: Positive = 3  # passes over the demonstrations
+    learning_rate: Rate = 3e-3  # peak; linear warm-up, then cosine to a tenth
+    batch: Positive = 32  # demonstrations an optimiser step
+    state_weight: Weight = 0.0  # weight of state-prediction rows
+    inverse_weight: Weight = 0.0  # weight of inverse-dynamics rows
+    fraction: Fraction = 0.25  # share of the transitions that make state and inverse rows
+    noise: Fraction = 0.0  # chance that a step is preceded by a random command, shown but not imitated
+    held_out: Count = 64  # further demonstrations, of other training games, that are only measured
+    patience: Count = 2  # stop after this many epochs in which the held-out loss did not fall; 0 never stops early
+    every: Positive = 50  # optimiser steps between two saved states of this stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConfig:
+    tasks: Positive = 16  # tasks an update
+    group_size: Positive = 8  # episodes of each
+    temperature: AboveZero = 1.0
+    layout: Literal["concat", "steps"] = "concat"  # the whole episode is one sequence | every step is its own
+    history: Count = 2  # steps layout: earlier turns in the prompt
+    actions: Literal["admissible", "free"] = "admissible"  # sampling restricted to the admissible commands | any text
+    show_admissible: bool = False  # put the admissible commands in the prompt
+    response_tokens: Positive = 24  # longest response; restricted sampling ends with its command
+    reward_scale: AboveZero = 1.0  # the world's rewards are multiplied by this
+    invalid_penalty: NonNegative = 0.0  # taken from a step whose command the world would not accept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveConfig:
+    estimator: str = "grpo"  # advantage estimator
+    baseline: Literal["trajectories", "steps"] = "trajectories"  # what counts once in the group's statistics
+    std: bool = True  # divide by the group's standard deviation
+    gamma: Fraction = 0.95  # gigpo: discount of step returns
+    step_weight: NonNegative = 1.0  # gigpo: weight of the step advantage
+    step_norm: Literal["mean_std", "mean"] = "mean_std"  # gigpo: normalisation of step returns
+    loss: str = "ppo"  # policy loss
+    aggregation: Literal["token_mean", "sequence_mean"] = "sequence_mean"
+    clip_low: Fraction = 0.2
+    clip_high: NonNegative = 0.2
+    dual_clip: Annotated[float, Meta(gt=1.0)] | Literal[0] = 0  # 0: off
+    kl_weight: Weight = 0.0  # KL to the policy that RL started from, k3 estimator
+    entropy_weight: Weight = 0.0
+    state_weight: Weight = 0.0  # state prediction; 0: off
+    state_rows: Literal["separate", "in_pass"] = "separate"  # rows of their own | the policy's own rows (ECHO)
+    state_fraction: Fraction = 1.0  # share of the transitions that make state rows
+    inverse_weight: Weight = 0.0  # inverse dynamics; 0: off
+    inverse_fraction: Fraction = 1.0  # share of the transitions that make inverse rows
+    deduplicate: bool = True  # equal transitions of an update make one row
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the state and inverse weights
+    schedule_updates: Count = 0  # T_max of the schedule; 0: train.updates
+    placebo: bool = False  # state and inverse targets are exchanged among transitions (method.md, section 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    updates: Count = 60
+    learning_rate: Rate = 3e-4  # constant
+    weight_decay: Fraction = 0.0
+    epochs: Positive = 1  # passes over a batch
+    minibatches: Positive = 1  # optimiser steps a pass
+    max_grad_norm: AboveZero = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward and backward pass; master weights are fp32
+    micro_batch_tokens: Positive = 16384  # token budget of one forward and backward pass, padding included
+    threads: Count = 0  # torch threads; 0: as many as the process may use, at most 2
+    device: str = "cpu"
+    trajectories: Count = 4  # groups of an update written to trajectories/
+    trajectories_every: Positive = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalConfig:
+    every: Count = 20  # updates between evaluations; 0: only before and after RL
+    split: tuple[str, ...] = ("valid_seen", "valid_unseen")
+    episodes: Count = 0  # of each split in evaluations between the first and the last; 0: the whole split
+    temperature: Annotated[float, Meta(ge=0.0)] = 0.4  # 0: the most likely token
+    free_episodes: Count = 64  # of each split played again without restriction, to measure what the model says by itself
+    probe_episodes: Count = 32  # of each split from whose transitions the state and inverse losses are measured
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    every: Positive = 10
+    keep: Positive = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    seed: Count = 0
+    env: EnvConfig = field(default_factory=EnvConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -1,0 +1,42 @@
+"""What a world is: one class with `tasks`, `reset` and `step`; `save` and `load` where it is cheap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from envrl.types import Observation, Step, Task
+
+
+@runtime_checkable
+class TextEnv(Protocol):
+    """A text world that plays one task at a time.
+
+    Constructing it is cheap: nothing is read until it is needed. `step` never ends an episode for its length; that limit
+    is the rollout's. A command that means nothing is answered in text, never by an exception.
+    """
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """Return the tasks of a split in their fixed order; raises `UserError` for an unknown split or missing data."""
+        ...
+
+    def reset(self, task: Task, seed: int = 0) -> Observation:
+        """Start the task anew and return the first observation."""
+        ...
+
+    def step(self, action: str) -> Step:
+        """Carry out one command; raises `RuntimeError` before the first `reset`."""
+        ...
+
+
+@runtime_checkable
+class SavableEnv(TextEnv, Protocol):
+    """A world whose state can be kept and restored exactly."""
+
+    def save(self) -> Any:
+        """Return the present state, unaffected by later steps."""
+        ...
+
+    def load(self, state: Any) -> None:
+        """Go back to a saved state; the next answers are those that followed it."""
+        ...

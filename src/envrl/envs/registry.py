@@ -1,0 +1,54 @@
+"""The one registry of worlds: built-in ones, those of installed plug-ins (entry points `envrl.envs`), and your own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from envrl.envs.protocol import TextEnv
+from envrl.errors import UserError, suggest
+
+EnvFactory = Callable[..., TextEnv]
+
+_BUILT_IN = {
+    "alfworld": "envrl.envs.household.world:alfworld",
+    "household": "envrl.envs.household.world:household",
+}
+_REGISTERED: dict[str, EnvFactory] = {}
+
+
+def register_env(name: str, factory: EnvFactory) -> None:
+    """Make `factory(**options)` available as the world `name`; raises `UserError` where the name is taken."""
+    if name in _BUILT_IN or _REGISTERED.get(name, factory) is not factory:
+        raise UserError(f"there is already a world named '{name}'; register yours under another name")
+    _REGISTERED[name] = factory
+
+
+def env_names() -> list[str]:
+    """Return the names of all worlds that `make` knows, sorted."""
+    plugins = [point.name for point in entry_points(group="envrl.envs")]
+    return sorted({*_BUILT_IN, *_REGISTERED, *plugins})
+
+
+def make(name: str, **options: Any) -> TextEnv:
+    """Return the world `name`; cheap, since nothing is read until it is needed.
+
+    Options are the world's own (`data=DIR` for those on downloaded data). Raises `UserError` for an unknown name or option.
+    """
+    factory = _REGISTERED.get(name)
+    if factory is None and name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        factory = getattr(importlib.import_module(module), attribute)
+    if factory is None:
+        for point in entry_points(group="envrl.envs", name=name):
+            factory = point.load()
+    if factory is None:
+        raise UserError(f"unknown world '{name}'{suggest(name, env_names())}")
+    try:
+        return factory(**options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise UserError(f"the world '{name}' does not take these options: {', '.join(options)} ({error})") from error

@@ -1,0 +1,166 @@
+"""The records that flow through the program: frozen, free of torch, one way from worlds to rows.
+
+Arrays are ragged by nature; a suffix says over what they run: `_T` over the tokens of a sequence, `_S` over the steps of
+a trajectory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One game or goal of a world: `id` is stable over machines and versions, `kind` groups tasks in reports."""
+
+    id: str
+    split: str
+    seed: int = 0
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the world says: its whole text, the commands it would accept (None where unknown), and anything else."""
+
+    text: str
+    admissible: tuple[str, ...] | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the world answers to a command; `done` is the world's own end, never a length limit."""
+
+    observation: Observation
+    reward: float
+    done: bool
+    success: bool
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A command and how it was sampled.
+
+    `token_ids` are the sampled ids, the closing mark included; `logprobs` their log-probabilities (nats) under the
+    distribution that they were drawn from; `allowed[i]` the ids that token i was drawn from, or None where it was drawn
+    from the whole vocabulary. Scripts and people leave all three empty.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    allowed: tuple[tuple[int, ...] | None, ...] = ()
+    well_formed: bool = True
+    """False where the response held no command in the prompt format's form."""
+    imagined: bool = False
+    """True where the response went on to write an observation of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One step of an episode: the observation, the action taken in it, and what the world answered."""
+
+    observation: Observation
+    action: Action
+    reward: float
+    next_observation: Observation
+    done: bool
+    success: bool
+
+    @property
+    def admissible(self) -> bool:
+        """Whether the action was one of the commands that the world would accept (True where it lists none)."""
+        return self.observation.admissible is None or self.action.text in self.observation.admissible
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens `start:stop` of a segment are the sampled tokens of step `step`."""
+
+    step: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens that was fed and sampled without a break: exactly what the sampler's cache held."""
+
+    token_ids: IntArray
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One episode, recorded once: nothing is ever re-tokenised from it.
+
+    `stop_reason` is "done" (the world ended it), "max_steps", or "context" (the model's context was full).
+    """
+
+    task: Task
+    member: int
+    transitions: tuple[Transition, ...]
+    segments: tuple[Segment, ...]
+    stop_reason: str
+    policy_version: int = 0
+
+    @property
+    def success(self) -> bool:
+        return bool(self.transitions) and self.transitions[-1].success
+
+    @property
+    def total_reward(self) -> float:
+        return sum(t.reward for t in self.transitions)
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryGroup:
+    """The episodes of one task from the same start; its failures are data too."""
+
+    task: Task
+    trajectories: tuple[Trajectory, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Lists of ids laid end to end: list i is `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: IntArray
+    offsets: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """What one component of the loss asks of a row: Σ weights · ℓ(token at positions), over N_c.
+
+    `positions_T` index the row's *predicted* tokens (≥ 1: token p is predicted from the tokens before it). `share` is the
+    row's contribution to N_c, the component's denominator: the sum of the shares of one optimiser step. An id list of
+    `allowed` that is empty stands for the whole vocabulary.
+    """
+
+    component: str
+    positions_T: IntArray
+    weights_T: FloatArray
+    share: float
+    advantages_T: FloatArray | None = None
+    sampled_logprobs_T: FloatArray | None = None
+    allowed: Ragged | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence for the trainer: its tokens, what the components ask of it, and where it came from."""
+
+    token_ids: IntArray
+    terms: tuple[Term, ...]
+    origin: str = ""
