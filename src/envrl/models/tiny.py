@@ -1,0 +1,43 @@
+"""The preset `tiny`: an LFM2 network of about a million parameters, from scratch.
+
+Its first layer is a short convolution: it hands every token its two predecessors, which is what copying "drawer 2" from
+an observation into a command needs, and what a small network of attention alone learns last (docs/models.md has figures).
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import Lfm2Config, Lfm2ForCausalLM
+
+from envrl.config.schema import ModelConfig
+from envrl.errors import UserError
+
+PRESETS = ("tiny",)
+
+
+def build_tiny(config: ModelConfig, vocabulary: int, pad: int, end: int, seed: int) -> Lfm2ForCausalLM:
+    """Return a randomly initialised LFM2; weights are a function of (shape, seed), drawn with deviation 1/√width."""
+    if config.hidden_size % config.heads:
+        raise UserError(f"model.hidden_size {config.hidden_size} is not a multiple of model.heads {config.heads}")
+    layers = ["conv"] + ["full_attention"] * (config.layers - 1)
+    shape = Lfm2Config(
+        vocab_size=vocabulary,
+        hidden_size=config.hidden_size,
+        intermediate_size=2 * config.hidden_size,
+        block_auto_adjust_ff_dim=False,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        layer_types=layers,
+        conv_L_cache=3,
+        max_position_embeddings=config.context,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        initializer_range=config.hidden_size**-0.5,
+        tie_word_embeddings=True,
+        pad_token_id=pad,
+        bos_token_id=None,
+        eos_token_id=end,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Lfm2ForCausalLM(shape)
