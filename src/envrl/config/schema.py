@@ -81,7 +81,7 @@ class ObjectiveConfig:
     aggregation: Literal["token_mean", "sequence_mean"] = "sequence_mean"
     clip_low: Fraction = 0.2
     clip_high: NonNegative = 0.2
-    dual_clip: Annotated[float, Meta(gt=1.0)] | Literal[0] = 0  # 0: off
+    dual_clip: NonNegative = 0.0  # bound of the loss where the advantage is negative, above 1; 0: off
     kl_weight: Weight = 0.0  # KL to the policy that RL started from, k3 estimator
     entropy_weight: Weight = 0.0
     state_weight: Weight = 0.0  # state prediction; 0: off
@@ -117,7 +117,9 @@ class EvalConfig:
     split: tuple[str, ...] = ("valid_seen", "valid_unseen")
     episodes: Count = 0  # of each split in evaluations between the first and the last; 0: the whole split
     temperature: Annotated[float, Meta(ge=0.0)] = 0.4  # 0: the most likely token
-    free_episodes: Count = 64  # of each split played again without restriction, to measure what the model says by itself
+    free_episodes: Count = (
+        64  # of each split played again without restriction, to measure what the model says by itself
+    )
     probe_episodes: Count = 32  # of each split from whose transitions the state and inverse losses are measured
     seed: int = 0
 

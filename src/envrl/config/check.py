@@ -1,0 +1,72 @@
+"""Values that are each in range but cannot stand together."""
+
+from __future__ import annotations
+
+import re
+
+from envrl.config.schema import Config
+from envrl.errors import UserError, suggest
+
+ESTIMATORS = ("grpo", "gigpo")
+LOSSES = ("ppo",)
+PRESETS = ("tiny",)
+
+
+def check_together(config: Config) -> None:
+    """Raise `UserError` for an unknown name, or for values of a configuration that contradict each other."""
+    _known("objective.estimator", config.objective.estimator, ESTIMATORS)
+    _known("objective.loss", config.objective.loss, LOSSES)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.train.device):
+        raise UserError(f"train.device must be 'cpu', 'cuda' or 'cuda:N', not '{config.train.device}'")
+    if not config.env.name:
+        raise UserError("env.name must name a world, and is empty")
+    if not config.env.split:
+        raise UserError("env.split must name a split to train on, and is empty")
+    _check_model(config)
+    _check_learning(config)
+    splits = config.eval.split
+    if not splits or len(set(splits)) < len(splits) or not all(splits):
+        raise UserError(f"eval.split must list at least one split, each once, not {list(splits)}")
+
+
+def _known(key: str, name: str, names: tuple[str, ...]) -> None:
+    if name not in names:
+        raise UserError(f"unknown {key} '{name}'{suggest(name, names)}")
+
+
+def _check_model(config: Config) -> None:
+    model, rollout = config.model, config.rollout
+    if model.path:
+        return
+    _known("model.preset", model.preset, PRESETS)
+    if model.hidden_size % (2 * model.heads):
+        raise UserError(
+            f"model.hidden_size = {model.hidden_size} must be a multiple of twice model.heads = {model.heads}, "
+            "since rotary positions turn pairs of a head's numbers"
+        )
+    if rollout.response_tokens >= model.context:
+        raise UserError(
+            f"rollout.response_tokens = {rollout.response_tokens} leaves no room for a prompt "
+            f"in model.context = {model.context}"
+        )
+
+
+def _check_learning(config: Config) -> None:
+    rollout, objective = config.rollout, config.objective
+    if rollout.group_size < 2:
+        raise UserError(
+            f"rollout.group_size must be at least 2, not {rollout.group_size}: '{objective.estimator}' compares the "
+            "episodes of a group"
+        )
+    if 0.0 < objective.dual_clip <= 1.0:
+        raise UserError(f"objective.dual_clip must be above 1, or 0 to switch it off, not {objective.dual_clip}")
+    if objective.state_rows == "in_pass" and rollout.layout == "steps":
+        raise UserError(
+            "objective.state_rows = 'in_pass' needs rollout.layout = 'concat': a row of the layout 'steps' ends before "
+            "the next observation"
+        )
+    if objective.state_rows == "in_pass" and objective.placebo:
+        raise UserError(
+            "objective.placebo needs objective.state_rows = 'separate': in the policy's own pass no target can "
+            "be exchanged"
+        )

@@ -1,0 +1,101 @@
+"""The table of all keys of a recipe, read off the schema: their types in words, and values read from text."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from msgspec import Meta
+
+from envrl.config.schema import Config
+from envrl.errors import suggest
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One setting: its dotted name, its type with its range, and its default."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+
+def section_types() -> dict[str, type]:
+    """Return the dataclass of each section, in the order of the schema."""
+    hints = get_type_hints(Config)
+    return {f.name: hints[f.name] for f in fields(Config) if f.default_factory is not MISSING}
+
+
+def _keys_of(cls: type, prefix: str) -> dict[str, Key]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {prefix + f.name: Key(prefix + f.name, hints[f.name], f.default) for f in fields(cls)}
+
+
+def _all_keys() -> dict[str, Key]:
+    keys = {name: key for name, key in _keys_of(Config, "").items() if key.default is not MISSING}
+    for section, cls in section_types().items():
+        keys.update(_keys_of(cls, f"{section}."))
+    return keys
+
+
+KEYS: dict[str, Key] = _all_keys()
+SECTIONS: tuple[str, ...] = tuple(section_types())
+
+
+def suggest_key(name: str) -> str:
+    """Return the hint for an unknown dotted key: its namesakes in other sections, else the nearest name."""
+    section, _, last = name.rpartition(".")
+    namesakes = [known for known in KEYS if known.rpartition(".")[2] == last]
+    if namesakes:
+        return f"; did you mean {' or '.join(repr(known) for known in namesakes)}?"
+    if section in SECTIONS:
+        return suggest(name, [known for known in KEYS if known.startswith(f"{section}.")])
+    hint = suggest(name, KEYS)
+    return hint if "did you mean" in hint else f"; the sections are {', '.join(SECTIONS)}"
+
+
+def describe(annotation: Any) -> str:
+    """Return a type and its range in words: `a whole number of at least 1`."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _plain(parts[0]) + _range(parts[1])
+    if origin is Literal:
+        return f"one of {', '.join(repr(part) for part in parts)}"
+    return _plain(annotation)
+
+
+def _plain(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return names.get(kind, "a list of texts")
+
+
+def _range(meta: Meta) -> str:
+    match meta:
+        case Meta(ge=low, le=high) if low is not None and high is not None:
+            return f" from {low:g} to {high:g}"
+        case Meta(gt=low, le=high) if low is not None and high is not None:
+            return f" above {low:g} and at most {high:g}"
+        case Meta(gt=low) if low is not None:
+            return f" above {low:g}"
+        case Meta(ge=low) if low is not None:
+            return f" of at least {low:g}"
+    raise TypeError(f"no words for the range {meta}")
+
+
+def parse_value(text: str, annotation: Any) -> Any:
+    """Read a value given on the command line by the key's type; text that does not fit is returned as it is."""
+    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if get_origin(kind) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return _number(text) if kind in (int, float) else text
+
+
+def _number(text: str) -> int | float | str:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,207 @@
+"""Recipes in, configuration out: strict TOML, values from the command line, and the resolved text of a run."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tomli_w
+
+from envrl.config.check import check_together
+from envrl.config.keys import KEYS, SECTIONS, describe, parse_value, section_types, suggest_key
+from envrl.config.recipes_index import recipe_names, recipe_text
+from envrl.config.schema import Config
+from envrl.errors import UserError, suggest
+
+_LARGEST = 2**63 - 1
+"""What TOML allows in an integer; beyond it, generators and arrays overflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    value: Any
+    where: str
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+    """Return the configuration of a recipe (a TOML file, or the name of one that ships) with `overrides` applied.
+
+    An override is a dotted key and its value as text; the last one of a key counts. A recipe may build on another by
+    `extends = "name or file"` at its top.
+    Raises `UserError` for an unknown recipe, section or key, a wrong type, a value out of its range, values that do not
+    fit together, and TOML that cannot be read.
+    """
+    settings = _recipe_settings(name_or_path, base=Path(), seen=())
+    for name, text in overrides:
+        if name not in KEYS:
+            raise UserError(f"unknown key '{name}' on the command line{suggest_key(name)}")
+        settings[name] = _Setting(parse_value(text, KEYS[name].annotation), "on the command line")
+    config = _build({name: _checked(name, setting) for name, setting in settings.items()})
+    check_together(config)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """Return the whole configuration as TOML, every key written; `load_recipe` of that text gives an equal one."""
+    return tomli_w.dumps(msgspec.to_builtins(config))
+
+
+def config_differences(a: Config, b: Config) -> list[str]:
+    """Return the dotted keys whose values differ, in the schema's order."""
+    ours, theirs = _values(a), _values(b)
+    return [name for name in KEYS if ours[name] != theirs[name]]
+
+
+def check_resumable(saved: Config, asked: Config) -> None:
+    """Raise `UserError` unless a run of configuration `saved` can go on with `asked`.
+
+    They must be equal, but for more `train.updates` where these do not set the length of the schedule.
+    """
+    differing = config_differences(saved, asked)
+    if not differing:
+        return
+    if differing != ["train.updates"]:
+        theirs, ours = _values(saved), _values(asked)
+        changes = ", ".join(f"{name} (was {show(theirs[name])}, now {show(ours[name])})" for name in differing)
+        raise UserError(f"the run was started with another configuration: {changes}; choose another run directory")
+    before, after = saved.train.updates, asked.train.updates
+    if after < before:
+        raise UserError(
+            f"a run of {before} updates cannot be resumed with train.updates = {after}; it can only get more"
+        )
+    if asked.objective.schedule != "constant" and not asked.objective.schedule_updates:
+        raise UserError(
+            f"train.updates was {before} and is now {after}, but it also sets the length of the schedule; a run can "
+            "get more updates only where objective.schedule_updates is set or objective.schedule is 'constant'"
+        )
+
+
+def _recipe_settings(name_or_path: str, base: Path, seen: tuple[str, ...]) -> dict[str, _Setting]:
+    """Return what a recipe sets, on top of what the recipes that it extends set; `base` is where paths start."""
+    text, label, folder = _read(name_or_path, base)
+    if label in seen:
+        raise UserError(f"recipes extend each other in a circle: {' -> '.join([*seen, label])}")
+    table = _parse(text, label)
+    settings: dict[str, _Setting] = {}
+    extends = table.pop("extends", None)
+    if extends is not None:
+        if not isinstance(extends, str) or not extends:
+            raise UserError(f"extends must be the name or file of another recipe, not {show(extends)} (in {label})")
+        settings = _recipe_settings(extends, folder, (*seen, label))
+    settings.update((name, _Setting(value, f"in {label}")) for name, value in _flatten(table, label))
+    return settings
+
+
+def _read(name_or_path: str, base: Path) -> tuple[str, str, Path]:
+    """Return a recipe's text, how to name it in a message, and the folder that its own paths start from."""
+    names = recipe_names()
+    if name_or_path in names:
+        return recipe_text(name_or_path), f"recipe '{name_or_path}'", base
+    path = base / name_or_path
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        is_path = name_or_path.endswith(".toml") or len(path.parts) > 1
+        what = "there is no recipe file" if is_path else "unknown recipe"
+        raise UserError(f"{what} '{name_or_path}'{suggest(path.stem, names)}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the recipe '{path}': {error.strerror}") from error
+    try:
+        return data.decode("utf-8"), f"'{path}'", path.parent
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"the recipe '{path}' is not UTF-8 text (at line {line})") from error
+
+
+def _parse(text: str, label: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = text.rstrip("\n").count("\n") + 1
+        message = str(error).replace("(at end of document)", f"(at line {line}, the end of the file)")
+        raise UserError(f"{label} is not valid TOML: {message}") from error
+    except RecursionError as error:
+        raise UserError(f"{label} is not a recipe: its values are nested too deeply") from error
+
+
+def _flatten(table: Mapping[str, Any], label: str) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of a recipe's table with their values; raises `UserError` for one that is unknown."""
+    for name, value in table.items():
+        if name in SECTIONS:
+            if not isinstance(value, dict):
+                raise UserError(
+                    f"'{name}' is a section, written [{name}], not a key with the value {show(value)} (in {label})"
+                )
+            inner = {f"{name}.{key}": setting for key, setting in value.items()}
+        elif isinstance(value, dict) and name not in KEYS:
+            raise UserError(f"unknown section [{name}] in {label}{suggest(name, SECTIONS)}")
+        else:
+            inner = {name: value}
+        for key, setting in inner.items():
+            if key not in KEYS:
+                raise UserError(f"unknown key '{key}' in {label}{suggest_key(key)}")
+            yield key, setting
+
+
+def _checked(name: str, setting: _Setting) -> Any:
+    """Return a key's value in its own type; raises `UserError` for a wrong type or a value out of range."""
+    annotation = KEYS[name].annotation
+    if _usable(setting.value):
+        try:
+            return msgspec.convert(setting.value, annotation)
+        except msgspec.ValidationError:
+            pass
+    raise UserError(f"{name} must be {describe(annotation)}, not {show(setting.value)} ({setting.where})")
+
+
+def _usable(value: Any) -> bool:
+    """Return whether a value can be written to a file and computed with: finite, in TOML's range, proper Unicode."""
+    match value:
+        case float():
+            return math.isfinite(value)
+        case int():
+            return abs(value) <= _LARGEST
+        case str():
+            return not any("\ud800" <= character <= "\udfff" for character in value)
+        case list():
+            return all(_usable(part) for part in value)
+    return True
+
+
+def show(value: Any) -> str:
+    """Return a value as a recipe would write it, cut to a readable length."""
+    match value:
+        case bool():
+            text = str(value).lower()
+        case str():
+            text = repr(value)
+        case list() | tuple():
+            text = f"[{', '.join(show(part) for part in value)}]"
+        case dict():
+            text = "a table"
+        case _:
+            text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _build(values: Mapping[str, Any]) -> Config:
+    sections = {
+        section: cls(**{f.name: values[k] for f in fields(cls) if (k := f"{section}.{f.name}") in values})
+        for section, cls in section_types().items()
+    }
+    return Config(**sections, **{name: value for name, value in values.items() if "." not in name})
+
+
+def _values(config: Config) -> dict[str, Any]:
+    """Return the value of every dotted key."""
+
+    def value(name: str) -> Any:
+        section, _, last = name.rpartition(".")
+        return getattr(getattr(config, section) if section else config, last)
+
+    return {name: value(name) for name in KEYS}

@@ -1,0 +1,59 @@
+"""`docs/recipes.md`, made from the schema and the recipes: `python -m envrl.config.reference > docs/recipes.md`."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+from envrl.config.keys import KEYS, SECTIONS, Key, describe
+from envrl.config.load import show
+from envrl.config.recipes_index import recipe_names, recipe_summary
+
+_INTRODUCTION = """\
+# Recipes
+
+<!-- Made from src/envrl/config/ by `make docs`; edit the comments there. -->
+
+A recipe is a TOML file. `envrl train RECIPE` takes a file, or the name of one of those that ship:
+
+{recipes}
+
+`envrl recipes NAME` prints one with every key. A recipe may build on another by `extends = "name or file"` at its top and set
+only what differs. On the command line `--section.key value` sets a key after the recipe; a list is written `a,b`. A key that
+does not exist, a value of another type and a value out of its range are refused.
+
+`seed` stands at the top, before the first section: {seed}.
+"""
+
+
+def recipe_reference() -> str:
+    """Return `docs/recipes.md`: the recipes that ship, and every key with its type, range, default and meaning."""
+    recipes = "\n".join(f"- `{name}`: {recipe_summary(name)}" for name in recipe_names())
+    parts = [_INTRODUCTION.format(recipes=recipes, seed=describe(KEYS["seed"].annotation))]
+    meanings = _meanings()
+    for section in SECTIONS:
+        keys = [key for name, key in KEYS.items() if name.startswith(f"{section}.")]
+        rows = "\n".join(_row(key, meanings.get(key.name, "")) for key in keys)
+        parts.append(f"## `[{section}]`\n\n| key | value | default | meaning |\n|---|---|---|---|\n{rows}\n")
+    return "\n".join(parts)
+
+
+def _row(key: Key, meaning: str) -> str:
+    cells = (f"`{key.name}`", describe(key.annotation), f"`{show(key.default)}`", meaning)
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _meanings() -> dict[str, str]:
+    """Return the comment after each key of the schema, by dotted key."""
+    meanings: dict[str, str] = {}
+    prefix = ""
+    for line in (files("envrl.config") / "schema.py").read_text(encoding="utf-8").splitlines():
+        if section := re.match(r"class (\w+)Config:", line):
+            prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", section[1]).lower() + "."
+        elif key := re.match(r"    (\w+): .*?  # (.*)", line):
+            meanings[prefix + key[1]] = key[2]
+    return meanings
+
+
+if __name__ == "__main__":
+    print(recipe_reference(), end="")
