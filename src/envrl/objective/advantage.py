@@ -1,0 +1,229 @@
+"""Step advantages from step rewards: one pure function an estimator, in float64 and without torch.
+
+`ESTIMATORS[name](rewards, observations, ...)` is the public form; behind it each estimator sees the steps of all
+trajectories laid end to end (`Steps`) and returns one number a step. Suffix `_N`: over all steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from envrl.errors import UserError
+from envrl.objective.registry import Registry, check_choice, check_knobs, check_range, knobs_of
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+EPSILON = 1e-6
+"""Added to a standard deviation before dividing by it, as the published code does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """All steps of one call, trajectory after trajectory; `offsets[i]:offsets[i + 1]` are those of trajectory i."""
+
+    rewards_N: Array
+    penalties_N: Array
+    observations_N: tuple[str, ...]
+    groups_N: tuple[Hashable, ...]
+    offsets: Indices
+
+    def per_trajectory(self, values_N: Array) -> list[Array]:
+        return np.split(values_N, self.offsets[1:-1]) if len(self.offsets) > 1 else []
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """An advantage estimator under its name; `knobs` are its settings with their defaults."""
+
+    name: str
+    function: Callable[..., Array]
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        return knobs_of(self.function)
+
+    def __call__(
+        self,
+        rewards: Sequence[ArrayLike],
+        observations: Sequence[Sequence[str]],
+        *,
+        groups: Sequence[Hashable] | None = None,
+        values: Sequence[ArrayLike] | None = None,
+        strata: Sequence[Hashable] | None = None,
+        penalties: Sequence[ArrayLike] | None = None,
+        final_observations: Sequence[str] | None = None,
+        **knobs: Any,
+    ) -> list[Array]:
+        """Return the advantage of every step: one float64 array a trajectory, in the shape of `rewards`.
+
+        `rewards` holds an array of step rewards a trajectory, `observations` the text before each step, `groups` an id
+        a trajectory (default: one group), `penalties` what is taken from a step's own score and from its own
+        discounted return (not from its neighbours'). `values`, `strata` and `final_observations` are data that other
+        estimators read; those of this module have no use for them. Raises `UserError` for shapes that do not agree, a
+        reward that is not finite, or an unknown setting.
+        """
+        check_knobs(f"the estimator '{self.name}'", knobs, self.knobs)
+        steps = _lay_out(rewards, observations, groups, penalties)
+        return steps.per_trajectory(self.function(steps, **knobs))
+
+
+ESTIMATORS: Registry[Estimator] = Registry("advantage estimator")
+
+
+def register(name: str) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+    """Make a function `(steps, *, knobs) -> one advantage a step` the estimator `name`."""
+
+    def decorate(function: Callable[..., Array]) -> Callable[..., Array]:
+        ESTIMATORS[name] = Estimator(name, function)
+        return function
+
+    return decorate
+
+
+@register("grpo")
+def grpo(steps: Steps, *, baseline: str = "trajectories", std: bool = True) -> Array:
+    """Group-relative advantage A = (R_i − p_{i,t} − μ) / (σ + ε), σ the sample deviation over the group.
+
+    `baseline` says what counts once in μ and σ: a trajectory (DeepSeekMath, arXiv 2402.03300, section 4.1) or a step
+    (the code of verl-agent). `std=False` leaves the division out (Dr.GRPO, arXiv 2503.20783). A pool of one member has
+    μ = 0 and σ = 1: the raw return.
+    """
+    check_choice("grpo", "baseline", baseline, ("trajectories", "steps"))
+    return _by_group(steps, baseline, lambda scores, pool: _normalise(scores, pool, std))
+
+
+@register("rloo")
+def rloo(steps: Steps, *, baseline: str = "trajectories") -> Array:
+    """Leave-one-out advantage A = n/(n−1) · (R_i − p_{i,t} − μ), which is R_i − mean of the others.
+
+    n is the size of the pool that `baseline` names; a pool of one gives the raw return (arXiv 2402.14740, equation 9).
+    """
+    check_choice("rloo", "baseline", baseline, ("trajectories", "steps"))
+    return _by_group(steps, baseline, lambda scores, pool: _leave_one_out(len(pool)) * _normalise(scores, pool, False))
+
+
+@register("gigpo")
+def gigpo(
+    steps: Steps,
+    *,
+    gamma: float = 0.95,
+    step_weight: float = 1.0,
+    step_norm: str = "mean_std",
+    baseline: str = "trajectories",
+    std: bool = True,
+) -> Array:
+    """Group-in-group advantage A = A_grpo + w · A_step (arXiv 2505.10978, equations 3 to 8).
+
+    A_step is the discounted return from the step on, Σ_{k≥t} γ^{k−t} r_k, less the step's own penalty, normalised among
+    the steps of the group whose observation is the same text, repeats inside one trajectory included; a step alone in
+    its set gets 0. `step_norm="mean"` leaves out the division by σ there, `std=False` in the episode part.
+    """
+    check_choice("gigpo", "step_norm", step_norm, ("mean_std", "mean"))
+    check_range("gigpo", "gamma", gamma, 0.0, 1.0)
+    check_range("gigpo", "step_weight", step_weight, 0.0, inf)
+    returns_N = discounted_returns(steps, gamma) - steps.penalties_N
+    step_N = np.zeros_like(returns_N)
+    for rows in _sets(zip(steps.groups_N, steps.observations_N, strict=True)):
+        if len(rows) > 1:
+            step_N[rows] = _normalise(returns_N[rows], returns_N[rows], step_norm == "mean_std")
+    return grpo(steps, baseline=baseline, std=std) + step_weight * step_N
+
+
+def discounted_returns(steps: Steps, gamma: float) -> Array:
+    """Return G_t = r_t + γ G_{t+1} of every step, penalties left out."""
+    returns_N = steps.rewards_N.copy()
+    for start, stop in zip(steps.offsets[:-1], steps.offsets[1:], strict=True):
+        for t in range(stop - 2, start - 1, -1):
+            returns_N[t] += gamma * returns_N[t + 1]
+    return returns_N
+
+
+def _by_group(steps: Steps, baseline: str, relative: Callable[[Array, Array], Array]) -> Array:
+    """Apply `relative(scores, pool)` to every group: its steps' scores, and those that count in its statistics."""
+    lengths = np.diff(steps.offsets)
+    totals = np.array([rewards.sum() for rewards in steps.per_trajectory(steps.rewards_N)])
+    scores_N = np.repeat(totals, lengths) - steps.penalties_N
+    # With penalties the steps of one trajectory differ in score; the published code lets the first of them stand for
+    # the trajectory, so the baseline sees a penalty of the first step and no other.
+    is_first_N = np.zeros(len(scores_N), dtype=bool)
+    is_first_N[steps.offsets[:-1][lengths > 0]] = True
+    advantages_N = np.zeros_like(scores_N)
+    for rows in _sets(steps.groups_N):
+        pool = rows if baseline == "steps" else rows[is_first_N[rows]]
+        advantages_N[rows] = relative(scores_N[rows], scores_N[pool])
+    return advantages_N
+
+
+def _normalise(scores: Array, pool: Array, std: bool) -> Array:
+    """Return (scores − μ) / (σ + ε) with the statistics of the pool; a pool of one has μ = 0 and σ = 1.
+
+    In a pool of equal values σ is exactly 0 and μ exactly that value: the rounded mean of [0.1] * 3 is not 0.1, and
+    what is left over would be divided by ε. With `std` everything is 0 then, also a penalised step outside the pool,
+    which would otherwise get −p/ε.
+    """
+    if len(pool) == 1:
+        return scores / (1.0 + EPSILON) if std else scores.copy()
+    if pool.max() == pool.min():
+        return np.zeros_like(scores) if std else scores - pool[0]
+    centred = scores - pool.mean()
+    return centred / (pool.std(ddof=1) + EPSILON) if std else centred
+
+
+def _leave_one_out(count: int) -> float:
+    return count / (count - 1) if count > 1 else 1.0
+
+
+def _sets(keys: Iterable[Hashable]) -> list[Indices]:
+    """Return the indices of equal keys, set by set, in order of first appearance."""
+    found: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        found.setdefault(key, []).append(index)
+    return [np.array(indices, dtype=np.int64) for indices in found.values()]
+
+
+def _lay_out(
+    rewards: Sequence[ArrayLike],
+    observations: Sequence[Sequence[str]],
+    groups: Sequence[Hashable] | None,
+    penalties: Sequence[ArrayLike] | None,
+) -> Steps:
+    arrays = [np.asarray(r, dtype=np.float64) for r in rewards]
+    if any(a.ndim != 1 for a in arrays):
+        raise UserError("rewards must be one flat array of step rewards a trajectory")
+    lengths = [len(a) for a in arrays]
+    taken = (
+        [np.zeros(n) for n in lengths] if penalties is None else [np.asarray(p, dtype=np.float64) for p in penalties]
+    )
+    _check_lengths("observations", [len(o) for o in observations], lengths)
+    _check_lengths("penalties", [p.size for p in taken], lengths)
+    ids = [0] * len(arrays) if groups is None else list(groups)
+    if len(ids) != len(arrays):
+        raise UserError(f"groups must hold an id a trajectory: {len(ids)} ids for {len(arrays)} trajectories")
+    for index, (reward, penalty) in enumerate(zip(arrays, taken, strict=True)):
+        if not (np.isfinite(reward).all() and np.isfinite(penalty).all()):
+            raise UserError(f"trajectory {index} (counted from 0) has a reward or penalty that is not a finite number")
+    return Steps(
+        rewards_N=np.concatenate([np.zeros(0), *arrays]),
+        penalties_N=np.concatenate([np.zeros(0), *(p.reshape(-1) for p in taken)]),
+        observations_N=tuple(str(text) for trajectory in observations for text in trajectory),
+        groups_N=tuple(group for group, length in zip(ids, lengths, strict=True) for _ in range(length)),
+        offsets=np.cumsum([0, *lengths]),
+    )
+
+
+def _check_lengths(name: str, found: list[int], expected: list[int]) -> None:
+    if len(found) != len(expected):
+        raise UserError(f"{name} must have the shape of rewards: {len(found)} trajectories, not {len(expected)}")
+    for index, (has, needs) in enumerate(zip(found, expected, strict=True)):
+        if has != needs:
+            raise UserError(
+                f"{name} must have the shape of rewards: trajectory {index} (counted from 0) has {has} entries for "
+                f"{needs} rewards"
+            )

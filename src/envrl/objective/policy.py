@@ -1,0 +1,199 @@
+"""Policy losses, token by token (what the trainer uses) and of padded sequences (`LOSSES`); KL and entropy terms.
+
+Suffix `_N`: over the counted tokens of a batch laid end to end; `_BT`: sequences by tokens, padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from envrl.errors import UserError
+from envrl.objective.aggregation import row_weights
+from envrl.objective.registry import Registry, check_knobs, check_range, knobs_of
+
+__all__ = ["LOSSES", "TOKEN_LOSSES", "TokenLoss", "cispo", "entropy", "gspo", "kl_k3", "ppo", "row_weights"]
+
+LARGEST_LOG_RATIO = 20.0
+"""Log-ratios are cut here, so that exp() stays finite in float32 and 0 · inf never makes a NaN."""
+
+
+class TokenLoss(NamedTuple):
+    """The loss of every token, and whether its gradient was cut off or its weight capped there (for clip fractions)."""
+
+    loss_N: Tensor
+    clipped_N: Tensor
+
+
+TOKEN_LOSSES: Registry[Callable[..., TokenLoss]] = Registry("policy loss")
+
+
+def register(function: Callable[..., TokenLoss]) -> Callable[..., TokenLoss]:
+    """Make `(logprobs_N, old_logprobs_N, advantages_N, row_N, *, knobs) -> TokenLoss` a policy loss under its name."""
+    TOKEN_LOSSES[function.__name__] = function
+    return function
+
+
+@register
+def ppo(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    row_N: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+) -> TokenLoss:
+    """Clipped surrogate max(−A r, −A clip(r, 1 − low, 1 + high)) with r = exp(logprob − old) of each token.
+
+    Where A < 0 and `dual_clip` = c (above 1; None or 0: off), at most −A c. Sources: PPO, arXiv 1707.06347, equation 7;
+    dual clip, arXiv 1912.09729, equation 5; clip_high above clip_low, DAPO, arXiv 2503.14476. `row_N` is not needed.
+    """
+    ratio_N = _log_ratio(logprobs_N, old_logprobs_N).exp()
+    return _surrogate(ratio_N, advantages_N, clip_low, clip_high, dual_clip)
+
+
+@register
+def gspo(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    row_N: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+) -> TokenLoss:
+    """The clipped surrogate with one ratio a sequence, s = exp(mean over its tokens of logprob − old).
+
+    The value of every token's ratio is s; its gradient reaches the token through its own log-prob:
+    s_t = stop(s) · exp(logprob_t − stop(logprob_t)) (GSPO-token, arXiv 2507.18071, equations 13 and 14). `row_N` says
+    to which row (counted from 0) each token belongs; a row's counted tokens must all be in the call.
+    """
+    log_ratio_N = (logprobs_N - old_logprobs_N).detach()
+    rows = int(row_N.max()) + 1 if row_N.numel() else 0
+    counts_R = log_ratio_N.new_zeros(rows).index_add(0, row_N, torch.ones_like(log_ratio_N))
+    sums_R = log_ratio_N.new_zeros(rows).index_add(0, row_N, log_ratio_N)
+    mean_R = (sums_R / counts_R.clamp(min=1.0)).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    ratio_N = (mean_R[row_N] + logprobs_N - logprobs_N.detach()).exp()
+    return _surrogate(ratio_N, advantages_N, clip_low, clip_high, dual_clip)
+
+
+@register
+def cispo(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    row_N: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+) -> TokenLoss:
+    """REINFORCE weighted by the clipped ratio, −stop(clip(r, 1 − low, 1 + high)) · A · logprob.
+
+    Every token keeps a gradient (MiniMax-M1, arXiv 2506.13585, equations 4 and 5). Where A < 0, `dual_clip` caps the
+    weight; it matters only below 1 + clip_high. `row_N` is not needed.
+    """
+    _check_clips(clip_low, clip_high, dual_clip)
+    ratio_N = _log_ratio(logprobs_N, old_logprobs_N).exp().detach()
+    weight_N = ratio_N.clamp(1.0 - clip_low, 1.0 + clip_high)
+    if dual_clip:
+        weight_N = torch.where(advantages_N < 0, weight_N.clamp(max=dual_clip), weight_N)
+    return TokenLoss(-weight_N * advantages_N * logprobs_N, weight_N != ratio_N)
+
+
+def _log_ratio(logprobs_N: Tensor, old_logprobs_N: Tensor) -> Tensor:
+    return (logprobs_N - old_logprobs_N).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+
+
+def _surrogate(
+    ratio_N: Tensor, advantages_N: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
+) -> TokenLoss:
+    _check_clips(clip_low, clip_high, dual_clip)
+    plain_N = -advantages_N * ratio_N
+    bounded_N = -advantages_N * ratio_N.clamp(1.0 - clip_low, 1.0 + clip_high)
+    clipped_N = bounded_N > plain_N
+    loss_N = torch.maximum(plain_N, bounded_N)
+    if dual_clip:
+        ceiling_N = -advantages_N * dual_clip
+        capped_N = (advantages_N < 0) & (loss_N > ceiling_N)
+        loss_N = torch.where(capped_N, ceiling_N, loss_N)
+        clipped_N = clipped_N | capped_N
+    return TokenLoss(loss_N, clipped_N)
+
+
+def _check_clips(clip_low: float, clip_high: float, dual_clip: float | None) -> None:
+    check_range("policy loss", "clip_low", clip_low, 0.0, 1.0)
+    check_range("policy loss", "clip_high", clip_high, 0.0, inf)
+    if dual_clip and not dual_clip > 1.0:
+        raise UserError(f"policy loss: dual_clip must be above 1 (None or 0: off), not {dual_clip!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceLoss:
+    """A policy loss of padded sequences: its token loss, aggregated."""
+
+    name: str
+    aggregation: str
+
+    def __call__(
+        self,
+        logprobs_BT: Tensor,
+        old_logprobs_BT: Tensor,
+        advantages_BT: Tensor,
+        mask_BT: Tensor,
+        *,
+        aggregation: str | None = None,
+        constant: float | None = None,
+        **knobs: Any,
+    ) -> Tensor:
+        """Return the scalar loss of (sequences, tokens) tensors; what the mask leaves out is never touched.
+
+        `aggregation` and `constant` as in `row_weights`; the other knobs are those of the token loss. Without a single
+        counted token the loss is 0. Raises `UserError` for an unknown knob, a value out of range or unequal shapes.
+        """
+        token_loss = TOKEN_LOSSES[self.name]
+        check_knobs(f"the policy loss '{self.name}'", knobs, knobs_of(token_loss))
+        for name, tensor in (("old_logprobs", old_logprobs_BT), ("advantages", advantages_BT), ("mask", mask_BT)):
+            if logprobs_BT.ndim != 2 or tensor.shape != logprobs_BT.shape:
+                raise UserError(
+                    f"the policy loss '{self.name}' takes (sequences, tokens) tensors of one shape, but logprobs are "
+                    f"{tuple(logprobs_BT.shape)} and {name} {tuple(tensor.shape)}"
+                )
+        counted_BT = mask_BT.bool()
+        row_N = counted_BT.nonzero()[:, 0]
+        loss_N, _ = token_loss(
+            logprobs_BT[counted_BT], old_logprobs_BT[counted_BT], advantages_BT[counted_BT], row_N, **knobs
+        )
+        weights_B, shares_B = row_weights(counted_BT.sum(1).tolist(), aggregation or self.aggregation, constant)
+        weight_N = torch.as_tensor(weights_B, dtype=loss_N.dtype, device=loss_N.device)[row_N]
+        return (weight_N * loss_N).sum() / (float(shares_B.sum()) or 1.0)
+
+
+LOSSES: Registry[SequenceLoss] = Registry("policy loss")
+LOSSES.update({name: SequenceLoss(name, "sequence_mean" if name == "gspo" else "token_mean") for name in TOKEN_LOSSES})
+
+
+def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
+    """Return the k3 estimate of KL(policy ‖ reference) of each token, exp(d) − d − 1 with d = reference − logprob.
+
+    Never negative; unbiased as a value where tokens come from the policy, biased as a loss (Schulman, "Approximating KL
+    divergence", 2020; method of DeepSeekMath, arXiv 2402.03300, equation 4).
+    """
+    difference_N = (reference_logprobs_N - logprobs_N).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    return torch.expm1(difference_N) - difference_N
+
+
+def entropy(logprobs_NV: Tensor) -> Tensor:
+    """Return the entropy −Σ p log p (nats) of each row of log-probabilities; −inf marks what is ruled out."""
+    ruled_out_NV = torch.isneginf(logprobs_NV)
+    # filled before exp(), so that neither 0 · inf nor its gradient ever arises
+    filled_NV = logprobs_NV.masked_fill(ruled_out_NV, 0.0)
+    return -(filled_NV.exp() * filled_NV).sum(-1)
