@@ -18,9 +18,9 @@ A recipe is a TOML file. `envrl train RECIPE` takes a file, or the name of one o
 
 {recipes}
 
-`envrl recipes NAME` prints one with every key. A recipe may build on another by `extends = "name or file"` at its top and set
-only what differs. On the command line `--section.key value` sets a key after the recipe; a list is written `a,b`. A key that
-does not exist, a value of another type and a value out of its range are refused.
+`envrl recipes NAME` prints one with every key. A recipe may build on another by `extends = "name or file"` at its top
+and set only what differs. On the command line `--section.key value` sets a key after the recipe; a list is written
+`a,b`. A key that does not exist, a value of another type and a value out of its range are refused.
 
 `seed` stands at the top, before the first section: {seed}.
 """

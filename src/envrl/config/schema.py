@@ -59,7 +59,7 @@ class WarmStartConfig:
 class RolloutConfig:
     tasks: Positive = 16  # tasks an update
     group_size: Positive = 8  # episodes of each
-    temperature: AboveZero = 1.0
+    temperature: AboveZero = 1.0  # of sampling
     layout: Literal["concat", "steps"] = "concat"  # the whole episode is one sequence | every step is its own
     history: Count = 2  # steps layout: earlier turns in the prompt
     actions: Literal["admissible", "free"] = "admissible"  # sampling restricted to the admissible commands | any text
@@ -78,12 +78,12 @@ class ObjectiveConfig:
     step_weight: NonNegative = 1.0  # gigpo: weight of the step advantage
     step_norm: Literal["mean_std", "mean"] = "mean_std"  # gigpo: normalisation of step returns
     loss: str = "ppo"  # policy loss
-    aggregation: Literal["token_mean", "sequence_mean"] = "sequence_mean"
-    clip_low: Fraction = 0.2
-    clip_high: NonNegative = 0.2
+    aggregation: Literal["token_mean", "sequence_mean"] = "sequence_mean"  # of the policy loss
+    clip_low: Fraction = 0.2  # the policy's ratio is clipped below at 1 - clip_low
+    clip_high: NonNegative = 0.2  # the policy's ratio is clipped above at 1 + clip_high
     dual_clip: NonNegative = 0.0  # bound of the loss where the advantage is negative, above 1; 0: off
     kl_weight: Weight = 0.0  # KL to the policy that RL started from, k3 estimator
-    entropy_weight: Weight = 0.0
+    entropy_weight: Weight = 0.0  # of the entropy bonus; 0: off
     state_weight: Weight = 0.0  # state prediction; 0: off
     state_rows: Literal["separate", "in_pass"] = "separate"  # rows of their own | the policy's own rows (ECHO)
     state_fraction: Fraction = 1.0  # share of the transitions that make state rows
@@ -97,37 +97,35 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    updates: Count = 60
+    updates: Count = 60  # RL updates; 0: warm start and evaluation only
     learning_rate: Rate = 3e-4  # constant
-    weight_decay: Fraction = 0.0
+    weight_decay: Fraction = 0.0  # of AdamW
     epochs: Positive = 1  # passes over a batch
     minibatches: Positive = 1  # optimiser steps a pass
-    max_grad_norm: AboveZero = 1.0
+    max_grad_norm: AboveZero = 1.0  # longer gradients are scaled down to this norm
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward and backward pass; master weights are fp32
     micro_batch_tokens: Positive = 16384  # token budget of one forward and backward pass, padding included
     threads: Count = 0  # torch threads; 0: as many as the process may use, at most 2
-    device: str = "cpu"
+    device: str = "cpu"  # cpu, cuda or cuda:N
     trajectories: Count = 4  # groups of an update written to trajectories/
-    trajectories_every: Positive = 10
+    trajectories_every: Positive = 10  # updates between two that are written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
     every: Count = 20  # updates between evaluations; 0: only before and after RL
-    split: tuple[str, ...] = ("valid_seen", "valid_unseen")
+    split: tuple[str, ...] = ("valid_seen", "valid_unseen")  # splits, in this order
     episodes: Count = 0  # of each split in evaluations between the first and the last; 0: the whole split
     temperature: Annotated[float, Meta(ge=0.0)] = 0.4  # 0: the most likely token
-    free_episodes: Count = (
-        64  # of each split played again without restriction, to measure what the model says by itself
-    )
+    free_episodes: Count = 64  # of each split played again unrestricted, to measure what the model says by itself
     probe_episodes: Count = 32  # of each split from whose transitions the state and inverse losses are measured
-    seed: int = 0
+    seed: int = 0  # of the evaluation's sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
-    every: Positive = 10
-    keep: Positive = 2
+    every: Positive = 10  # updates between two checkpoints
+    keep: Positive = 2  # checkpoints kept, the latest ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
