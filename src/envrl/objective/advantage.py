@@ -54,7 +54,7 @@ class Estimator:
         rewards: Sequence[ArrayLike],
         observations: Sequence[Sequence[str]],
         *,
-        groups: Sequence[Hashable] | None = None,
+        groups: Iterable[Hashable] | None = None,
         values: Sequence[ArrayLike] | None = None,
         strata: Sequence[Hashable] | None = None,
         penalties: Sequence[ArrayLike] | None = None,
@@ -103,7 +103,7 @@ def grpo(steps: Steps, *, baseline: str = "trajectories", std: bool = True) -> A
 def rloo(steps: Steps, *, baseline: str = "trajectories") -> Array:
     """Leave-one-out advantage A = n/(n−1) · (R_i − p_{i,t} − μ), which is R_i − mean of the others.
 
-    n is the size of the pool that `baseline` names; a pool of one gives the raw return (arXiv 2402.14740, equation 9).
+    n is the size of the pool that `baseline` names; a pool of one gives the raw return (arXiv 2402.14740).
     """
     check_choice("rloo", "baseline", baseline, ("trajectories", "steps"))
     return _by_group(steps, baseline, lambda scores, pool: _leave_one_out(len(pool)) * _normalise(scores, pool, False))
@@ -191,7 +191,7 @@ def _sets(keys: Iterable[Hashable]) -> list[Indices]:
 def _lay_out(
     rewards: Sequence[ArrayLike],
     observations: Sequence[Sequence[str]],
-    groups: Sequence[Hashable] | None,
+    groups: Iterable[Hashable] | None,
     penalties: Sequence[ArrayLike] | None,
 ) -> Steps:
     arrays = [np.asarray(r, dtype=np.float64) for r in rewards]

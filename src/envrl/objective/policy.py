@@ -53,7 +53,7 @@ def ppo(
     """Clipped surrogate max(−A r, −A clip(r, 1 − low, 1 + high)) with r = exp(logprob − old) of each token.
 
     Where A < 0 and `dual_clip` = c (above 1; None or 0: off), at most −A c. Sources: PPO, arXiv 1707.06347, equation 7;
-    dual clip, arXiv 1912.09729, equation 5; clip_high above clip_low, DAPO, arXiv 2503.14476. `row_N` is not needed.
+    dual clip, arXiv 1912.09729; clip_high above clip_low, DAPO, arXiv 2503.14476. `row_N` is not needed.
     """
     ratio_N = _log_ratio(logprobs_N, old_logprobs_N).exp()
     return _surrogate(ratio_N, advantages_N, clip_low, clip_high, dual_clip)
@@ -73,7 +73,7 @@ def gspo(
     """The clipped surrogate with one ratio a sequence, s = exp(mean over its tokens of logprob − old).
 
     The value of every token's ratio is s; its gradient reaches the token through its own log-prob:
-    s_t = stop(s) · exp(logprob_t − stop(logprob_t)) (GSPO-token, arXiv 2507.18071, equations 13 and 14). `row_N` says
+    s_t = stop(s) · exp(logprob_t − stop(logprob_t)) (GSPO-token, arXiv 2507.18071, section 4.3). `row_N` says
     to which row (counted from 0) each token belongs; a row's counted tokens must all be in the call.
     """
     log_ratio_N = (logprobs_N - old_logprobs_N).detach()
