@@ -7,8 +7,8 @@ import re
 from envrl.config.schema import Config
 from envrl.errors import UserError, suggest
 
-ESTIMATORS = ("grpo", "gigpo")
-LOSSES = ("ppo",)
+ESTIMATORS = ("grpo", "rloo", "gigpo")
+LOSSES = ("ppo", "gspo", "cispo")
 PRESETS = ("tiny",)
 
 

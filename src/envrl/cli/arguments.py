@@ -1,0 +1,65 @@
+"""A parser for one command whose every complaint is one sentence, with the nearest option where one is unknown."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+from envrl.errors import UserError, suggest
+
+
+class Parser(argparse.ArgumentParser):
+    """The arguments of `envrl COMMAND`; `parse` raises `UserError` where `argparse` would print usage and exit."""
+
+    def __init__(self, command: str, description: str, *, usage: str = "", epilog: str = "") -> None:
+        prog = f"envrl {command}"
+        usage = f"{prog} {usage}" if usage else ""
+        super().__init__(prog, usage=usage or None, description=description, epilog=epilog, allow_abbrev=False)
+
+    def parse(self, arguments: Sequence[str], also: Iterable[str] = ()) -> argparse.Namespace:
+        """Return the values of the arguments; raises `UserError` for any that is missing, unknown or malformed.
+
+        `also` are further options that the user may have meant.
+        """
+        values, unknown = self.parse_known_args(arguments)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            if not name.startswith("-"):
+                self.error(f"unexpected argument '{name}'")
+            near = suggest(name, [*self.options(), *also])
+            self.error(f"unknown option '{name}'{near if 'did you mean' in near else suggest(name, self.options())}")
+        return values
+
+    def options(self) -> list[str]:
+        """Return the long options of this command."""
+        return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ('{self.prog} --help' shows what it takes)")
+
+
+def whole_number(text: str) -> int:
+    """Read a whole number of at least 0."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not '{text}'")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """Read a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not '{text}'")
+    return value
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read names separated by commas."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts) or len(set(parts)) < len(parts):
+        raise argparse.ArgumentTypeError(f"must be names separated by commas, each once, not '{text}'")
+    return parts

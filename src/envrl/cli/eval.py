@@ -1,0 +1,75 @@
+"""`envrl eval RUN|CHECKPOINT|MODEL|random|walkthrough|expert`: whole splits, with intervals."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from envrl.cli.arguments import Parser, names, number, whole_number
+from envrl.cli.words import evaluation_lines
+from envrl.errors import UserError
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Evaluate an agent, print its success rates, and write all measurements where `--json` says."""
+    values = _parser().parse(arguments)
+    if values.json is not None:
+        _check_writable(values.json)
+
+    from envrl.eval.evaluate import evaluate
+
+    records = evaluate(
+        values.target,
+        env=values.env,
+        data=values.data,
+        split=values.split,
+        episodes=values.episodes,
+        temperature=values.temperature,
+        actions=values.actions,
+        seed=values.seed,
+    )
+    if values.json is not None:
+        from envrl.trainer.files import write_json
+
+        write_json(values.json, records)
+    print("\n".join(line for record in records for line in evaluation_lines(record)))
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("eval", "Success rate with a 95 % interval, per task type; whole splits in a fixed order.")
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        help="a run, a checkpoint, a folder that transformers loads, or random, walkthrough, expert",
+    )
+    parser.add_argument("--env", metavar="NAME", help="the world (default: the run's)")
+    parser.add_argument("--data", metavar="DIR", help="the world's downloaded data (default: the run's)")
+    parser.add_argument("--split", metavar="A,B", type=names, help="splits (default: the run's)")
+    parser.add_argument("--episodes", metavar="all|N", type=_episodes, help="of each split (default: all)")
+    parser.add_argument("--temperature", metavar="T", type=number, help="of sampling; 0: the most likely token")
+    parser.add_argument("--actions", choices=("admissible", "free"), help="what may be said (default: the run's)")
+    parser.add_argument("--seed", metavar="N", type=whole_number, help="of sampling")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all measurements to this file")
+    return parser
+
+
+def _episodes(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be 'all' or a whole number of at least 1, not '{text}'")
+    return int(text)
+
+
+def _check_writable(path: Path) -> None:
+    """Raise `UserError` now where the results could not be written later."""
+    folder = path.parent
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder; name a file")
+    if not folder.is_dir():
+        raise UserError(f"the folder of --json {path} does not exist; make {folder} first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--json {path} cannot be written: no permission in {folder}")

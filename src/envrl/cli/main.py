@@ -1,0 +1,85 @@
+"""`envrl COMMAND …`: find the command, run it, and turn how it ended into an exit status and at most one sentence."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from envrl import __version__
+from envrl.errors import Interrupted, RunError, UserError, suggest
+
+COMMANDS = {
+    "train": "train an agent by a recipe, or go on with a run",
+    "eval": "success rate of a run, a checkpoint, a model, or a script, with a 95 % interval",
+    "report": "one self-contained HTML file about a run",
+    "recipes": "list the recipes that ship, or print one with every key",
+    "play": "play a world in the terminal",
+    "check-env": "the contract test of any world",
+    "bench": "throughput, as JSON",
+}
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0 done, 1 failed, 2 the input was wrong, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return status
+    except SystemExit as end:  # argparse, after it has printed a command's help
+        return end.code if isinstance(end.code, int) else DONE
+    except UserError as error:
+        return _say(error, WRONG_INPUT)
+    except RunError as error:
+        return _say(error, FAILED)
+    except (Interrupted, KeyboardInterrupt) as error:
+        return _say(str(error) or "interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader has gone; what is still in the buffer must not fail again when Python closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments:
+        raise UserError("no command given; 'envrl --help' lists them")
+    command, *rest = arguments
+    if command in ("-h", "--help"):
+        print(_help())
+        return DONE
+    if command == "--version":
+        print(f"envrl {__version__}")
+        return DONE
+    if command not in COMMANDS:
+        options = command.startswith("-")
+        hint = suggest(command, ("--help", "--version") if options else COMMANDS)
+        raise UserError(f"unknown {'option' if options else 'command'} '{command}'{hint}")
+    return import_module(f"envrl.cli.{command.replace('-', '_')}").run(rest)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: envrl COMMAND …",
+            "",
+            "Text agents that learn by reinforcement, and learn how their world works while they do.",
+            "",
+            *lines,
+            "",
+            "'envrl COMMAND --help' says more. Exit status: 0 done, 1 failed, 2 the input was wrong, 130 interrupted.",
+        ]
+    )
+
+
+def _say(what: object, status: int) -> int:
+    print(f"envrl: {' '.join(str(what).split())}", file=sys.stderr)
+    return status
