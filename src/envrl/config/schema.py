@@ -46,9 +46,10 @@ class WarmStartConfig:
     epochs: Positive = 3  # passes over the demonstrations
     learning_rate: Rate = 3e-3  # peak; linear warm-up, then cosine to a tenth
     batch: Positive = 32  # demonstrations an optimiser step
-    state_weight: Weight = 0.0  # weight of state-prediction rows
+    state_weight: Weight = 0.0  # weight of predicting the world's answers
+    state_rows: Literal["separate", "in_pass"] = "in_pass"  # rows of their own | the demonstration's own rows
     inverse_weight: Weight = 0.0  # weight of inverse-dynamics rows
-    fraction: Fraction = 0.25  # share of the transitions that make state and inverse rows
+    fraction: Fraction = 0.25  # share of an epoch's transitions that make separate state and inverse rows
     noise: Fraction = 0.0  # chance that a step is preceded by a random command, shown but not imitated
     held_out: Count = 64  # further demonstrations, of other training games, that are only measured
     patience: Count = 2  # stop after this many epochs in which the held-out loss did not fall; 0 never stops early

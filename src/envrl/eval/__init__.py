@@ -1,0 +1,1 @@
+"""How good a policy is, with intervals, and how well it knows its world."""

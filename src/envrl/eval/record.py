@@ -1,0 +1,40 @@
+"""From trajectories to the line of eval.jsonl that describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from envrl.eval.statistics import wilson
+from envrl.types import Trajectory
+
+
+def success_summary(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """Return episodes, success rate and its 95 % Wilson interval."""
+    won = sum(trajectory.success for trajectory in trajectories)
+    count = len(trajectories)
+    return {"episodes": count, "success_rate": won / count if count else 0.0, "ci95": list(wilson(won, count))}
+
+
+def action_rates(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Return the rates of well-formed, admissible and observation-imagining actions among all actions."""
+    steps = [step for trajectory in trajectories for step in trajectory.transitions]
+    count = max(len(steps), 1)
+    return {
+        "valid_action_rate": sum(step.action.well_formed for step in steps) / count,
+        "admissible_action_rate": sum(step.admissible for step in steps) / count,
+        "imagined_observation_rate": sum(step.action.imagined for step in steps) / count,
+    }
+
+
+def summarize(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """Return what eval.jsonl says of a split's episodes: success overall and by kind of task, score, turns, rates."""
+    count = max(len(trajectories), 1)
+    kinds = sorted({trajectory.task.kind for trajectory in trajectories})
+    return {
+        **success_summary(trajectories),
+        "score": sum(trajectory.total_reward for trajectory in trajectories) / count,
+        "turns": sum(len(trajectory.transitions) for trajectory in trajectories) / count,
+        "by_task": {kind: success_summary([t for t in trajectories if t.task.kind == kind]) for kind in kinds if kind},
+        **action_rates(trajectories),
+    }

@@ -1,0 +1,80 @@
+"""How an episode is written in tokens: marks around the world's texts, for the policy and for the two auxiliary tasks.
+
+    policy    observation₀ <action> a₀ <end> <observation> s₁ <action> a₁ <end> …
+    state     <state> <task> task <observation> sₜ <action> aₜ <next> sₜ₊₁ <end>
+    inverse   <inverse> <task> task <observation> sₜ <next> sₜ₊₁ <action> aₜ <end>
+
+Each auxiliary task begins with a mark of its own, so that its form never leaks into the policy's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from envrl.models.tokenizer import Codec
+from envrl.types import Observation
+
+_BANNER = re.compile(r"\A-= Welcome to TextWorld, ALFRED! =-\s*")
+_TASK = re.compile(r"Your task is to: (.+)")
+
+Ids = tuple[int, ...]
+
+
+def trim(text: str) -> str:
+    """Return an observation's text without what says nothing about the world (the banner of the original engine)."""
+    return _BANNER.sub("", text)
+
+
+def task_text(first: Observation) -> str:
+    """Return the task's sentence from the first observation, or that whole text where none stands apart."""
+    found = _TASK.search(first.text)
+    return found.group(1) if found else trim(first.text)
+
+
+def commands_ids(codec: Codec, observation: Observation, show: bool) -> Ids:
+    """Return the list of admissible commands as prompt tokens, empty where it is not shown."""
+    if not show or observation.admissible is None:
+        return ()
+    return (codec.marks["commands"], *codec.encode("\n".join(observation.admissible)))
+
+
+def observation_ids(codec: Codec, observation: Observation, show_commands: bool = False) -> Ids:
+    """Return `<observation> text <action>`: what the policy is fed before it acts."""
+    shown = commands_ids(codec, observation, show_commands)
+    return (codec.marks["observation"], *codec.encode(trim(observation.text)), *shown, codec.marks["action"])
+
+
+def action_ids(codec: Codec, command: str) -> Ids:
+    """Return a command's tokens and the closing mark."""
+    return (*codec.encode(command), codec.marks["end"])
+
+
+def steps_prompt(
+    codec: Codec, task: str, history: Sequence[tuple[Observation, str]], observation: Observation, show_commands: bool
+) -> Ids:
+    """Return the prompt of one step in the `steps` layout: the task, the last turns, the present observation."""
+    ids: list[int] = [codec.marks["task"], *codec.encode(task)]
+    for earlier, command in history:
+        ids += [*observation_ids(codec, earlier), *action_ids(codec, command)]
+    return (*ids, *observation_ids(codec, observation, show_commands))
+
+
+def state_ids(codec: Codec, task: str, text: str, command: str, following: str) -> tuple[Ids, Ids]:
+    """Return (prompt, target) of a state-prediction row: task, observation, action → the next observation."""
+    marks = codec.marks
+    prompt = (
+        *(marks["state"], marks["task"], *codec.encode(task)),
+        *(marks["observation"], *codec.encode(trim(text)), marks["action"], *codec.encode(command), marks["next"]),
+    )
+    return prompt, (*codec.encode(trim(following)), marks["end"])
+
+
+def inverse_ids(codec: Codec, task: str, text: str, following: str, command: str) -> tuple[Ids, Ids]:
+    """Return (prompt, target) of an inverse-dynamics row: task, two observations → the action between them."""
+    marks = codec.marks
+    prompt = (
+        *(marks["inverse"], marks["task"], *codec.encode(task)),
+        *(marks["observation"], *codec.encode(trim(text)), marks["next"], *codec.encode(trim(following)), marks["action"]),
+    )
+    return prompt, action_ids(codec, command)

@@ -1,0 +1,31 @@
+"""Random numbers as a function of what they are for: (seed, update, task, member, turn, token), never of a slot or worker."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+
+
+def key_of(*parts: int | str) -> int:
+    """Return a 64-bit key of integers and strings, the same on every machine."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return splitmix64's output function of 64-bit words (Steele, Lea and Flood, OOPSLA 2014)."""
+    with np.errstate(over="ignore"):
+        z = values + _STEP
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def uniforms(keys: NDArray[np.uint64], turn: int, token: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return one number in [0, 1) a key, for its turn and token."""
+    words = mix(mix(keys ^ mix(np.full_like(keys, turn))) ^ token.astype(np.uint64))
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,0 +1,167 @@
+"""The batched sampler: token ids in, token ids and log-probs out, with one cache that lives across an episode's turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from envrl.models.forward import chunk_states, logits_of, restricted_logits
+from envrl.models.load import LanguageModel
+from envrl.models.slots import SlotCache
+from envrl.rollout.randomness import uniforms
+from envrl.rollout.trie import Node
+
+
+@dataclass(slots=True)
+class Draft:
+    """A response in the making; `allowed[i]` is None where token i came from the whole vocabulary."""
+
+    node: Node | None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    allowed: list[tuple[int, ...] | None] = field(default_factory=list)
+    open: bool = True
+
+
+class Sampler:
+    """Samples responses for many sequences at once.
+
+    A sequence is a slot of the cache. Each call feeds what is new to it, then draws tokens until every response is
+    closed; tokens that a trie leaves no choice about are taken without running the network.
+    """
+
+    def __init__(self, model: LanguageModel, slots: int, temperature: float, max_tokens: int, dtype: torch.dtype) -> None:
+        self.model = model
+        self.temperature = temperature
+        self.max_tokens = max_tokens
+        self._dtype = dtype
+        self._end = model.codec.marks["end"]
+        self.reset(slots)
+
+    def reset(self, slots: int) -> None:
+        """Forget every sequence and open that many empty ones."""
+        self._cache = SlotCache(self.model.network.config, slots, self.model.context, self._dtype, self.model.device)
+        self._pending: list[list[int]] = [[] for _ in range(slots)]
+
+    def length(self, slot: int) -> int:
+        """Return how many tokens slot's sequence holds, those not fed yet included."""
+        return int(self._cache.lengths[slot]) + len(self._pending[slot])
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Drop all other sequences; the slots are renumbered in this order."""
+        self._cache.select(torch.tensor(slots, dtype=torch.long, device=self.model.device))
+        self._pending = [self._pending[slot] for slot in slots]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int] | None],
+        tries: Sequence[Node | None],
+        keys: NDArray[np.uint64],
+        turn: int,
+    ) -> list[Draft | None]:
+        """Feed each slot its prompt and draw its response; a slot whose prompt is None rests.
+
+        A response ends with the closing mark, at a leaf of its trie, or after `max_tokens` where it is free. Prompts that
+        are equal in all-empty slots are run once and shared.
+        """
+        for slot, prompt in enumerate(prompts):
+            if prompt is not None:
+                self._pending[slot].extend(prompt)
+        drafts = [Draft(tries[slot]) if prompt is not None else None for slot, prompt in enumerate(prompts)]
+        waiting = [slot for slot, draft in enumerate(drafts) if draft is not None]
+        logits = self._feed(waiting)
+        while waiting:
+            self._draw(drafts, waiting, logits, keys, turn)
+            waiting = [slot for slot in waiting if (draft := drafts[slot]) is not None and draft.open]
+            if waiting:
+                logits = self._feed(waiting)
+        return drafts
+
+    def _feed(self, slots: list[int]) -> Tensor:
+        """Run the pending tokens of these slots; return the logits (len(slots), vocabulary) that follow them."""
+        if self._cache.get_seq_length() == 0 and len(slots) == len(self._pending):
+            return self._feed_shared(slots)
+        return self._run(self._cache, self._pending)[slots]
+
+    def _feed_shared(self, slots: list[int]) -> Tensor:
+        unique: dict[tuple[int, ...], int] = {}
+        source = [unique.setdefault(tuple(self._pending[slot]), len(unique)) for slot in slots]
+        cache = SlotCache(self.model.network.config, len(unique), self.model.context, self._dtype, self.model.device)
+        logits = self._run(cache, [list(ids) for ids in unique])
+        index = torch.tensor(source, dtype=torch.long, device=self.model.device)
+        cache.select(index)
+        self._cache = cache
+        for slot in slots:
+            self._pending[slot] = []
+        return logits[index]
+
+    def _run(self, cache: SlotCache, chunks: list[list[int]]) -> Tensor:
+        counts = torch.tensor([len(chunk) for chunk in chunks])
+        ids = torch.full((len(chunks), int(counts.max())), self.model.codec.marks["pad"], dtype=torch.long)
+        for slot, chunk in enumerate(chunks):
+            ids[slot, : len(chunk)] = torch.tensor(chunk, dtype=torch.long)
+        device = self.model.device
+        states = chunk_states(self.model.network, cache, ids.to(device), counts.to(device))
+        last = states[torch.arange(len(chunks), device=device), (counts - 1).clamp(min=0).to(device)]
+        for chunk in chunks:
+            chunk.clear()
+        return logits_of(self.model.network, last)
+
+    def _draw(
+        self, drafts: list[Draft | None], slots: list[int], logits: Tensor, keys: NDArray[np.uint64], turn: int
+    ) -> None:
+        """Draw one token for each slot from its logits, then take what its trie leaves no choice about."""
+        open_drafts = [draft for slot in slots if (draft := drafts[slot]) is not None]
+        choices = [None if draft.node is None else tuple(draft.node) for draft in open_drafts]
+        if any(choice is not None for choice in choices):
+            width = max(len(choice) if choice is not None else logits.shape[1] for choice in choices)
+            allowed = np.full((len(slots), width), -1, dtype=np.int64)
+            for row, choice in enumerate(choices):
+                allowed[row, : len(choice) if choice is not None else width] = (
+                    choice if choice is not None else np.arange(logits.shape[1])
+                )
+            ids = torch.from_numpy(allowed).to(logits.device)
+            logits = restricted_logits(logits, ids)
+        else:
+            allowed = None
+        greedy = self.temperature == 0
+        logprobs = (logits if greedy else logits / self.temperature).log_softmax(-1)
+        index = self._choose(logprobs, slots, open_drafts, keys, turn, greedy)
+        chosen = np.take_along_axis(logprobs.cpu().numpy(), index[:, None], 1)[:, 0]
+        for row, draft in enumerate(open_drafts):
+            before = len(draft.token_ids)
+            token = int(index[row]) if allowed is None else int(allowed[row, index[row]])
+            self._append(draft, token, float(chosen[row]), choices[row])
+            while draft.open and draft.node is not None and len(draft.node) == 1:
+                (only,) = draft.node
+                self._append(draft, only, 0.0, (only,))
+            self._pending[slots[row]].extend(draft.token_ids[before:])
+
+    def _append(self, draft: Draft, token: int, logprob: float, allowed: tuple[int, ...] | None) -> None:
+        draft.token_ids.append(token)
+        draft.logprobs.append(logprob)
+        draft.allowed.append(allowed)
+        if draft.node is not None:
+            draft.node = draft.node[token]
+            draft.open = bool(draft.node)
+        else:
+            draft.open = token != self._end and len(draft.token_ids) < self.max_tokens
+
+    @staticmethod
+    def _choose(
+        logprobs: Tensor, slots: list[int], drafts: list[Draft], keys: NDArray[np.uint64], turn: int, greedy: bool
+    ) -> NDArray[np.int64]:
+        """Return the index of one choice a row: the most likely, or by inverse transform of the row's own number."""
+        if greedy:
+            return logprobs.argmax(-1).cpu().numpy()
+        tokens = np.array([len(draft.token_ids) for draft in drafts], dtype=np.int64)
+        numbers = uniforms(keys[slots], turn, tokens)
+        cumulative = logprobs.double().exp().cumsum(-1).cpu().numpy()
+        targets = numbers[:, None] * cumulative[:, -1:]
+        return np.minimum((cumulative <= targets).sum(-1), (logprobs > -1e29).sum(-1).cpu().numpy() - 1)

@@ -1,0 +1,35 @@
+"""Which tokens may come next when sampling is restricted to a list of commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from envrl.models.tokenizer import Codec
+from envrl.rollout.formats import action_ids
+
+Node = dict[int, "Node"]  # the next tokens and where they lead; a leaf is empty
+
+
+def build_trie(sequences: Sequence[Sequence[int]]) -> Node:
+    """Return the prefix tree of token sequences, children in the order of their ids.
+
+    Every sequence ends with the closing mark, so none is a prefix of another.
+    """
+    root: Node = {}
+    for sequence in sorted(sequences):
+        node = root
+        for token in sequence:
+            node = node.setdefault(token, {})
+    return root
+
+
+class Commands:
+    """Tries of lists of admissible commands; a list met before is not built again."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self.trie = lru_cache(maxsize=20_000)(self._trie)
+
+    def _trie(self, admissible: tuple[str, ...]) -> Node:
+        return build_trie([action_ids(self._codec, command) for command in admissible])

@@ -1,0 +1,1 @@
+"""Updates, checkpoints, the warm start, and the loop."""

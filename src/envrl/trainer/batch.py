@@ -1,0 +1,108 @@
+"""From one update's episodes to its rows: advantages, policy rows, and the rows of the two auxiliary losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envrl.config.schema import Config, ObjectiveConfig
+from envrl.models.tokenizer import Codec
+from envrl.objective.advantage import ESTIMATORS
+from envrl.objective.placebo import derange
+from envrl.objective.schedule import weight_at
+from envrl.rollout.auxiliary import Pair, inverse_pairs, observation_spans, state_pairs
+from envrl.rollout.randomness import key_of
+from envrl.samples.rows import pair_rows, policy_rows
+from envrl.trainer.demonstrations import sample_share
+from envrl.types import Row, Task, Trajectory
+
+_KNOBS = {"baseline", "std", "gamma", "step_weight", "step_norm"}
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateBatch:
+    """The rows of one update and what is to be logged of how they came about."""
+
+    rows: list[Row]
+    figures: dict[str, float]
+
+
+def draw_tasks(tasks: Sequence[Task], seed: int, update: int, count: int) -> list[Task]:
+    """Return the tasks of an update (counted from 1): consecutive ones of an endless order, reshuffled every pass."""
+    first = (update - 1) * count
+    drawn = []
+    for place in range(first, first + count):
+        epoch, index = divmod(place, len(tasks))
+        drawn.append(tasks[_order(len(tasks), seed, epoch)[index]])
+    return drawn
+
+
+def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.Generator(np.random.PCG64(key_of(seed, "tasks", epoch))).permutation(count)
+
+
+def aux_weights(objective: ObjectiveConfig, update: int, updates: int) -> dict[str, float]:
+    """Return the weights of the auxiliary losses at an update (counted from 1; the schedule's t is one less)."""
+    length = objective.schedule_updates or updates
+    return {
+        name: weight_at(update - 1, weight, objective.schedule, length)
+        for name, weight in (("state", objective.state_weight), ("inverse", objective.inverse_weight))
+        if weight > 0
+    }
+
+
+def step_advantages(trajectories: Sequence[Trajectory], config: Config) -> list[NDArray[np.float64]]:
+    """Return the advantage of every step under the recipe's estimator; a group is the episodes of one task."""
+    objective = config.objective
+    estimator = ESTIMATORS[objective.estimator]
+    settings: dict[str, Any] = {name: getattr(objective, name) for name in _KNOBS if name in estimator.knobs}
+    penalty = config.rollout.invalid_penalty
+    penalties = [[0.0 if s.admissible else penalty for s in t.transitions] for t in trajectories] if penalty else None
+    return estimator(
+        [[step.reward for step in t.transitions] for t in trajectories],
+        [[step.observation.text for step in t.transitions] for t in trajectories],
+        groups=[t.task.id for t in trajectories],
+        penalties=penalties,
+        **settings,
+    )
+
+
+def build_batch(trajectories: Sequence[Trajectory], config: Config, codec: Codec, update: int) -> UpdateBatch:
+    """Return the rows that an update is made of; which auxiliary rows is a function of (seed, update)."""
+    objective = config.objective
+    weights = aux_weights(objective, update, config.train.updates)
+    in_pass = objective.state_rows == "in_pass" and weights.get("state", 0.0) > 0
+    rows: list[Row] = []
+    for trajectory, advantages_S in zip(trajectories, step_advantages(trajectories, config), strict=True):
+        ranges = observation_spans(trajectory, codec) if in_pass else None
+        rows += policy_rows(trajectory, advantages_S, objective.aggregation, ranges)
+    figures: dict[str, float] = {f"weight/{name}": weight for name, weight in weights.items()}
+    figures["rows/policy"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
+    if weights.get("state", 0.0) > 0 and not in_pass:
+        rows += _auxiliary("state", state_pairs(trajectories, codec, config.rollout.layout), config, update, figures)
+    if weights.get("inverse", 0.0) > 0:
+        rows += _auxiliary("inverse", inverse_pairs(trajectories, codec, config.rollout.layout), config, update, figures)
+    return UpdateBatch(rows, figures)
+
+
+def _auxiliary(name: str, pairs: list[Pair], config: Config, update: int, figures: dict[str, float]) -> list[Row]:
+    """Return the rows of one auxiliary loss: without repeats, a share of them, with exchanged targets for the placebo."""
+    objective = config.objective
+    if objective.deduplicate:
+        pairs = list(dict.fromkeys(pairs))
+    fraction = objective.state_fraction if name == "state" else objective.inverse_fraction
+    pairs = sample_share(pairs, fraction, key_of(config.seed, update, name))
+    if objective.placebo:
+        exchange = derange(
+            [pair.target for pair in pairs],
+            [len(pair.target) for pair in pairs],
+            key_of(config.seed, update, name, "placebo"),
+        )
+        pairs = [replace(pair, target=pairs[source].target) for pair, source in zip(pairs, exchange.source_N, strict=True)]
+        figures[f"placebo/{name}_coincidences"] = exchange.coincidences
+    figures[f"rows/{name}"] = len(pairs)
+    return pair_rows(pairs, name)

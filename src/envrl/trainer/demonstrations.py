@@ -1,0 +1,150 @@
+"""Demonstrations: episodes of a script on training games, and the rows that imitate them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from envrl.config.schema import Config
+from envrl.envs.protocol import TextEnv
+from envrl.errors import UserError
+from envrl.models.tokenizer import Codec
+from envrl.rollout.auxiliary import inverse_pairs, state_pairs
+from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
+from envrl.rollout.randomness import key_of
+from envrl.rollout.runner import Script, play_script
+from envrl.rollout.scripts import make_script, random_script
+from envrl.samples.rows import pair_rows
+from envrl.types import Observation, Row, Task, Term, Trajectory
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """An episode to imitate; `imitated[t]` is False where the command of step t was thrown in at random."""
+
+    trajectory: Trajectory
+    imitated: tuple[bool, ...]
+
+
+def choose_tasks(tasks: Sequence[Task], seed: int, count: int) -> list[Task]:
+    """Return `count` tasks in an order that is a function of the seed; each once, then again in the same order."""
+    order = np.random.Generator(np.random.PCG64(key_of(seed, "demonstrations"))).permutation(len(tasks))
+    return [tasks[order[i % len(tasks)]] for i in range(count)]
+
+
+def demonstrate(env: TextEnv, task: Task, config: Config, seed: int) -> Demonstration:
+    """Play one task with the demonstrator, a random command thrown in before a step with chance `warm_start.noise`."""
+    script = make_script(config.warm_start.demonstrator, env, task, seed)
+    imitated: list[bool] = []
+    noisy = _with_noise(script, config.warm_start.noise, key_of(seed, task.id, "noise"), imitated)
+    return Demonstration(play_script(env, task, noisy, config.env.max_steps), tuple(imitated))
+
+
+def _with_noise(script: Script, chance: float, seed: int, imitated: list[bool]) -> Script:
+    """Return the script with random commands thrown in; a walkthrough or expert goes on from where they lead."""
+    generator = random.Random(seed)
+    anything = random_script(seed + 1)
+
+    def act(observation: Observation) -> str:
+        imitated.append(generator.random() >= chance)
+        return script(observation) if imitated[-1] else anything(observation)
+
+    return act
+
+
+def collect(config: Config, make_env: Callable[[], TextEnv], poll: Callable[[], None]) -> tuple[list[Demonstration], list[Demonstration]]:
+    """Return (those to imitate, those held out), of different training games; only episodes that were won count."""
+    env = make_env()
+    wanted, held = config.warm_start.demonstrations, config.warm_start.held_out
+    tasks = env.tasks(config.env.split)
+    if held >= len(tasks):
+        raise UserError(f"warm_start.held_out = {held} leaves nothing of the {len(tasks)} tasks of split '{config.env.split}'")
+    order = choose_tasks(tasks, config.seed, len(tasks))
+    held_tasks, rest = order[:held], order[held:]
+    tries = [rest[i % len(rest)] for i in range(2 * wanted)] if len(rest) < 2 * wanted else rest
+    found: tuple[list[Demonstration], list[Demonstration]] = ([], [])
+    for which, pool, target in ((1, held_tasks, held), (0, tries, wanted)):
+        for number, task in enumerate(pool):
+            if len(found[which]) == target:
+                break
+            poll()
+            demonstration = demonstrate(env, task, config, config.seed + number // max(len(rest), 1))
+            if demonstration.trajectory.success:
+                found[which].append(demonstration)
+    if wanted and not found[0]:
+        raise UserError(f"the demonstrator '{config.warm_start.demonstrator}' won none of {len(tries)} episodes; use another one")
+    return found
+
+
+def imitation_rows(demonstration: Demonstration, codec: Codec, config: Config) -> list[Row]:
+    """Return the rows of one demonstration: its commands as `imitation`, and the world's answers as `state` if weighed."""
+    steps = demonstration.trajectory.transitions
+    rollout = config.rollout
+    in_pass = config.warm_start.state_weight > 0 and config.warm_start.state_rows == "in_pass"
+    rows: list[Row] = []
+    ids: list[int] = []
+    targets: list[int] = []
+    answers: list[int] = []
+    for number, step in enumerate(steps):
+        if rollout.layout == "steps":
+            past = [(t.observation, t.action.text) for t in steps[max(0, number - rollout.history) : number]]
+            task = task_text(steps[0].observation)
+            prompt = steps_prompt(codec, task, past, step.observation, rollout.show_admissible)
+        else:
+            prompt = observation_ids(codec, step.observation, rollout.show_admissible)
+            if number and in_pass:
+                answers += range(len(ids) + 1, len(ids) + 1 + len(codec.encode(trim(step.observation.text))))
+        ids += prompt
+        command = action_ids(codec, step.action.text)
+        if demonstration.imitated[number]:
+            targets += range(len(ids), len(ids) + len(command))
+        ids += command
+        if rollout.layout == "steps" or number == len(steps) - 1:
+            terms = [_counted(name, where) for name, where in (("imitation", targets), ("state", answers)) if where]
+            if terms:
+                rows.append(Row(np.array(ids, dtype=np.int32), tuple(terms), demonstration.trajectory.task.id))
+            ids, targets, answers = [], [], []
+    return rows
+
+
+def _counted(component: str, positions: Sequence[int]) -> Term:
+    count = len(positions)
+    return Term(component, np.array(positions, dtype=np.int32), np.ones(count, dtype=np.float32), float(count))
+
+
+def auxiliary_rows(demonstrations: Sequence[Demonstration], codec: Codec, config: Config, seed: int) -> list[Row]:
+    """Return the separate state and inverse rows of a share of the transitions (`warm_start.fraction`)."""
+    warm, layout = config.warm_start, config.rollout.layout
+    trajectories = [d.trajectory for d in demonstrations]
+    rows: list[Row] = []
+    if warm.state_weight > 0 and warm.state_rows == "separate":
+        rows += pair_rows(sample_share(state_pairs(trajectories, codec, layout), warm.fraction, seed), "state")
+    if warm.inverse_weight > 0:
+        rows += pair_rows(sample_share(inverse_pairs(trajectories, codec, layout), warm.fraction, seed + 1), "inverse")
+    return rows
+
+
+def sample_share(items: Sequence[T], share: float, seed: int) -> list[T]:
+    """Return about `share` of the items, in their order, chosen by the seed."""
+    if share >= 1.0:
+        return list(items)
+    keep = np.random.Generator(np.random.PCG64(seed)).random(len(items)) < share
+    return [item for item, kept in zip(items, keep, strict=True) if kept]
+
+
+def world_texts(demonstrations: Sequence[Demonstration]) -> list[str]:
+    """Return every observation and command of the demonstrations: what the tokenizer is trained on."""
+    texts: list[str] = []
+    for demonstration in demonstrations:
+        steps = demonstration.trajectory.transitions
+        for step in steps:
+            texts += [trim(step.observation.text), step.action.text, *(step.observation.admissible or ())]
+        texts += [trim(steps[-1].next_observation.text)] if steps else []
+    return texts

@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM: the first asks the run to stop where its state is whole, a second stops it at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from envrl.errors import Interrupted
+
+
+class StopRequest:
+    """Whether the user asked to stop; `poll` raises `Interrupted` then."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def poll(self) -> None:
+        """Raise `Interrupted` once a stop was asked for; called between turns and micro-batches, never inside a step."""
+        if self.requested:
+            raise Interrupted("interrupted")
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Catch SIGINT and SIGTERM while the block runs; outside the main thread nothing is caught."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def handle(number: int, _: object) -> None:
+        if request.requested:
+            raise KeyboardInterrupt
+        request.requested = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

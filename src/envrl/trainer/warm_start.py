@@ -1,0 +1,207 @@
+"""The stage before RL: imitation of demonstrations, with the two auxiliary losses where they are weighed."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from envrl.config.schema import Config
+from envrl.envs.protocol import TextEnv
+from envrl.models.forward import logits_of, log_softmax_and_entropy, row_states
+from envrl.models.load import LanguageModel, build_model, load_model, save_model
+from envrl.rollout.randomness import key_of
+from envrl.samples.packing import pack
+from envrl.trainer.checkpoint import latest_checkpoint, load_state, save_checkpoint, save_folder, save_state, verify_checkpoint
+from envrl.trainer.demonstrations import Demonstration, auxiliary_rows, collect, imitation_rows, world_texts
+from envrl.trainer.files import JsonLines
+from envrl.trainer.optimizer import make_optimizer, optimizer_state, restore_optimizer
+from envrl.trainer.update import LossSettings, accumulate, clip_gradient, pad_rows
+from envrl.types import Row
+
+FOLDER = "warm_start"
+_PARTIAL = "warm_start.partial"
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the stage tells the outside: `poll` may raise, `show` gets (done, total, figures)."""
+
+    poll: Callable[[], None]
+    show: Callable[[int, int, dict[str, float]], None]
+
+
+def warm_start(config: Config, run: Path, make_env: Callable[[], TextEnv], hooks: Hooks) -> LanguageModel:
+    """Return the model that RL starts from, and leave it in `RUN/warm_start`; a finished stage is only loaded.
+
+    `warm_start.path` shares the folder of another run; `warm_start.demonstrations = 0` starts from the bare model.
+    """
+    folder = run / FOLDER
+    if not folder.exists():
+        if config.warm_start.path:
+            source = Path(config.warm_start.path)
+            verify_checkpoint(source)
+            save_folder(folder, lambda aside: shutil.copytree(source, aside, dirs_exist_ok=True))
+        else:
+            _Stage(config, run, make_env, hooks).run()
+    verify_checkpoint(folder)
+    shutil.rmtree(run / _PARTIAL, ignore_errors=True)
+    return load_model(folder, config.train.device)
+
+
+class _Stage:
+    """Imitation in progress: everything that a killed stage needs to go on."""
+
+    def __init__(self, config: Config, run: Path, make_env: Callable[[], TextEnv], hooks: Hooks) -> None:
+        self.config, self.run_folder, self.hooks = config, run, hooks
+        self.training, self.held_out = collect(config, make_env, hooks.poll)
+        self.log = JsonLines(run / "warm_start.jsonl")
+        self.best = math.inf
+        self.waited = 0
+        latest = latest_checkpoint(run / _PARTIAL)
+        if latest is None:
+            self.model = self._fresh_model()
+            self.step, self.tokens = 0, 0
+            self.optimizer = make_optimizer(self.model, 0.0, 0.0)
+            self.best_weights = copy.deepcopy(self.model.network.state_dict())
+            self.log.truncate(0)
+        else:
+            self._restore(latest)
+        self.steps_an_epoch = max(1, math.ceil(len(self.training) / config.warm_start.batch))
+        self.steps = self.steps_an_epoch * config.warm_start.epochs if self.training else 0
+
+    def _fresh_model(self) -> LanguageModel:
+        config = self.config
+        if config.model.path:
+            return load_model(config.model.path, config.train.device)
+        return build_model(config.model, world_texts([*self.training, *self.held_out]), config.seed, config.train.device)
+
+    def run(self) -> None:
+        """Train to the end, or until the held-out loss has not fallen for `patience` epochs; keep the best epoch."""
+        patience = self.config.warm_start.patience
+        while self.step < self.steps and not (patience and self.waited >= patience):
+            self.hooks.poll()
+            epoch, place = divmod(self.step, self.steps_an_epoch)
+            record = self._train_step(epoch, place)
+            self.step += 1
+            if self.step % self.steps_an_epoch == 0:
+                record |= self._measure()
+            self.log.append(record)
+            self.hooks.show(self.step, self.steps, {k: v for k, v in record.items() if isinstance(v, float)})
+            if self.step % self.config.warm_start.every == 0:
+                self._save()
+        if self.steps:
+            self.model.network.load_state_dict(self.best_weights)
+        self.log.close()
+        save_folder(self.run_folder / FOLDER, lambda aside: save_model(self.model, aside))
+
+    def _train_step(self, epoch: int, place: int) -> dict[str, Any]:
+        config, warm = self.config, self.config.warm_start
+        began = time.perf_counter()
+        order = np.random.Generator(np.random.PCG64(key_of(config.seed, "epoch", epoch))).permutation(len(self.training))
+        chosen = [self.training[i] for i in order[place * warm.batch : (place + 1) * warm.batch]]
+        rows = [row for demonstration in chosen for row in imitation_rows(demonstration, self.model.codec, config)]
+        rows += auxiliary_rows(chosen, self.model.codec, config, key_of(config.seed, "auxiliary", epoch, place))
+        settings = LossSettings(
+            {"imitation": 1.0, "state": warm.state_weight, "inverse": warm.inverse_weight},
+            precision=config.train.precision,
+            micro_batch_tokens=config.train.micro_batch_tokens,
+        )
+        rate = warm.learning_rate * learning_rate_factor(self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        totals, _ = accumulate(self.model, rows, settings, poll=self.hooks.poll)
+        norm = clip_gradient(list(self.model.network.parameters()), config.train.max_grad_norm)
+        if math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.tokens += totals.tokens
+        return {
+            "step": self.step + 1,
+            "epoch": epoch,
+            "tokens": self.tokens,
+            "learning_rate": rate,
+            "grad_norm": norm,
+            **{name: totals.mean(name) for name in totals.sums},
+            "seconds": {"total": time.perf_counter() - began},
+        }
+
+    def _measure(self) -> dict[str, float]:
+        measured = measure_imitation(self.model, self.held_out or self.training[:64], self.config)
+        loss = measured["held_out/imitation"]
+        if loss < self.best:
+            self.best, self.waited = loss, 0
+            self.best_weights = copy.deepcopy(self.model.network.state_dict())
+        else:
+            self.waited += 1
+        return measured
+
+    def _save(self) -> None:
+        self.log.sync()
+
+        def write(folder: Path) -> None:
+            save_model(self.model, folder)
+            tensors = {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
+            tensors |= {f"best.{k}": v for k, v in self.best_weights.items()}
+            meta = {"step": self.step, "tokens": self.tokens, "waited": self.waited, "log": self.log.offset}
+            meta["best"] = self.best if math.isfinite(self.best) else None
+            save_state(folder / "state", tensors, meta)
+
+        save_checkpoint(self.run_folder / _PARTIAL, f"step-{self.step:06d}", write, keep=1)
+
+    def _restore(self, folder: Path) -> None:
+        self.model = load_model(folder, self.config.train.device)
+        tensors, meta = load_state(folder / "state")
+        self.optimizer = make_optimizer(self.model, 0.0, 0.0)
+        restore_optimizer(self.optimizer, {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")})
+        self.best_weights = {k[5:]: v for k, v in tensors.items() if k.startswith("best.")}
+        self.step, self.tokens, self.waited = meta["step"], meta["tokens"], meta["waited"]
+        self.best = math.inf if meta["best"] is None else meta["best"]
+        self.log.truncate(meta["log"])
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Return the share of the peak learning rate: linear over the first 5 % of the steps, then a cosine to a tenth."""
+    warm_up = max(1, steps // 20)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    done = (step - warm_up) / max(1, steps - warm_up)
+    return 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def measure_imitation(model: LanguageModel, demonstrations: Sequence[Demonstration], config: Config) -> dict[str, float]:
+    """Return the loss (nats a token), whole actions right, and entropy (nats a token) on demonstrations."""
+    rows: list[Row] = [row for d in demonstrations for row in imitation_rows(d, model.codec, config)]
+    loss = entropy = 0.0
+    tokens = right = actions = 0
+    end = model.codec.marks["end"]
+    for batch in pack(rows, config.train.micro_batch_tokens):
+        states = row_states(model.network, pad_rows(batch, model.codec.marks["pad"], model.device))
+        for number, row in enumerate(batch):
+            positions = torch.from_numpy(row.terms[0].positions_T.astype(np.int64))
+            targets = torch.from_numpy(row.token_ids[row.terms[0].positions_T].astype(np.int64))
+            logprobs, entropies = log_softmax_and_entropy(logits_of(model.network, states[number, positions - 1]))
+            loss -= float(logprobs.gather(1, targets[:, None]).sum())
+            entropy += float(entropies.sum())
+            tokens += len(targets)
+            hits = (logprobs.argmax(-1) == targets).tolist()
+            start = 0
+            for index, target in enumerate(targets.tolist()):
+                if target == end:
+                    actions += 1
+                    right += all(hits[start : index + 1])
+                    start = index + 1
+    return {
+        "held_out/imitation": loss / max(tokens, 1),
+        "held_out/action_accuracy": right / max(actions, 1),
+        "held_out/entropy": entropy / max(tokens, 1),
+    }
