@@ -60,13 +60,20 @@ def _check_learning(config: Config) -> None:
         )
     if 0.0 < objective.dual_clip <= 1.0:
         raise UserError(f"objective.dual_clip must be above 1, or 0 to switch it off, not {objective.dual_clip}")
-    if objective.state_rows == "in_pass" and rollout.layout == "steps":
-        raise UserError(
-            "objective.state_rows = 'in_pass' needs rollout.layout = 'concat': a row of the layout 'steps' ends before "
-            "the next observation"
-        )
+    warm = config.warm_start
+    if rollout.layout == "steps" and objective.state_rows == "in_pass":
+        raise _needs_whole_episodes("objective")
+    if rollout.layout == "steps" and warm.state_weight > 0 and warm.state_rows == "in_pass":
+        raise _needs_whole_episodes("warm_start")
     if objective.state_rows == "in_pass" and objective.placebo:
         raise UserError(
             "objective.placebo needs objective.state_rows = 'separate': in the policy's own pass no target can "
             "be exchanged"
         )
+
+
+def _needs_whole_episodes(section: str) -> UserError:
+    return UserError(
+        f"{section}.state_rows = 'in_pass' needs rollout.layout = 'concat': a row of the layout 'steps' ends before the "
+        "next observation"
+    )

@@ -1,0 +1,48 @@
+# make install | demo | test | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
+
+IS_NEW := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p $(IS_NEW) && { echo $$p; break; }; done)
+PYTHON := $(or $(PYTHON),python3)
+endif
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: install demo test lint check docs clean
+.DEFAULT_GOAL := install
+
+install: $(INSTALLED)
+
+# A stamp, so that a second call costs nothing; it is younger than what it was made from.
+$(INSTALLED): pyproject.toml constraints.txt
+	@"$(PYTHON)" $(IS_NEW) || { echo "envrl needs Python 3.11 or newer, and '$(PYTHON)' is not: name one with\
+ 'make PYTHON=/path/to/python3.11'" >&2; exit 1; }
+	@echo "installing into .venv (a few minutes the first time, most of them for torch)"
+	@"$(PYTHON)" -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment: install its venv module, which\
+ Debian and Ubuntu call python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# A second time it goes on with the run, or finds it finished and only writes the report.
+demo: install
+	@$(BIN)/envrl train household-demo --run runs/demo $$(test -d runs/demo && echo --resume)
+	@$(BIN)/envrl report runs/demo
+
+test: install
+	@$(BIN)/python -m pytest
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports --no-logo
+
+check: test lint
+
+# What is made from the source: docs/recipes.md.
+docs: install
+	@$(BIN)/python -m envrl.config.reference > docs/recipes.md
+
+clean:
+	@rm -rf .venv build dist
