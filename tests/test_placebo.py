@@ -109,3 +109,12 @@ def test_token_ids_serve_as_targets():
 def test_unequal_lists_are_refused():
     with pytest.raises(UserError, match="1 lengths for 2 targets"):
         derange(["a", "b"], [1], 0)
+
+
+def test_rows_do_not_simply_swap_in_pairs():
+    # 15 of the 265 derangements of six are three swaps; trades alone, without the shuffle before, make nothing else
+    swaps = 0
+    for seed in range(500):
+        source = derange("abcdef", [1] * 6, seed).source_N
+        swaps += bool((source[source] == np.arange(6)).all())
+    assert swaps < 100
