@@ -13,9 +13,9 @@ from msgspec import Meta
 
 from envrl.config import check, reference
 from envrl.config.keys import KEYS, describe, parse_value
-from envrl.config.load import check_resumable, config_differences, dump_config, load_recipe
+from envrl.config.load import config_differences, dump_config, load_recipe
 from envrl.config.recipes_index import recipe_names, recipe_summary
-from envrl.config.schema import Config, ObjectiveConfig, TrainConfig
+from envrl.config.schema import Config
 from envrl.errors import UserError
 
 
@@ -151,8 +151,6 @@ def test_mistakes_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("objective.estimator", "gpro", "unknown objective.estimator 'gpro'; did you mean 'grpo'?"),
-        ("objective.loss", "pop", "unknown objective.loss 'pop'"),
         ("model.preset", "tyni", "unknown model.preset 'tyni'"),
         ("train.device", "gpu", "train.device must be 'cpu', 'cuda' or 'cuda:N', not 'gpu'"),
         ("train.device", "cuda:", "train.device must be"),
@@ -246,39 +244,13 @@ def test_a_dump_has_every_key(tmp_path: Path) -> None:
     assert 'name = "alfworld"' in text
 
 
-def _resumable(before: Config, after: Config) -> str:
-    try:
-        check_resumable(before, after)
-    except UserError as error:
-        return str(error)
-    return ""
-
-
-def test_only_more_updates_may_differ_on_resume_and_only_where_they_do_not_set_the_schedule() -> None:
-    def config(updates: int, **objective: Any) -> Config:
-        return Config(train=TrainConfig(updates=updates), objective=ObjectiveConfig(**objective))
-
-    assert _resumable(config(60), config(60)) == ""
-    assert _resumable(config(60, schedule_updates=60), config(90, schedule_updates=60)) == ""
-    assert _resumable(config(60, schedule="constant"), config(90, schedule="constant")) == ""
-    assert "sets the length of the schedule" in _resumable(config(60), config(90))
-    assert "can only get more" in _resumable(config(60, schedule_updates=60), config(50, schedule_updates=60))
-    other = _resumable(config(60, schedule_updates=60), config(90, schedule_updates=90))
-    assert "objective.schedule_updates (was 60, now 90), train.updates (was 60, now 90)" in other
-    assert "seed (was 0, now 1)" in _resumable(Config(), Config(seed=1))
-
-
 # Names that other packages define, and what is made from the schema
 
 
-def test_the_names_that_recipes_may_use_are_those_that_exist() -> None:
+def test_the_presets_that_recipes_may_name_are_those_that_exist() -> None:
     from envrl.models.tiny import PRESETS
-    from envrl.objective.advantage import ESTIMATORS
-    from envrl.objective.policy import LOSSES
 
-    assert set(check.ESTIMATORS) == set(ESTIMATORS)
-    assert set(check.LOSSES) == set(LOSSES)
-    assert set(check.PRESETS) == set(PRESETS)
+    assert check.PRESETS == PRESETS
 
 
 def test_every_key_has_a_type_in_words_and_a_meaning() -> None:

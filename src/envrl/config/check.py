@@ -7,15 +7,14 @@ import re
 from envrl.config.schema import Config
 from envrl.errors import UserError, suggest
 
-ESTIMATORS = ("grpo", "rloo", "gigpo")
-LOSSES = ("ppo", "gspo", "cispo")
 PRESETS = ("tiny",)
 
 
 def check_together(config: Config) -> None:
-    """Raise `UserError` for an unknown name, or for values of a configuration that contradict each other."""
-    _known("objective.estimator", config.objective.estimator, ESTIMATORS)
-    _known("objective.loss", config.objective.loss, LOSSES)
+    """Raise `UserError` for values of a configuration that contradict each other.
+
+    Names that anyone can register (worlds, estimators, losses) are left to the trainer, which has the registries.
+    """
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.train.device):
         raise UserError(f"train.device must be 'cpu', 'cuda' or 'cuda:N', not '{config.train.device}'")
     if not config.env.name:
@@ -29,16 +28,12 @@ def check_together(config: Config) -> None:
         raise UserError(f"eval.split must list at least one split, each once, not {list(splits)}")
 
 
-def _known(key: str, name: str, names: tuple[str, ...]) -> None:
-    if name not in names:
-        raise UserError(f"unknown {key} '{name}'{suggest(name, names)}")
-
-
 def _check_model(config: Config) -> None:
     model, rollout = config.model, config.rollout
     if model.path:
         return
-    _known("model.preset", model.preset, PRESETS)
+    if model.preset not in PRESETS:
+        raise UserError(f"unknown model.preset '{model.preset}'{suggest(model.preset, PRESETS)}")
     if model.hidden_size % (2 * model.heads):
         raise UserError(
             f"model.hidden_size = {model.hidden_size} must be a multiple of twice model.heads = {model.heads}, "
@@ -74,6 +69,6 @@ def _check_learning(config: Config) -> None:
 
 def _needs_whole_episodes(section: str) -> UserError:
     return UserError(
-        f"{section}.state_rows = 'in_pass' needs rollout.layout = 'concat': a row of the layout 'steps' ends before the "
-        "next observation"
+        f"{section}.state_rows = 'in_pass' needs rollout.layout = 'concat': a row of the layout 'steps' ends before "
+        "the next observation"
     )

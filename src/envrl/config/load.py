@@ -57,30 +57,6 @@ def config_differences(a: Config, b: Config) -> list[str]:
     return [name for name in KEYS if ours[name] != theirs[name]]
 
 
-def check_resumable(saved: Config, asked: Config) -> None:
-    """Raise `UserError` unless a run of configuration `saved` can go on with `asked`.
-
-    They must be equal, but for more `train.updates` where these do not set the length of the schedule.
-    """
-    differing = config_differences(saved, asked)
-    if not differing:
-        return
-    if differing != ["train.updates"]:
-        theirs, ours = _values(saved), _values(asked)
-        changes = ", ".join(f"{name} (was {show(theirs[name])}, now {show(ours[name])})" for name in differing)
-        raise UserError(f"the run was started with another configuration: {changes}; choose another run directory")
-    before, after = saved.train.updates, asked.train.updates
-    if after < before:
-        raise UserError(
-            f"a run of {before} updates cannot be resumed with train.updates = {after}; it can only get more"
-        )
-    if asked.objective.schedule != "constant" and not asked.objective.schedule_updates:
-        raise UserError(
-            f"train.updates was {before} and is now {after}, but it also sets the length of the schedule; a run can "
-            "get more updates only where objective.schedule_updates is set or objective.schedule is 'constant'"
-        )
-
-
 def _recipe_settings(name_or_path: str, base: Path, seen: tuple[str, ...]) -> dict[str, _Setting]:
     """Return what a recipe sets, on top of what the recipes that it extends set; `base` is where paths start."""
     text, label, folder = _read(name_or_path, base)

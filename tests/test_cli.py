@@ -1,0 +1,317 @@
+"""The command line: bad input is one sentence, status 2 and nothing written; and what each command passes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from envrl.cli import main as cli
+from envrl.cli.main import COMMANDS, main
+from envrl.cli.train import split_overrides
+from envrl.cli.words import evaluation_lines, learned_lines
+from envrl.config.load import load_recipe
+from envrl.errors import Interrupted, RunError, UserError
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test starts in an empty folder, so that anything written by mistake shows."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+Replace = Callable[[str, str, Callable[..., Any]], None]
+
+
+@pytest.fixture
+def replaced(monkeypatch: pytest.MonkeyPatch) -> Replace:
+    """Put a function in place of the one that a command would import: only the command line is tested here."""
+
+    def replace(module: str, name: str, function: Callable[..., Any]) -> None:
+        stand_in = ModuleType(module)
+        setattr(stand_in, name, function)
+        monkeypatch.setitem(sys.modules, module, stand_in)
+
+    return replace
+
+
+def recorder(calls: list[Any], answer: Any = None) -> Callable[..., Any]:
+    def record(*args: Any, **kwargs: Any) -> Any:
+        calls.append((args, kwargs))
+        return answer
+
+    return record
+
+
+WRONG = [
+    ([], "no command given"),
+    (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+    (["doctor"], "unknown command 'doctor'; choose from bench, check-env"),
+    (["--verbose"], "unknown option '--verbose'"),
+    (["train"], "the following arguments are required: RECIPE"),
+    (["train", "household-dmeo"], "unknown recipe 'household-dmeo'; did you mean 'household-demo'?"),
+    (["train", "gone.toml"], "there is no recipe file 'gone.toml'"),
+    (["train", "household-demo", "again"], "unexpected argument 'again'"),
+    (["train", "household-demo", "--rnu", "x"], "unknown option '--rnu'; did you mean '--run'?"),
+    (["train", "household-demo", "--updates", "3"], "did you mean '--train.updates'?"),
+    (["train", "household-demo", "--train.updates"], "--train.updates needs a value"),
+    (["train", "household-demo", "--train.updates", "--resume"], "--train.updates needs a value"),
+    (["train", "household-demo", "--train.updats", "3"], "did you mean 'train.updates'?"),
+    (
+        ["train", "household-demo", "--train.updates", "-3"],
+        "train.updates must be a whole number of at least 0, not -3",
+    ),
+    (
+        ["train", "household-demo", "--objective.state_weight=11"],
+        "objective.state_weight must be a number from 0 to 10",
+    ),
+    (["train", "household-demo", "--seed", "one"], "seed must be a whole number of at least 0, not 'one'"),
+    (["train", "household-demo", "--run="], "--run needs the name of a directory"),
+    (["eval"], "the following arguments are required: TARGET"),
+    (["eval", "random", "--episodes", "0"], "must be 'all' or a whole number of at least 1, not '0'"),
+    (["eval", "random", "--episodes", "some"], "not 'some'"),
+    (["eval", "random", "--temperature", "-1"], "--temperature: must be a number of at least 0, not '-1'"),
+    (["eval", "random", "--temperature", "nan"], "--temperature: must be a number of at least 0, not 'nan'"),
+    (["eval", "random", "--split", "a,,b"], "--split: must be names separated by commas"),
+    (["eval", "random", "--actions", "any"], "'any'"),
+    (["eval", "random", "--json", "gone/x.json"], "make gone first"),
+    (["eval", "random", "--json", "."], "--json . is a folder"),
+    (["report"], "the following arguments are required: RUN"),
+    (["report", "gone"], "gone is not a run: it has no config.toml"),
+    (["play"], "the following arguments are required: ENV"),
+    (["play", "household", "--index", "-1"], "--index: must be a whole number of at least 0, not '-1'"),
+    (["bench", "envs", "household"], "unknown benchmark 'envs'; did you mean 'env'?"),
+    (["bench", "env"], "the following arguments are required: NAME"),
+    (["check-env"], "the following arguments are required: ENV"),
+    (["recipes", "alfworld-gpro"], "unknown recipe 'alfworld-gpro'; did you mean 'alfworld-grpo'?"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG, ids=[" ".join(arguments) or "nothing" for arguments, _ in WRONG])
+def test_wrong_input_is_one_sentence_and_status_2_and_nothing_written(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("envrl: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_help_lists_the_commands_and_each_has_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"\n  {command} " in text
+        assert main([command, "--help"]) == 0
+        assert f"usage: envrl {command} " in capsys.readouterr().out
+    assert not {"doctor", "compare", "view"} & set(COMMANDS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == "envrl 0.1.0\n"
+
+
+def test_recipes_lists_them_and_prints_one_that_loads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("household-demo ") and "make demo" in line for line in listed)
+    assert main(["recipes", "alfworld-placebo"]) == 0
+    Path("one.toml").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert load_recipe("one.toml") == load_recipe("alfworld-placebo")
+
+
+# What the commands pass on
+
+
+def test_train_passes_configuration_directory_and_resume(replaced: Replace) -> None:
+    calls: list[Any] = []
+    replaced("envrl.trainer.loop", "train", recorder(calls))
+    Path("mine.toml").write_text('extends = "household-demo"\n', encoding="utf-8")
+    assert main(["train", "--train.updates", "3", "mine.toml", "--seed=4", "--eval.split", "valid_seen"]) == 0
+    assert main(["train", "household-demo", "--run", "a/b", "--resume"]) == 0
+    (config, run, resume), _ = calls[0]
+    assert (config.train.updates, config.seed, config.eval.split) == (3, 4, ("valid_seen",))
+    assert (run, resume) == (Path("runs/mine"), False)
+    assert calls[1][0] == (load_recipe("household-demo"), Path("a/b"), True)
+
+
+def test_overrides_are_told_from_options_wherever_they_stand() -> None:
+    given = ["--a.b", "1", "recipe", "--run", "x.y/z", "--c.d=e=f", "--run=./r", "--seed", "-1", "-v"]
+    overrides, rest = split_overrides(given)
+    assert overrides == [("a.b", "1"), ("c.d", "e=f"), ("seed", "-1")]
+    assert rest == ["recipe", "--run", "x.y/z", "--run=./r", "-v"]
+
+
+RECORD = {
+    "split": ["valid_seen"],
+    "episodes": 140,
+    "success_rate": 0.7214,
+    "ci95": [0.642, 0.789],
+    "turns": 11.26,
+    "by_task": {"pick_two": {"episodes": 24, "success_rate": 0.5, "ci95": [0.314, 0.686]}},
+    "valid_action_rate": 0.998,
+    "admissible_action_rate": 1.0,
+    "state_nll": 0.1234,
+}
+
+
+def test_eval_passes_its_options_prints_rates_and_writes_json(
+    replaced: Replace, capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    calls: list[Any] = []
+    replaced("envrl.eval.evaluate", "evaluate", recorder(calls, [RECORD]))
+    options = "--env alfworld --data d --split a,b --episodes 7 --temperature 0 --actions free --seed 3 --json out.json"
+    assert main(["eval", "runs/x", *options.split()]) == 0
+    assert main(["eval", "random", "--episodes", "all"]) == 0
+    passed = {"env": "alfworld", "data": "d", "split": ("a", "b"), "episodes": 7, "temperature": 0.0}
+    assert calls[0] == (("runs/x",), {**passed, "actions": "free", "seed": 3})
+    assert calls[1] == (("random",), dict.fromkeys([*passed, "actions", "seed"]))
+    assert json.loads(Path("out.json").read_text(encoding="utf-8")) == [RECORD]
+    assert [path.name for path in empty_folder.iterdir()] == ["out.json"]
+    assert "valid_seen: 72.1 % (64.2 to 78.9) of 140 episodes" in capsys.readouterr().out
+
+
+def test_a_failed_eval_leaves_an_older_json_as_it_was(replaced: Replace, empty_folder: Path) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise UserError("no such split")
+
+    replaced("envrl.eval.evaluate", "evaluate", fails)
+    Path("out.json").write_text("old", encoding="utf-8")
+    assert main(["eval", "random", "--json", "out.json"]) == 2
+    assert Path("out.json").read_text(encoding="utf-8") == "old"
+    assert len(list(empty_folder.iterdir())) == 1
+
+
+def test_an_evaluation_in_words() -> None:
+    assert evaluation_lines(RECORD) == [
+        "valid_seen: 72.1 % (64.2 to 78.9) of 140 episodes",
+        "  pick_two  50.0 % (31.4 to 68.6) of 24",
+        "  valid actions 99.8 %; admissible actions 100.0 %; turns an episode 11.3; "
+        "state prediction, nats a token 0.123",
+    ]
+
+
+def test_what_was_learned_is_the_last_update_against_update_0() -> None:
+    def record(stage: str, update: int, rate: float, split: str = "valid_seen") -> dict[str, Any]:
+        return {
+            "stage": stage,
+            "update": update,
+            "split": [split],
+            "success_rate": rate,
+            "ci95": [rate - 0.1, rate + 0.1],
+        }
+
+    records = [
+        record("warm_start", 0, 0.1),
+        record("rl", 0, 0.4),
+        record("rl", 0, 0.3, "valid_unseen"),
+        record("rl", 20, 0.6),
+        record("rl", 60, 0.7),
+    ]
+    assert learned_lines(records) == [
+        "valid_seen: 40.0 % (30.0 to 50.0) before RL -> 70.0 % (60.0 to 80.0) after 60 updates",
+        "valid_unseen: 30.0 % (20.0 to 40.0) before RL",
+    ]
+
+
+def test_report_prints_what_was_learned_and_where_the_file_is(
+    replaced: Replace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replaced("envrl.report.html", "write_report", lambda run: run / "report.html")
+    Path("run").mkdir()
+    Path("run/config.toml").touch()
+    line = json.dumps({**RECORD, "stage": "rl", "update": 0})
+    Path("run/eval.jsonl").write_text(f"{line}\n{line[:20]}", encoding="utf-8")
+    assert main(["report", "run"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "valid_seen: 72.1 % (64.2 to 78.9) before RL",
+        f"report: {Path('run/report.html')}",
+    ]
+
+
+def test_bench_prints_json(replaced: Replace, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[Any] = []
+    replaced("envrl.envs.bench", "bench_env", recorder(calls, {"steps_per_second": 123456.7}))
+    assert main(["bench", "env", "household", "--seconds", "0.5"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"steps_per_second": 123456.7}
+    assert calls == [(("household",), {"data": None, "seconds": 0.5})]
+
+
+# How a command ends
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (UserError("two\n  lines"), 2, "envrl: two lines\n"),
+        (RunError("disk full"), 1, "envrl: disk full\n"),
+        (Interrupted("saved; go on with --resume"), 130, "envrl: saved; go on with --resume\n"),
+        (KeyboardInterrupt(), 130, "envrl: interrupted\n"),
+    ],
+)
+def test_exit_status(
+    error: BaseException, status: int, said: str, replaced: Replace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    replaced("envrl.trainer.loop", "train", fails)
+    assert main(["train", "household-demo"]) == status
+    assert capsys.readouterr().err == said
+
+
+def test_a_defect_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_run", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main([])
+
+
+# In a process of its own
+
+
+@pytest.fixture
+def python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, **options)
+
+    return run
+
+
+@pytest.mark.parametrize("command", ["", "from envrl.cli.main import main; main(['--help']); main(['recipes'])"])
+def test_neither_import_nor_help_pulls_in_torch(command: str, python: Callable[..., Any]) -> None:
+    check = "import envrl, sys; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'pulled in'"
+    done = python("-c", f"{command or 'pass'}; {check}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_python_m_envrl_is_the_command_line(python: Callable[..., Any]) -> None:
+    done = python("-m", "envrl", "trian")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "envrl: unknown command 'trian'; did you mean 'train'?\n"
+
+
+def test_a_reader_that_has_gone_makes_no_traceback() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-m", "envrl", "recipes"], stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_terminal_that_is_not_utf_8_is_no_error(python: Callable[..., Any]) -> None:
+    done = python("-m", "envrl", "--help", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: envrl COMMAND ?" in done.stdout
