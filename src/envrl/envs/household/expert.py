@@ -1,0 +1,239 @@
+"""A scripted player of household games that goes by what it has seen: the texts, the task's sentence, and a prior.
+
+It never looks into the game that it plays. It is the ceiling that a policy is compared with, and plays the demonstrations.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from envrl.envs.household.draws import Draws
+from envrl.types import Observation
+
+Prior = Mapping[str, Mapping[str, float]]
+"""Object type → receptacle type → probability that such a receptacle holds at least one such object."""
+
+APPLIANCES = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
+OPENABLE = frozenset({"cabinet", "drawer", "fridge", "microwave", "safe"})
+_UNHEARD_OF = 0.01
+
+_TASKS = tuple(
+    (verb, re.compile(rf"Your task is to: {pattern}\."))
+    for verb, pattern in (
+        ("clean", r"clean some (\w+) and put it in (\w+)"),
+        ("clean", r"put a clean (\w+) in (\w+)"),
+        ("heat", r"heat some (\w+) and put it in (\w+)"),
+        ("heat", r"put a hot (\w+) in (\w+)"),
+        ("cool", r"cool some (\w+) and put it in (\w+)"),
+        ("cool", r"put a cool (\w+) in (\w+)"),
+        ("two", r"put two (\w+) in (\w+)"),
+        ("two", r"find two (\w+) and put them in (\w+)"),
+        ("look", r"look at (\w+) under the (\w+)"),
+        ("look", r"examine the (\w+) with the (\w+)"),
+        ("put", r"put some (\w+) on (\w+)"),
+        ("put", r"put a (\w+) in (\w+)"),
+    )
+)
+_ROOM = re.compile(r"Looking quickly around you, you see (.*)\.")
+_THING = re.compile(r"\ba (\w+ \d+)")
+_CONTENTS = re.compile(r"(?:On the (\w+ \d+)|The (\w+ \d+) is open\. In it), you see (.*)\.$")
+_CLOSED = re.compile(r"The (\w+ \d+) is closed\.$")
+_ARRIVED = re.compile(r"You arrive at (\w+ \d+)\.")
+_TOOK = re.compile(r"You pick up the (\w+ \d+) from the (\w+ \d+)\.$")
+_MOVED = re.compile(r"You move the (\w+ \d+) to the (\w+ \d+)\.$")
+_TREATED = re.compile(r"You (?:clean|heat|cool) the (\w+ \d+) using the \w+ \d+\.$")
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What the task's sentence asks: `verb` is put, two, clean, heat, cool or look; `target` a receptacle's or lamp's type."""
+
+    verb: str
+    object: str
+    target: str
+
+
+def read_goal(text: str) -> Goal:
+    """Return the goal that a first observation states; raises `ValueError` where it states none that is known."""
+    for verb, pattern in _TASKS:
+        if match := pattern.search(text):
+            return Goal(verb, match[1], match[2])
+    raise ValueError(f"no household task is stated in {text!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """The player; `start` gives it a fresh memory."""
+
+    prior: Prior
+
+    def start(self, seed: int | None = None) -> ExpertEpisode:
+        """Return the player of one episode; equally good choices go to the lowest number, or at random where seeded."""
+        return ExpertEpisode(self.prior, seed)
+
+
+def _type(name: str) -> str:
+    return name.partition(" ")[0]
+
+
+@dataclass(slots=True)
+class ExpertEpisode:
+    """What the player knows in one episode."""
+
+    prior: Prior
+    seed: int | None
+    goal: Goal = Goal("", "", "")
+    receptacles: tuple[str, ...] = ()
+    contents: dict[str, list[str]] = field(default_factory=dict)
+    """Of the receptacles that have been looked into."""
+    closed: set[str] = field(default_factory=set)
+    """Receptacles that are known to be closed now."""
+    here: frozenset[str] = frozenset()
+    """Receptacles at hand."""
+    held: str | None = None
+    treated: bool = False
+    """Whether the held object has been cleaned, heated or cooled as the task asks."""
+    placed: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    """Receptacles that do not take the object."""
+    order: dict[str, int] = field(default_factory=dict)
+    """Which of equally good receptacles comes first."""
+
+    def act(self, observation: Observation) -> str:
+        """Return the next command; observations must come in order, the first being that of the reset."""
+        if not self.receptacles:
+            self._begin(observation.text)
+        self._read(observation.text)
+        if observation.admissible is not None:
+            self._read_admissible(observation.admissible)
+        command = self._choose()
+        while observation.admissible is not None and command not in observation.admissible:
+            command = self._give_up(command)
+        return command
+
+    def _begin(self, text: str) -> None:
+        self.goal = read_goal(text)
+        room = _ROOM.search(text)
+        self.receptacles = tuple(_THING.findall(room[1])) if room else ()
+        ranked = sorted(self.receptacles, key=lambda name: int(name.partition(" ")[2]))
+        if self.seed is not None:
+            draws = Draws("expert", self.seed, text)
+            keys = {name: draws.below(1 << 30) for name in ranked}
+            ranked.sort(key=keys.__getitem__)
+        self.order = {name: rank for rank, name in enumerate(ranked)}
+
+    def _read(self, text: str) -> None:
+        """Take in what the last command was answered with."""
+        if match := _ARRIVED.match(text):
+            self.here = frozenset({match[1]})
+        if match := _CONTENTS.search(text):
+            self.contents[match[1] or match[2]] = _THING.findall(match[3])
+            self.closed.discard(match[1] or match[2])
+        elif match := _CLOSED.search(text):
+            self.closed.add(match[1])
+        elif match := _TOOK.match(text):
+            self.held, self.treated = match[1], False
+            self.contents[match[2]] = [name for name in self.contents.get(match[2], ()) if name != match[1]]
+        elif match := _MOVED.match(text):
+            self.held = None
+            self.placed.add(match[1])
+            self.contents.setdefault(match[2], []).append(match[1])
+        elif _TREATED.match(text):
+            self.treated = True
+
+    def _read_admissible(self, commands: tuple[str, ...]) -> None:
+        """Learn from the commands which receptacles share this place and which of them are closed."""
+        listed = frozenset(commands)
+        self.here = frozenset(name for name in self.receptacles if f"examine {name}" in listed)
+        self.closed |= {name for name in self.here if f"open {name}" in listed}
+
+    def _choose(self) -> str:
+        if self.held is None:
+            return self._fetch()
+        if self.goal.verb == "look":
+            return self._light()
+        if self.goal.verb in APPLIANCES and not self.treated:
+            return self._treat(self.held)
+        return self._deliver(self.held)
+
+    def _fetch(self) -> str:
+        """Take an object of the kind that the task asks for, or look for one."""
+        full = self._half_done()
+        known = [
+            (receptacle, name)
+            for receptacle, names in self.contents.items()
+            for name in names
+            if _type(name) == self.goal.object and name not in self.placed and receptacle != full
+        ]
+        if not known:
+            return self._explore(self.goal.object)
+        receptacle, name = min(known, key=lambda pair: (pair[0] not in self.here, self.order[pair[0]]))
+        return f"take {name} from {receptacle}" if receptacle in self.here else f"go to {receptacle}"
+
+    def _explore(self, wanted: str) -> str:
+        """Look into the receptacle that promises most a step; look everywhere anew when all have been seen."""
+        unseen = [name for name in self.receptacles if name not in self.contents]
+        if not unseen:
+            self.contents.clear()
+            unseen = list(self.receptacles)
+        likely = self.prior.get(wanted, {})
+
+        def promise(name: str) -> float:
+            kind = _type(name)
+            shut = name in self.closed or (kind in OPENABLE and name not in self.here)
+            steps = (name not in self.here or name not in self.closed) + shut
+            return max(likely.get(kind, 0.0), _UNHEARD_OF) / steps
+
+        best = max(unseen, key=lambda name: (promise(name), -self.order[name]))
+        if best not in self.here:
+            return f"go to {best}"
+        return f"open {best}" if best in self.closed else f"examine {best}"
+
+    def _light(self) -> str:
+        """Switch on the lamp beside which the object is to be looked at, or look for it."""
+        for receptacle, names in self.contents.items():
+            for name in names:
+                if _type(name) == self.goal.target:
+                    return f"use {name}" if receptacle in self.here else f"go to {receptacle}"
+        return self._explore(self.goal.target)
+
+    def _treat(self, held: str) -> str:
+        appliances = [name for name in self.receptacles if _type(name) == APPLIANCES[self.goal.verb]]
+        best = min(appliances, key=lambda name: (name not in self.here, self.order[name]))
+        return f"{self.goal.verb} {held} with {best}" if best in self.here else f"go to {best}"
+
+    def _deliver(self, held: str) -> str:
+        best = self._half_done()
+        if best is None:
+            open_ones = [
+                name for name in self.receptacles if _type(name) == self.goal.target and name not in self.refused
+            ]
+            best = min(open_ones, key=lambda name: (self._steps_to_open(name), self.order[name]))
+        if best not in self.here:
+            return f"go to {best}"
+        return f"open {best}" if best in self.closed else f"move {held} to {best}"
+
+    def _half_done(self) -> str | None:
+        """Return the receptacle that holds one of two objects already."""
+        if self.goal.verb != "two":
+            return None
+        for receptacle, names in self.contents.items():
+            if _type(receptacle) == self.goal.target and any(_type(name) == self.goal.object for name in names):
+                return receptacle
+        return None
+
+    def _steps_to_open(self, name: str) -> int:
+        known = name in self.contents or name in self.here
+        shut = name in self.closed or (_type(name) in OPENABLE and not known)
+        return (name not in self.here) + shut
+
+    def _give_up(self, command: str) -> str:
+        """Return another command where the world does not offer this one."""
+        verb, _, rest = command.partition(" ")
+        if verb == "move" and (receptacle := rest.partition(" to ")[2]) not in self.refused:
+            self.refused.add(receptacle)
+            if any(_type(name) == self.goal.target and name not in self.refused for name in self.receptacles):
+                return self._choose()
+        return "look"
