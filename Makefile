@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into .venv (a few minutes the first time, most of them for torch)"
 	@"$(PYTHON)" -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment: install its venv module, which\
  Debian and Ubuntu call python3-venv" >&2; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # A second time it goes on with the run, or finds it finished and only writes the report.
