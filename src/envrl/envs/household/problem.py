@@ -74,7 +74,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What wins: `kind` is one of `GOAL_KINDS`; `target_type` a receptacle type, or in look_at_obj_in_light a lamp's."""
+    """What wins: `kind` is one of `GOAL_KINDS`; `target_type` a receptacle's type (look_at_obj_in_light: a lamp's)."""
 
     kind: str
     object_type: str
@@ -85,10 +85,10 @@ class Goal:
 class Problem:
     """One game. Nothing starts open, held or switched on; `receptacles` and `items` are sorted by id.
 
-    `task` is the sentence after "Your task is to: ", with its full stop; `in_receptacle` holds (object id, receptacle id)
-    and may name two receptacles for one object; `in_object` (inner object id, outer object id); `can_contain`
-    (receptacle type, object type); `start` is a location that no receptacle has. Raises `ValueError` where ids are not
-    sorted and unique, since every list that a player sees is in their order.
+    `task` is the sentence after "Your task is to: ", with its full stop; `in_receptacle` holds (object id, receptacle
+    id) and may name two receptacles for one object; `in_object` (inner object id, outer object id); `can_contain`
+    (receptacle type, object type); `start` is a location that no receptacle has. Raises `ValueError` where ids are
+    not sorted and unique, since every list that a player sees is in their order.
     """
 
     receptacles: tuple[Receptacle, ...]
