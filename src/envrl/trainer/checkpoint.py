@@ -48,7 +48,7 @@ def save_checkpoint(folder: Path, name: str, write: Callable[[Path], None], keep
 
 
 def save_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Make the folder `target` of what `write(path)` puts into an empty one, with a manifest; it appears whole or not."""
+    """Make the folder `target` of what `write(path)` puts into an empty one, with a manifest; it appears whole."""
     aside = target.parent / f".tmp-{target.name}"
     with writing(target):
         shutil.rmtree(aside, ignore_errors=True)
@@ -146,7 +146,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_state` wrote to the same path; tensors lie on the CPU. Raises `UserError` where a file is missing."""
+    """Read what `save_state` wrote to the same path; tensors on the CPU. Raises `UserError` where one is missing."""
     from safetensors.torch import load_file
 
     for suffix in (".safetensors", ".json"):

@@ -62,8 +62,8 @@ class JsonLines:
         """Drop everything after the first `offset` bytes; raises `UserError` where the file holds fewer."""
         if self.offset < offset:
             raise UserError(
-                f"{self.path} holds {self.offset} bytes where the checkpoint knows of {offset}: lines were removed from "
-                "it; restore the file, or start a new run"
+                f"{self.path} holds {self.offset} bytes where the checkpoint knows of {offset}: lines were removed "
+                "from it; restore the file, or start a new run"
             )
         os.ftruncate(self._file, offset)
         self.sync()
@@ -73,7 +73,7 @@ class JsonLines:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write the file whole: readers see the old content or the new, also after a kill; raises `RunError` if it cannot."""
+    """Write the file whole: readers see the old content or the new, also after a kill; raises `RunError` if not."""
     aside = path.parent / f".tmp-{path.name}"
     with writing(path):
         try:
@@ -136,14 +136,14 @@ def writing(path: Path) -> Iterator[None]:
     """Turn what goes wrong while writing `path` into a `RunError` that says from where the run can go on."""
     try:
         yield
-    except (RunError, UserError):
-        raise
     except Exception as error:
-        number = _error_number(error)
+        # A write inside this one has named its own, temporary, file: the outermost name is the one that the user knows.
+        cause = error.__cause__ if isinstance(error, RunError) and error.__cause__ else error
+        number = _error_number(cause)
         if number in _NO_ROOM:
-            raise RunError(_no_room(_NO_ROOM[number], path)) from error
-        if isinstance(error, OSError):
-            raise RunError(f"cannot write {path}: {error.strerror or error}; {_way_on(path)}") from error
+            raise RunError(_no_room(_NO_ROOM[number], path)) from cause
+        if isinstance(cause, OSError):
+            raise RunError(f"cannot write {path}: {cause.strerror or cause}; {_way_on(path)}") from cause
         raise
 
 
