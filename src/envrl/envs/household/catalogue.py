@@ -69,6 +69,13 @@ ALSO_ON: Weights = _RECEPTACLES["also_on"]
 HEIGHT: dict[str, list[int]] = _RECEPTACLES["height"]
 """See the comments in the file; shares are per hundred, heights in cm."""
 
+TREATMENTS: dict[str, tuple[str, str]] = {
+    "pick_clean_then_place_in_recep": ("clean", "sinkbasin"),
+    "pick_heat_then_place_in_recep": ("heat", "microwave"),
+    "pick_cool_then_place_in_recep": ("cool", "fridge"),
+}
+"""By kind of task: what is done to the object before it is put down, and in which type of receptacle."""
+
 CONTAINS: dict[str, frozenset[str]] = {name: _names(text) for name, text in _TABLES["contains"].items()}
 """What may be put into a receptacle of a type."""
 

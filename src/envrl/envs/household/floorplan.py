@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from envrl.envs.household.catalogue import (
@@ -12,11 +12,11 @@ from envrl.envs.household.catalogue import (
     HEIGHT,
     OPENABLE,
     PART_OF,
-    RECEPTACLE_TYPES,
     ROOM_KINDS,
     STUCK,
 )
 from envrl.envs.household.draws import Draws
+from envrl.envs.household.problem import Receptacle
 
 FIRST_ROOM = {"kitchen": 1, "livingroom": 201, "bedroom": 301, "bathroom": 401}
 TRAIN_ROOMS, UNSEEN_ROOMS = 10, 3
@@ -29,28 +29,25 @@ Point = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Receptacle:
-    """One receptacle; what is in it may lie on those with the indices `also_on` as well, as it does in ALFRED."""
+class Place:
+    """A receptacle where it stands; what is in it may lie on the receptacle `also_on` too, as it does in ALFRED."""
 
-    type: str
-    id: str
+    receptacle: Receptacle
     point: Point
-    location: str
-    openable: bool
-    also_on: tuple[int, ...]
+    also_on: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class FloorPlan:
+    """A room: its places in the order of their ids, and where the agent begins."""
+
     room: int
     kind: str
-    receptacles: tuple[Receptacle, ...]
+    places: tuple[Place, ...]
     start: str
-    """Where the agent begins; no receptacle is there."""
 
-    @property
-    def types(self) -> frozenset[str]:
-        return frozenset(receptacle.type for receptacle in self.receptacles)
+    def of_type(self, name: str) -> tuple[Place, ...]:
+        return tuple(place for place in self.places if place.receptacle.type == name)
 
 
 def rooms_of(split: str, kind: str) -> range:
@@ -62,7 +59,7 @@ def rooms_of(split: str, kind: str) -> range:
 
 
 def bar_id(name: str, point: Point) -> str:
-    """Return an id in ALFRED's form, such as `Mug_bar__minus_00_dot_79_bar__plus_00_dot_95_bar__plus_01_dot_70`."""
+    """Return an id in ALFRED's form, such as `mug_bar__minus_00_dot_79_bar__plus_00_dot_95_bar__plus_01_dot_70`."""
     parts = [name]
     for value in point:
         metres, cm = divmod(abs(value), 100)
@@ -77,29 +74,24 @@ def floor_plan(room: int) -> FloorPlan:
     draws = Draws("room", room)
     types = _furniture(kind, draws)
     spots = _spots(draws)
-    start = _location(next(spots), draws)
-    places: list[tuple[str, tuple[int, int]]] = []
-    receptacles: list[Receptacle] = []
+    spot = next(spots)
+    start = location = _location(spot, draws)
+    places: list[Place] = []
     for index, name in enumerate(types):
         beside = index > 0 and types[index - 1] == name and draws.chance(BESIDE.get(name, 0))
         if not beside:
             spot = next(spots)
-            places.append((_location(spot, draws), spot))
-        location, (x, z) = places[-1]
+            location = _location(spot, draws)
         low, high = HEIGHT.get(name, (0, 95))
-        point = (x + draws.between(-30, 30), draws.between(low, high), z + draws.between(-30, 30))
-        identity = bar_id(PART_OF.get(name, RECEPTACLE_TYPES[name]), point)
-        receptacles.append(
-            Receptacle(
-                type=name,
-                id=f"{identity}_bar_{RECEPTACLE_TYPES[name]}" if name in PART_OF else identity,
-                point=point,
-                location=location,
-                openable=name in OPENABLE and not draws.chance(STUCK.get(name, 0)),
-                also_on=_also_on(index, types, draws),
-            )
-        )
-    return FloorPlan(room, kind, tuple(receptacles), start)
+        point = (spot[0] + draws.between(-30, 30), draws.between(low, high), spot[1] + draws.between(-30, 30))
+        openable = name in OPENABLE and not draws.chance(STUCK.get(name, 0))
+        places.append(Place(Receptacle(_receptacle_id(name, point), name, location, openable), point))
+    places = [replace(place, also_on=_also_on(place, places, draws)) for place in places]
+    return FloorPlan(room, kind, tuple(sorted(places, key=lambda place: place.receptacle.id)), start)
+
+
+def _receptacle_id(name: str, point: Point) -> str:
+    return f"{bar_id(PART_OF[name], point)}_bar_{name}" if name in PART_OF else bar_id(name, point)
 
 
 def _furniture(kind: str, draws: Draws) -> list[str]:
@@ -130,10 +122,11 @@ def _location(spot: tuple[int, int], draws: Draws) -> str:
     return "_bar_".join(["loc", *(f"_minus_{-n}" if n < 0 else str(n) for n in numbers)])
 
 
-def _also_on(index: int, types: list[str], draws: Draws) -> tuple[int, ...]:
-    name = types[index]
+def _also_on(place: Place, places: list[Place], draws: Draws) -> str:
+    """Return the id of the receptacle that this one stands on (a coffee machine) or beside (a burner)."""
+    name = place.receptacle.type
     if name not in ALSO_ON:
-        return ()
+        return ""
     under = "stoveburner" if name == "stoveburner" else "countertop"
-    others = [i for i, other in enumerate(types) if other == under and i != index]
-    return (draws.one_of(others),) if others else ()
+    others = [other.receptacle.id for other in places if other.receptacle.type == under and other is not place]
+    return draws.one_of(others) if others else ""
