@@ -15,7 +15,7 @@ import torch
 from envrl.envs.protocol import TextEnv
 from envrl.models.forward import logits_of, row_states
 from envrl.models.load import LanguageModel
-from envrl.rollout.auxiliary import Pair, inverse_pairs, state_pairs
+from envrl.rollout.auxiliary import Form, Pair, inverse_pairs, state_pairs
 from envrl.rollout.randomness import key_of
 from envrl.rollout.runner import play_script
 from envrl.rollout.scripts import HasExpert, make_script
@@ -44,7 +44,9 @@ def probe_episodes(env: TextEnv, tasks: Sequence[Task], count: int, max_steps: i
 
 
 @torch.no_grad()
-def score_targets(model: LanguageModel, pairs: Sequence[Pair], poll: Callable[[], None] = lambda: None) -> list[TargetScore]:
+def score_targets(
+    model: LanguageModel, pairs: Sequence[Pair], poll: Callable[[], None] = lambda: None
+) -> list[TargetScore]:
     """Return the score of every pair's target given its prompt."""
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].prompt) + len(pairs[i].target))
     scores: dict[int, TargetScore] = {}
@@ -74,16 +76,14 @@ def names_action(step: Transition) -> bool:
 
 
 def probe(
-    model: LanguageModel, trajectories: Sequence[Trajectory], layout: str, poll: Callable[[], None] = lambda: None
+    model: LanguageModel, trajectories: Sequence[Trajectory], form: Form, poll: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
     """Return state_nll (nats a token) and inverse_accuracy (whole commands), the latter also where no text names the act."""
-    if layout == "steps":
-        trajectories = []  # scripted episodes carry no prompts; see `docs/evaluation.md`
     steps = [step for trajectory in trajectories for step in trajectory.transitions]
     if not steps:
         return {}
-    states = score_targets(model, state_pairs(trajectories, model.codec), poll)
-    inverse = score_targets(model, inverse_pairs(trajectories, model.codec), poll)
+    states = score_targets(model, state_pairs(trajectories, model.codec, form), poll)
+    inverse = score_targets(model, inverse_pairs(trajectories, model.codec, form), poll)
     unnamed = [score for step, score in zip(steps, inverse, strict=True) if not names_action(step)]
     result = {
         "state_nll": -sum(s.logprob for s in states) / sum(s.tokens for s in states),

@@ -72,7 +72,9 @@ def load_model(folder: str | Path, device: str = "cpu") -> LanguageModel:
     """
     path = Path(folder)
     if not (path / "config.json").is_file():
-        raise UserError(f"'{folder}' is not a model folder: it has no config.json; name one that transformers' from_pretrained loads")
+        raise UserError(
+            f"'{folder}' is not a model folder: it has no config.json; name one that transformers' from_pretrained loads"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         network = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)

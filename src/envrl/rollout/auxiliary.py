@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from envrl.models.tokenizer import Codec
-from envrl.rollout.formats import Ids, action_ids, inverse_ids, state_ids, task_text, trim
+from envrl.rollout.formats import Ids, action_ids, steps_prompt, task_text, trim
 from envrl.types import Trajectory, Transition
 
 
@@ -18,50 +18,54 @@ class Pair:
     target: Ids
 
 
-def state_pairs(trajectories: Sequence[Trajectory], codec: Codec, layout: str = "concat") -> list[Pair]:
-    """Return state prediction's pairs: … sₜ, aₜ → sₜ₊₁ (its text without the list of commands).
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The form of auxiliary rows: `concat` gives (task, sₜ, …), `steps` gives the policy's own prompt at step t, …"""
 
-    In the `concat` layout what is given is (task, sₜ, aₜ); in `steps` it is the policy's own prompt and the action.
-    """
-    pairs = []
-    for task, step, context in _steps(trajectories, layout):
-        following = step.next_observation.text
-        if context is None:
-            pairs.append(Pair(*state_ids(codec, task, step.observation.text, step.action.text, following)))
-        else:
-            marks = codec.marks
-            prompt = (marks["state"], *context, *codec.encode(step.action.text), marks["next"])
-            pairs.append(Pair(prompt, (*codec.encode(trim(following)), marks["end"])))
-    return pairs
+    layout: str = "concat"
+    history: int = 2
+    show_admissible: bool = False
 
 
-def inverse_pairs(trajectories: Sequence[Trajectory], codec: Codec, layout: str = "concat") -> list[Pair]:
+def state_pairs(trajectories: Sequence[Trajectory], codec: Codec, form: Form) -> list[Pair]:
+    """Return state prediction's pairs: … sₜ, aₜ → sₜ₊₁ (its text without the list of commands)."""
+    marks = codec.marks
+    return [
+        Pair(
+            (marks["state"], *context, marks["action"], *codec.encode(step.action.text), marks["next"]),
+            (*codec.encode(trim(step.next_observation.text)), marks["end"]),
+        )
+        for context, step in _contexts(trajectories, codec, form)
+    ]
+
+
+def inverse_pairs(trajectories: Sequence[Trajectory], codec: Codec, form: Form) -> list[Pair]:
     """Return inverse dynamics' pairs: … sₜ, sₜ₊₁ → aₜ (the parsed command and the closing mark)."""
-    pairs = []
-    for task, step, context in _steps(trajectories, layout):
-        following = step.next_observation.text
-        if context is None:
-            pairs.append(Pair(*inverse_ids(codec, task, step.observation.text, following, step.action.text)))
-        else:
-            marks = codec.marks
-            prompt = (marks["inverse"], *context[:-1], marks["next"], *codec.encode(trim(following)), marks["action"])
-            pairs.append(Pair(prompt, action_ids(codec, step.action.text)))
-    return pairs
+    marks = codec.marks
+    return [
+        Pair(
+            (
+                *(marks["inverse"], *context),
+                marks["next"],
+                *codec.encode(trim(step.next_observation.text)),
+                marks["action"],
+            ),
+            action_ids(codec, step.action.text),
+        )
+        for context, step in _contexts(trajectories, codec, form)
+    ]
 
 
-def _steps(trajectories: Sequence[Trajectory], layout: str) -> Iterator[tuple[str, Transition, Ids | None]]:
-    """Yield (task, transition, the policy's prompt in the `steps` layout) of every step."""
+def _contexts(trajectories: Sequence[Trajectory], codec: Codec, form: Form) -> Iterator[tuple[Ids, Transition]]:
+    """Yield (what precedes the action, without the mark that asks for it; the transition) of every step."""
     for trajectory in trajectories:
-        if not trajectory.transitions:
-            continue
-        task = task_text(trajectory.transitions[0].observation)
-        contexts: dict[int, Ids] = {}
-        if layout == "steps":
-            for segment in trajectory.segments:
-                for span in segment.spans:
-                    contexts[span.step] = tuple(segment.token_ids[: span.start].tolist())
-        for number, step in enumerate(trajectory.transitions):
-            yield task, step, contexts.get(number)
+        steps = trajectory.transitions
+        task = task_text(steps[0].observation) if steps else ""
+        for number, step in enumerate(steps):
+            past = steps[max(0, number - form.history) : number] if form.layout == "steps" else ()
+            turns = [(turn.observation, turn.action.text) for turn in past]
+            shown = form.layout == "steps" and form.show_admissible
+            yield steps_prompt(codec, task, turns, step.observation, shown)[:-1], step
 
 
 def observation_spans(trajectory: Trajectory, codec: Codec) -> list[list[tuple[int, int]]]:

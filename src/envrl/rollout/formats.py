@@ -58,23 +58,3 @@ def steps_prompt(
     for earlier, command in history:
         ids += [*observation_ids(codec, earlier), *action_ids(codec, command)]
     return (*ids, *observation_ids(codec, observation, show_commands))
-
-
-def state_ids(codec: Codec, task: str, text: str, command: str, following: str) -> tuple[Ids, Ids]:
-    """Return (prompt, target) of a state-prediction row: task, observation, action → the next observation."""
-    marks = codec.marks
-    prompt = (
-        *(marks["state"], marks["task"], *codec.encode(task)),
-        *(marks["observation"], *codec.encode(trim(text)), marks["action"], *codec.encode(command), marks["next"]),
-    )
-    return prompt, (*codec.encode(trim(following)), marks["end"])
-
-
-def inverse_ids(codec: Codec, task: str, text: str, following: str, command: str) -> tuple[Ids, Ids]:
-    """Return (prompt, target) of an inverse-dynamics row: task, two observations → the action between them."""
-    marks = codec.marks
-    prompt = (
-        *(marks["inverse"], marks["task"], *codec.encode(task)),
-        *(marks["observation"], *codec.encode(trim(text)), marks["next"], *codec.encode(trim(following)), marks["action"]),
-    )
-    return prompt, action_ids(codec, command)

@@ -187,7 +187,11 @@ def to_action(draft: Draft, codec: Codec) -> Action:
 
 def _finish(episode: _Episode) -> Trajectory:
     return Trajectory(
-        episode.task, episode.member, tuple(episode.transitions), tuple(episode.segments), episode.stop_reason or "max_steps"
+        episode.task,
+        episode.member,
+        tuple(episode.transitions),
+        tuple(episode.segments),
+        episode.stop_reason or "max_steps",
     )
 
 

@@ -35,7 +35,9 @@ class Sampler:
     closed; tokens that a trie leaves no choice about are taken without running the network.
     """
 
-    def __init__(self, model: LanguageModel, slots: int, temperature: float, max_tokens: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: LanguageModel, slots: int, temperature: float, max_tokens: int, dtype: torch.dtype
+    ) -> None:
         self.model = model
         self.temperature = temperature
         self.max_tokens = max_tokens

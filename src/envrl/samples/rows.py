@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from envrl.objective.aggregation import row_weights
 from envrl.types import Ragged, Row, Segment, Term, Trajectory
 
 
@@ -25,14 +26,6 @@ def ragged(lists: Sequence[Sequence[int] | None]) -> Ragged:
     filled = [ids or () for ids in lists]
     offsets = np.cumsum([0, *map(len, filled)], dtype=np.int32)
     return Ragged(np.array([i for ids in filled for i in ids], dtype=np.int32), offsets)
-
-
-def shares(count: int, aggregation: str) -> tuple[float, float]:
-    """Return (weight of each counted token, the row's share of the denominator) of a policy row.
-
-    token_mean: (1, count); sequence_mean: (1 / count, 1).
-    """
-    return (1.0, float(count)) if aggregation == "token_mean" else (1.0 / count, 1.0)
 
 
 def policy_rows(
@@ -76,12 +69,12 @@ def _policy_term(
             allowed.append(choices)
     if not positions:
         return None
-    weight, share = shares(len(positions), aggregation)
+    weights, shares = row_weights([len(positions)], aggregation)
     return Term(
         "policy",
         np.array(positions, dtype=np.int32),
-        np.full(len(positions), weight, dtype=np.float32),
-        share,
+        np.full(len(positions), weights[0], dtype=np.float32),
+        float(shares[0]),
         np.array(advantages, dtype=np.float32),
         np.array(logprobs, dtype=np.float32),
         ragged(allowed),

@@ -18,6 +18,7 @@ from envrl.rollout.auxiliary import Pair, inverse_pairs, observation_spans, stat
 from envrl.rollout.randomness import key_of
 from envrl.samples.rows import pair_rows, policy_rows
 from envrl.trainer.demonstrations import sample_share
+from envrl.trainer.evaluation import auxiliary_form
 from envrl.types import Row, Task, Trajectory
 
 _KNOBS = {"baseline", "std", "gamma", "step_weight", "step_norm"}
@@ -56,7 +57,7 @@ def aux_weights(objective: ObjectiveConfig, update: int, updates: int) -> dict[s
 
 
 def step_advantages(trajectories: Sequence[Trajectory], config: Config) -> list[NDArray[np.float64]]:
-    """Return the advantage of every step under the recipe's estimator; a group is the episodes of one task."""
+    """Return the advantage of every step under the recipe's estimator; a group is `rollout.group_size` in a row."""
     objective = config.objective
     estimator = ESTIMATORS[objective.estimator]
     settings: dict[str, Any] = {name: getattr(objective, name) for name in _KNOBS if name in estimator.knobs}
@@ -65,7 +66,7 @@ def step_advantages(trajectories: Sequence[Trajectory], config: Config) -> list[
     return estimator(
         [[step.reward for step in t.transitions] for t in trajectories],
         [[step.observation.text for step in t.transitions] for t in trajectories],
-        groups=[t.task.id for t in trajectories],
+        groups=[number // config.rollout.group_size for number in range(len(trajectories))],
         penalties=penalties,
         **settings,
     )
@@ -83,9 +84,11 @@ def build_batch(trajectories: Sequence[Trajectory], config: Config, codec: Codec
     figures: dict[str, float] = {f"weight/{name}": weight for name, weight in weights.items()}
     figures["rows/policy"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
     if weights.get("state", 0.0) > 0 and not in_pass:
-        rows += _auxiliary("state", state_pairs(trajectories, codec, config.rollout.layout), config, update, figures)
+        rows += _auxiliary("state", state_pairs(trajectories, codec, auxiliary_form(config)), config, update, figures)
     if weights.get("inverse", 0.0) > 0:
-        rows += _auxiliary("inverse", inverse_pairs(trajectories, codec, config.rollout.layout), config, update, figures)
+        rows += _auxiliary(
+            "inverse", inverse_pairs(trajectories, codec, auxiliary_form(config)), config, update, figures
+        )
     return UpdateBatch(rows, figures)
 
 
@@ -102,7 +105,10 @@ def _auxiliary(name: str, pairs: list[Pair], config: Config, update: int, figure
             [len(pair.target) for pair in pairs],
             key_of(config.seed, update, name, "placebo"),
         )
-        pairs = [replace(pair, target=pairs[source].target) for pair, source in zip(pairs, exchange.source_N, strict=True)]
+        pairs = [
+            replace(pair, target=pairs[source].target) for pair, source in zip(pairs, exchange.source_N, strict=True)
+        ]
         figures[f"placebo/{name}_coincidences"] = exchange.coincidences
+        figures[f"placebo/{name}_other_length"] = exchange.other_length
     figures[f"rows/{name}"] = len(pairs)
     return pair_rows(pairs, name)

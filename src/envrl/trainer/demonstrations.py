@@ -19,8 +19,8 @@ from envrl.rollout.randomness import key_of
 from envrl.rollout.runner import Script, play_script
 from envrl.rollout.scripts import make_script, random_script
 from envrl.samples.rows import pair_rows
+from envrl.trainer.evaluation import auxiliary_form
 from envrl.types import Observation, Row, Task, Term, Trajectory
-
 
 T = TypeVar("T")
 
@@ -59,13 +59,17 @@ def _with_noise(script: Script, chance: float, seed: int, imitated: list[bool]) 
     return act
 
 
-def collect(config: Config, make_env: Callable[[], TextEnv], poll: Callable[[], None]) -> tuple[list[Demonstration], list[Demonstration]]:
+def collect(
+    config: Config, make_env: Callable[[], TextEnv], poll: Callable[[], None]
+) -> tuple[list[Demonstration], list[Demonstration]]:
     """Return (those to imitate, those held out), of different training games; only episodes that were won count."""
     env = make_env()
     wanted, held = config.warm_start.demonstrations, config.warm_start.held_out
     tasks = env.tasks(config.env.split)
     if held >= len(tasks):
-        raise UserError(f"warm_start.held_out = {held} leaves nothing of the {len(tasks)} tasks of split '{config.env.split}'")
+        raise UserError(
+            f"warm_start.held_out = {held} leaves nothing of the {len(tasks)} tasks of split '{config.env.split}'"
+        )
     order = choose_tasks(tasks, config.seed, len(tasks))
     held_tasks, rest = order[:held], order[held:]
     tries = [rest[i % len(rest)] for i in range(2 * wanted)] if len(rest) < 2 * wanted else rest
@@ -79,7 +83,9 @@ def collect(config: Config, make_env: Callable[[], TextEnv], poll: Callable[[], 
             if demonstration.trajectory.success:
                 found[which].append(demonstration)
     if wanted and not found[0]:
-        raise UserError(f"the demonstrator '{config.warm_start.demonstrator}' won none of {len(tries)} episodes; use another one")
+        raise UserError(
+            f"the demonstrator '{config.warm_start.demonstrator}' won none of {len(tries)} episodes; use another one"
+        )
     return found
 
 
@@ -121,13 +127,13 @@ def _counted(component: str, positions: Sequence[int]) -> Term:
 
 def auxiliary_rows(demonstrations: Sequence[Demonstration], codec: Codec, config: Config, seed: int) -> list[Row]:
     """Return the separate state and inverse rows of a share of the transitions (`warm_start.fraction`)."""
-    warm, layout = config.warm_start, config.rollout.layout
+    warm, form = config.warm_start, auxiliary_form(config)
     trajectories = [d.trajectory for d in demonstrations]
     rows: list[Row] = []
     if warm.state_weight > 0 and warm.state_rows == "separate":
-        rows += pair_rows(sample_share(state_pairs(trajectories, codec, layout), warm.fraction, seed), "state")
+        rows += pair_rows(sample_share(state_pairs(trajectories, codec, form), warm.fraction, seed), "state")
     if warm.inverse_weight > 0:
-        rows += pair_rows(sample_share(inverse_pairs(trajectories, codec, layout), warm.fraction, seed + 1), "inverse")
+        rows += pair_rows(sample_share(inverse_pairs(trajectories, codec, form), warm.fraction, seed + 1), "inverse")
     return rows
 
 

@@ -11,6 +11,7 @@ from envrl.envs.protocol import TextEnv
 from envrl.eval.probe import probe, probe_episodes
 from envrl.eval.record import action_rates, success_summary, summarize
 from envrl.models.load import LanguageModel
+from envrl.rollout.auxiliary import Form
 from envrl.rollout.runner import Clock, PlaySettings, batches, play_model
 from envrl.types import Task, Trajectory
 
@@ -32,6 +33,11 @@ def play_settings(config: Config, temperature: float, actions: str | None = None
     )
 
 
+def auxiliary_form(config: Config) -> Form:
+    """Return the form of the recipe's state and inverse rows."""
+    return Form(config.rollout.layout, config.rollout.history, config.rollout.show_admissible)
+
+
 def play_tasks(
     model: LanguageModel,
     make_env: Callable[[], TextEnv],
@@ -45,9 +51,7 @@ def play_tasks(
     played: list[Trajectory] = []
     for part in batches(len(tasks), BATCH):
         chosen = [tasks[i] for i in part]
-        played += play_model(
-            model, make_env, chosen, [0] * len(chosen), settings, seed=seed, clock=clock, poll=poll
-        )
+        played += play_model(model, make_env, chosen, [0] * len(chosen), settings, seed=seed, clock=clock, poll=poll)
     return played
 
 
@@ -73,12 +77,14 @@ def evaluate_split(
             free = played
         else:
             settings = play_settings(config, config.eval.temperature, "free")
-            free = play_tasks(model, make_env, chosen[: config.eval.free_episodes], settings, config.eval.seed, clock, poll)
+            free = play_tasks(
+                model, make_env, chosen[: config.eval.free_episodes], settings, config.eval.seed, clock, poll
+            )
         record |= {f"free/{name}": value for name, value in action_rates(free).items()}
         record["free/success_rate"] = success_summary(free)["success_rate"]
         record["free/episodes"] = len(free)
     if config.eval.probe_episodes:
         scripted = probe_episodes(env, tasks, config.eval.probe_episodes, config.env.max_steps, config.eval.seed)
-        record |= probe(model, scripted, config.rollout.layout, poll)
+        record |= probe(model, scripted, auxiliary_form(config), poll)
     record["seconds"] = {"total": time.perf_counter() - began, "env": clock.env}
     return record, played

@@ -144,7 +144,9 @@ class Run:
         played = time.perf_counter()
         batch = build_batch(trajectories, config, state.model.codec, number)
         built = time.perf_counter()
-        figures = self.optimization.step(batch.rows, aux_weights(config.objective, number, config.train.updates), number)
+        figures = self.optimization.step(
+            batch.rows, aux_weights(config.objective, number, config.train.updates), number
+        )
         if number % config.train.trajectories_every == 0 and config.train.trajectories:
             shown = trajectories[: config.train.trajectories * config.rollout.group_size]
             write_trajectories(self.folder, f"update-{number:06d}", number, shown, state.model)
@@ -157,7 +159,10 @@ class Run:
             "update": done - built,
             "total": done - began,
         }
-        record["rate"] = {"env_steps": record["train/steps"] / (done - began), "tokens": record["tokens"] / (done - began)}
+        record["rate"] = {
+            "env_steps": record["train/steps"] / (done - began),
+            "tokens": record["tokens"] / (done - began),
+        }
         self.metrics.append(record)
         state.update, state.metrics_offset = number, self.metrics.offset
         state.evaluated = not self._evaluation_due(number)
@@ -279,8 +284,10 @@ def open_run(run: Path, config: Config) -> Config:
         raise UserError(f"there is no run in '{run}' to resume; start it without --resume")
     stored = load_recipe(str(file), ())
     changed = config_differences(stored, config)
-    fixed = stored.objective.schedule == "constant" or stored.objective.schedule_updates > 0 or not aux_weights(
-        stored.objective, 1, 1
+    fixed = (
+        stored.objective.schedule == "constant"
+        or stored.objective.schedule_updates > 0
+        or not aux_weights(stored.objective, 1, 1)
     )
     if changed == ["train.updates"] and fixed and config.train.updates >= stored.train.updates:
         return config
@@ -290,7 +297,9 @@ def open_run(run: Path, config: Config) -> Config:
             "fall; only more updates with objective.schedule_updates set, or a constant schedule, can be added"
         )
     if changed:
-        raise UserError(f"'{run}' was started with another configuration ({', '.join(changed)} differ); use another --run")
+        raise UserError(
+            f"'{run}' was started with another configuration ({', '.join(changed)} differ); use another --run"
+        )
     return config
 
 

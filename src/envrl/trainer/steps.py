@@ -77,7 +77,9 @@ class Optimization:
     def _order(self, count: int, update: int, epoch: int) -> np.ndarray:
         if self.config.train.minibatches == 1:
             return np.arange(count)
-        return np.random.Generator(np.random.PCG64(key_of(self.config.seed, update, epoch, "minibatches"))).permutation(count)
+        return np.random.Generator(np.random.PCG64(key_of(self.config.seed, update, epoch, "minibatches"))).permutation(
+            count
+        )
 
     def _one(
         self,
@@ -109,7 +111,12 @@ class Optimization:
         self.skips += 1
         file = self.run / "skipped" / f"update-{update:06d}.json"
         file.parent.mkdir(exist_ok=True)
-        record = {"loss": str(loss), "grad_norm": str(norm), "weights": dict(settings.weights), "rows": [_plain(r) for r in rows]}
+        record = {
+            "loss": str(loss),
+            "grad_norm": str(norm),
+            "weights": dict(settings.weights),
+            "rows": [_plain(r) for r in rows],
+        }
         write_text(file, json.dumps(record))
         if self.skips >= LARGEST_RUN_OF_SKIPS:
             raise RunError(

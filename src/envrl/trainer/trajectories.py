@@ -10,14 +10,16 @@ from typing import Any
 
 from envrl.eval.probe import score_targets
 from envrl.models.load import LanguageModel
-from envrl.rollout.auxiliary import state_pairs
+from envrl.rollout.auxiliary import Form, state_pairs
 from envrl.trainer.files import write_text
 from envrl.types import Trajectory
 
 
-def write_trajectories(run: Path, name: str, update: int, trajectories: Sequence[Trajectory], model: LanguageModel) -> None:
+def write_trajectories(
+    run: Path, name: str, update: int, trajectories: Sequence[Trajectory], model: LanguageModel
+) -> None:
     """Write `trajectories/NAME.jsonl`; every step carries the state prediction's loss (nats a token) of this model."""
-    scores = iter(score_targets(model, state_pairs(trajectories, model.codec)))
+    scores = iter(score_targets(model, state_pairs(trajectories, model.codec, Form())))
     lines = []
     for trajectory in trajectories:
         steps = []

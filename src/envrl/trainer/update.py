@@ -1,6 +1,6 @@
 """One optimiser step: rows in, a changed network and its metrics out; blind to algorithms.
 
-    loss = Σ_c  λ_c · ( Σ_tokens w · ℓ_c ) / N_c
+loss = Σ_c  λ_c · ( Σ_tokens w · ℓ_c ) / N_c
 """
 
 from __future__ import annotations
@@ -64,13 +64,17 @@ def precision_context(precision: str, device: torch.device) -> torch.autocast | 
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def score_terms(model: LanguageModel, rows: Sequence[Row], component: str, states: Tensor, temperature: float) -> TokenScores:
+def score_terms(
+    model: LanguageModel, rows: Sequence[Row], component: str, states: Tensor, temperature: float
+) -> TokenScores:
     """Return the scores of all tokens that `component` asks for in these rows, row by row."""
     terms = [(number, term) for number, row in enumerate(rows) for term in row.terms if term.component == component]
     device = states.device
     row_index = torch.from_numpy(np.repeat([n for n, _ in terms], [len(t.positions_T) for _, t in terms])).to(device)
     positions = torch.from_numpy(np.concatenate([t.positions_T for _, t in terms]).astype(np.int64)).to(device)
-    targets = torch.from_numpy(np.concatenate([rows[n].token_ids[t.positions_T] for n, t in terms]).astype(np.int64)).to(device)
+    targets = torch.from_numpy(
+        np.concatenate([rows[n].token_ids[t.positions_T] for n, t in terms]).astype(np.int64)
+    ).to(device)
     logits = logits_of(model.network, states[row_index, positions - 1]) / temperature
     allowed = _allowed([t for _, t in terms], logits.shape[1])
     if allowed is None:

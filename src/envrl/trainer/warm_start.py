@@ -16,11 +16,18 @@ import torch
 
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
-from envrl.models.forward import logits_of, log_softmax_and_entropy, row_states
+from envrl.models.forward import log_softmax_and_entropy, logits_of, row_states
 from envrl.models.load import LanguageModel, build_model, load_model, save_model
 from envrl.rollout.randomness import key_of
 from envrl.samples.packing import pack
-from envrl.trainer.checkpoint import latest_checkpoint, load_state, save_checkpoint, save_folder, save_state, verify_checkpoint
+from envrl.trainer.checkpoint import (
+    latest_checkpoint,
+    load_state,
+    save_checkpoint,
+    save_folder,
+    save_state,
+    verify_checkpoint,
+)
 from envrl.trainer.demonstrations import Demonstration, auxiliary_rows, collect, imitation_rows, world_texts
 from envrl.trainer.files import JsonLines
 from envrl.trainer.optimizer import make_optimizer, optimizer_state, restore_optimizer
@@ -82,7 +89,9 @@ class _Stage:
         config = self.config
         if config.model.path:
             return load_model(config.model.path, config.train.device)
-        return build_model(config.model, world_texts([*self.training, *self.held_out]), config.seed, config.train.device)
+        return build_model(
+            config.model, world_texts([*self.training, *self.held_out]), config.seed, config.train.device
+        )
 
     def run(self) -> None:
         """Train to the end, or until the held-out loss has not fallen for `patience` epochs; keep the best epoch."""
@@ -106,7 +115,9 @@ class _Stage:
     def _train_step(self, epoch: int, place: int) -> dict[str, Any]:
         config, warm = self.config, self.config.warm_start
         began = time.perf_counter()
-        order = np.random.Generator(np.random.PCG64(key_of(config.seed, "epoch", epoch))).permutation(len(self.training))
+        order = np.random.Generator(np.random.PCG64(key_of(config.seed, "epoch", epoch))).permutation(
+            len(self.training)
+        )
         chosen = [self.training[i] for i in order[place * warm.batch : (place + 1) * warm.batch]]
         rows = [row for demonstration in chosen for row in imitation_rows(demonstration, self.model.codec, config)]
         rows += auxiliary_rows(chosen, self.model.codec, config, key_of(config.seed, "auxiliary", epoch, place))
@@ -178,7 +189,9 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def measure_imitation(model: LanguageModel, demonstrations: Sequence[Demonstration], config: Config) -> dict[str, float]:
+def measure_imitation(
+    model: LanguageModel, demonstrations: Sequence[Demonstration], config: Config
+) -> dict[str, float]:
     """Return the loss (nats a token), whole actions right, and entropy (nats a token) on demonstrations."""
     rows: list[Row] = [row for d in demonstrations for row in imitation_rows(d, model.codec, config)]
     loss = entropy = 0.0
