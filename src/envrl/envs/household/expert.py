@@ -46,6 +46,7 @@ _TOOK = re.compile(r"You pick up the (\w+ \d+) from the (\w+ \d+)\.$")
 _MOVED = re.compile(r"You move the (\w+ \d+) to the (\w+ \d+)\.$")
 _CLOSE = re.compile(r"You close the (\w+ \d+)\.$")
 _TREATED = re.compile(r"You (clean|heat|cool) the \w+ \d+ using the \w+ \d+\.$")
+_NOTHING = "Nothing happens."
 _EXAMINE = re.compile(r"examine (\w+ \d+)$")
 
 
@@ -115,6 +116,7 @@ class ExpertEpisode:
     placed: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
     """Receptacles that do not take the held object."""
+    last: str = ""
     order: dict[str, int] = field(default_factory=dict)
     """Which of equally good receptacles comes first."""
 
@@ -126,8 +128,10 @@ class ExpertEpisode:
         if observation.admissible is not None:
             self._read_admissible(observation.admissible)
         command = self._choose()
-        while observation.admissible is not None and command not in observation.admissible:
+        offered = observation.admissible
+        while offered is not None and command not in offered and command != "look":
             command = self._give_up(command)
+        self.last = command
         return command
 
     def _begin(self, text: str) -> None:
@@ -159,6 +163,8 @@ class ExpertEpisode:
             self.contents.setdefault(match[2], []).append(match[1])
             if _type(match[2]) == self.goal.target_type:
                 self.placed.add(match[1])
+        elif text == _NOTHING and self.last.startswith("go to "):
+            self.here |= {self.last.removeprefix("go to ")}  # it shares the place where the agent is already
         elif match := _TREATED.match(text):
             self.treated = match[1] == TREATMENTS.get(self.goal.kind, ("", ""))[0]
 
@@ -198,7 +204,9 @@ class ExpertEpisode:
         if not known:
             return self._explore(self.goal.object_type)
         receptacle, name = min(known, key=lambda pair: (pair[0] not in self.here, self.order[pair[0]]))
-        return f"take {name} from {receptacle}" if receptacle in self.here else f"go to {receptacle}"
+        if receptacle not in self.here:
+            return f"go to {receptacle}"
+        return f"open {receptacle}" if receptacle in self.closed else f"take {name} from {receptacle}"
 
     def _explore(self, wanted: str) -> str:
         """Look into the receptacle that promises most a step; look everywhere anew when all have been seen."""
