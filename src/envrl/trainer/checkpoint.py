@@ -8,23 +8,39 @@ checkpoints/.old-*         what a newer one of the same name was just replacing:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envrl.errors import UserError
+from envrl.models.checkpoints import (
+    MANIFEST,
+    NAME,
+    checkpoints,
+    files_below,
+    latest_checkpoint,
+    sha256,
+    verify_checkpoint,
+)
 from envrl.trainer.files import sync_folder, write_json, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MANIFEST = "manifest.json"
-_NAME = re.compile(r"step-(\d+)")
+__all__ = [
+    "MANIFEST",
+    "checkpoints",
+    "clean_checkpoints",
+    "latest_checkpoint",
+    "load_state",
+    "save_checkpoint",
+    "save_folder",
+    "save_state",
+    "verify_checkpoint",
+]
 
 
 def save_checkpoint(folder: Path, name: str, write: Callable[[Path], None], keep: int) -> Path:
@@ -33,7 +49,7 @@ def save_checkpoint(folder: Path, name: str, write: Callable[[Path], None], keep
     The `keep` newest stay, older ones go. Killed at any moment, every checkpoint that has a name is complete. Raises
     `RunError` where there is no room, with the checkpoints before it untouched and nothing left of the new one.
     """
-    if not _NAME.fullmatch(name) or keep < 1:
+    if not NAME.fullmatch(name) or keep < 1:
         raise ValueError(f"a checkpoint is named step-<number> and at least one is kept, not {name!r} and {keep}")
     target = folder / name
     with writing(target):
@@ -61,62 +77,6 @@ def save_folder(target: Path, write: Callable[[Path], None]) -> None:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         _move_into_place(aside, target)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Return the folder's checkpoints, oldest first, unverified; of one caught being replaced, the old one."""
-    found: dict[int, Path] = {}
-    for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []:
-        match = _NAME.fullmatch(path.name.removeprefix(".old-"))
-        # "step-…" sorts after ".old-step-…", so reversed it comes first and wins.
-        if match and path.is_dir() and not path.is_symlink():
-            found.setdefault(int(match[1]), path)
-    return [found[number] for number in sorted(found)]
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint, verified, or None where there is none; writes nothing.
-
-    Raises `UserError` where it is damaged: it names what is wrong and what to remove to go on from the one before it.
-    """
-    damaged: list[Path] = []
-    reason = ""
-    for path in reversed(checkpoints(folder)):
-        try:
-            verify_checkpoint(path)
-        except UserError as error:
-            damaged.append(path)
-            reason = reason or str(error)
-            continue
-        if not damaged:
-            return path
-        raise UserError(f"{reason}; remove {_names(damaged)} and run again with --resume to go on from {path.name}")
-    if damaged:
-        raise UserError(f"{reason}; no earlier one is whole: remove {_names(damaged)} and run again to start over")
-    return None
-
-
-def verify_checkpoint(path: Path) -> None:
-    """Compare every file with the manifest; raises `UserError` that names the first missing or altered one."""
-    if not path.is_dir():
-        raise UserError(f"there is no checkpoint at {path}")
-    try:
-        files = json.loads((path / MANIFEST).read_bytes())["files"]
-        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except FileNotFoundError:
-        raise UserError(f"the checkpoint {path} is damaged: {MANIFEST} is missing") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"the checkpoint {path} is damaged: {MANIFEST} is not readable") from None
-    present = _files(path)
-    for name, (size, digest) in expected.items():
-        if name not in present:
-            raise UserError(f"the checkpoint {path} is damaged: {name} is missing")
-        if present[name].stat().st_size != size:
-            raise UserError(
-                f"the checkpoint {path} is damaged: {name} has {present[name].stat().st_size} bytes instead of {size}"
-            )
-        if _sha256(present[name]) != digest:
-            raise UserError(f"the checkpoint {path} is damaged: the content of {name} was altered")
 
 
 def clean_checkpoints(folder: Path) -> None:
@@ -182,19 +142,10 @@ def _discard(path: Path) -> None:
 
 def _fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
     return {
-        name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for name, path in _files(folder).items()
+        name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for name, path in files_below(folder).items()
         if name != MANIFEST
     }
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_tree(folder: Path) -> None:
@@ -209,7 +160,3 @@ def _sync_tree(folder: Path) -> None:
 
 def _with_suffix(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
-
-
-def _names(paths: list[Path]) -> str:
-    return " and ".join(str(path) for path in paths)
