@@ -44,8 +44,10 @@ class WarmStartConfig:
     demonstrations: Count = 1500  # episodes imitated; 0 skips the stage
     demonstrator: Literal["expert", "walkthrough"] = "expert"  # who plays them
     epochs: Positive = 3  # passes over the demonstrations
-    learning_rate: Rate = 3e-3  # peak; linear warm-up, then cosine to a tenth
-    batch: Positive = 32  # demonstrations an optimiser step
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the hidden layers' matrices, AdamW for the rest
+    learning_rate: Rate = 3e-3  # AdamW's peak; linear warm-up, then cosine to a tenth
+    matrix_learning_rate: Rate = 0.02  # Muon's peak
+    batch: Positive = 12  # demonstrations an optimiser step
     state_weight: Weight = 0.0  # weight of predicting the world's answers
     state_rows: Literal["separate", "in_pass"] = "in_pass"  # rows of their own | the demonstration's own rows
     inverse_weight: Weight = 0.0  # weight of inverse-dynamics rows
@@ -53,7 +55,7 @@ class WarmStartConfig:
     noise: Fraction = 0.0  # chance that a step is preceded by a random command, shown but not imitated
     held_out: Count = 64  # further demonstrations, of other training games, that are only measured
     patience: Count = 2  # stop after this many epochs in which the held-out loss did not fall; 0 never stops early
-    every: Positive = 50  # optimiser steps between two saved states of this stage
+    every: Positive = 100  # optimiser steps between two saved states of this stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +107,7 @@ class TrainConfig:
     minibatches: Positive = 1  # optimiser steps a pass
     max_grad_norm: AboveZero = 1.0  # longer gradients are scaled down to this norm
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward and backward pass; master weights are fp32
-    micro_batch_tokens: Positive = 16384  # token budget of one forward and backward pass, padding included
+    micro_batch_tokens: Positive = 4096  # token budget of one forward and backward pass, padding included
     threads: Count = 0  # torch threads; 0: as many as the process may use, at most 2
     device: str = "cpu"  # cpu, cuda or cuda:N
     trajectories: Count = 4  # groups of an update written to trajectories/

@@ -53,8 +53,9 @@ def _with_noise(script: Script, chance: float, seed: int, imitated: list[bool]) 
     anything = random_script(seed + 1)
 
     def act(observation: Observation) -> str:
+        command = script(observation)  # also where it is not followed: a script remembers what it is shown
         imitated.append(generator.random() >= chance)
-        return script(observation) if imitated[-1] else anything(observation)
+        return command if imitated[-1] else anything(observation)
 
     return act
 

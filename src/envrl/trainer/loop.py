@@ -28,7 +28,7 @@ from envrl.trainer.batch import aux_weights, build_batch, draw_tasks
 from envrl.trainer.checkpoint import clean_checkpoints, latest_checkpoint, load_state, save_checkpoint, save_state
 from envrl.trainer.evaluation import evaluate_split, play_settings
 from envrl.trainer.files import JsonLines, create_run, lock_run
-from envrl.trainer.optimizer import make_optimizer, optimizer_state, restore_optimizer
+from envrl.trainer.optimizer import Optimizer, adamw
 from envrl.trainer.progress import Reporter
 from envrl.trainer.signals import StopRequest, stop_on_signals
 from envrl.trainer.steps import Optimization
@@ -42,7 +42,7 @@ class RunState:
     """What a run is made of between two updates."""
 
     model: LanguageModel
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     update: int = 0
     evaluated: bool = False
     skipped: int = 0
@@ -225,12 +225,12 @@ class Run:
 
     def _start(self, model: LanguageModel) -> RunState:
         train = self.config.train
-        return RunState(model, make_optimizer(model, train.learning_rate, train.weight_decay))
+        return RunState(model, adamw(model, train.learning_rate, train.weight_decay))
 
     def _restore(self, folder: Path) -> RunState:
         state = self._start(load_model(folder, self.config.train.device))
         tensors, meta = load_state(folder / "state")
-        restore_optimizer(state.optimizer, tensors)
+        state.optimizer.restore(tensors)
         for name in RunState.COUNTERS:
             setattr(state, name, meta[name])
         return state
@@ -239,7 +239,7 @@ class Run:
         def write(folder: Path) -> None:
             save_model(state.model, folder)
             meta = {name: getattr(state, name) for name in RunState.COUNTERS}
-            save_state(folder / "state", optimizer_state(state.optimizer), meta)
+            save_state(folder / "state", state.optimizer.tensors(), meta)
 
         self.metrics.sync()
         return save_checkpoint(self.checkpoints, f"step-{state.update:06d}", write, self.config.checkpoint.keep)

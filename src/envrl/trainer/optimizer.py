@@ -1,35 +1,86 @@
-"""AdamW over fp32 master weights, and its state as named tensors."""
+"""The optimisers over fp32 master weights, as one thing with a state that is named tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from envrl.models.load import LanguageModel
 
+BETAS = (0.9, 0.99)
 
-def make_optimizer(model: LanguageModel, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+
+class Optimizer:
+    """AdamW, or Muon for the hidden layers' matrices with AdamW for the rest."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self._parts = parts
+        self._peaks = [group["lr"] for group in self._groups()]
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        for part in self._parts:
+            yield from part.param_groups
+
+    def scale(self, factor: float) -> None:
+        """Set every learning rate to its peak times `factor`."""
+        for group, peak in zip(self._groups(), self._peaks, strict=True):
+            group["lr"] = peak * factor
+
+    def step(self) -> None:
+        """Change the weights by the present gradient."""
+        for part in self._parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Drop the gradient."""
+        for part in self._parts:
+            part.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return moments and step counts, named `<part>.<parameter>.<what>`."""
+        return {
+            f"{number}.{parameter}.{name}": value
+            for number, part in enumerate(self._parts)
+            for parameter, entry in part.state_dict()["state"].items()
+            for name, value in entry.items()
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `tensors` returned."""
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self._parts]
+        for key, value in tensors.items():
+            number, parameter, name = key.split(".")
+            states[int(number)].setdefault(int(parameter), {})[name] = value
+        for part, state in zip(self._parts, states, strict=True):
+            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+def adamw(model: LanguageModel, learning_rate: float, weight_decay: float = 0.0) -> Optimizer:
     """Return AdamW (β 0.9, 0.99; Loshchilov and Hutter, arXiv 1711.05101); matrices decay, vectors do not."""
     parameters = list(model.network.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99), eps=1e-8, foreach=True)
+    return Optimizer([torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, foreach=True)])
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the moments and step counts as tensors named `<parameter number>.<what>`."""
-    state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value for number, entry in state.items() for name, value in entry.items()}
+def muon(model: LanguageModel, learning_rate: float, matrix_learning_rate: float) -> Optimizer:
+    """Return Muon (Jordan et al. 2024; the scale of Liu et al., arXiv 2502.16982) for the hidden layers' matrices.
 
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_state` returned."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        number, _, what = name.partition(".")
-        state.setdefault(int(number), {})[what] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    The embedding and everything that is no matrix keep AdamW.
+    """
+    embedding = {id(p) for p in model.network.get_input_embeddings().parameters()}
+    embedding |= {id(p) for p in model.network.get_output_embeddings().parameters()}
+    parameters = list(model.network.parameters())
+    matrices = [p for p in parameters if p.ndim == 2 and id(p) not in embedding]
+    rest = [p for p in parameters if p.ndim != 2 or id(p) in embedding]
+    return Optimizer(
+        [
+            torch.optim.Muon(matrices, lr=matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=learning_rate, betas=BETAS, weight_decay=0.0, foreach=True),
+        ]
+    )

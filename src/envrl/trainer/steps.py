@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from envrl.config.schema import Config
 from envrl.errors import RunError
 from envrl.models.load import LanguageModel, load_model
 from envrl.rollout.randomness import key_of
 from envrl.trainer.files import write_text
+from envrl.trainer.optimizer import Optimizer
 from envrl.trainer.update import LossSettings, OldLogprobs, Totals, accumulate, clip_gradient, policy_logprobs
 from envrl.types import Row
 
@@ -29,7 +29,7 @@ class Optimization:
         self,
         config: Config,
         model: LanguageModel,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         run: Path,
         poll: Callable[[], None],
     ) -> None:
@@ -98,7 +98,7 @@ class Optimization:
                 self.skips = 0
                 return self._figures(totals, norm)
         finally:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
         self._skip(rows, settings, update, loss, norm)
         return {"grad_norm": norm, "skipped": 1.0}
 

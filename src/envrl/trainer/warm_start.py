@@ -30,7 +30,7 @@ from envrl.trainer.checkpoint import (
 )
 from envrl.trainer.demonstrations import Demonstration, auxiliary_rows, collect, imitation_rows, world_texts
 from envrl.trainer.files import JsonLines
-from envrl.trainer.optimizer import make_optimizer, optimizer_state, restore_optimizer
+from envrl.trainer.optimizer import Optimizer, adamw, muon
 from envrl.trainer.update import LossSettings, accumulate, clip_gradient, pad_rows
 from envrl.types import Row
 
@@ -77,7 +77,7 @@ class _Stage:
         if latest is None:
             self.model = self._fresh_model()
             self.step, self.tokens = 0, 0
-            self.optimizer = make_optimizer(self.model, 0.0, 0.0)
+            self.optimizer = self._fresh_optimizer()
             self.best_weights = copy.deepcopy(self.model.network.state_dict())
             self.log.truncate(0)
         else:
@@ -92,6 +92,12 @@ class _Stage:
         return build_model(
             config.model, world_texts([*self.training, *self.held_out]), config.seed, config.train.device
         )
+
+    def _fresh_optimizer(self) -> Optimizer:
+        warm = self.config.warm_start
+        if warm.optimizer == "muon":
+            return muon(self.model, warm.learning_rate, warm.matrix_learning_rate)
+        return adamw(self.model, warm.learning_rate)
 
     def run(self) -> None:
         """Train to the end, or until the held-out loss has not fallen for `patience` epochs; keep the best epoch."""
@@ -126,20 +132,19 @@ class _Stage:
             precision=config.train.precision,
             micro_batch_tokens=config.train.micro_batch_tokens,
         )
-        rate = warm.learning_rate * learning_rate_factor(self.step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        factor = learning_rate_factor(self.step, self.steps)
+        self.optimizer.scale(factor)
         totals, _ = accumulate(self.model, rows, settings, poll=self.hooks.poll)
         norm = clip_gradient(list(self.model.network.parameters()), config.train.max_grad_norm)
         if math.isfinite(norm):
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self.tokens += totals.tokens
         return {
             "step": self.step + 1,
             "epoch": epoch,
             "tokens": self.tokens,
-            "learning_rate": rate,
+            "learning_rate": warm.learning_rate * factor,
             "grad_norm": norm,
             **{name: totals.mean(name) for name in totals.sums},
             "seconds": {"total": time.perf_counter() - began},
@@ -160,7 +165,7 @@ class _Stage:
 
         def write(folder: Path) -> None:
             save_model(self.model, folder)
-            tensors = {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer).items()}
+            tensors = {f"optimizer.{k}": v for k, v in self.optimizer.tensors().items()}
             tensors |= {f"best.{k}": v for k, v in self.best_weights.items()}
             meta = {"step": self.step, "tokens": self.tokens, "waited": self.waited, "log": self.log.offset}
             meta["best"] = self.best if math.isfinite(self.best) else None
@@ -171,8 +176,8 @@ class _Stage:
     def _restore(self, folder: Path) -> None:
         self.model = load_model(folder, self.config.train.device)
         tensors, meta = load_state(folder / "state")
-        self.optimizer = make_optimizer(self.model, 0.0, 0.0)
-        restore_optimizer(self.optimizer, {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")})
+        self.optimizer = self._fresh_optimizer()
+        self.optimizer.restore({k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")})
         self.best_weights = {k[5:]: v for k, v in tensors.items() if k.startswith("best.")}
         self.step, self.tokens, self.waited = meta["step"], meta["tokens"], meta["waited"]
         self.best = math.inf if meta["best"] is None else meta["best"]
