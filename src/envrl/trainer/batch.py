@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envrl.config.schema import Config, ObjectiveConfig
+from envrl.eval.split import auxiliary_form
 from envrl.models.tokenizer import Codec
 from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.placebo import derange
@@ -18,7 +19,6 @@ from envrl.rollout.auxiliary import Pair, inverse_pairs, observation_spans, stat
 from envrl.rollout.randomness import key_of
 from envrl.samples.rows import pair_rows, policy_rows
 from envrl.trainer.demonstrations import sample_share
-from envrl.trainer.evaluation import auxiliary_form
 from envrl.types import Row, Task, Trajectory
 
 _KNOBS = {"baseline", "std", "gamma", "step_weight", "step_norm"}

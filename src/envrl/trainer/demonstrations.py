@@ -12,6 +12,7 @@ import numpy as np
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
+from envrl.eval.split import auxiliary_form
 from envrl.models.tokenizer import Codec
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
@@ -19,7 +20,6 @@ from envrl.rollout.randomness import key_of
 from envrl.rollout.runner import Script, play_script
 from envrl.rollout.scripts import make_script, random_script
 from envrl.samples.rows import pair_rows
-from envrl.trainer.evaluation import auxiliary_form
 from envrl.types import Observation, Row, Task, Term, Trajectory
 
 T = TypeVar("T")

@@ -20,13 +20,13 @@ from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.envs.registry import make
 from envrl.errors import Interrupted, RunError, UserError
+from envrl.eval.split import evaluate_split, play_settings
 from envrl.models.load import LanguageModel, find_device, load_model, save_model
 from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.policy import TOKEN_LOSSES
 from envrl.rollout.runner import Clock, play_model
 from envrl.trainer.batch import aux_weights, build_batch, draw_tasks
 from envrl.trainer.checkpoint import clean_checkpoints, latest_checkpoint, load_state, save_checkpoint, save_state
-from envrl.trainer.evaluation import evaluate_split, play_settings
 from envrl.trainer.files import JsonLines, create_run, lock_run
 from envrl.trainer.optimizer import Optimizer, adamw
 from envrl.trainer.progress import Reporter

@@ -1,4 +1,4 @@
-"""Evaluations inside a run: whole splits in a fixed order, and what the policy knows of its world."""
+"""A whole split in its fixed order, played by a model or a script: one line of eval.jsonl."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from envrl.eval.probe import probe, probe_episodes
 from envrl.eval.record import action_rates, success_summary, summarize
 from envrl.models.load import LanguageModel
 from envrl.rollout.auxiliary import Form
-from envrl.rollout.runner import Clock, PlaySettings, batches, play_model
+from envrl.rollout.runner import Clock, PlaySettings, batches, play_model, play_script
+from envrl.rollout.scripts import make_script
 from envrl.types import Task, Trajectory
 
 BATCH = 128
+"""Episodes played at once; fixed, since log-probs depend on it in their last digits."""
 
 
 def play_settings(config: Config, temperature: float, actions: str | None = None) -> PlaySettings:
@@ -38,23 +40,6 @@ def auxiliary_form(config: Config) -> Form:
     return Form(config.rollout.layout, config.rollout.history, config.rollout.show_admissible)
 
 
-def play_tasks(
-    model: LanguageModel,
-    make_env: Callable[[], TextEnv],
-    tasks: Sequence[Task],
-    settings: PlaySettings,
-    seed: int,
-    clock: Clock,
-    poll: Callable[[], None],
-) -> list[Trajectory]:
-    """Return one episode a task, in order, whatever the size of the batches in which they are played."""
-    played: list[Trajectory] = []
-    for part in batches(len(tasks), BATCH):
-        chosen = [tasks[i] for i in part]
-        played += play_model(model, make_env, chosen, [0] * len(chosen), settings, seed=seed, clock=clock, poll=poll)
-    return played
-
-
 def evaluate_split(
     model: LanguageModel,
     make_env: Callable[[], TextEnv],
@@ -64,22 +49,21 @@ def evaluate_split(
     episodes: int = 0,
     poll: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
-    """Return the line of eval.jsonl for a split (`episodes` of it, 0: all) and the trajectories behind it."""
+    """Return the line of eval.jsonl for a split (its first `episodes` tasks, 0: all) and the trajectories behind it."""
     began, clock = time.perf_counter(), Clock()
     env = make_env()
     tasks = list(env.tasks(split))
     chosen = tasks[:episodes] if episodes else tasks
-    settings = play_settings(config, config.eval.temperature)
-    played = play_tasks(model, make_env, chosen, settings, config.eval.seed, clock, poll)
+
+    def play(some: Sequence[Task], actions: str) -> list[Trajectory]:
+        settings = play_settings(config, config.eval.temperature, actions)
+        return _play_tasks(model, make_env, some, settings, config.eval.seed, clock, poll)
+
+    played = play(chosen, config.rollout.actions)
     record: dict[str, Any] = {"split": split, **summarize(played)}
     if config.eval.free_episodes:
-        if settings.actions == "free":
-            free = played
-        else:
-            settings = play_settings(config, config.eval.temperature, "free")
-            free = play_tasks(
-                model, make_env, chosen[: config.eval.free_episodes], settings, config.eval.seed, clock, poll
-            )
+        shared = config.rollout.actions == "free"
+        free = played if shared else play(chosen[: config.eval.free_episodes], "free")
         record |= {f"free/{name}": value for name, value in action_rates(free).items()}
         record["free/success_rate"] = success_summary(free)["success_rate"]
         record["free/episodes"] = len(free)
@@ -88,3 +72,35 @@ def evaluate_split(
         record |= probe(model, scripted, auxiliary_form(config), poll)
     record["seconds"] = {"total": time.perf_counter() - began, "env": clock.env}
     return record, played
+
+
+def evaluate_script(
+    name: str, make_env: Callable[[], TextEnv], split: str, config: Config, *, episodes: int = 0
+) -> tuple[dict[str, Any], list[Trajectory]]:
+    """Return the same line for a script (random, walkthrough, expert), without what only a model has."""
+    began = time.perf_counter()
+    env = make_env()
+    tasks = list(env.tasks(split))
+    played = [
+        play_script(env, task, make_script(name, env, task, config.eval.seed), config.env.max_steps)
+        for task in (tasks[:episodes] if episodes else tasks)
+    ]
+    record = {"split": split, **summarize(played), "seconds": {"total": time.perf_counter() - began}}
+    return record, played
+
+
+def _play_tasks(
+    model: LanguageModel,
+    make_env: Callable[[], TextEnv],
+    tasks: Sequence[Task],
+    settings: PlaySettings,
+    seed: int,
+    clock: Clock,
+    poll: Callable[[], None],
+) -> list[Trajectory]:
+    """Return one episode a task, in order."""
+    played: list[Trajectory] = []
+    for part in batches(len(tasks), BATCH):
+        chosen = [tasks[i] for i in part]
+        played += play_model(model, make_env, chosen, [0] * len(chosen), settings, seed=seed, clock=clock, poll=poll)
+    return played
