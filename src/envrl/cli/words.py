@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 _RATES = {
@@ -28,22 +28,6 @@ def evaluation_lines(record: Mapping[str, Any]) -> list[str]:
     numbers = [f"{what} {record[key]:.3g}" for key, what in _NUMBERS.items() if record.get(key) is not None]
     if rates or numbers:
         lines.append("  " + "; ".join([*rates, *numbers]))
-    return lines
-
-
-def learned_lines(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return what RL changed: for each split its success before RL (update 0) and at the last update."""
-    before: dict[str, Mapping[str, Any]] = {}
-    after: dict[str, Mapping[str, Any]] = {}
-    for record in records:
-        if record.get("stage") == "rl":
-            place = before if record["update"] == 0 else after
-            place[_splits(record)] = record
-    lines = []
-    for split, first in before.items():
-        last = after.get(split)
-        then = f" -> {success(last)} after {last['update']} updates" if last else ""
-        lines.append(f"{split}: {success(first)} before RL{then}")
     return lines
 
 
