@@ -20,7 +20,7 @@ _BANNER = "-= Welcome to TextWorld, ALFRED! =-"
 _ROOM = "You are in the middle of a room. Looking quickly around you, you see {}."
 _KNIVES = frozenset({"knife", "butterknife"})
 _SINKS = frozenset({"sink", "sinkbasin"})
-_MAX_VIEWS = 20_000
+_MAX_VIEWS = 5_000
 _TREATABLE = {
     "pick_clean_then_place_in_recep": "cleanable",
     "pick_heat_then_place_in_recep": "heatable",

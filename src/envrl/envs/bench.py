@@ -1,0 +1,116 @@
+"""Throughput of a world: random play on one core, every observation with its admissible commands."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from typing import Any
+
+from envrl.envs.protocol import SavableEnv, TextEnv
+from envrl.envs.registry import make
+from envrl.errors import UserError
+from envrl.types import Observation, Task
+
+EPISODE_STEPS = 30
+GAMES = 100
+_SPLITS = ("valid_seen", "valid", "train", "test", "all")
+
+
+def bench_env(name: str, data: str | None = "", seconds: float = 2.0, seed: int = 0) -> dict[str, Any]:
+    """Return what random play of a world costs, as numbers for JSON.
+
+    Up to 100 tasks, spread over a split, are played in turn for `seconds`, 30 steps an episode at most;
+    `steps_per_second` counts the time of `step` and of choosing the command. `load_ms` is the first reset of a task,
+    reading it included, `reset_us` a later one; `save_us` and `load_us` are of an episode's state; all are medians.
+    Raises `UserError` for an unknown world, missing data, or no time to measure in.
+    """
+    if not seconds > 0:
+        raise UserError(f"a benchmark needs more than 0 seconds, not {seconds}")
+    env = make(name, **({"data": data} if data else {}))
+    began = time.perf_counter()
+    split, tasks = _tasks(env)
+    listing = time.perf_counter() - began
+    loads = [_timed_reset(env, task, seed)[0] for task in tasks]
+    play = _play(env, tasks, seconds, seed)
+    return {
+        "env": name,
+        "split": split,
+        "games": len(tasks),
+        **play,
+        "list_ms": round(listing * 1e3, 3),
+        "load_ms": round(statistics.median(loads) * 1e3, 4),
+        **_saving(env, tasks[0], seed),
+    }
+
+
+def _tasks(env: TextEnv) -> tuple[str, list[Task]]:
+    """Return the first split that the world has, and up to 100 of its tasks, evenly spaced."""
+    problem: UserError | None = None
+    for split in _SPLITS:
+        try:
+            tasks = env.tasks(split)
+        except UserError as error:
+            problem = problem or error
+            continue
+        if len(tasks):
+            count = min(GAMES, len(tasks))
+            return split, [tasks[index * len(tasks) // count] for index in range(count)]
+    raise problem or UserError(f"the world has no tasks in any of the splits {', '.join(_SPLITS)}")
+
+
+def _timed_reset(env: TextEnv, task: Task, seed: int) -> tuple[float, Observation]:
+    began = time.perf_counter()
+    observation = env.reset(task, seed=seed)
+    return time.perf_counter() - began, observation
+
+
+def _play(env: TextEnv, tasks: list[Task], seconds: float, seed: int) -> dict[str, Any]:
+    """Play the tasks in turn until `seconds` of steps have been timed."""
+    draw = random.Random(seed).random
+    spent, steps, episodes, wins, commands = 0.0, 0, 0, 0, 0
+    resets: list[float] = []
+    while spent < seconds:
+        reset, observation = _timed_reset(env, tasks[episodes % len(tasks)], seed)
+        resets.append(reset)
+        episodes += 1
+        began = time.perf_counter()
+        for _ in range(EPISODE_STEPS):
+            offered = observation.admissible or ("look",)
+            step = env.step(offered[int(draw() * len(offered))])
+            observation = step.observation
+            steps += 1
+            commands += len(offered)
+            if step.done:
+                wins += step.success
+                break
+        spent += time.perf_counter() - began
+    return {
+        "steps_per_second": round(steps / spent),
+        "steps": steps,
+        "episodes": episodes,
+        "wins": wins,
+        "admissible_mean": round(commands / steps, 2),
+        "reset_us": round(statistics.median(resets) * 1e6, 2),
+    }
+
+
+def _saving(env: TextEnv, task: Task, seed: int) -> dict[str, float]:
+    """Time saving and loading some steps into an episode; nothing where the world does not offer it."""
+    if not isinstance(env, SavableEnv):
+        return {}
+    observation = env.reset(task, seed=seed)
+    for _ in range(EPISODE_STEPS // 2):
+        observation = env.step((observation.admissible or ("look",))[0]).observation
+    saves, loads = [], []
+    for _ in range(200):
+        began = time.perf_counter()
+        state = env.save()
+        saved = time.perf_counter()
+        env.load(state)
+        saves.append(saved - began)
+        loads.append(time.perf_counter() - saved)
+    return {
+        "save_us": round(statistics.median(saves) * 1e6, 2),
+        "load_us": round(statistics.median(loads) * 1e6, 2),
+    }

@@ -1,0 +1,93 @@
+"""A person plays a world in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from envrl.envs.protocol import TextEnv
+from envrl.envs.registry import make
+from envrl.errors import UserError
+from envrl.types import Observation, Task
+
+_INTRODUCTION = (
+    "Type a command, its number in the list, or its beginning; `?` lists the commands, `? word` those with the word,\n"
+    "`quit` leaves.\n"
+)
+
+
+def play(
+    env: TextEnv | str,
+    task: Task | None = None,
+    *,
+    split: str = "train",
+    index: int = 0,
+    data: str | None = None,
+    input: TextIO | None = None,
+    output: TextIO | None = None,
+) -> bool:
+    """Let a person play one task, `task` or number `index` of a split; returns whether it was done successfully.
+
+    `env` is a world or the name of one. The game ends when the task is done, with `quit`, or with the input. Raises
+    `UserError` for an unknown world, split or index, or missing data.
+    """
+    world = make(env, **({"data": data} if data else {})) if isinstance(env, str) else env
+    task = _task(world, split, index) if task is None else task
+    source, screen = input or sys.stdin, output or sys.stdout
+    observation = world.reset(task)
+    screen.write(f"{_INTRODUCTION}\n{observation.text}\n")
+    steps = 0
+    while True:
+        screen.write("\n> ")
+        screen.flush()
+        line = source.readline()
+        words = line.strip()
+        if not line or words in ("quit", "exit"):
+            screen.write(f"\nLeft after {steps} steps.\n")
+            return False
+        if words.startswith("?"):
+            screen.write(_listed(observation, words[1:].strip()))
+            continue
+        command, hint = _understood(words, observation.admissible)
+        if hint:
+            screen.write(hint)
+            continue
+        if command != words:
+            screen.write(f"({command})\n")
+        step = world.step(command)
+        steps += 1
+        observation = step.observation
+        screen.write(f"{observation.text}\n")
+        if step.done:
+            end = "Done" if step.success else "Over, and the task is not done"
+            screen.write(f"\n{end}, after {steps} steps; reward {step.reward:g}.\n")
+            return step.success
+
+
+def _task(env: TextEnv, split: str, index: int) -> Task:
+    tasks = env.tasks(split)
+    if not 0 <= index < len(tasks):
+        raise UserError(f"split '{split}' has tasks 0 to {len(tasks) - 1}, not {index}")
+    return tasks[index]
+
+
+def _listed(observation: Observation, word: str) -> str:
+    if observation.admissible is None:
+        return "This world does not list its commands.\n"
+    numbered = [(n, c) for n, c in enumerate(observation.admissible, start=1) if word in c]
+    return "".join(f"{n:>3}  {c}\n" for n, c in numbered) or f"No command has the word '{word}'.\n"
+
+
+def _understood(words: str, admissible: tuple[str, ...] | None) -> tuple[str, str]:
+    """Return the command that was meant, or what to tell the player; what is unknown goes to the world as it is."""
+    if not admissible or words in admissible:
+        return words, ""
+    if words.isdecimal():
+        number = int(words)
+        if 1 <= number <= len(admissible):
+            return admissible[number - 1], ""
+        return words, f"The list has numbers 1 to {len(admissible)}; `?` shows it.\n"
+    meant = [command for command in admissible if words and command.startswith(words)]
+    if len(meant) > 1:
+        return words, f"Several commands begin so: {'; '.join(meant[:8])}{'; …' if len(meant) > 8 else ''}\n"
+    return (meant[0] if meant else words), ""
