@@ -19,7 +19,7 @@ _NUMBERS = {
 
 def evaluation_lines(record: Mapping[str, Any]) -> list[str]:
     """Return an evaluation: its success rate with the interval, each task type's, and its other measurements."""
-    lines = [f"{_splits(record)}: {success(record)} of {record['episodes']} episodes"]
+    lines = [f"{record['split']}: {success(record)} of {record['episodes']} episodes"]
     by_task: Mapping[str, Any] = record.get("by_task") or {}
     width = max(map(len, by_task), default=0)
     for kind, part in by_task.items():
@@ -36,11 +36,6 @@ def success(record: Mapping[str, Any]) -> str:
     interval = record.get("ci95")
     bounds = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
     return _percent(record["success_rate"]) + bounds
-
-
-def _splits(record: Mapping[str, Any]) -> str:
-    split = record["split"]
-    return split if isinstance(split, str) else ", ".join(split)
 
 
 def _percent(rate: float) -> str:
