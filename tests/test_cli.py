@@ -163,7 +163,11 @@ RECORD = {
     "by_task": {"pick_two": {"episodes": 24, "success_rate": 0.5, "ci95": [0.314, 0.686]}},
     "valid_action_rate": 0.998,
     "admissible_action_rate": 1.0,
+    "free/episodes": 64,
+    "free/success_rate": 0.5,
+    "free/valid_action_rate": 0.75,
     "state_nll": 0.1234,
+    "inverse_accuracy": 0.975,
 }
 
 
@@ -198,8 +202,9 @@ def test_an_evaluation_in_words() -> None:
     assert evaluation_lines(RECORD) == [
         "valid_seen: 72.1 % (64.2 to 78.9) of 140 episodes",
         "  pick_two  50.0 % (31.4 to 68.6) of 24",
-        "  valid actions 99.8 %; admissible actions 100.0 %; turns an episode 11.3; "
-        "state prediction, nats a token 0.123",
+        "  11.3 turns an episode; valid actions 99.8 %; admissible 100.0 %",
+        "  unrestricted, 64 episodes: success 50.0 %; valid actions 75.0 %",
+        "  state prediction 0.123 nats a token; acts recognised 97.5 %",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Evaluation records in words: for the terminal, as `eval.jsonl` and `envrl eval --json` hold them."""
+"""Evaluation records in words: for the terminal, what `eval.jsonl` and `envrl eval --json` hold."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from typing import Any
 
 _RATES = {
     "valid_action_rate": "valid actions",
-    "admissible_action_rate": "admissible actions",
+    "admissible_action_rate": "admissible",
     "imagined_observation_rate": "imagined observations",
 }
-_NUMBERS = {
-    "turns": "turns an episode",
-    "state_nll": "state prediction, nats a token",
-    "inverse_accuracy": "inverse dynamics, right",
-}
+_KNOWLEDGE = {"inverse_accuracy": "acts recognised", "inverse_accuracy_unnamed": "where the text does not name them"}
 
 
 def evaluation_lines(record: Mapping[str, Any]) -> list[str]:
@@ -24,19 +20,23 @@ def evaluation_lines(record: Mapping[str, Any]) -> list[str]:
     width = max(map(len, by_task), default=0)
     for kind, part in by_task.items():
         lines.append(f"  {kind:<{width}}  {success(part)} of {part['episodes']}")
-    rates = [f"{what} {_percent(record[key])}" for key, what in _RATES.items() if record.get(key) is not None]
-    numbers = [f"{what} {record[key]:.3g}" for key, what in _NUMBERS.items() if record.get(key) is not None]
-    if rates or numbers:
-        lines.append("  " + "; ".join([*rates, *numbers]))
+    turns = [f"{record['turns']:.1f} turns an episode"] if "turns" in record else []
+    lines.append("  " + "; ".join([*turns, *_percentages(record, _RATES)]))
+    if record.get("free/episodes"):
+        free = {"success_rate": "success", **_RATES}
+        said = _percentages(record, {f"free/{key}": words for key, words in free.items()})
+        lines.append(f"  unrestricted, {record['free/episodes']} episodes: {'; '.join(said)}")
+    if record.get("state_nll") is not None:
+        known = [f"state prediction {record['state_nll']:.3f} nats a token", *_percentages(record, _KNOWLEDGE)]
+        lines.append(f"  {'; '.join(known)}")
     return lines
 
 
 def success(record: Mapping[str, Any]) -> str:
     """Return a success rate with its interval: `72.1 % (64.2 to 78.9)`."""
-    interval = record.get("ci95")
-    bounds = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
-    return _percent(record["success_rate"]) + bounds
+    low, high = record["ci95"]
+    return f"{100 * record['success_rate']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f} %"
+def _percentages(record: Mapping[str, Any], words: Mapping[str, str]) -> list[str]:
+    return [f"{what} {100 * record[key]:.1f} %" for key, what in words.items() if record.get(key) is not None]
