@@ -27,9 +27,11 @@ def row_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return _decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
 
 
-def chunk_states(model: PreTrainedModel, cache: SlotCache, ids: Tensor, counts: Tensor) -> Tensor:
-    """Feed a right-padded chunk (slots, width) into live slots; return its hidden states (slots, width, size)."""
-    positions, mask = cache.begin(counts, ids.shape[1])
+def chunk_states(
+    model: PreTrainedModel, cache: SlotCache, ids: Tensor, counts: Tensor, slots: Tensor | None = None
+) -> Tensor:
+    """Feed a right-padded chunk (slots, width) into live slots, all or some; return its states (slots, width, size)."""
+    positions, mask = cache.begin(counts, ids.shape[1], slots)
     has_convolution = "conv" in (getattr(cache.config, "layer_types", None) or ())
     attention_mask: Any = {"full_attention": mask, "conv": None} if has_convolution else mask
     states = _decoder(model)(

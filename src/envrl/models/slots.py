@@ -15,7 +15,7 @@ _BLOCK = 128
 
 
 class SlotCache:
-    """Keys and values (slots, positions, heads, width) a layer, grown in blocks; every slot has its own length.
+    """Keys and values (slots, heads, positions, size) a layer, grown in blocks; every slot has its own length.
 
     A chunk of tokens is fed right-padded: what the padding writes lies beyond the slot's length, is masked, and is
     overwritten by the tokens that come next.
@@ -34,44 +34,54 @@ class SlotCache:
         self._values: dict[int, Tensor] = {}
         self._states: dict[int, Tensor] = {}
         self._capacity = 0
+        self._slots: Tensor | None = None
         self._positions = torch.zeros(0)
         self._counts = torch.zeros(0)
         self._visible = 0
 
-    def begin(self, counts: Tensor, width: int) -> tuple[Tensor, Any]:
-        """Announce a chunk of `counts[slot]` tokens padded to `width`; return position ids and the attention mask."""
-        self._counts = counts
-        self._positions = self.lengths[:, None] + torch.arange(width, device=self.device)
-        self._visible = int(self.lengths.max()) + width
+    def begin(self, counts: Tensor, width: int, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Announce a chunk of `counts` tokens a slot, padded to `width`, for all slots or some of them.
+
+        Return position ids (slots, width) and the additive attention mask (slots, 1, width, positions).
+        """
+        lengths = self.lengths if slots is None else self.lengths[slots]
+        self._slots, self._counts = slots, counts
+        self._positions = lengths[:, None] + torch.arange(width, device=self.device)
+        self._visible = int(lengths.max()) + width
         self._reserve(self._visible)
-        mask = torch.arange(self._visible, device=self.device)[None, None, :] <= self._positions[:, :, None]
+        hidden = torch.arange(self._visible, device=self.device)[None, None, :] > self._positions[:, :, None]
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, -torch.inf)
         return self._positions, mask[:, None]
 
     def commit(self) -> None:
         """The chunk went through every layer: the slots are longer now."""
-        self.lengths = self.lengths + self._counts
+        if self._slots is None:
+            self.lengths = self.lengths + self._counts
+        else:
+            self.lengths[self._slots] += self._counts
 
     def _reserve(self, capacity: int) -> None:
         if capacity <= self._capacity:
             return
-        self._capacity = -(-capacity // _BLOCK) * _BLOCK
+        self._capacity = -(-max(capacity, 3 * self._capacity // 2) // _BLOCK) * _BLOCK
         for store in (self._keys, self._values):
             for layer, old in store.items():
-                new = old.new_zeros(old.shape[0], self._capacity, *old.shape[2:])
-                new[:, : old.shape[1]] = old
+                new = old.new_zeros(*old.shape[:2], self._capacity, old.shape[3])
+                new[:, :, : old.shape[2]] = old
                 store[layer] = new
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store a chunk's keys and values (slots, heads, width, size); return those of all visible positions."""
         if layer_idx not in self._keys:
-            shape = (keys.shape[0], self._capacity, keys.shape[1], keys.shape[3])
+            shape = (len(self.lengths), keys.shape[1], self._capacity, keys.shape[3])
             self._keys[layer_idx] = keys.new_zeros(shape)
             self._values[layer_idx] = values.new_zeros(shape)
-        slots = torch.arange(keys.shape[0], device=self.device)[:, None]
+        slots = torch.arange(len(self.lengths), device=self.device) if self._slots is None else self._slots
         result = []
         for store, new in ((self._keys, keys), (self._values, values)):
-            store[layer_idx][slots, self._positions] = new.transpose(1, 2)
-            result.append(store[layer_idx][:, : self._visible].transpose(1, 2))
+            store[layer_idx][slots[:, None], :, self._positions] = new.transpose(1, 2)
+            seen = store[layer_idx][:, :, : self._visible]
+            result.append(seen if self._slots is None else seen[self._slots])
         return result[0], result[1]
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> None:
@@ -81,10 +91,15 @@ class SlotCache:
         """Put each slot's last inputs before the chunk's (slots, width, tokens) and keep the new last ones."""
         before = conv_kernel_size - 1
         if layer_idx not in self._states:
-            self._states[layer_idx] = inputs.new_zeros(inputs.shape[0], inputs.shape[1], before)
-        joined = torch.cat([self._states[layer_idx], inputs], dim=-1)
+            self._states[layer_idx] = inputs.new_zeros(len(self.lengths), inputs.shape[1], before)
+        states = self._states[layer_idx]
+        joined = torch.cat([states if self._slots is None else states[self._slots], inputs], dim=-1)
         last = self._counts[:, None, None] + torch.arange(before, device=self.device)
-        self._states[layer_idx] = joined.gather(2, last.expand(-1, inputs.shape[1], -1))
+        kept = joined.gather(2, last.expand(-1, inputs.shape[1], -1))
+        if self._slots is None:
+            self._states[layer_idx] = kept
+        else:
+            states[self._slots] = kept
         return joined
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -17,6 +17,12 @@ from envrl.rollout.randomness import uniforms
 from envrl.rollout.trie import Node
 
 
+_PASS = 16
+"""Columns of one pass over ragged chunks."""
+_MOST = 0.5
+"""Above this share of the slots a pass takes all of them: then no keys and values need to be copied."""
+
+
 @dataclass(slots=True)
 class Draft:
     """A response in the making; `allowed[i]` is None where token i came from the whole vocabulary."""
@@ -104,16 +110,35 @@ class Sampler:
         return logits[index]
 
     def _run(self, cache: SlotCache, chunks: list[list[int]]) -> Tensor:
-        counts = torch.tensor([len(chunk) for chunk in chunks])
-        ids = torch.full((len(chunks), int(counts.max())), self.model.codec.marks["pad"], dtype=torch.long)
-        for slot, chunk in enumerate(chunks):
-            ids[slot, : len(chunk)] = torch.tensor(chunk, dtype=torch.long)
+        """Run every slot's chunk; return the logits (slots, vocabulary) after its last token.
+
+        Chunks are ragged, so they go in passes of a few columns: a later pass holds only the slots that have more.
+        """
+        states: Tensor | None = None
+        width = _PASS if cache.get_seq_length() else max(map(len, chunks))
+        while any(chunks):
+            busy = [slot for slot, chunk in enumerate(chunks) if chunk]
+            if len(busy) > _MOST * len(chunks):
+                busy = list(range(len(chunks)))
+            counts, found = self._pass(cache, [chunks[slot][:width] for slot in busy], busy)
+            states = found.new_zeros(len(chunks), found.shape[-1]) if states is None else states
+            for row, slot in enumerate(busy):
+                del chunks[slot][: counts[row]]
+            fed = [row for row, count in enumerate(counts) if count]
+            last = torch.tensor([counts[row] - 1 for row in fed], device=found.device)
+            states[[busy[row] for row in fed]] = found[fed, last]
+        assert states is not None
+        return logits_of(self.model.network, states)
+
+    def _pass(self, cache: SlotCache, parts: list[list[int]], slots: list[int]) -> tuple[list[int], Tensor]:
+        counts = [len(part) for part in parts]
+        ids = np.full((len(parts), max(counts)), self.model.codec.marks["pad"], dtype=np.int64)
+        for row, part in enumerate(parts):
+            ids[row, : len(part)] = part
         device = self.model.device
-        states = chunk_states(self.model.network, cache, ids.to(device), counts.to(device))
-        last = states[torch.arange(len(chunks), device=device), (counts - 1).clamp(min=0).to(device)]
-        for chunk in chunks:
-            chunk.clear()
-        return logits_of(self.model.network, last)
+        some = None if len(slots) == len(cache.lengths) else torch.tensor(slots, device=device)
+        lengths = torch.tensor(counts, device=device)
+        return counts, chunk_states(self.model.network, cache, torch.from_numpy(ids).to(device), lengths, some)
 
     def _draw(
         self, drafts: list[Draft | None], slots: list[int], logits: Tensor, keys: NDArray[np.uint64], turn: int
