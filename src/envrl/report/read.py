@@ -1,0 +1,178 @@
+"""A run's files as records; nothing is computed again and no other part of the program is needed to read them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envrl.errors import RunError, UserError
+
+Record = Mapping[str, Any]
+
+_TRAJECTORIES = re.compile(r"(?:update-(?P<update>\d+)|eval-(?P<eval>\d+)-(?P<split>.+))\.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeFile:
+    """One file of `trajectories/`: episodes of an update's own play, or of the evaluation of a split after it."""
+
+    path: Path
+    update: int
+    split: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """What a run directory holds; `evals` are those of stage "rl", by split, in the order of their updates."""
+
+    path: Path
+    config: Mapping[str, Any]
+    config_text: str
+    metrics: tuple[Record, ...]
+    warm_start: tuple[Record, ...]
+    evals: Mapping[str, tuple[Record, ...]]
+    episode_files: tuple[EpisodeFile, ...]
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def updates(self) -> int:
+        """The number of updates done."""
+        return max([_update(record) for record in self.metrics], default=0)
+
+    @property
+    def updates_planned(self) -> int:
+        planned = setting(self.config, "train.updates")
+        return planned if isinstance(planned, int) else self.updates
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last planned update is done and evaluated."""
+        done = [_update(records[-1]) for records in self.evals.values() if records]
+        return self.updates >= self.updates_planned and bool(done) and min(done) >= self.updates_planned
+
+
+def load_run(run: Path) -> RunData:
+    """Read a run directory, also one that is still being written.
+
+    Raises `UserError` where it is none, holds nothing yet, or has a line that is not JSON.
+    """
+    config_file = run / "config.toml"
+    if not config_file.is_file():
+        what = "there is no such directory" if not run.exists() else "it has no config.toml"
+        raise UserError(f"{run} is not a run: {what}")
+    config_text = config_file.read_text(encoding="utf-8", errors="replace")
+    try:
+        config = tomllib.loads(config_text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{config_file} is not TOML: {error}") from None
+    metrics = tuple(read_lines(run / "metrics.jsonl"))
+    warm_start = tuple(read_lines(run / "warm_start.jsonl"))
+    evals = _by_split(read_lines(run / "eval.jsonl"))
+    if not (metrics or warm_start or evals):
+        raise UserError(f"{run} has nothing to report yet: no metrics, no evaluation and no warm start are in it")
+    return RunData(run, config, config_text, metrics, warm_start, evals, _episode_files(run / "trajectories"))
+
+
+def read_lines(path: Path) -> list[Record]:
+    """Return the records of a JSON-lines file, none where it is missing; a line still being written is left out."""
+    if not path.is_file():
+        return []
+    records: list[Record] = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                break
+            try:
+                record = json.loads(line)
+            except ValueError:
+                raise UserError(f"line {number} of {path} is not JSON: remove the line, or restore the file") from None
+            if not isinstance(record, dict):
+                raise UserError(f"line {number} of {path} is not a JSON object: remove the line, or restore the file")
+            records.append(record)
+    return records
+
+
+def number(record: Record, key: str) -> float | None:
+    """Return a figure of a record, or None where it is missing, null, or no finite number; "a > b" looks inside "a"."""
+    value: Any = record
+    for part in key.split(" > "):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def series(records: Iterable[Record], x: str, y: str) -> list[tuple[float, float]]:
+    """Return the (x, y) of all records that have both."""
+    pairs = [(number(record, x), number(record, y)) for record in records]
+    return [(a, b) for a, b in pairs if a is not None and b is not None]
+
+
+def interval(record: Record) -> tuple[float, float] | None:
+    """Return `ci95` where it is a pair of numbers."""
+    bounds = record.get("ci95")
+    if isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(bound, (int, float)) for bound in bounds):
+        return float(bounds[0]), float(bounds[1])
+    return None
+
+
+def before_and_after(evals: Iterable[Record]) -> tuple[Record | None, Record | None]:
+    """Return the evaluation at update 0 and the last one after it."""
+    before = after = None
+    for record in evals:
+        if _update(record) == 0:
+            before = record
+        else:
+            after = record
+    return before, after
+
+
+def setting(config: Mapping[str, Any], key: str) -> Any:
+    """Return a setting by its dotted name, None where the configuration lacks it."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file aside and rename it; raises `RunError` where the disk does not take it."""
+    aside = path.with_name(f".tmp-{path.name}")
+    try:
+        aside.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _update(record: Record) -> int:
+    return int(number(record, "update") or 0)
+
+
+def _by_split(records: Iterable[Record]) -> dict[str, tuple[Record, ...]]:
+    """Group by split; of two evaluations of the same update the later line counts."""
+    found: dict[str, dict[int, Record]] = {}
+    for record in records:
+        if record.get("stage", "rl") == "rl" and number(record, "success_rate") is not None:
+            found.setdefault(str(record.get("split", "")), {})[_update(record)] = record
+    return {split: tuple(by_update[u] for u in sorted(by_update)) for split, by_update in found.items()}
+
+
+def _episode_files(folder: Path) -> tuple[EpisodeFile, ...]:
+    files = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = _TRAJECTORIES.fullmatch(path.name)
+        if match and path.is_file():
+            files.append(EpisodeFile(path, int(match["update"] or match["eval"]), match["split"]))
+    return tuple(files)

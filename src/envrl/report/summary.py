@@ -1,0 +1,86 @@
+"""What a run learned, in a few plain lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from envrl.report.read import Record, RunData, before_and_after, interval, load_run, number, setting
+
+
+def summarize(run: Path) -> str:
+    """Return success before and after with 95 % intervals for each split, how long it took, and where the report is.
+
+    Raises `UserError` as `load_run` does.
+    """
+    data = load_run(run)
+    return "\n".join([*learned(data), took(data), f"report: {run / 'report.html'}"])
+
+
+def learned(run: RunData) -> list[str]:
+    """Return a line for each split: its success before RL and at the last evaluation after it."""
+    if not run.evals:
+        return ["no evaluation yet"]
+    width = max(map(len, run.evals))
+    lines = []
+    for split, records in run.evals.items():
+        before, after = before_and_after(records)
+        rates = [_rate(record) for record in (before, after) if record]
+        latest = after or before
+        games = f"{number(latest, 'episodes') or 0:.0f} games" if latest else ""
+        when = f", after {number(after, 'update') or 0:.0f} updates" if after else ", before any update"
+        lines.append(f"{split:<{width}}  {' -> '.join(rates)}   {games}{when}")
+    return lines
+
+
+def took(run: RunData) -> str:
+    """Return how long the stages took, from the seconds that their records hold."""
+    parts = [f"{name} {duration(seconds)}" for name, seconds in stage_seconds(run).items() if seconds]
+    whole = duration(sum(stage_seconds(run).values()))
+    return f"took {whole}: {', '.join(parts)}" if parts else f"took {whole}"
+
+
+def stage_seconds(run: RunData) -> dict[str, float]:
+    """Return the seconds spent in the warm start's steps, the updates, and the evaluations."""
+    evals = (record for records in run.evals.values() for record in records)
+    return {"warm start": _total(run.warm_start), "updates": _total(run.metrics), "evaluations": _total(evals)}
+
+
+def duration(seconds: float) -> str:
+    """Return 384 as "6 min 24 s"."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
+
+
+def apart(before: Record, after: Record) -> bool | None:
+    """Return whether the two 95 % intervals do not touch; None where one is missing."""
+    first, last = interval(before), interval(after)
+    if not first or not last:
+        return None
+    return first[1] < last[0] or last[1] < first[0]
+
+
+def method(run: RunData) -> str:
+    """Return the algorithm in a phrase, as configured: "GRPO + state prediction 0.2 + inverse dynamics 0.05"."""
+    estimator = setting(run.config, "objective.estimator")
+    parts = [str(estimator).upper().replace("GIGPO", "GiGPO")] if estimator else []
+    for key, words in (("state_weight", "state prediction"), ("inverse_weight", "inverse dynamics")):
+        weight = setting(run.config, f"objective.{key}")
+        if isinstance(weight, (int, float)) and weight > 0:
+            parts.append(f"{words} {weight:g}")
+    if setting(run.config, "objective.placebo") is True:
+        parts.append("placebo: exchanged targets")
+    return " + ".join(parts)
+
+
+def _total(records: Iterable[Record]) -> float:
+    return sum(number(record, "seconds > total") or 0.0 for record in records)
+
+
+def _rate(record: Record) -> str:
+    bounds = interval(record)
+    words = f" ({100 * bounds[0]:.1f} to {100 * bounds[1]:.1f})" if bounds else ""
+    return f"{100 * (number(record, 'success_rate') or 0.0):.1f} %{words}"
