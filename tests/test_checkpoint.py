@@ -429,6 +429,9 @@ def test_every_line_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, r
 def test_files_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(tmp_path / "state.json", {"a": 0.1})
     assert json.loads((tmp_path / "state.json").read_text()) == {"a": 0.1}
+    write_json(tmp_path / "text.json", "half a pair: \ud800")
+    assert json.loads((tmp_path / "text.json").read_text()) == "half a pair: \ud800"
+    (tmp_path / "text.json").unlink()
 
     def refuse(file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

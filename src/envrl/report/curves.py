@@ -36,6 +36,8 @@ UPDATE_CURVES = (
     Curve("Turns an episode", {"train/turns": ""}),
     Curve("Mean return", {"train/return": ""}),
     Curve("Admissible actions in training", {"train/admissible_action_rate": ""}, rate=True),
+    Curve("Episodes ended by a full context", {"train/context_full": ""}, rate=True),
+    Curve("Skipped: loss or gradient not finite", {"skipped": ""}, rate=True),
     Curve(
         "Placebo: targets equal to the true ones",
         {

@@ -77,7 +77,8 @@ def write_text(path: Path, text: str) -> None:
     aside = path.parent / f".tmp-{path.name}"
     with writing(path):
         try:
-            with open(aside, "w", encoding="utf-8", newline="\n") as file:
+            # A world's text may hold half of a surrogate pair, which UTF-8 cannot; in JSON its escape means the same.
+            with open(aside, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
