@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,12 @@ _NEVER = -1e30
 
 
 def _decoder(model: PreTrainedModel) -> nn.Module:
-    return model.get_decoder()
+    return cast(nn.Module, model.get_decoder())
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Return the number of rows of the embedding, which may exceed the tokenizer's."""
+    return cast(Tensor, model.get_input_embeddings().weight).shape[0]
 
 
 def row_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -43,7 +49,7 @@ def chunk_states(
 
 def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
     """Return fp32 logits (n, vocabulary) of hidden states (n, width)."""
-    return model.get_output_embeddings()(states).float()
+    return cast(nn.Module, model.get_output_embeddings())(states).float()
 
 
 def restricted_logits(logits: Tensor, allowed: Tensor) -> Tensor:
@@ -61,39 +67,55 @@ def log_softmax_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def admit(model: PreTrainedModel) -> None:
-    """Refuse a model whose cached and full log-probs differ: `UserError` unless they agree to 1e-4 in fp32.
+    """Refuse a model that our slot cache cannot run: `UserError` unless cached and full log-probs agree (1e-4 in fp32).
 
-    Three slots of unequal lengths are fed in three ragged chunks and compared with the model's own full pass.
+    Three slots of unequal lengths are fed in ragged chunks, the last of them into two slots alone, and compared with
+    the model's own full pass.
     """
-    device = next(model.parameters()).device
+    kind = f"models of type '{model.config.model_type}'"
+    advice = "use a Llama, Qwen2, Qwen3 or LFM2 model"
+    window = _sliding_window(model)
+    if window:
+        raise UserError(f"{kind} with a sliding window ({window} tokens) are not supported: {advice}")
     generator = torch.Generator().manual_seed(0)
-    lengths = [[5, 1, 4], [2, 3, 1], [7, 2, 2]]
-    size = model.get_input_embeddings().weight.shape[0]
-    rows = [torch.randint(size, (sum(parts),), generator=generator) for parts in lengths]
-    cache = SlotCache(model.config, len(rows), 64, next(model.parameters()).dtype, device)
-    found: list[list[Tensor]] = [[] for _ in rows]
-    fed = [0] * len(rows)
-    for turn in range(3):
-        counts = [parts[turn] for parts in lengths]
-        ids = torch.zeros(len(rows), max(counts), dtype=torch.long)
-        for i, count in enumerate(counts):
-            ids[i, :count] = rows[i][fed[i] : fed[i] + count]
-            fed[i] += count
-        try:
-            states = chunk_states(model, cache, ids.to(device), torch.tensor(counts, device=device))
-        except (TypeError, AttributeError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"models of type '{model.config.model_type}' cannot be sampled with our slot cache ({error}); use a Llama, "
-                "Qwen2, Qwen3 or LFM2 model"
-            ) from error
-        for i, count in enumerate(counts):
-            found[i].append(logits_of(model, states[i, :count]))
+    rows = [torch.randint(vocabulary_size(model), (length,), generator=generator) for length in (10, 3, 11)]
+    try:
+        cached = _cached_logprobs(model, rows, [{0: 5, 1: 2, 2: 7}, {0: 1, 1: 1, 2: 2}, {0: 4, 2: 2}])
+    except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{kind} cannot be sampled with our slot cache ({error}): {advice}") from error
     tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.3
-    for i, row in enumerate(rows):
-        full = model(input_ids=row[None].to(device)).logits[0].float().log_softmax(-1)
-        gap = float((torch.cat(found[i]).log_softmax(-1) - full).abs().max())
+    for row, found in zip(rows, cached, strict=True):
+        full = model(input_ids=row[None].to(found.device)).logits[0].float().log_softmax(-1)
+        gap = float((found - full).abs().max())
         if not gap <= tolerance:
             raise UserError(
-                f"models of type '{model.config.model_type}' are not supported: their cached and full log-probs differ by "
-                f"{gap:.1e} (more than {tolerance:g}); use a Llama, Qwen2, Qwen3 or LFM2 model"
+                f"{kind} are not supported: their cached and full log-probs differ by {gap:.1e}, more than "
+                f"{tolerance:g}: {advice}"
             )
+
+
+def _sliding_window(model: PreTrainedModel) -> int:
+    """Return the width of a window that hides part of the context from some layer, 0 where there is none."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or 0
+    kinds = getattr(config, "layer_types", None) or ("sliding_attention",)
+    sees_all = window >= (getattr(config, "max_position_embeddings", None) or math.inf)
+    return 0 if sees_all or "sliding_attention" not in kinds else int(window)
+
+
+def _cached_logprobs(model: PreTrainedModel, rows: list[Tensor], turns: list[dict[int, int]]) -> list[Tensor]:
+    """Return each row's log-probs (tokens, vocabulary) when a turn feeds so many of its tokens (slot: count)."""
+    weight = next(model.parameters())
+    cache = SlotCache(model.config, len(rows), 64, weight.dtype, weight.device)
+    found: list[list[Tensor]] = [[] for _ in rows]
+    fed = [0] * len(rows)
+    for turn in turns:
+        ids = torch.zeros(len(turn), max(turn.values()), dtype=torch.long)
+        for place, (slot, count) in enumerate(turn.items()):
+            ids[place, :count] = rows[slot][fed[slot] : fed[slot] + count]
+            fed[slot] += count
+        counts, slots = (torch.tensor(list(part), device=weight.device) for part in (turn.values(), turn))
+        states = chunk_states(model, cache, ids.to(weight.device), counts, None if len(turn) == len(rows) else slots)
+        for place, (slot, count) in enumerate(turn.items()):
+            found[slot].append(logits_of(model, states[place, :count]).log_softmax(-1))
+    return [torch.cat(parts) for parts in found]

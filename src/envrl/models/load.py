@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from envrl.config.schema import ModelConfig
 from envrl.errors import UserError, suggest
-from envrl.models.forward import admit
+from envrl.models.forward import admit, vocabulary_size
 from envrl.models.tiny import PRESETS, build_tiny
 from envrl.models.tokenizer import MARKS, Codec, train_tokenizer
 
@@ -42,11 +45,14 @@ class LanguageModel:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the torch device of that name; raises `UserError` where this machine has none such."""
+    """Return the torch device cpu, cuda or cuda:N; raises `UserError` where this machine has none such."""
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if match is None:
+        raise UserError(f"train.device must be 'cpu', 'cuda' or 'cuda:N', not '{name}'")
     if name == "cpu":
         return torch.device("cpu")
     found = torch.cuda.device_count()
-    index = int(name.partition(":")[2] or 0)
+    index = int(match[1] or 0)
     if index >= found:
         raise UserError(
             f"train.device = '{name}' is not there: this machine has {found or 'no'} CUDA device{'s' * (found != 1)}; "
@@ -73,20 +79,36 @@ def load_model(folder: str | Path, device: str = "cpu") -> LanguageModel:
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise UserError(
-            f"'{folder}' is not a model folder: it has no config.json; name one that transformers' from_pretrained loads"
+            f"'{folder}' is not a model folder: it has no config.json; name a folder that transformers loads"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        network = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"the model in '{folder}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        network = _load_network(path)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"the model in '{folder}' cannot be loaded: {_first_sentence(error)}") from error
     tokenizer.split_special_tokens = True
     missing = [mark for mark in MARKS.values() if mark not in tokenizer.get_vocab()]
     if missing:
         tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
-    if len(tokenizer) > network.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > vocabulary_size(network):
         network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return _ready(LanguageModel(network, Codec(tokenizer)), device)
+
+
+def _load_network(path: Path) -> PreTrainedModel:
+    """Load a network whose weights are all there and fit; transformers itself would draw missing ones at random."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path, local_files_only=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    network, found = loaded
+    for wrong, name in ((found["mismatched_keys"], "another shape than"), (found["missing_keys"], "nothing for")):
+        for key in sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in wrong):
+            raise ValueError(f"its weights have {name} the {key} of its config.json")
+    return network
+
+
+def _first_sentence(error: Exception) -> str:
+    return re.split(r"\.\s", " ".join(str(error).split()), maxsplit=1)[0].rstrip(".")[:300]
 
 
 def save_model(model: LanguageModel, folder: Path) -> None:
@@ -96,7 +118,7 @@ def save_model(model: LanguageModel, folder: Path) -> None:
 
 
 def _ready(model: LanguageModel, device: str) -> LanguageModel:
-    model.network.to(find_device(device))
+    nn.Module.to(model.network, find_device(device))
     model.network.eval()
     admit(model.network)
     return model

@@ -85,7 +85,7 @@ class SlotCache:
         return result[0], result[1]
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> None:
-        """Return None, so that every chunk takes the path through `update_conv_state`, which knows the slots' lengths."""
+        """Return None, so that every chunk takes the path through `update_conv_state`, which knows slots' lengths."""
 
     def update_conv_state(self, inputs: Tensor, layer_idx: int, *, conv_kernel_size: int, **_: Any) -> Tensor:
         """Put each slot's last inputs before the chunk's (slots, width, tokens) and keep the new last ones."""

@@ -1,7 +1,7 @@
 """The preset `tiny`: an LFM2 network of about a million parameters, from scratch.
 
 Its first layer is a short convolution: it hands every token its two predecessors, which is what copying "drawer 2" from
-an observation into a command needs, and what a small network of attention alone learns last (docs/models.md has figures).
+an observation into a command needs, and what a small network of attention alone learns last (see docs/models.md).
 """
 
 from __future__ import annotations
@@ -16,9 +16,15 @@ PRESETS = ("tiny",)
 
 
 def build_tiny(config: ModelConfig, vocabulary: int, pad: int, end: int, seed: int) -> Lfm2ForCausalLM:
-    """Return a randomly initialised LFM2; weights are a function of (shape, seed), drawn with deviation 1/√width."""
-    if config.hidden_size % config.heads:
-        raise UserError(f"model.hidden_size {config.hidden_size} is not a multiple of model.heads {config.heads}")
+    """Return a randomly initialised LFM2; weights are a function of (shape, seed), drawn with deviation 1/√width.
+
+    Raises `UserError` where the width cannot be split into heads of an even width, as rotary positions need.
+    """
+    if config.hidden_size % (2 * config.heads):
+        raise UserError(
+            f"model.hidden_size = {config.hidden_size} is not a multiple of twice model.heads = {config.heads}; "
+            "make it one"
+        )
     layers = ["conv"] + ["full_attention"] * (config.layers - 1)
     shape = Lfm2Config(
         vocab_size=vocabulary,

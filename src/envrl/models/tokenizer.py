@@ -35,7 +35,7 @@ def names_in(texts: Iterable[str]) -> list[str]:
     found: set[str] = set()
     for text in texts:
         found.update(re.findall(r"([^\W\d_]+) \d", text))
-    return sorted(found)
+    return sorted(name for name in found if name.isalpha())  # "m²" is a word to Python, but holds a number
 
 
 def split_pattern(names: Sequence[str]) -> str:
@@ -84,7 +84,8 @@ class Codec:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.marks = {key: int(tokenizer.convert_tokens_to_ids(mark)) for key, mark in MARKS.items()}
+        vocabulary = tokenizer.get_vocab()
+        self.marks = {key: vocabulary[mark] for key, mark in MARKS.items()}
         self.mark_ids = frozenset(self.marks.values())
         self.encode = lru_cache(maxsize=200_000)(self._encode)
 
