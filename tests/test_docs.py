@@ -1,0 +1,260 @@
+"""The documentation holds: links resolve, commands parse, keys exist, examples run, token layouts are the code's."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envrl.cli.arguments import Parser
+from envrl.cli.main import COMMANDS, main
+from envrl.cli.train import split_overrides
+from envrl.config.keys import KEYS
+from envrl.config.load import load_recipe
+from envrl.config.recipes_index import recipe_names
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+PENDING = {"docs/results.md", "docs/evaluation.md", "docs/worlds/household.md", "docs/pictures/demo.svg"}
+"""What the pages link to and is not written yet."""
+
+_FENCE = re.compile(r"^(?:<!-- (?P<mark>[^\n]*?) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
+_INDENTED = re.compile(r"^    .*$", re.M)
+_INLINE = re.compile(r"`([^`\n]+)`")
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def prose(page: Path) -> str:
+    """The page without code blocks."""
+    return _INDENTED.sub("", _FENCE.sub("", text_of(page)))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.M)
+    plain = [re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)).lower() for heading in headings]
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_resolve(page: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists():
+            broken += [target] if file.relative_to(ROOT).as_posix() not in PENDING else []
+        elif anchor and anchor not in anchors(file):
+            broken.append(target)
+    assert not broken
+
+
+def test_index_names_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#\s]+\.md)\)", text_of(index))}
+    assert [name for page, name in zip(PAGES, NAMES, strict=True) if page != index and page not in linked] == []
+
+
+class Parsed(Exception):
+    """Raised in place of a command's work, once its arguments are understood."""
+
+
+def commands_in(page: Path) -> Iterator[str]:
+    """Every command line of the page: lines of code blocks, and inline code."""
+    body = text_of(page)
+    for line in [*_INDENTED.findall(body), *_INLINE.findall(prose(page))]:
+        for part in line.split("&&"):
+            command = part.partition(" # ")[0].strip().removeprefix(".venv/bin/")
+            if re.match(r"envrl [a-z]", command) and "://" not in command:
+                yield command
+
+
+def is_form(command: str) -> bool:
+    """Whether a line is a form with placeholders, not a command to type."""
+    return bool(re.search(r"…|\.\.\.|\[|\||COMMAND", command)) or len(command.split()) == 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_command_lines_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers: list[Parser] = []
+
+    def note(self: Parser, arguments: Any, also: Any = ()) -> Any:
+        parsers.append(self)
+        if arguments != ["any", "thing"][: len(arguments)]:
+            original(self, arguments, also)
+        raise Parsed
+
+    original = Parser.parse
+    monkeypatch.setattr(Parser, "parse", note)
+    for command in commands_in(page):
+        _, name, *arguments = shlex.split(command)
+        assert name in COMMANDS, command
+        module = import_module(f"envrl.cli.{name.replace('-', '_')}")
+        form = is_form(command)
+        with pytest.raises(Parsed):
+            module.run(["any", "thing"] if form else arguments)
+        if form:
+            options = set(re.findall(r"--[a-z][a-z-]*(?![\w.])", command)) - {"--section", "--help"}
+            assert options <= set(parsers[-1].options()), command
+        elif name == "train" and arguments[0] in recipe_names():
+            load_recipe(arguments[0], split_overrides(arguments)[0])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_keys_exist(page: Path) -> None:
+    sections = {key.partition(".")[0] for key in KEYS if "." in key}
+    named = {
+        key
+        for code in _INLINE.findall(prose(page))
+        for key in re.findall(r"(?<![\w./-])([a-z_]+\.[a-z_]+)(?![\w(/.])", code)
+        if key.partition(".")[0] in sections and not key.endswith((".jsonl", ".safetensors", ".partial"))
+    }
+    assert named - set(KEYS) == set()
+
+
+def test_logged_names_exist() -> None:
+    """Names like `loss/state` in the pages are written somewhere in the source, whole or put together there."""
+    source = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py"))
+    families = {"loss", "weight", "rows", "placebo", "train", "free", "held_out"}
+    named = {
+        name
+        for page in PAGES
+        for name in _INLINE.findall(prose(page))
+        if re.fullmatch(r"[a-z_]+/[a-z_]+", name) and name.partition("/")[0] in families
+    }
+    assert len(named) > 20
+    for name in sorted(named):
+        family, _, last = name.partition("/")
+        whole = f'"{name}"' in source
+        made = f'f"{family}/{{' in source and re.search(rf'"{last}"|\b_?{last.partition("_")[2]}\b', source)
+        assert whole or made, name
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """The marked code blocks of a page, in order: what the comment before says ("run", "file: NAME"), and the code."""
+    for block in _FENCE.finditer(text_of(page)):
+        yield block["mark"] or "", block["text"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_python_blocks_are_marked_and_parse(page: Path) -> None:
+    for block in _FENCE.finditer(text_of(page)):
+        if block["language"] == "python":
+            assert re.match(r"run|compile|file: ", block["mark"] or ""), block["text"]
+            ast.parse(block["text"])
+
+
+def test_readme_examples_run() -> None:
+    play, objective = (code for mark, code in blocks(ROOT / "README.md") if mark == "run")
+    exec(play, {})
+    names: dict[str, Any] = {}
+    exec(objective, names)
+    # Three steps share the observation "hall"; the one that led to the win has the larger return, so it gains there.
+    won, lost = names["advantages"]
+    assert won[0] > won[1] > 0 > lost[1] > lost[0]
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The page's files in an empty folder that is also a plug-in's; yields the code to run there."""
+    page = ROOT / "docs" / "your-own-environment.md"
+    for mark, text in blocks(page):
+        if mark.startswith("file: "):
+            (tmp_path / mark.removeprefix("file: ")).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield [text for mark, text in blocks(page) if mark == "run"]
+    sys.modules.pop("parcels", None)
+    from envrl.envs import registry
+
+    registry._REGISTERED.pop("parcels", None)
+
+
+def test_the_class_of_the_example_is_short(example: list[str]) -> None:
+    source = Path("parcels.py").read_text(encoding="utf-8")
+    (cls,) = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    assert cls.end_lineno is not None
+    assert cls.end_lineno - cls.lineno < 42
+
+
+def test_example_world_is_checked_and_trained(example: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    check, train = example
+    exec(check, {})
+    assert "parcels keeps the contract" in capsys.readouterr().out
+    exec(train, {})
+    first, last = success_rates(Path("runs/parcels"))
+    assert last > first + 0.1
+    assert main(["eval", "expert", "--env", "parcels", "--split", "valid"]) == 0
+    assert "100.0 %" in capsys.readouterr().out
+
+
+def success_rates(run: Path) -> list[float]:
+    return [json.loads(line)["success_rate"] for line in (run / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_example_world_is_found_as_a_plug_in(example: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What `pip install` of the page's pyproject.toml writes is written by hand here."""
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    folder = Path("envrl_parcels-0.1.dist-info")
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1\n")
+    points = [f"{name} = {target}" for name, target in project["entry-points"]["envrl.envs"].items()]
+    (folder / "entry_points.txt").write_text("\n".join(["[envrl.envs]", *points, ""]))
+    importlib.invalidate_caches()
+    assert main(["check-env", "parcels"]) == 0
+    assert "FAIL" not in capsys.readouterr().out
+
+
+def test_token_layouts_are_those_of_the_code() -> None:
+    """The marked blocks of method.md against the rows of that episode; how texts fall into tokens is left out."""
+    from envrl.envs.registry import make
+    from envrl.models.tokenizer import Codec, train_tokenizer
+    from envrl.rollout.auxiliary import Form, Pair, inverse_pairs, state_pairs
+    from envrl.rollout.runner import play_script
+
+    env = make("household")
+    (task,) = [task for task in env.tasks("train")[200:250] if task.id.endswith("/000226")]
+    episode = play_script(env, task, env.expert(0), 30)  # type: ignore[attr-defined]
+    codec = Codec(train_tokenizer(["a text"], 300, 512))
+    marks = {number: f"<{name}>" for name, number in codec.marks.items()}
+
+    def written(ids: tuple[int, ...]) -> str:
+        runs = groupby(ids, key=lambda i: marks.get(i, ""))
+        return "".join(mark * len(list(run)) if mark else codec.decode(list(run)) for mark, run in runs)
+
+    page = text_of(ROOT / "docs" / "method.md")
+    shown = re.findall(r"<!-- layout: (\w+) (\d) (\w+) -->\n\n((?:    .*\n)+)", page)
+    assert len(shown) == 4
+    for layout, step, kind, block in shown:
+        make_pairs = {"state": state_pairs, "inverse": inverse_pairs}[kind]
+        pair: Pair = make_pairs([episode], codec, Form(layout, 1))[int(step)]
+        expected = "".join(line.strip() for line in block.splitlines()).replace("·", "")
+        assert f"{written(pair.prompt)}[{written(pair.target)}]" == expected
+
+
+def test_parameter_formula_of_the_preset() -> None:
+    from envrl.config.schema import ModelConfig
+    from envrl.models.tiny import build_tiny
+
+    for shape in (ModelConfig(), ModelConfig(hidden_size=48, layers=3, heads=2)):
+        d, layers, heads, vocabulary = shape.hidden_size, shape.layers, shape.heads, 820
+        formula = vocabulary * d + 10 * layers * d**2 + (2 * layers + 4) * d + 2 * (layers - 1) * d // heads
+        assert sum(p.numel() for p in build_tiny(shape, vocabulary, 0, 1, seed=0).parameters()) == formula
+    assert "762,048 for V = 820" in text_of(ROOT / "docs" / "models.md")
