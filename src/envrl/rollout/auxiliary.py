@@ -79,7 +79,7 @@ def observation_spans(trajectory: Trajectory, codec: Codec) -> list[list[tuple[i
         for span, following in zip(segment.spans, segment.spans[1:], strict=False):
             text = codec.encode(trim(trajectory.transitions[span.step].next_observation.text))
             start = span.stop + 1  # after <observation>
-            if start + len(text) < following.start:
+            if text and start + len(text) < following.start:
                 ranges.append((start, start + len(text)))
         result.append(ranges)
     return result

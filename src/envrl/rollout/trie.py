@@ -17,7 +17,7 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> Node:
     Every sequence ends with the closing mark, so none is a prefix of another.
     """
     root: Node = {}
-    for sequence in sorted(sequences):
+    for sequence in sorted(map(tuple, sequences)):
         node = root
         for token in sequence:
             node = node.setdefault(token, {})
