@@ -1,0 +1,112 @@
+"""What several test files share: the real games where they are at hand, and a small game written by hand."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envrl.envs.household.problem import Goal, Item, Problem, Receptacle
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def alfworld_data() -> Path:
+    """The folder that holds json_2.1.1: $ALFWORLD_DATA, else the packed games beside the repository, unpacked once."""
+    if os.environ.get("ALFWORLD_DATA"):
+        return Path(os.environ["ALFWORLD_DATA"])
+    archive, unpacked = SHARED / "alfworld.tar.xz", ROOT / ".cache" / "alfworld"
+    if not unpacked.is_dir():
+        if not archive.is_file():
+            pytest.skip(f"no ALFWorld games: $ALFWORLD_DATA is not set, and there is no {archive}")
+        _unpack(archive, unpacked)
+    return unpacked
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """Unpack aside and rename, so that a killed unpack leaves nothing that looks whole."""
+    target.parent.mkdir(exist_ok=True)
+    for stale in target.parent.glob("alfworld-unpack-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix="alfworld-unpack-", dir=target.parent))
+    with tarfile.open(archive) as packed:
+        packed.extractall(aside, filter="data")
+    aside.rename(target)
+
+
+@pytest.fixture(scope="session")
+def transcripts() -> list[dict[str, Any]]:
+    """The true engine's episodes: game, reset_obs, admissible0, steps (action, obs, admissible, won, reward, done)."""
+    path = SHARED / "alfworld_transcripts_public.jsonl.gz"
+    if not path.is_file():
+        pytest.skip(f"no transcripts of the true engine: there is no {path}")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def kitchen() -> Problem:
+    """A game with every rule in it: a shared place, things in two receptacles or none, a mug in itself, a cool egg.
+
+    Names: apple_bar_1 is apple 2, apple_bar_2 is apple 1; drawer_bar_1 is drawer 2 and stands where countertop 1 does.
+    """
+    food = frozenset({"pickupable", "heatable", "coolable", "cleanable", "sliceable"})
+    return Problem(
+        receptacles=(
+            Receptacle("countertop_bar_1", "countertop", "loc_a"),
+            Receptacle("desk_bar_1", "desk", "loc_b"),
+            Receptacle("drawer_bar_1", "drawer", "loc_a", openable=True),
+            Receptacle("drawer_bar_2", "drawer", "loc_c", openable=True),
+            Receptacle("fridge_bar_1", "fridge", "loc_d", openable=True),
+            Receptacle("microwave_bar_1", "microwave", "loc_e", openable=True),
+            Receptacle("sink_bar_1_bar_sinkbasin", "sinkbasin", "loc_f"),
+        ),
+        items=(
+            Item("apple_bar_1", "apple", ("loc_a",), food),
+            Item("apple_bar_2", "apple", ("loc_d",), food),
+            Item("butterknife_bar_1", "butterknife", ("loc_a",), frozenset({"pickupable", "cleanable"})),
+            Item("desklamp_bar_1", "desklamp", ("loc_b",), frozenset({"pickupable", "toggleable"})),
+            Item("egg_bar_1", "egg", ("loc_a",), food | {"iscool"}),
+            Item("mug_bar_1", "mug", ("loc_a",), food - {"sliceable"} | {"isreceptacleobject"}),
+            Item("pen_bar_1", "pen", (), frozenset({"pickupable"})),
+            Item("sink_bar_1", "sink", ("loc_f",)),
+            Item("statue_bar_1", "statue", ("loc_b",)),
+        ),
+        in_receptacle=frozenset(
+            {
+                ("apple_bar_1", "countertop_bar_1"),
+                ("apple_bar_2", "fridge_bar_1"),
+                ("butterknife_bar_1", "drawer_bar_1"),
+                ("desklamp_bar_1", "desk_bar_1"),
+                ("egg_bar_1", "countertop_bar_1"),
+                ("mug_bar_1", "countertop_bar_1"),
+                ("mug_bar_1", "drawer_bar_1"),
+                ("pen_bar_1", "desk_bar_1"),
+                ("statue_bar_1", "desk_bar_1"),
+            }
+        ),
+        in_object=frozenset({("mug_bar_1", "mug_bar_1"), ("pen_bar_1", "mug_bar_1")}),
+        can_contain=frozenset(
+            {(place, item) for place in ("countertop", "fridge", "microwave") for item in ("apple", "egg", "mug")}
+            | {("countertop", "butterknife"), ("drawer", "butterknife"), ("desk", "pen"), ("sinkbasin", "apple")}
+        ),
+        start="loc_start",
+        goal=Goal("pick_two_obj_and_place", "apple", "fridge"),
+        task="put two apple in fridge.",
+        walkthrough=(
+            "go to countertop 1",
+            "take apple 2 from countertop 1",
+            "go to fridge 1",
+            "open fridge 1",
+            "move apple 2 to fridge 1",
+        ),
+    )
