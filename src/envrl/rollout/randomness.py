@@ -1,4 +1,4 @@
-"""Random numbers as a function of what they are for, (seed, update, task, member, turn, token), never of a slot or worker.
+"""Random numbers as a function of what they are for: (seed, update, task, member, turn, token), never a slot or worker.
 
 NumPy's generators hand out numbers in order; here every number is had by itself, so no batch or worker can shift it.
 """

@@ -1,7 +1,8 @@
-"""Playing episodes: a batch of them with a language model, or one with a script; either way a `Trajectory` comes out."""
+"""Playing episodes: a batch of them with a language model, or one with a script; either way a `Trajectory` results."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +13,14 @@ import torch
 from envrl.envs.protocol import TextEnv
 from envrl.models.load import LanguageModel
 from envrl.models.tokenizer import Codec
-from envrl.rollout.formats import observation_ids, steps_prompt, task_text
+from envrl.rollout.formats import Ids, observation_ids, steps_prompt, task_text
 from envrl.rollout.randomness import key_of
 from envrl.rollout.sampler import Draft, Sampler
-from envrl.rollout.trie import Commands, Node
+from envrl.rollout.trie import Commands
 from envrl.types import Action, Observation, Segment, Span, Task, Trajectory, Transition
+
+_ANSWER = re.compile(r"\S\s*\n\s*\S|(?:\A|\s)You\s")
+"""What a response holds that goes on beyond its command: another line, or a sentence that begins with "You"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +96,11 @@ def play_model(
         slots = _compact(sampler, episodes, slots, settings)
         if not slots:
             break
-        prompts = [_prompt(model.codec, episodes[index], settings) for index in slots]
-        for position, prompt in enumerate(prompts):
-            if prompt is not None and sampler.length(position) + len(prompt) + settings.response_tokens > model.context:
-                episodes[slots[position]].stop_reason = "context"
-                prompts[position] = None
-        tries = [_trie(commands, episodes[index].observation, settings) for index in slots]
+        prompts = [
+            _prompt(model, episodes[index], commands, settings, fed=sampler.length(position))
+            for position, index in enumerate(slots)
+        ]
+        tries = [commands.trie(_choices(episodes[index], settings)) for index in slots]
         drafts = sampler.sample(prompts, tries, keys[slots], turn)
         began = time.perf_counter()
         for index, prompt, draft in zip(slots, prompts, drafts, strict=True):
@@ -127,21 +130,32 @@ def _compact(sampler: Sampler, episodes: list[_Episode], slots: list[int], setti
     return [slots[position] for position in active]
 
 
-def _prompt(codec: Codec, episode: _Episode, settings: PlaySettings) -> tuple[int, ...] | None:
-    """Return what is new to the sampler before this episode's next action, or None where the episode is over."""
+def _prompt(
+    model: LanguageModel, episode: _Episode, commands: Commands, settings: PlaySettings, *, fed: int
+) -> Ids | None:
+    """Return what is new to the sampler before this episode's next action, or None where the episode is over.
+
+    It is over, too, where prompt and longest response would not fit the context behind the `fed` tokens.
+    """
     if episode.stop_reason:
         return None
     if settings.layout == "concat":
-        return observation_ids(codec, episode.observation, settings.show_admissible)
-    past = episode.transitions[-settings.history :] if settings.history else []
-    turns = [(t.observation, t.action.text) for t in past]
-    return steps_prompt(codec, episode.task_sentence, turns, episode.observation, settings.show_admissible)
-
-
-def _trie(commands: Commands, observation: Observation, settings: PlaySettings) -> Node | None:
-    if settings.actions == "free" or not observation.admissible:
+        prompt = observation_ids(model.codec, episode.observation, settings.show_admissible)
+    else:
+        past = episode.transitions[-settings.history :] if settings.history else []
+        turns = [(t.observation, t.action.text) for t in past]
+        shown = settings.show_admissible
+        prompt = steps_prompt(model.codec, episode.task_sentence, turns, episode.observation, shown)
+    room = max(settings.response_tokens, commands.longest(_choices(episode, settings)))
+    if fed + len(prompt) + room > model.context:
+        episode.stop_reason = "context"
         return None
-    return commands.trie(observation.admissible)
+    return prompt
+
+
+def _choices(episode: _Episode, settings: PlaySettings) -> tuple[str, ...]:
+    """Return the commands that the next action is drawn from, none where it is free."""
+    return () if settings.actions == "free" else episode.observation.admissible or ()
 
 
 def _advance(episode: _Episode, prompt: Sequence[int], draft: Draft, codec: Codec, settings: PlaySettings) -> None:
@@ -171,17 +185,23 @@ def _advance(episode: _Episode, prompt: Sequence[int], draft: Draft, codec: Code
 
 
 def to_action(draft: Draft, codec: Codec) -> Action:
-    """Return the command that a response holds; one without the closing mark, or with marks inside, is not well formed."""
-    end, observation = codec.marks["end"], codec.marks["observation"]
+    """Return the command that a response holds: its text before the first mark.
+
+    A response without the closing mark, or with another mark inside, is not well formed. It *imagines* an observation
+    where it was drawn freely and holds a mark that begins one (`<observation>` or `<next>`), text on a second line, or
+    a sentence that begins with "You".
+    """
+    end, begins = codec.marks["end"], {codec.marks["observation"], codec.marks["next"]}
     body = draft.token_ids[:-1] if draft.token_ids[-1:] == [end] else draft.token_ids
     first_mark = next((i for i, token in enumerate(body) if token in codec.mark_ids), len(body))
+    text = codec.decode(body[:first_mark])
     return Action(
-        text=codec.decode(body[:first_mark]),
+        text=text,
         token_ids=tuple(draft.token_ids),
         logprobs=tuple(draft.logprobs),
         allowed=tuple(draft.allowed),
         well_formed=first_mark == len(body) < len(draft.token_ids),
-        imagined=observation in body,
+        imagined=None in draft.allowed and (not begins.isdisjoint(body) or _ANSWER.search(text) is not None),
     )
 
 

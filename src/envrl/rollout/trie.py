@@ -25,11 +25,18 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> Node:
 
 
 class Commands:
-    """Tries of lists of admissible commands; a list met before is not built again."""
+    """Lists of admissible commands in tokens: `trie(list)`, None for an empty one, and `longest(list)`, its tokens.
+
+    What was asked before is not built again.
+    """
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self.trie = lru_cache(maxsize=20_000)(self._trie)
+        self.longest = lru_cache(maxsize=20_000)(self._longest)
 
-    def _trie(self, admissible: tuple[str, ...]) -> Node:
-        return build_trie([action_ids(self._codec, command) for command in admissible])
+    def _trie(self, admissible: tuple[str, ...]) -> Node | None:
+        return build_trie([action_ids(self._codec, command) for command in admissible]) if admissible else None
+
+    def _longest(self, admissible: tuple[str, ...]) -> int:
+        return max((len(action_ids(self._codec, command)) for command in admissible), default=0)
