@@ -34,6 +34,7 @@ class ModelConfig:
     hidden_size: Positive = 128  # preset only: width
     layers: Positive = 4  # preset only: the first is a short convolution, the others attend
     heads: Positive = 4  # preset only: attention heads
+    key_heads: Positive = 2  # preset only: heads of keys and values, shared by the attention heads
     vocabulary: Annotated[int, Meta(ge=300)] = 1500  # preset only: the tokenizer's largest size
     context: Positive = 2048  # preset only: longest sequence, tokens
 

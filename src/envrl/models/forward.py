@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from envrl.errors import UserError
 from envrl.models.slots import SlotCache
@@ -40,11 +41,35 @@ def chunk_states(
     positions, mask = cache.begin(counts, ids.shape[1], slots)
     has_convolution = "conv" in (getattr(cache.config, "layer_types", None) or ())
     attention_mask: Any = {"full_attention": mask, "conv": None} if has_convolution else mask
-    states = _decoder(model)(
-        input_ids=ids, position_ids=positions, attention_mask=attention_mask, past_key_values=cache, use_cache=True
-    ).last_hidden_state
+    own = model.config._attn_implementation
+    model.config._attn_implementation = _GROUPED
+    try:
+        states = _decoder(model)(
+            input_ids=ids, position_ids=positions, attention_mask=attention_mask, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+    finally:
+        model.config._attn_implementation = own
     cache.commit()
     return states
+
+
+def _grouped_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, *, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """Attend to the slots' keys and values; query heads that share a key head become rows of one product.
+
+    So keys and values are read once, not once a query head: with few new tokens a slot, reading them is what costs.
+    """
+    slots, heads, width, size = query.shape
+    groups = heads // key.shape[1]
+    rows = query.reshape(slots, key.shape[1], groups * width, size)
+    mask = attention_mask.repeat(1, 1, groups, 1) if groups > 1 else attention_mask
+    found = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask.to(query.dtype), scale=scaling)
+    return found.reshape(slots, heads, width, size).transpose(1, 2).contiguous(), None
+
+
+_GROUPED = "envrl_grouped"
+ALL_ATTENTION_FUNCTIONS.register(_GROUPED, _grouped_attention)
 
 
 def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:

@@ -71,16 +71,22 @@ def build_model(config: ModelConfig, texts: Sequence[str], seed: int, device: st
     return _ready(LanguageModel(network, codec), device)
 
 
+def check_model_folder(folder: str | Path) -> Path:
+    """Return the folder as a path; raises `UserError` where it cannot hold a model."""
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"'{folder}' is not a model folder: it has no config.json; name one that transformers' from_pretrained loads"
+        )
+    return path
+
+
 def load_model(folder: str | Path, device: str = "cpu") -> LanguageModel:
     """Load a folder that `transformers` wrote, ours or any causal language model's; raises `UserError` if it cannot.
 
     A tokenizer that lacks our marks gets them as new special tokens, with new rows in the embedding.
     """
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise UserError(
-            f"'{folder}' is not a model folder: it has no config.json; name a folder that transformers loads"
-        )
+    path = check_model_folder(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         network = _load_network(path)

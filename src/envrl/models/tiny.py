@@ -25,6 +25,8 @@ def build_tiny(config: ModelConfig, vocabulary: int, pad: int, end: int, seed: i
             f"model.hidden_size = {config.hidden_size} is not a multiple of twice model.heads = {config.heads}; "
             "make it one"
         )
+    if config.heads % config.key_heads:
+        raise UserError(f"model.heads {config.heads} is not a multiple of model.key_heads {config.key_heads}")
     layers = ["conv"] + ["full_attention"] * (config.layers - 1)
     shape = Lfm2Config(
         vocab_size=vocabulary,
@@ -33,7 +35,7 @@ def build_tiny(config: ModelConfig, vocabulary: int, pad: int, end: int, seed: i
         block_auto_adjust_ff_dim=False,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
-        num_key_value_heads=config.heads,
+        num_key_value_heads=config.key_heads,
         layer_types=layers,
         conv_L_cache=3,
         max_position_embeddings=config.context,

@@ -24,6 +24,8 @@ from envrl.types import Observation, Row, Task, Term, Trajectory
 
 T = TypeVar("T")
 
+RANDOM_EPISODES = 128
+
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
@@ -146,12 +148,18 @@ def sample_share(items: Sequence[T], share: float, seed: int) -> list[T]:
     return [item for item, kept in zip(items, keep, strict=True) if kept]
 
 
-def world_texts(demonstrations: Sequence[Demonstration]) -> list[str]:
-    """Return every observation and command of the demonstrations: what the tokenizer is trained on."""
+def world_texts(demonstrations: Sequence[Demonstration], env: TextEnv, config: Config) -> list[str]:
+    """Return every observation and command of the demonstrations and of as many random steps: the tokenizer's texts.
+
+    Random play says what no demonstrator would see (the answer to `help`), which else would be spelled in bytes.
+    """
+    tasks = [d.trajectory.task for d in demonstrations][:RANDOM_EPISODES]
+    played = [
+        play_script(env, t, random_script(key_of(config.seed, t.id, "texts")), config.env.max_steps) for t in tasks
+    ]
     texts: list[str] = []
-    for demonstration in demonstrations:
-        steps = demonstration.trajectory.transitions
-        for step in steps:
+    for trajectory in [*(d.trajectory for d in demonstrations), *played]:
+        for step in trajectory.transitions:
             texts += [trim(step.observation.text), step.action.text, *(step.observation.admissible or ())]
-        texts += [trim(steps[-1].next_observation.text)] if steps else []
+        texts += [trim(step.next_observation.text) for step in trajectory.transitions[-1:]]
     return texts

@@ -21,12 +21,19 @@ from envrl.envs.protocol import TextEnv
 from envrl.envs.registry import make
 from envrl.errors import Interrupted, RunError, UserError
 from envrl.eval.split import evaluate_split, play_settings
-from envrl.models.load import LanguageModel, find_device, load_model, save_model
+from envrl.models.load import LanguageModel, check_model_folder, find_device, load_model, save_model
 from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.policy import TOKEN_LOSSES
 from envrl.rollout.runner import Clock, play_model
 from envrl.trainer.batch import aux_weights, build_batch, draw_tasks
-from envrl.trainer.checkpoint import clean_checkpoints, latest_checkpoint, load_state, save_checkpoint, save_state
+from envrl.trainer.checkpoint import (
+    clean_checkpoints,
+    latest_checkpoint,
+    load_state,
+    verify_checkpoint,
+    save_checkpoint,
+    save_state,
+)
 from envrl.trainer.files import JsonLines, create_run, lock_run
 from envrl.trainer.optimizer import Optimizer, adamw
 from envrl.trainer.progress import Reporter
@@ -45,13 +52,13 @@ class RunState:
     optimizer: Optimizer
     update: int = 0
     evaluated: bool = False
-    skipped: int = 0
+    skips: int = 0
     env_steps: int = 0
     tokens: int = 0
     metrics_offset: int = 0
     eval_offset: int = 0
 
-    COUNTERS = ("update", "evaluated", "skipped", "env_steps", "tokens", "metrics_offset", "eval_offset")
+    COUNTERS = ("update", "evaluated", "skips", "env_steps", "tokens", "metrics_offset", "eval_offset")
 
 
 def train(config: Config, run: Path | str, resume: bool = False, reporter: Reporter | None = None) -> Path:
@@ -101,11 +108,14 @@ class Run:
         self.metrics.truncate(state.metrics_offset)
         self.evals.truncate(state.eval_offset)
         self.optimization = Optimization(self.config, state.model, state.optimizer, self.folder, self.stop.poll)
+        self.optimization.skips = state.skips
         try:
             self._updates(state)
-        except (Interrupted, KeyboardInterrupt):
+        except Interrupted:
             path = self._save(state)
             raise Interrupted(f"interrupted; saved {path}: go on with --resume") from None
+        except KeyboardInterrupt:  # a second Ctrl-C may come inside a step: what is in memory is nobody's state
+            raise Interrupted(f"interrupted; {self.folder} goes on from its last checkpoint with --resume") from None
         return self.folder
 
     def _updates(self, state: RunState) -> None:
@@ -164,7 +174,7 @@ class Run:
             "tokens": record["tokens"] / (done - began),
         }
         self.metrics.append(record)
-        state.update, state.metrics_offset = number, self.metrics.offset
+        state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.optimization.skips
         state.evaluated = not self._evaluation_due(number)
         return _few(record)
 
@@ -268,6 +278,10 @@ def check_config(config: Config) -> None:
     """Refuse what only the program knows to be wrong: an unknown estimator or loss, a device that is not there."""
     _ = ESTIMATORS[config.objective.estimator], TOKEN_LOSSES[config.objective.loss]
     find_device(config.train.device)
+    if config.warm_start.path:
+        verify_checkpoint(Path(config.warm_start.path))
+    elif config.model.path:
+        check_model_folder(config.model.path)
 
 
 def prepare_torch(config: Config) -> None:

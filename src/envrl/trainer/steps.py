@@ -69,10 +69,11 @@ class Optimization:
             for part in np.array_split(self._order(len(rows), update, epoch), train.minibatches)
             if len(part)
         ]
-        figures: list[dict[str, float]] = []
-        for part in parts:
-            figures.append(self._one(part, settings, old, reference, update))
-        return _mean(figures)
+        # Between two optimiser steps of one update the weights are no update's: a stop waits until the last of them.
+        polls = [self.poll, *([_never] * (len(parts) - 1))]
+        return _mean(
+            [self._one(part, settings, old, reference, update, poll) for part, poll in zip(parts, polls, strict=True)]
+        )
 
     def _order(self, count: int, update: int, epoch: int) -> np.ndarray:
         if self.config.train.minibatches == 1:
@@ -88,10 +89,11 @@ class Optimization:
         old: OldLogprobs | None,
         reference: OldLogprobs | None,
         update: int,
+        poll: Callable[[], None],
     ) -> dict[str, float]:
         parameters = list(self.model.network.parameters())
         try:
-            totals, loss = accumulate(self.model, rows, settings, old, reference, self.poll)
+            totals, loss = accumulate(self.model, rows, settings, old, reference, poll)
             norm = clip_gradient(parameters, self.config.train.max_grad_norm)
             if math.isfinite(loss) and math.isfinite(norm):
                 self.optimizer.step()
@@ -123,6 +125,10 @@ class Optimization:
                 f"{self.skips} batches in a row had a loss or gradient that is not finite (the last: {file}); the weights are "
                 "untouched: lower train.learning_rate or the auxiliary weights and start again"
             )
+
+
+def _never() -> None:
+    """Let nothing interrupt."""
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class _Stage:
     """Imitation in progress: everything that a killed stage needs to go on."""
 
     def __init__(self, config: Config, run: Path, make_env: Callable[[], TextEnv], hooks: Hooks) -> None:
-        self.config, self.run_folder, self.hooks = config, run, hooks
+        self.config, self.run_folder, self.make_env, self.hooks = config, run, make_env, hooks
         self.training, self.held_out = collect(config, make_env, hooks.poll)
         self.log = JsonLines(run / "warm_start.jsonl")
         self.best = math.inf
@@ -89,9 +89,8 @@ class _Stage:
         config = self.config
         if config.model.path:
             return load_model(config.model.path, config.train.device)
-        return build_model(
-            config.model, world_texts([*self.training, *self.held_out]), config.seed, config.train.device
-        )
+        texts = world_texts([*self.training, *self.held_out], self.make_env(), config)
+        return build_model(config.model, texts, config.seed, config.train.device)
 
     def _fresh_optimizer(self) -> Optimizer:
         warm = self.config.warm_start

@@ -36,8 +36,8 @@ from envrl.envs.household.solution import solve
 from envrl.errors import UserError, suggest
 from envrl.types import Task
 
-SPLIT_SIZES = {"train": 20_000, "valid_seen": 500, "valid_unseen": 500}
-"""Games in each split; `valid_seen` has the rooms of `train`, `valid_unseen` rooms of its own."""
+SPLIT_SIZES = {"train": 20_000, "valid_seen": 500, "valid_unseen": 500, "valid_train": 200}
+"""Games in each split: `valid_unseen` has rooms of its own, all others share theirs; tune on `valid_train`."""
 
 LAMP = "desklamp"
 _TASK_TOTALS = {kind: sum(rooms.values()) for kind, rooms in TASK_WEIGHTS.items()}

@@ -1,0 +1,21 @@
+"""What results may depend on beside the recipe: the number of threads and the choice of kernels."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.utils.deterministic
+
+
+def usable_threads() -> int:
+    """Return how many threads torch gets where none are asked for: those this process may use, at most 2."""
+    return min(2, len(os.sched_getaffinity(0)))
+
+
+def prepare_torch(threads: int) -> None:
+    """Fix the number of threads (0: `usable_threads`) and take deterministic kernels: equal runs are equal bit for bit."""
+    torch.set_num_threads(threads or usable_threads())
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling fresh memory would cost time, and nothing here reads what it did not write.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
