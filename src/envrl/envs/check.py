@@ -130,7 +130,7 @@ def _record(env: TextEnv, task: Task, seed: int, commands: Sequence[str] | None 
     first = observation = env.reset(task, seed=seed)
     steps: list[tuple[str, Step]] = []
     for turn in range(STEPS if commands is None else len(commands)):
-        offered = _PLAIN_COMMANDS if observation.admissible is None else observation.admissible
+        offered = observation.admissible or _PLAIN_COMMANDS
         command = commands[turn] if commands is not None else generator.choice(offered)
         step = env.step(command)
         steps.append((command, step))
