@@ -37,7 +37,11 @@ def play_settings(config: Config, temperature: float, actions: str | None = None
 
 def auxiliary_form(config: Config) -> Form:
     """Return the form of the recipe's state and inverse rows."""
-    return Form(config.rollout.layout, config.rollout.history, config.rollout.show_admissible)
+    rollout, objective, warm = config.rollout, config.objective, config.warm_start
+    in_pass = (objective.state_rows if objective.state_weight else warm.state_rows) == "in_pass" and (
+        objective.state_weight > 0 or warm.state_weight > 0
+    )
+    return Form(rollout.layout, rollout.history, rollout.show_admissible, in_pass)
 
 
 def evaluate_split(

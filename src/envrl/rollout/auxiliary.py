@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from envrl.models.tokenizer import Codec
-from envrl.rollout.formats import Ids, action_ids, steps_prompt, task_text, trim
+from envrl.rollout.formats import Ids, action_ids, observation_ids, steps_prompt, task_text, trim
 from envrl.types import Trajectory, Transition
 
 
@@ -20,15 +20,21 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The form of auxiliary rows: `concat` gives (task, sₜ, …), `steps` gives the policy's own prompt at step t, …"""
+    """The form of auxiliary rows: `concat` gives (task, sₜ, …), `steps` gives the policy's own prompt at step t, …
+
+    With `in_pass`, state prediction's pairs are the policy's own sequence: the whole episode so far → sₜ₊₁.
+    """
 
     layout: str = "concat"
     history: int = 2
     show_admissible: bool = False
+    in_pass: bool = False
 
 
 def state_pairs(trajectories: Sequence[Trajectory], codec: Codec, form: Form) -> list[Pair]:
     """Return state prediction's pairs: … sₜ, aₜ → sₜ₊₁ (its text without the list of commands)."""
+    if form.in_pass:
+        return [pair for trajectory in trajectories for pair in _in_pass_pairs(trajectory, codec, form)]
     marks = codec.marks
     return [
         Pair(
@@ -56,6 +62,17 @@ def inverse_pairs(trajectories: Sequence[Trajectory], codec: Codec, form: Form) 
     ]
 
 
+def _in_pass_pairs(trajectory: Trajectory, codec: Codec, form: Form) -> Iterator[Pair]:
+    """Yield the policy's sequence up to each answer, and the answer's text: what `observation_spans` counts."""
+    ids: list[int] = []
+    for step in trajectory.transitions:
+        response = step.action.token_ids or action_ids(codec, step.action.text)
+        ids += [*observation_ids(codec, step.observation, form.show_admissible), *response]
+        shown = form.show_admissible and step.next_observation.admissible is not None
+        ending = codec.marks["commands" if shown else "action"]
+        yield Pair((*ids, codec.marks["observation"]), (*codec.encode(trim(step.next_observation.text)), ending))
+
+
 def _contexts(trajectories: Sequence[Trajectory], codec: Codec, form: Form) -> Iterator[tuple[Ids, Transition]]:
     """Yield (what precedes the action, without the mark that asks for it; the transition) of every step."""
     for trajectory in trajectories:
@@ -71,7 +88,7 @@ def _contexts(trajectories: Sequence[Trajectory], codec: Codec, form: Form) -> I
 def observation_spans(trajectory: Trajectory, codec: Codec) -> list[list[tuple[int, int]]]:
     """Return for each segment the token ranges of the observations that the world gave in it after an action.
 
-    Only texts count: neither marks nor the list of commands. They are what `state_rows = "in_pass"` predicts.
+    A text and the mark that ends it count, the list of commands does not; it is what `state_rows = "in_pass"` predicts.
     """
     result = []
     for segment in trajectory.segments:
@@ -80,6 +97,6 @@ def observation_spans(trajectory: Trajectory, codec: Codec) -> list[list[tuple[i
             text = codec.encode(trim(trajectory.transitions[span.step].next_observation.text))
             start = span.stop + 1  # after <observation>
             if text and start + len(text) < following.start:
-                ranges.append((start, start + len(text)))
+                ranges.append((start, start + len(text) + 1))
         result.append(ranges)
     return result

@@ -16,11 +16,22 @@ from envrl.models.slots import SlotCache
 from envrl.rollout.randomness import uniforms
 from envrl.rollout.trie import Node
 
-
-_PASS = 16
-"""Columns of one pass over ragged chunks."""
+_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+_PASS_COST = 128
+"""What a pass over the network costs beside its tokens, in tokens."""
 _MOST = 0.5
 """Above this share of the slots a pass takes all of them: then no keys and values need to be copied."""
+
+
+def pass_width(lengths: NDArray[np.int64]) -> int:
+    """Return how many columns to run next of chunks of these lengths: the least padding, a pass itself having a price."""
+
+    def cost(width: int) -> float:
+        rest = lengths[lengths > width] - width
+        later = len(rest) * int(rest.max()) * 0.75 + _PASS_COST if len(rest) else 0.0
+        return len(lengths) * min(width, int(lengths.max())) + later
+
+    return min((*_WIDTHS, int(lengths.max())), key=cost)
 
 
 @dataclass(slots=True)
@@ -35,20 +46,26 @@ class Draft:
 
 
 class Sampler:
-    """Samples responses for many sequences at once.
+    """Samples responses for many sequences at once; a free one ends with one of `stops` (default: the closing mark).
 
     A sequence is a slot of the cache. Each call feeds what is new to it, then draws tokens until every response is
     closed; tokens that a trie leaves no choice about are taken without running the network.
     """
 
     def __init__(
-        self, model: LanguageModel, slots: int, temperature: float, max_tokens: int, dtype: torch.dtype
+        self,
+        model: LanguageModel,
+        slots: int,
+        temperature: float,
+        max_tokens: int,
+        dtype: torch.dtype,
+        stops: frozenset[int] = frozenset(),
     ) -> None:
         self.model = model
         self.temperature = temperature
         self.max_tokens = max_tokens
         self._dtype = dtype
-        self._end = model.codec.marks["end"]
+        self._stops = stops or frozenset({model.codec.marks["end"]})
         self.reset(slots)
 
     def reset(self, slots: int) -> None:
@@ -115,9 +132,11 @@ class Sampler:
         Chunks are ragged, so they go in passes of a few columns: a later pass holds only the slots that have more.
         """
         states: Tensor | None = None
-        width = _PASS if cache.get_seq_length() else max(map(len, chunks))
+        began = cache.get_seq_length() > 0
         while any(chunks):
             busy = [slot for slot, chunk in enumerate(chunks) if chunk]
+            lengths = np.array([len(chunks[slot]) for slot in busy])
+            width = pass_width(lengths) if began else int(lengths.max())
             if len(busy) > _MOST * len(chunks):
                 busy = list(range(len(chunks)))
             counts, found = self._pass(cache, [chunks[slot][:width] for slot in busy], busy)
@@ -178,7 +197,7 @@ class Sampler:
             draft.node = draft.node[token]
             draft.open = bool(draft.node)
         else:
-            draft.open = token != self._end and len(draft.token_ids) < self.max_tokens
+            draft.open = token not in self._stops and len(draft.token_ids) < self.max_tokens
 
     @staticmethod
     def _choose(

@@ -109,7 +109,7 @@ def imitation_rows(demonstration: Demonstration, codec: Codec, config: Config) -
         else:
             prompt = observation_ids(codec, step.observation, rollout.show_admissible)
             if number and in_pass:
-                answers += range(len(ids) + 1, len(ids) + 1 + len(codec.encode(trim(step.observation.text))))
+                answers += range(len(ids) + 1, len(ids) + 2 + len(codec.encode(trim(step.observation.text))))
         ids += prompt
         command = action_ids(codec, step.action.text)
         if demonstration.imitated[number]:

@@ -30,9 +30,9 @@ from envrl.trainer.checkpoint import (
     clean_checkpoints,
     latest_checkpoint,
     load_state,
-    verify_checkpoint,
     save_checkpoint,
     save_state,
+    verify_checkpoint,
 )
 from envrl.trainer.files import JsonLines, create_run, lock_run
 from envrl.trainer.optimizer import Optimizer, adamw
@@ -159,7 +159,7 @@ class Run:
         )
         if number % config.train.trajectories_every == 0 and config.train.trajectories:
             shown = trajectories[: config.train.trajectories * config.rollout.group_size]
-            write_trajectories(self.folder, f"update-{number:06d}", number, shown, state.model)
+            write_trajectories(self.folder, f"update-{number:06d}", number, shown, state.model, config)
         record = self._record(state, number, trajectories) | batch.figures | figures
         done = time.perf_counter()
         record["seconds"] = {
@@ -221,7 +221,9 @@ class Run:
             self.evals.append({"stage": "rl", "update": state.update, **record}, sync=True)
             if last and self.config.train.trajectories:
                 shown = played[: 2 * self.config.train.trajectories]
-                write_trajectories(self.folder, f"eval-{state.update:06d}-{split}", state.update, shown, state.model)
+                write_trajectories(
+                    self.folder, f"eval-{state.update:06d}-{split}", state.update, shown, state.model, self.config
+                )
             low, high = record["ci95"]
             self.reporter.say(
                 f"update {state.update}, {split}: success {record['success_rate']:.1%} "

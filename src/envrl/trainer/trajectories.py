@@ -8,24 +8,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from envrl.config.schema import Config
 from envrl.eval.probe import score_targets
+from envrl.eval.split import auxiliary_form
 from envrl.models.load import LanguageModel
-from envrl.rollout.auxiliary import Form, state_pairs
+from envrl.rollout.auxiliary import state_pairs
+from envrl.rollout.predict import predict_targets
 from envrl.trainer.files import write_text
 from envrl.types import Trajectory
 
+PREDICTED = 8
+"""Trajectories of a file whose answers are also predicted in words; greedy decoding costs more than playing."""
+
 
 def write_trajectories(
-    run: Path, name: str, update: int, trajectories: Sequence[Trajectory], model: LanguageModel
+    run: Path, name: str, update: int, trajectories: Sequence[Trajectory], model: LanguageModel, config: Config
 ) -> None:
-    """Write `trajectories/NAME.jsonl`; every step carries the state prediction's loss (nats a token) of this model."""
-    scores = iter(score_targets(model, state_pairs(trajectories, model.codec, Form())))
+    """Write `trajectories/NAME.jsonl`; every step has the state prediction's loss (nats a token) under this model.
+
+    Where the recipe trains state prediction, the first few trajectories also have what the model would have predicted.
+    """
+    form = auxiliary_form(config)
+    scores = iter(score_targets(model, state_pairs(trajectories, model.codec, form)))
+    trained = config.objective.state_weight > 0 or config.warm_start.state_weight > 0
+    predicted = iter(predict_targets(model, state_pairs(trajectories[: PREDICTED * trained], model.codec, form)))
     lines = []
     for trajectory in trajectories:
         steps = []
         for step in trajectory.transitions:
-            score = next(scores)
-            steps.append(_step_record(step) | {"state_nll": -score.logprob / score.tokens})
+            score, prediction = next(scores), next(predicted, None)
+            record = _step_record(step) | {"state_nll": -score.logprob / max(score.tokens, 1)}
+            steps.append(record if prediction is None else record | {"predicted_observation": prediction})
         lines.append(json.dumps(_record(update, trajectory) | {"steps": steps}, ensure_ascii=False))
     folder = run / "trajectories"
     folder.mkdir(exist_ok=True)

@@ -16,6 +16,7 @@ import torch
 
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
+from envrl.errors import Interrupted
 from envrl.models.forward import log_softmax_and_entropy, logits_of, row_states
 from envrl.models.load import LanguageModel, build_model, load_model, save_model
 from envrl.rollout.randomness import key_of
@@ -102,9 +103,12 @@ class _Stage:
         """Train to the end, or until the held-out loss has not fallen for `patience` epochs; keep the best epoch."""
         patience = self.config.warm_start.patience
         while self.step < self.steps and not (patience and self.waited >= patience):
-            self.hooks.poll()
             epoch, place = divmod(self.step, self.steps_an_epoch)
-            record = self._train_step(epoch, place)
+            try:
+                record = self._train_step(epoch, place)
+            except Interrupted:
+                self._save()
+                raise Interrupted(f"interrupted; saved {self.run_folder}: go on with --resume") from None
             self.step += 1
             if self.step % self.steps_an_epoch == 0:
                 record |= self._measure()
