@@ -9,12 +9,13 @@ import torch.utils.deterministic
 
 
 def usable_threads() -> int:
-    """Return how many threads torch gets where none are asked for: those this process may use, at most 2."""
-    return min(2, len(os.sched_getaffinity(0)))
+    """Return how many threads torch gets where none are asked for: one a core that this process may use, at most 2."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2, cores)
 
 
 def prepare_torch(threads: int) -> None:
-    """Fix the number of threads (0: `usable_threads`) and take deterministic kernels: equal runs are equal bit for bit."""
+    """Fix the number of threads (0: `usable_threads`) and take deterministic kernels."""
     torch.set_num_threads(threads or usable_threads())
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory would cost time, and nothing here reads what it did not write.

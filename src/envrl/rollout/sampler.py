@@ -1,4 +1,4 @@
-"""The batched sampler: token ids in, token ids and log-probs out, with one cache that lives across an episode's turns."""
+"""The batched sampler: token ids in, token ids and log-probs out, one cache that lives across an episode's turns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST = 0.5
 
 
 def pass_width(lengths: NDArray[np.int64]) -> int:
-    """Return how many columns to run next of chunks of these lengths: the least padding, a pass itself having a price."""
+    """Return how many columns to run next of chunks of these lengths: least padding, a pass itself having a price."""
 
     def cost(width: int) -> float:
         rest = lengths[lengths > width] - width
@@ -92,8 +92,8 @@ class Sampler:
     ) -> list[Draft | None]:
         """Feed each slot its prompt and draw its response; a slot whose prompt is None rests.
 
-        A response ends with the closing mark, at a leaf of its trie, or after `max_tokens` where it is free. Prompts that
-        are equal in all-empty slots are run once and shared.
+        A response ends with a stop, at a leaf of its trie, or after `max_tokens` where it is free. Prompts that are equal
+        in all-empty slots are run once and shared.
         """
         for slot, prompt in enumerate(prompts):
             if prompt is not None:

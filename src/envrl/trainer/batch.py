@@ -93,7 +93,7 @@ def build_batch(trajectories: Sequence[Trajectory], config: Config, codec: Codec
 
 
 def _auxiliary(name: str, pairs: list[Pair], config: Config, update: int, figures: dict[str, float]) -> list[Row]:
-    """Return the rows of one auxiliary loss: without repeats, a share of them, with exchanged targets for the placebo."""
+    """Return the rows of one auxiliary loss: no repeats, a share of them, exchanged targets for the placebo."""
     objective = config.objective
     if objective.deduplicate:
         pairs = list(dict.fromkeys(pairs))

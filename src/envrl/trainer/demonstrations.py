@@ -93,7 +93,7 @@ def collect(
 
 
 def imitation_rows(demonstration: Demonstration, codec: Codec, config: Config) -> list[Row]:
-    """Return the rows of one demonstration: its commands as `imitation`, and the world's answers as `state` if weighed."""
+    """Return the rows of one demonstration: its commands as `imitation`, the world's answers as `state` if weighed."""
     steps = demonstration.trajectory.transitions
     rollout = config.rollout
     in_pass = config.warm_start.state_weight > 0 and config.warm_start.state_rows == "in_pass"

@@ -1,11 +1,10 @@
-"""A run from its first file to its last: warm start, then update after update, with evaluations and checkpoints between.
+"""A run from its first file to its last: warm start, then update after update, evaluations and checkpoints between.
 
 `train` reads top to bottom; everything that a resumed run needs is in `RunState`.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from envrl.config.load import config_differences, dump_config, load_recipe
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.envs.registry import make
-from envrl.errors import Interrupted, RunError, UserError
+from envrl.errors import Interrupted, UserError
 from envrl.eval.split import evaluate_split, play_settings
 from envrl.models.load import LanguageModel, check_model_folder, find_device, load_model, save_model
+from envrl.models.runtime import prepare_torch, usable_threads
 from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.policy import TOKEN_LOSSES
 from envrl.rollout.runner import Clock, play_model
@@ -40,7 +39,7 @@ from envrl.trainer.progress import Reporter
 from envrl.trainer.signals import StopRequest, stop_on_signals
 from envrl.trainer.steps import Optimization
 from envrl.trainer.trajectories import write_trajectories
-from envrl.trainer.warm_start import FOLDER, Hooks, warm_start
+from envrl.trainer.warm_start import Hooks, warm_start
 from envrl.types import Trajectory
 
 
@@ -70,9 +69,11 @@ def train(config: Config, run: Path | str, resume: bool = False, reporter: Repor
     run, reporter = Path(run), reporter or Reporter()
     check_config(config)
     make_env = _env_maker(config)
-    prepare_torch(config)
     if resume:
         config = open_run(run, config)
+    elif not config.train.threads:
+        config = replace(config, train=replace(config.train, threads=usable_threads()))
+    prepare_torch(config.train.threads)
     for split in (config.env.split, *config.eval.split):
         make_env().tasks(split)
     if not resume:
@@ -286,19 +287,14 @@ def check_config(config: Config) -> None:
         check_model_folder(config.model.path)
 
 
-def prepare_torch(config: Config) -> None:
-    """Fix what results may depend on: the number of threads, and deterministic kernels."""
-    torch.set_num_threads(config.train.threads or min(2, len(os.sched_getaffinity(0))))
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
-
-
 def open_run(run: Path, config: Config) -> Config:
     """Return the configuration that an existing run goes on with; raises `UserError` where it is another run's."""
     file = run / "config.toml"
     if not file.is_file():
         raise UserError(f"there is no run in '{run}' to resume; start it without --resume")
     stored = load_recipe(str(file), ())
+    if not config.train.threads:  # whatever this machine has, the run keeps the number that it was started with
+        config = replace(config, train=replace(config.train, threads=stored.train.threads))
     changed = config_differences(stored, config)
     fixed = (
         stored.objective.schedule == "constant"
@@ -307,21 +303,17 @@ def open_run(run: Path, config: Config) -> Config:
     )
     if changed == ["train.updates"] and fixed and config.train.updates >= stored.train.updates:
         return config
+    if changed == ["train.updates"] and config.train.updates < stored.train.updates:
+        raise UserError(
+            f"'{run}' was started with train.updates = {stored.train.updates}: a run can get more updates, not fewer"
+        )
     if changed == ["train.updates"]:
         raise UserError(
-            f"'{run}' was started with train.updates = {stored.train.updates}, over which the weights of its auxiliary losses "
-            "fall; only more updates with objective.schedule_updates set, or a constant schedule, can be added"
+            f"'{run}' was started with train.updates = {stored.train.updates}, over which the weights of its auxiliary "
+            "losses fall; only more updates with objective.schedule_updates set, or a constant schedule, can be added"
         )
     if changed:
         raise UserError(
             f"'{run}' was started with another configuration ({', '.join(changed)} differ); use another --run"
         )
     return config
-
-
-def warm_start_folder(run: Path) -> Path:
-    """Return where a run keeps the model that RL started from."""
-    return run / FOLDER
-
-
-__all__ = ["RunError", "train"]

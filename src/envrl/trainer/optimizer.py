@@ -74,7 +74,8 @@ def muon(model: LanguageModel, learning_rate: float, matrix_learning_rate: float
     The embedding and everything that is no matrix keep AdamW.
     """
     embedding = {id(p) for p in model.network.get_input_embeddings().parameters()}
-    embedding |= {id(p) for p in model.network.get_output_embeddings().parameters()}
+    head = model.network.get_output_embeddings()
+    embedding |= {id(p) for p in head.parameters()} if head is not None else set()
     parameters = list(model.network.parameters())
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in embedding]
     rest = [p for p in parameters if p.ndim != 2 or id(p) in embedding]

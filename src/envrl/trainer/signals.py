@@ -17,7 +17,7 @@ class StopRequest:
         self.requested = False
 
     def poll(self) -> None:
-        """Raise `Interrupted` once a stop was asked for; called between turns and micro-batches, never inside a step."""
+        """Raise `Interrupted` once a stop was asked for; called between turns and micro-batches, not inside a step."""
         if self.requested:
             raise Interrupted("interrupted")
 

@@ -1,4 +1,4 @@
-"""The optimiser steps of one update: whole batch or minibatches, one pass or several, and what happens to bad numbers."""
+"""The optimiser steps of one update: whole batch or minibatches, one pass or several; what happens to bad numbers."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ class Optimization:
         write_text(file, json.dumps(record))
         if self.skips >= LARGEST_RUN_OF_SKIPS:
             raise RunError(
-                f"{self.skips} batches in a row had a loss or gradient that is not finite (the last: {file}); the weights are "
-                "untouched: lower train.learning_rate or the auxiliary weights and start again"
+                f"{self.skips} batches in a row had a loss or gradient that is not finite (the last: {file}); the "
+                "weights are untouched: lower train.learning_rate or the auxiliary weights and start again"
             )
 
 

@@ -57,12 +57,16 @@ def warm_start(config: Config, run: Path, make_env: Callable[[], TextEnv], hooks
         if config.warm_start.path:
             source = Path(config.warm_start.path)
             verify_checkpoint(source)
-            save_folder(folder, lambda aside: shutil.copytree(source, aside, dirs_exist_ok=True))
+            save_folder(folder, lambda aside: _copy(source, aside))
         else:
             _Stage(config, run, make_env, hooks).run()
     verify_checkpoint(folder)
     shutil.rmtree(run / _PARTIAL, ignore_errors=True)
     return load_model(folder, config.train.device)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 class _Stage:

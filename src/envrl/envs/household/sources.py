@@ -63,7 +63,8 @@ class GameFiles:
             raise UserError(f"the world 'alfworld' needs env.data or $ALFWORLD_DATA to name its data; {_HOW_TO_GET}")
         data = Path(name).expanduser()
         if not data.is_dir():
-            raise UserError(f"the data folder '{name}' of the world 'alfworld' does not exist; {_HOW_TO_GET}")
+            state = "is not a folder" if data.exists() else "does not exist"
+            raise UserError(f"the data folder '{name}' of the world 'alfworld' {state}; {_HOW_TO_GET}")
         root = data / "json_2.1.1" if (data / "json_2.1.1").is_dir() else data
         if not any((root / split).is_dir() for split in ALFWORLD_SPLITS):
             state = "is empty" if not any(data.iterdir()) else "holds neither json_2.1.1 nor a split such as valid_seen"

@@ -24,7 +24,7 @@ def alfworld(data: str = "") -> Household:
 
 
 def household() -> Household:
-    """Return the world of generated games, splits train, valid_seen (rooms of train) and valid_unseen (new rooms)."""
+    """Return the world of generated games, with the splits of `alfworld`; only valid_unseen has rooms of its own."""
     return Household(GeneratedGames())
 
 

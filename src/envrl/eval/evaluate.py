@@ -1,0 +1,145 @@
+"""`evaluate`: any agent (a run, a checkpoint, a model, a script) on whole splits, measured as a run measures itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from envrl.config.load import load_recipe
+from envrl.config.schema import Config
+from envrl.envs.protocol import TextEnv
+from envrl.envs.registry import make
+from envrl.errors import UserError, suggest
+from envrl.eval.split import evaluate_script, evaluate_split
+from envrl.models.checkpoints import MANIFEST, latest_checkpoint, verify_checkpoint
+from envrl.models.load import LanguageModel, find_device, load_model
+from envrl.models.runtime import prepare_torch
+from envrl.rollout.scripts import SCRIPTS
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is evaluated: a script's name or a model's folder, and the configuration that its run was made with."""
+
+    script: str
+    folder: Path
+    config: Config
+
+
+def evaluate(
+    target: str | Path,
+    *,
+    env: str | None = None,
+    data: str | Path | None = None,
+    split: str | Sequence[str] | None = None,
+    episodes: int | None = None,
+    temperature: float | None = None,
+    actions: str | None = None,
+    seed: int | None = None,
+) -> list[dict[str, Any]]:
+    """Return one record a split, with the keys of eval.jsonl (docs/evaluation.md) after those that say what was played.
+
+    `target` is a run (its latest checkpoint), a checkpoint or `RUN/warm_start` (verified), any folder that transformers
+    loads, or `random`, `walkthrough`, `expert`. What is not given comes from the run's config.toml, else from the
+    recipe's defaults. Splits are played whole and in their order; `episodes` takes the first ones. Raises `UserError`.
+    """
+    found = find_target(target)
+    config = _with_settings(found.config, env, data, split, temperature, actions, seed)
+    if found.script and (temperature is not None or actions is not None):
+        raise UserError(f"temperature and actions mean nothing to the script '{found.script}'; leave them out")
+    if episodes is not None and episodes < 1:
+        raise UserError(f"episodes must be at least 1, not {episodes}; leave it out for whole splits")
+    options = {"data": config.env.data} if config.env.data else {}
+    make_env = lambda: make(config.env.name, **options)  # noqa: E731
+    for name in config.eval.split:
+        if not make_env().tasks(name):
+            raise UserError(f"the split '{name}' of the world '{config.env.name}' is empty; there is nothing to play")
+    prepare_torch(config.train.threads)
+    model = None if found.script else load_model(found.folder, _device(config))
+    return [_record(found, model, make_env, name, config, episodes or 0) for name in config.eval.split]
+
+
+def find_target(target: str | Path) -> Target:
+    """Return what a target stands for, its files verified where there is a manifest; raises `UserError`."""
+    if str(target) in SCRIPTS:
+        return Target(str(target), Path(), Config())
+    folder = Path(target)
+    if (folder / "config.toml").is_file():
+        latest = latest_checkpoint(folder / "checkpoints")
+        if latest is None:
+            raise UserError(f"the run '{folder}' has no checkpoint yet; go on with it by --resume")
+        return Target("", latest, load_recipe(str(folder / "config.toml")))
+    if not (folder / "config.json").is_file():
+        hint = suggest(str(target), SCRIPTS) if len(folder.parts) == 1 else ""
+        raise UserError(
+            f"'{target}' is neither a run (config.toml), nor a folder that transformers loads (config.json), "
+            f"nor random, walkthrough or expert{hint if 'did you mean' in hint else ''}"
+        )
+    if (folder / MANIFEST).is_file():
+        verify_checkpoint(folder)
+    place = folder.resolve()
+    for run in (place.parent, place.parent.parent):
+        if (run / "config.toml").is_file():
+            return Target("", folder, load_recipe(str(run / "config.toml")))
+    return Target("", folder, Config())
+
+
+def _with_settings(
+    config: Config,
+    env: str | None,
+    data: str | Path | None,
+    split: str | Sequence[str] | None,
+    temperature: float | None,
+    actions: str | None,
+    seed: int | None,
+) -> Config:
+    """Return the configuration with what was asked for; another world does not inherit the run's data folder."""
+    if temperature is not None and not 0.0 <= temperature < float("inf"):
+        raise UserError(f"temperature must be a number of at least 0, not {temperature}")
+    if actions not in (None, "admissible", "free"):
+        raise UserError(f"actions must be 'admissible' or 'free', not '{actions}'")
+    splits = config.eval.split if split is None else (split,) if isinstance(split, str) else tuple(split)
+    if not splits:
+        raise UserError("split must name at least one split")
+    where = config.env
+    if env is not None and env != where.name:
+        where = replace(where, name=env, data="")
+    return replace(
+        config,
+        env=where if data is None else replace(where, data=str(data)),
+        rollout=replace(config.rollout, actions=actions or config.rollout.actions),
+        eval=replace(
+            config.eval,
+            split=splits,
+            temperature=config.eval.temperature if temperature is None else temperature,
+            seed=config.eval.seed if seed is None else seed,
+        ),
+    )
+
+
+def _device(config: Config) -> str:
+    """Return the device that the run was trained on, or the CPU where this machine has none such."""
+    try:
+        find_device(config.train.device)
+    except UserError:
+        return "cpu"
+    return config.train.device
+
+
+def _record(
+    target: Target,
+    model: LanguageModel | None,
+    make_env: Callable[[], TextEnv],
+    split: str,
+    config: Config,
+    episodes: int,
+) -> dict[str, Any]:
+    played = {"env": config.env.name, "max_steps": config.env.max_steps, "seed": config.eval.seed}
+    if model is None:
+        record, _ = evaluate_script(target.script, make_env, split, config, episodes=episodes)
+        return {"agent": target.script, **played, **record}
+    played |= {"temperature": config.eval.temperature, "actions": config.rollout.actions}
+    record, _ = evaluate_split(model, make_env, split, config, episodes=episodes)
+    return {"agent": str(target.folder), **played, **record}
