@@ -168,6 +168,8 @@ def test_data_folders_without_games(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match=r"holds neither json_2.1.1 nor a split"):
         alfworld(str(tmp_path)).tasks("train")
+    with pytest.raises(UserError, match=r"notes.txt' of the world 'alfworld' is not a folder"):
+        alfworld(str(tmp_path / "notes.txt")).tasks("train")
     (tmp_path / "json_2.1.1" / "train").mkdir(parents=True)
     with pytest.raises(UserError, match=r"train' holds no game.tw-pddl; get the games with"):
         alfworld(str(tmp_path)).tasks("train")
