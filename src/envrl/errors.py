@@ -15,7 +15,7 @@ class RunError(Exception):
 
 
 class Interrupted(Exception):
-    """A first Ctrl-C or SIGTERM, raised where the run's state is whole; exit status 130 once the checkpoint is saved."""
+    """A Ctrl-C or SIGTERM, raised where the run's state is whole; exit status 130 once the checkpoint is saved."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

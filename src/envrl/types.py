@@ -1,7 +1,7 @@
 """The records that flow through the program: frozen, free of torch, one way from worlds to rows.
 
-Arrays are ragged by nature; a suffix says over what they run: `_T` over the tokens of a sequence, `_S` over the steps of
-a trajectory.
+Arrays are ragged by nature; a suffix says over what they run: `_T` over the tokens of a sequence, `_S` over the steps
+of a trajectory.
 """
 
 from __future__ import annotations
@@ -143,9 +143,9 @@ class Ragged:
 class Term:
     """What one component of the loss asks of a row: Σ weights · ℓ(token at positions), over N_c.
 
-    `positions_T` index the row's *predicted* tokens (≥ 1: token p is predicted from the tokens before it). `share` is the
-    row's contribution to N_c, the component's denominator: the sum of the shares of one optimiser step. An id list of
-    `allowed` that is empty stands for the whole vocabulary.
+    `positions_T` index the row's *predicted* tokens (≥ 1: token p is predicted from the tokens before it). `share` is
+    the row's contribution to N_c, the component's denominator: the sum of the shares of one optimiser step. An id list
+    of `allowed` that is empty stands for the whole vocabulary.
     """
 
     component: str

@@ -12,8 +12,8 @@ from envrl.types import Observation, Step, Task
 class TextEnv(Protocol):
     """A text world that plays one task at a time.
 
-    Constructing it is cheap: nothing is read until it is needed. `step` never ends an episode for its length; that limit
-    is the rollout's. A command that means nothing is answered in text, never by an exception.
+    Constructing it is cheap: nothing is read until it is needed. `step` never ends an episode for its length; that
+    limit is the rollout's. A command that means nothing is answered in text, never by an exception.
     """
 
     def tasks(self, split: str) -> Sequence[Task]:

@@ -35,7 +35,8 @@ def env_names() -> list[str]:
 def make(name: str, **options: Any) -> TextEnv:
     """Return the world `name`; cheap, since nothing is read until it is needed.
 
-    Options are the world's own (`data=DIR` for those on downloaded data). Raises `UserError` for an unknown name or option.
+    Options are the world's own (`data=DIR` for those on downloaded data). Raises `UserError` for an unknown name or
+    option.
     """
     factory = _REGISTERED.get(name)
     if factory is None and name in _BUILT_IN:

@@ -76,7 +76,7 @@ def check_model_folder(folder: str | Path) -> Path:
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise UserError(
-            f"'{folder}' is not a model folder: it has no config.json; name one that transformers' from_pretrained loads"
+            f"'{folder}' is not a model folder: it has no config.json; name a folder that transformers loads"
         )
     return path
 

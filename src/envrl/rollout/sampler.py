@@ -92,7 +92,7 @@ class Sampler:
     ) -> list[Draft | None]:
         """Feed each slot its prompt and draw its response; a slot whose prompt is None rests.
 
-        A response ends with a stop, at a leaf of its trie, or after `max_tokens` where it is free. Prompts that are equal
+        A response ends with a stop, at a leaf of its trie, or after `max_tokens` where it is free. Equal prompts
         in all-empty slots are run once and shared.
         """
         for slot, prompt in enumerate(prompts):
