@@ -146,15 +146,19 @@ def test_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone
 
 
 def test_the_preset_is_a_convolution_before_attention_drawn_with_deviation_one_over_root_width() -> None:
-    network: Any = build_tiny(ModelConfig(), 820, 0, 5, seed=0)
+    network: Any = build_tiny(ModelConfig(heads=4, key_heads=4), 820, 0, 5, seed=0)
     assert network.config.layer_types == ["conv", "full_attention", "full_attention", "full_attention"]
     assert sum(parameter.numel() for parameter in network.parameters()) == 762_048
     assert float(network.model.layers[1].self_attn.q_proj.weight.detach().std()) == pytest.approx(128**-0.5, rel=0.02)
+    shared = build_tiny(ModelConfig(heads=4, key_heads=2), 820, 0, 5, seed=0)
+    assert sum(p.numel() for p in shared.parameters()) == 762_048 - 3 * 2 * 128 * 64, "half the keys and values"
 
 
 def test_a_width_that_the_heads_cannot_share_is_refused() -> None:
     with pytest.raises(UserError, match=r"model\.hidden_size = 36 .* twice model\.heads = 4"):
         build_tiny(ModelConfig(hidden_size=36, heads=4), 300, 0, 5, seed=0)
+    with pytest.raises(UserError, match=r"model\.heads = 4 is not a multiple of model\.key_heads = 3"):
+        build_tiny(ModelConfig(heads=4, key_heads=3), 300, 0, 5, seed=0)
 
 
 def test_an_unknown_preset_suggests_the_nearest() -> None:

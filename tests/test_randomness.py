@@ -64,6 +64,6 @@ def test_neighbours_are_not_correlated() -> None:
     keys = np.array([key_of(0, 0, "task", member) for member in range(4000)], dtype=np.uint64)
     zero, one = np.zeros(len(keys), dtype=np.int64), np.ones(len(keys), dtype=np.int64)
     columns = [uniforms(keys, 0, zero), uniforms(keys, 0, one), uniforms(keys, 1, zero), uniforms(keys, 1, one)]
-    matrix: np.ndarray = np.corrcoef(columns)
+    matrix = np.atleast_2d(np.corrcoef(columns))
     correlations = matrix[np.triu_indices(4, k=1)]
     assert np.abs(correlations).max() < 4 / np.sqrt(len(keys))

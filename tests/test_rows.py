@@ -157,14 +157,18 @@ def weather(model: LanguageModel, **settings: object) -> list[Trajectory]:
 
 @pytest.mark.parametrize("shown", [False, True])
 @pytest.mark.parametrize("actions", ["admissible", "free"])
-def test_in_pass_state_tokens_are_just_the_answers_texts(model: LanguageModel, shown: bool, actions: str) -> None:
+def test_in_pass_state_tokens_are_just_the_answers_and_the_mark_that_ends_them(
+    model: LanguageModel, shown: bool, actions: str
+) -> None:
     found = 0
     for trajectory in weather(model, show_admissible=shown, actions=actions):
         ((segment, ranges),) = zip(trajectory.segments, observation_spans(trajectory, model.codec), strict=True)
-        texts = [model.codec.decode(segment.token_ids[start:stop].tolist()) for start, stop in ranges]
+        texts = [model.codec.decode(segment.token_ids[start : stop - 1].tolist()) for start, stop in ranges]
         answers = [s.next_observation.text for s in trajectory.transitions[:-1]]  # the last one is never fed
         assert texts == [text for text in answers if text]
-        covered = {i for start, stop in ranges for i in range(start, stop)}
+        ending = model.codec.marks["commands" if shown else "action"]
+        assert all(segment.token_ids[stop - 1] == ending for _, stop in ranges)
+        covered = {i for start, stop in ranges for i in range(start, stop - 1)}
         sampled = {i for span in segment.spans for i in range(span.start, span.stop)}
         assert not covered & sampled
         assert not {int(segment.token_ids[i]) for i in covered} & model.codec.mark_ids

@@ -26,7 +26,9 @@ def build_tiny(config: ModelConfig, vocabulary: int, pad: int, end: int, seed: i
             "make it one"
         )
     if config.heads % config.key_heads:
-        raise UserError(f"model.heads {config.heads} is not a multiple of model.key_heads {config.key_heads}")
+        raise UserError(
+            f"model.heads = {config.heads} is not a multiple of model.key_heads = {config.key_heads}; make it one"
+        )
     layers = ["conv"] + ["full_attention"] * (config.layers - 1)
     shape = Lfm2Config(
         vocab_size=vocabulary,

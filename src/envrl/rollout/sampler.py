@@ -100,12 +100,10 @@ class Sampler:
                 self._pending[slot].extend(prompt)
         drafts = [Draft(tries[slot]) if prompt is not None else None for slot, prompt in enumerate(prompts)]
         waiting = [slot for slot, draft in enumerate(drafts) if draft is not None]
-        logits = self._feed(waiting)
         while waiting:
+            logits = self._feed(waiting)
             self._draw(drafts, waiting, logits, keys, turn)
             waiting = [slot for slot in waiting if (draft := drafts[slot]) is not None and draft.open]
-            if waiting:
-                logits = self._feed(waiting)
         return drafts
 
     def _feed(self, slots: list[int]) -> Tensor:
