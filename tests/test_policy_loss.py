@@ -14,7 +14,6 @@ import envrl
 from envrl.errors import UserError
 from envrl.objective.aggregation import row_weights
 from envrl.objective.policy import LOSSES, TOKEN_LOSSES, entropy, kl_k3
-from envrl.samples.rows import shares
 
 torch.set_num_threads(1)
 EVERY = ["cispo", "gspo", "ppo"]
@@ -182,13 +181,6 @@ def test_row_weights_by_hand():
     assert (weights.tolist(), shares.tolist()) == ([0.25, 0, 1], [1, 0, 1])
     weights, shares = row_weights([4, 0, 1], "constant", 8)
     assert (weights.tolist(), shares.tolist()) == ([1, 0, 1], [8, 0, 8])
-
-
-@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
-@pytest.mark.parametrize("count", [1, 3, 17])
-def test_the_rows_of_the_trainer_weigh_the_same(aggregation: str, count: int):
-    weights, denominators = row_weights([count], aggregation)
-    assert shares(count, aggregation) == (weights[0], denominators[0])
 
 
 def test_aggregations_by_hand():

@@ -36,7 +36,7 @@ from envrl.envs.household.solution import solve
 from envrl.errors import UserError, suggest
 from envrl.types import Task
 
-SPLIT_SIZES = {"train": 20_000, "valid_seen": 500, "valid_unseen": 500, "valid_train": 200}
+SPLIT_SIZES = {"train": 20_000, "valid_seen": 500, "valid_unseen": 500, "valid_train": 500}
 """Games in each split: `valid_unseen` has rooms of its own, all others share theirs; tune on `valid_train`."""
 
 LAMP = "desklamp"
