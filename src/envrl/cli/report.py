@@ -6,17 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envrl.cli.arguments import Parser
+from envrl.errors import UserError
 
 
 def run(arguments: Sequence[str]) -> int:
     """Write the report of a run; print what it learned and where the file is."""
     parser = Parser("report", "Write one self-contained HTML file about a run.")
     parser.add_argument("run", metavar="RUN", type=Path, help="the run's directory")
-    directory: Path = parser.parse(arguments).run
+    parser.add_argument("--picture", metavar="FILE.svg", type=Path, help="also draw what was learned, as one picture")
+    options = parser.parse(arguments)
+    directory: Path = options.run
+    if options.picture is not None and not options.picture.parent.is_dir():
+        raise UserError(f"--picture {options.picture}: there is no folder {options.picture.parent}; make it first")
 
     from envrl.report.html import write_report
+    from envrl.report.picture import write_picture
     from envrl.report.summary import summarize
 
     write_report(directory)
+    if options.picture is not None:
+        write_picture(directory, options.picture)
     print(summarize(directory))
     return 0
