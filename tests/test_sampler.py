@@ -31,7 +31,7 @@ def model() -> LanguageModel:
 
 
 def new_sampler(model: LanguageModel, slots: int, temperature: float = 1.0, most: int = 12) -> Sampler:
-    return Sampler(model, slots, temperature, most, torch.float32)
+    return Sampler(model, slots, temperature, most)
 
 
 def keys_of(count: int, update: int = 0) -> NDArray[np.uint64]:
@@ -308,6 +308,36 @@ def test_tokens_without_a_choice_cost_no_pass(model: LanguageModel, monkeypatch:
         assert tuple(draft.token_ids) == action_ids(model.codec, "take cup 2 from shelf 1")
         assert draft.logprobs == [0.0] * len(draft.token_ids)
         assert draft.allowed == [(token,) for token in draft.token_ids]
+
+
+def test_closed_responses_wait_for_the_next_observation(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One slot of twelve has to choose; the others' only command is closed at once and goes in with what comes next.
+    tries = [trie_of(model) if slot == 0 else trie_of(model, ("look",)) for slot in range(12)]
+    sampler, prompts = new_sampler(model, 12), [prompt(model, PARTS[slot % 2]) for slot in range(12)]
+    shapes = recorded_passes(monkeypatch)
+    drafts = drawn(sampler.sample(prompts, tries, keys_of(12), 0))
+    assert shapes[0][0] == 2
+    assert [rows for rows, _ in shapes[1:]] == [1] * (len(shapes) - 1)
+    again = drawn(sampler.sample(prompts, tries, keys_of(12), 1))
+    for slot in range(12):
+        before = [*prompts[slot], *drafts[slot].token_ids, *prompts[slot]]
+        assert np.allclose(again[slot].logprobs, full_pass(model, before, again[slot]), atol=1e-4)
+
+
+def test_a_long_chunk_among_short_ones_is_not_what_all_are_padded_to(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = new_sampler(model, 16)
+    texts = [prompt(model, PARTS[1])] * 16
+    first = drawn(sampler.sample(texts, [trie_of(model)] * 16, keys_of(16), 0))
+    shapes, second = recorded_passes(monkeypatch), list(texts)
+    second[5] = prompt(model, *[PARTS[2]] * 9)
+    drafts = drawn(sampler.sample(second, [trie_of(model, ("look",))] * 8 + [trie_of(model)] * 8, keys_of(16), 1))
+    assert sum(rows * columns for rows, columns in shapes[:2]) < 16 * len(second[5]) / 2
+    for slot in range(8, 16):
+        before = [*texts[slot], *first[slot].token_ids, *second[slot]]
+        assert np.allclose(drafts[slot].logprobs, full_pass(model, before, drafts[slot]), atol=1e-4)
+    assert sampler.length(5) == len(texts[5]) + len(first[5].token_ids) + len(second[5]) + len(drafts[5].token_ids)
 
 
 def test_the_trie_by_hand() -> None:

@@ -131,7 +131,7 @@ def _sliding_window(model: PreTrainedModel) -> int:
 def _cached_logprobs(model: PreTrainedModel, rows: list[Tensor], turns: list[dict[int, int]]) -> list[Tensor]:
     """Return each row's log-probs (tokens, vocabulary) when a turn feeds so many of its tokens (slot: count)."""
     weight = next(model.parameters())
-    cache = SlotCache(model.config, len(rows), 64, weight.dtype, weight.device)
+    cache = SlotCache(model.config, len(rows), weight.dtype, weight.device)
     found: list[list[Tensor]] = [[] for _ in rows]
     fed = [0] * len(rows)
     for turn in turns:

@@ -23,11 +23,8 @@ class SlotCache:
 
     is_compileable = False
 
-    def __init__(
-        self, config: PretrainedConfig, slots: int, limit: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, config: PretrainedConfig, slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.config = config.get_text_config()
-        self.limit = limit
         self.dtype, self.device = dtype, device
         self.lengths = torch.zeros(slots, dtype=torch.long, device=device)
         self._keys: dict[int, Tensor] = {}

@@ -22,8 +22,7 @@ def predict_targets(model: LanguageModel, pairs: Sequence[Pair], max_tokens: int
         prompts = [prompt for prompt in unique[start : start + _SLOTS] if len(prompt) + max_tokens <= model.context]
         if not prompts:
             continue
-        dtype = next(model.network.parameters()).dtype
-        sampler = Sampler(model, len(prompts), 0.0, max_tokens, dtype, frozenset(model.codec.mark_ids))
+        sampler = Sampler(model, len(prompts), 0.0, max_tokens, frozenset(model.codec.mark_ids))
         drafts = sampler.sample(prompts, [None] * len(prompts), np.zeros(len(prompts), dtype=np.uint64), 0)
         for prompt, draft in zip(prompts, drafts, strict=True):
             found[prompt] = model.codec.decode(draft.token_ids if draft is not None else ())

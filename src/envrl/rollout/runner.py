@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from envrl.envs.protocol import TextEnv
 from envrl.models.load import LanguageModel
@@ -35,7 +34,6 @@ class PlaySettings:
     show_admissible: bool = False
     response_tokens: int = 24
     reward_scale: float = 1.0
-    dtype: torch.dtype = torch.float32
 
 
 @dataclass(slots=True)
@@ -88,7 +86,7 @@ def play_model(
     episodes = [_start(make_env(), task, member) for task, member in zip(tasks, members, strict=True)]
     clock.env += time.perf_counter() - began
     keys = np.array([key_of(seed, update, t.id, m) for t, m in zip(tasks, members, strict=True)], dtype=np.uint64)
-    sampler = Sampler(model, len(episodes), settings.temperature, settings.response_tokens, settings.dtype)
+    sampler = Sampler(model, len(episodes), settings.temperature, settings.response_tokens)
     commands = Commands(model.codec)
     slots = list(range(len(episodes)))  # slots[i]: the episode in the sampler's slot i
     for turn in range(settings.max_steps):

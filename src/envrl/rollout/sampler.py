@@ -13,25 +13,9 @@ from torch import Tensor
 from envrl.models.forward import chunk_states, logits_of, restricted_logits
 from envrl.models.load import LanguageModel
 from envrl.models.slots import SlotCache
+from envrl.rollout.passes import plan_passes
 from envrl.rollout.randomness import uniforms
 from envrl.rollout.trie import Node
-
-_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
-_PASS_COST = 128
-"""What a pass over the network costs beside its tokens, in tokens."""
-_MOST = 0.5
-"""Above this share of the slots a pass takes all of them: then no keys and values need to be copied."""
-
-
-def pass_width(lengths: NDArray[np.int64]) -> int:
-    """Return how many columns to run next of chunks of these lengths: least padding, a pass itself having a price."""
-
-    def cost(width: int) -> float:
-        rest = lengths[lengths > width] - width
-        later = len(rest) * int(rest.max()) * 0.75 + _PASS_COST if len(rest) else 0.0
-        return len(lengths) * min(width, int(lengths.max())) + later
-
-    return min((*_WIDTHS, int(lengths.max())), key=cost)
 
 
 @dataclass(slots=True)
@@ -58,20 +42,22 @@ class Sampler:
         slots: int,
         temperature: float,
         max_tokens: int,
-        dtype: torch.dtype,
         stops: frozenset[int] = frozenset(),
     ) -> None:
         self.model = model
         self.temperature = temperature
         self.max_tokens = max_tokens
-        self._dtype = dtype
         self._stops = stops or frozenset({model.codec.marks["end"]})
         self.reset(slots)
 
     def reset(self, slots: int) -> None:
         """Forget every sequence and open that many empty ones."""
-        self._cache = SlotCache(self.model.network.config, slots, self.model.context, self._dtype, self.model.device)
+        self._cache = self._new_cache(slots)
         self._pending: list[list[int]] = [[] for _ in range(slots)]
+
+    def _new_cache(self, slots: int) -> SlotCache:
+        weight = next(self.model.network.parameters())
+        return SlotCache(self.model.network.config, slots, weight.dtype, weight.device)
 
     def length(self, slot: int) -> int:
         """Return how many tokens slot's sequence holds, those not fed yet included."""
@@ -106,48 +92,42 @@ class Sampler:
             waiting = [slot for slot in waiting if (draft := drafts[slot]) is not None and draft.open]
         return drafts
 
-    def _feed(self, slots: list[int]) -> Tensor:
-        """Run the pending tokens of these slots; return the logits (len(slots), vocabulary) that follow them."""
-        if self._cache.get_seq_length() == 0 and len(slots) == len(self._pending):
-            return self._feed_shared(slots)
-        return self._run(self._cache, self._pending)[slots]
-
-    def _feed_shared(self, slots: list[int]) -> Tensor:
+    def _feed(self, waiting: list[int]) -> Tensor:
+        """Run the pending tokens of these slots; return the logits (len(waiting), vocabulary) that follow them."""
+        if self._cache.get_seq_length() > 0:
+            return self._run(self._cache, self._pending, waiting)
+        # A slot that rests has nothing pending: all such share one empty row.
         unique: dict[tuple[int, ...], int] = {}
-        source = [unique.setdefault(tuple(self._pending[slot]), len(unique)) for slot in slots]
-        cache = SlotCache(self.model.network.config, len(unique), self.model.context, self._dtype, self.model.device)
-        logits = self._run(cache, [list(ids) for ids in unique])
-        index = torch.tensor(source, dtype=torch.long, device=self.model.device)
-        cache.select(index)
-        self._cache = cache
-        for slot in slots:
-            self._pending[slot] = []
-        return logits[index]
+        rows = [unique.setdefault(tuple(ids), len(unique)) for ids in self._pending]
+        self._cache = self._new_cache(len(unique))
+        logits = self._run(self._cache, [list(ids) for ids in unique], [rows[slot] for slot in waiting])
+        self._cache.select(torch.tensor(rows, dtype=torch.long, device=self.model.device))
+        self._pending = [[] for _ in rows]
+        return logits
 
-    def _run(self, cache: SlotCache, chunks: list[list[int]]) -> Tensor:
-        """Run every slot's chunk; return the logits (slots, vocabulary) after its last token.
+    def _run(self, cache: SlotCache, chunks: list[list[int]], wanted: list[int]) -> Tensor:
+        """Feed the chunks of the wanted slots; return the logits (len(wanted), vocabulary) that follow them.
 
-        Chunks are ragged, so they go in passes of a few columns: a later pass holds only the slots that have more.
+        What is fed is taken from `chunks`. Where a pass holds all slots, the others feed what they have in place of
+        padding.
         """
+        lengths = {slot: len(chunks[slot]) for slot in wanted}
         states: Tensor | None = None
-        began = cache.get_seq_length() > 0
-        while any(chunks):
-            busy = [slot for slot, chunk in enumerate(chunks) if chunk]
-            lengths = np.array([len(chunks[slot]) for slot in busy])
-            width = pass_width(lengths) if began else int(lengths.max())
-            if len(busy) > _MOST * len(chunks):
-                busy = list(range(len(chunks)))
-            counts, found = self._pass(cache, [chunks[slot][:width] for slot in busy], busy)
+        for step in plan_passes(list(lengths.values()), len(chunks), cache.get_seq_length()):
+            busy = [slot for slot, length in lengths.items() if length > step.start]
+            slots = list(range(len(chunks))) if step.whole else busy
+            parts = [chunks[slot][: step.stop - step.start] for slot in slots]
+            found = self._pass(cache, parts, slots)
+            for slot, part in zip(slots, parts, strict=True):
+                del chunks[slot][: len(part)]
+            done = [row for row, slot in enumerate(slots) if step.start < lengths.get(slot, 0) <= step.stop]
             states = found.new_zeros(len(chunks), found.shape[-1]) if states is None else states
-            for row, slot in enumerate(busy):
-                del chunks[slot][: counts[row]]
-            fed = [row for row, count in enumerate(counts) if count]
-            last = torch.tensor([counts[row] - 1 for row in fed], device=found.device)
-            states[[busy[row] for row in fed]] = found[fed, last]
+            states[[slots[row] for row in done]] = found[done, [len(parts[row]) - 1 for row in done]]
         assert states is not None
-        return logits_of(self.model.network, states)
+        return logits_of(self.model.network, states[wanted])
 
-    def _pass(self, cache: SlotCache, parts: list[list[int]], slots: list[int]) -> tuple[list[int], Tensor]:
+    def _pass(self, cache: SlotCache, parts: list[list[int]], slots: list[int]) -> Tensor:
+        """Run one chunk a slot; return its hidden states (slots, longest, width)."""
         counts = [len(part) for part in parts]
         ids = np.full((len(parts), max(counts)), self.model.codec.marks["pad"], dtype=np.int64)
         for row, part in enumerate(parts):
@@ -155,7 +135,7 @@ class Sampler:
         device = self.model.device
         some = None if len(slots) == len(cache.lengths) else torch.tensor(slots, device=device)
         lengths = torch.tensor(counts, device=device)
-        return counts, chunk_states(self.model.network, cache, torch.from_numpy(ids).to(device), lengths, some)
+        return chunk_states(self.model.network, cache, torch.from_numpy(ids).to(device), lengths, some)
 
     def _draw(
         self, drafts: list[Draft | None], slots: list[int], logits: Tensor, keys: NDArray[np.uint64], turn: int
