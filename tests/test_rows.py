@@ -240,6 +240,21 @@ def test_history_stands_in_the_auxiliary_prompts_of_the_steps_layout_alone(model
     assert list(turns.values()) == [[1] * 5, [1, 2, 3, 3, 3], [1] * 5]
 
 
+@pytest.mark.parametrize("shown", [False, True])
+def test_in_pass_pairs_are_what_the_policys_own_rows_predict(model: LanguageModel, shown: bool) -> None:
+    trajectories = weather(model, show_admissible=shown, actions="free")
+    pairs = iter(state_pairs(trajectories, model.codec, Form(show_admissible=shown, in_pass=True)))
+    for trajectory in trajectories:
+        (segment,), (ranges,) = trajectory.segments, observation_spans(trajectory, model.codec)
+        ours = [next(pairs) for _ in trajectory.transitions][:-1]  # the last answer is not in the segment
+        told = [pair for pair in ours if len(pair.target) > 1]
+        assert [(len(p.prompt), len(p.prompt) + len(p.target)) for p in told] == ranges
+        for pair, (start, stop) in zip(told, ranges, strict=True):
+            assert segment.token_ids[:stop].tolist() == [*pair.prompt, *pair.target]
+            assert len(pair.prompt) == start
+    assert next(pairs, None) is None
+
+
 def row_of(length: int, *terms: Term, origin: str = "") -> Row:
     return Row(np.zeros(length, dtype=np.int32), terms, origin)
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from envrl.config.schema import ModelConfig
+from envrl.errors import UserError
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
 from envrl.rollout.runner import Clock, PlaySettings, batches, play_model, play_script, to_action
 from envrl.rollout.sampler import Draft
+from envrl.rollout.scripts import make_script
 from envrl.types import Observation, Step, Task, Trajectory
 
 MOVES = ("climb down", "climb up", "climb up two", "wait")
@@ -235,17 +237,24 @@ def test_an_episode_whose_first_prompt_does_not_fit_is_empty() -> None:
     assert not trajectory.success
 
 
-def test_room_is_kept_for_the_longest_command_that_can_be_drawn() -> None:
-    long = "climb " + "up and " * 20 + "away"
+@pytest.mark.parametrize("response_tokens", [1, 30])
+def test_an_episode_goes_on_while_prompt_and_longest_response_just_fit(response_tokens: int) -> None:
+    def ends(context: int) -> tuple[str, int, int]:
+        shape = ModelConfig(hidden_size=32, layers=2, heads=2, vocabulary=330, context=context)
+        settings = replace(SETTINGS, max_steps=2, response_tokens=response_tokens)
+        small = build_model(shape, TEXTS, seed=2)
+        (played,) = play_model(small, lambda: Ladder(("wait a while",)), [task], [0], settings, seed=0)
+        command = len(played.transitions[0].action.token_ids)
+        return played.stop_reason, len(played.transitions), len(played.segments[0].token_ids) - command
 
-    def make() -> Ladder:
-        return Ladder(("wait", long))
-
-    shape = ModelConfig(hidden_size=32, layers=2, heads=2, vocabulary=330, context=120)
-    small = build_model(shape, TEXTS, seed=2)
-    assert len(action_ids(small.codec, long)) > 50
-    for trajectory in play_model(small, make, Ladder().tasks("train"), [0] * 4, SETTINGS, seed=0):
-        assert all(len(segment.token_ids) <= 120 for segment in trajectory.segments)
+    task = Ladder().tasks("train")[3]
+    reason, steps, fed = ends(400)
+    assert (reason, steps) == ("max_steps", 2)
+    command = len(action_ids(build_model(ModelConfig(hidden_size=32, heads=2), TEXTS, seed=2).codec, "wait a while"))
+    assert 1 < command < 30
+    just = fed + max(response_tokens, command)  # the longest of what could be drawn, even if it is not
+    assert ends(just)[:2] == ("max_steps", 2)
+    assert ends(just - 1)[:2] == ("context", 1)
 
 
 def test_a_world_that_lists_no_commands_is_played_freely(model: LanguageModel) -> None:
@@ -312,6 +321,8 @@ def test_what_a_response_is_taken_for(name: str, model: LanguageModel) -> None:
     action = to_action(draft_of(ids), codec)
     assert (action.text, action.well_formed, action.imagined) == (text, well_formed, imagined)
     assert action.token_ids == tuple(ids)
+    listed = to_action(Draft(None, ids, [0.0] * len(ids), [(i, 0) for i in ids]), codec)
+    assert not listed.imagined, "a command drawn from the world's own list imagines nothing"
 
 
 def test_scripts_play_by_the_same_rules() -> None:
@@ -322,6 +333,33 @@ def test_scripts_play_by_the_same_rules() -> None:
     assert (lost.stop_reason, lost.success, len(lost.transitions)) == ("max_steps", False, 8)
     assert lost.segments == ()
     assert lost.transitions[0].action.token_ids == ()
+
+
+def test_random_play_is_admissible_and_a_function_of_task_and_seed() -> None:
+    def play(task: Task, seed: int) -> list[str]:
+        trajectory = play_script(Ladder(), task, make_script("random", Ladder(), task, seed), 30)
+        assert all(step.admissible for step in trajectory.transitions)
+        return [step.action.text for step in trajectory.transitions]
+
+    long, other = Ladder().tasks("train")[3], Task("another", "train", 50)
+    assert play(long, 1) == play(long, 1)
+    assert play(long, 1) != play(long, 2)
+    assert play(long, 1) != play(other, 1)
+    assert set(play(long, 1)) == set(MOVES)
+    silent = play_script(Ladder(None), long, make_script("random", Ladder(None), long, 1), 2)
+    assert [step.action.text for step in silent.transitions] == ["look", "look"]
+
+
+def test_scripts_that_a_world_lacks_are_refused_in_one_sentence() -> None:
+    task = Ladder().tasks("train")[0]
+    for name, words in (
+        ("expert", "this world has no scripted expert"),
+        ("walkthrough", "this world has no walkthroughs"),
+        ("radnom", "unknown script 'radnom'; did you mean 'random'?"),
+    ):
+        with pytest.raises(UserError) as error:
+            make_script(name, Ladder(), task, 0)
+        assert words in str(error.value)
 
 
 def test_batches_cover_everything_once() -> None:

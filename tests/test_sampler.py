@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from envrl.config.schema import ModelConfig
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout import sampler as module
+from envrl.rollout.auxiliary import Pair
 from envrl.rollout.formats import action_ids
+from envrl.rollout.predict import predict_targets
 from envrl.rollout.randomness import key_of
 from envrl.rollout.sampler import Draft, Sampler
 from envrl.rollout.trie import Commands, Node, build_trie
@@ -338,6 +340,21 @@ def test_a_long_chunk_among_short_ones_is_not_what_all_are_padded_to(
         before = [*texts[slot], *first[slot].token_ids, *second[slot]]
         assert np.allclose(drafts[slot].logprobs, full_pass(model, before, drafts[slot]), atol=1e-4)
     assert sampler.length(5) == len(texts[5]) + len(first[5].token_ids) + len(second[5]) + len(drafts[5].token_ids)
+
+
+def test_predictions_are_greedy_up_to_the_first_mark(model: LanguageModel) -> None:
+    texts = [prompt(model, part) for part in PARTS[:3]]
+    unlike, too_long = Pair(texts[0], ()), Pair((*texts[0], *model.codec.encode("x" * 250)), ())
+    found = predict_targets(model, [*(Pair(text, ()) for text in texts), too_long, unlike], max_tokens=8)
+    for text, predicted in zip([*texts, texts[0]], [*found[:3], found[4]], strict=True):
+        ids = list(text)
+        while len(ids) < len(text) + 8:
+            with torch.no_grad():
+                ids.append(int(model.network(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] in model.codec.mark_ids:
+                break
+        assert predicted == model.codec.decode(ids[len(text) :])
+    assert found[3] == "", "no room for an answer"
 
 
 def test_the_trie_by_hand() -> None:

@@ -120,9 +120,9 @@ class Sampler:
             found = self._pass(cache, parts, slots)
             for slot, part in zip(slots, parts, strict=True):
                 del chunks[slot][: len(part)]
-            done = [row for row, slot in enumerate(slots) if step.start < lengths.get(slot, 0) <= step.stop]
             states = found.new_zeros(len(chunks), found.shape[-1]) if states is None else states
-            states[[slots[row] for row in done]] = found[done, [len(parts[row]) - 1 for row in done]]
+            rows = busy if step.whole else list(range(len(busy)))
+            states[busy] = found[rows, [len(parts[row]) - 1 for row in rows]]
         assert states is not None
         return logits_of(self.model.network, states[wanted])
 
