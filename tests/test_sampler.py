@@ -284,6 +284,19 @@ def test_a_free_response_ends_with_the_closing_mark_or_at_its_longest(model: Lan
     assert any(draft.token_ids[-1] == end for draft in drafts)
 
 
+def test_other_stops_end_a_free_response_too(model: LanguageModel) -> None:
+    text = prompt(model, PARTS[0])
+
+    def greedy(stops: frozenset[int]) -> list[int]:
+        sampler = Sampler(model, 1, 0.0, 8, stops)
+        return drawn(sampler.sample([text], [None], keys_of(1), 0))[0].token_ids
+
+    whole = greedy(frozenset())
+    assert len(whole) == 8
+    stop = whole[4]
+    assert greedy(frozenset({stop})) == whole[: whole.index(stop) + 1]
+
+
 def test_free_and_restricted_slots_live_side_by_side(model: LanguageModel) -> None:
     sampler, text = new_sampler(model, 6, most=4), prompt(model, PARTS[0])
     tries = [trie_of(model) if slot % 2 else None for slot in range(6)]
