@@ -73,8 +73,9 @@ ALL_ATTENTION_FUNCTIONS.register(_GROUPED, _grouped_attention)
 
 
 def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Return fp32 logits (n, vocabulary) of hidden states (n, width)."""
-    return cast(nn.Module, model.get_output_embeddings())(states).float()
+    """Return logits (n, vocabulary) of hidden states (n, width), in fp32 or what is more precise."""
+    logits = cast(nn.Module, model.get_output_embeddings())(states)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def restricted_logits(logits: Tensor, allowed: Tensor) -> Tensor:

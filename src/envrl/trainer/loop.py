@@ -100,7 +100,11 @@ class Run:
         clean_checkpoints(self.checkpoints)
         if latest is None:
             with self.reporter.phase("warm start", 1) as phase:
-                hooks = Hooks(self.stop.poll, lambda done, total, figures: phase.show(done, _few(figures), total))
+                hooks = Hooks(
+                    self.stop.poll,
+                    lambda done, total, figures: phase.show(done, _few(figures), total),
+                    self.reporter.say,
+                )
                 model = warm_start(self.config, self.folder, self.make_env, hooks)
             state = self._start(model)
         else:
@@ -108,8 +112,10 @@ class Run:
         self.metrics, self.evals = JsonLines(self.folder / "metrics.jsonl"), JsonLines(self.folder / "eval.jsonl")
         self.metrics.truncate(state.metrics_offset)
         self.evals.truncate(state.eval_offset)
-        self.optimization = Optimization(self.config, state.model, state.optimizer, self.folder, self.stop.poll)
-        self.optimization.skips = state.skips
+        self.optimization = Optimization(
+            self.config, state.model, state.optimizer, self.folder, self.stop.poll, self.reporter.say
+        )
+        self.optimization.guard.skips = state.skips
         try:
             self._updates(state)
         except Interrupted:
@@ -175,7 +181,7 @@ class Run:
             "tokens": record["tokens"] / (done - began),
         }
         self.metrics.append(record)
-        state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.optimization.skips
+        state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.optimization.guard.skips
         state.evaluated = not self._evaluation_due(number)
         return _few(record)
 

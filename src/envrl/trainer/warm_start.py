@@ -31,8 +31,9 @@ from envrl.trainer.checkpoint import (
 )
 from envrl.trainer.demonstrations import Demonstration, auxiliary_rows, collect, imitation_rows, world_texts
 from envrl.trainer.files import JsonLines
+from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer, adamw, muon
-from envrl.trainer.update import LossSettings, accumulate, clip_gradient, pad_rows
+from envrl.trainer.update import LossSettings, pad_rows
 from envrl.types import Row
 
 FOLDER = "warm_start"
@@ -41,10 +42,11 @@ _PARTIAL = "warm_start.partial"
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the stage tells the outside: `poll` may raise, `show` gets (done, total, figures)."""
+    """What the stage tells the outside: `poll` may raise, `show` gets (done, total, figures), `say` a line."""
 
     poll: Callable[[], None]
     show: Callable[[int, int, dict[str, float]], None]
+    say: Callable[[str], None] = lambda _: None
 
 
 def warm_start(config: Config, run: Path, make_env: Callable[[], TextEnv], hooks: Hooks) -> LanguageModel:
@@ -78,6 +80,7 @@ class _Stage:
         self.log = JsonLines(run / "warm_start.jsonl")
         self.best = math.inf
         self.waited = 0
+        self.skips = 0
         latest = latest_checkpoint(run / _PARTIAL)
         if latest is None:
             self.model = self._fresh_model()
@@ -87,6 +90,8 @@ class _Stage:
             self.log.truncate(0)
         else:
             self._restore(latest)
+        self.guard = Guard(self.model, self.optimizer, config.train.max_grad_norm, run, hooks.say)
+        self.guard.skips = self.skips
         self.steps_an_epoch = max(1, math.ceil(len(self.training) / config.warm_start.batch))
         self.steps = self.steps_an_epoch * config.warm_start.epochs if self.training else 0
 
@@ -141,19 +146,14 @@ class _Stage:
         )
         factor = learning_rate_factor(self.step, self.steps)
         self.optimizer.scale(factor)
-        totals, _ = accumulate(self.model, rows, settings, poll=self.hooks.poll)
-        norm = clip_gradient(list(self.model.network.parameters()), config.train.max_grad_norm)
-        if math.isfinite(norm):
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.tokens += totals.tokens
+        outcome = self.guard.step(f"warm-start-{self.step + 1:06d}", rows, settings, poll=self.hooks.poll)
+        self.tokens += outcome.tokens
         return {
             "step": self.step + 1,
             "epoch": epoch,
             "tokens": self.tokens,
             "learning_rate": warm.learning_rate * factor,
-            "grad_norm": norm,
-            **{name: totals.mean(name) for name in totals.sums},
+            **outcome.figures,
             "seconds": {"total": time.perf_counter() - began},
         }
 
@@ -175,6 +175,7 @@ class _Stage:
             tensors = {f"optimizer.{k}": v for k, v in self.optimizer.tensors().items()}
             tensors |= {f"best.{k}": v for k, v in self.best_weights.items()}
             meta = {"step": self.step, "tokens": self.tokens, "waited": self.waited, "log": self.log.offset}
+            meta["skips"] = self.guard.skips
             meta["best"] = self.best if math.isfinite(self.best) else None
             save_state(folder / "state", tensors, meta)
 
@@ -187,6 +188,7 @@ class _Stage:
         self.optimizer.restore({k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")})
         self.best_weights = {k[5:]: v for k, v in tensors.items() if k.startswith("best.")}
         self.step, self.tokens, self.waited = meta["step"], meta["tokens"], meta["waited"]
+        self.skips = meta.get("skips", 0)
         self.best = math.inf if meta["best"] is None else meta["best"]
         self.log.truncate(meta["log"])
 

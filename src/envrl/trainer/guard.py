@@ -1,0 +1,118 @@
+"""One optimiser step that is taken only where loss and gradient are finite; otherwise the batch is saved and named."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envrl.errors import RunError
+from envrl.models.load import LanguageModel
+from envrl.trainer.files import write_text
+from envrl.trainer.optimizer import Optimizer
+from envrl.trainer.update import LossSettings, OldLogprobs, accumulate, clip_gradient
+from envrl.types import Row, Term
+
+LARGEST_RUN_OF_SKIPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The metrics of one optimiser step (`skipped` is 1 where it was left out) and the tokens that it ran."""
+
+    figures: dict[str, float]
+    tokens: int
+
+
+class Guard:
+    """Takes optimiser steps; remembers how many in a row had to be left out."""
+
+    def __init__(
+        self, model: LanguageModel, optimizer: Optimizer, max_grad_norm: float, run: Path, say: Callable[[str], None]
+    ) -> None:
+        self.model, self.optimizer, self.run, self.say = model, optimizer, run, say
+        self.max_grad_norm = max_grad_norm
+        self.skips = 0
+
+    def step(
+        self,
+        name: str,
+        rows: Sequence[Row],
+        settings: LossSettings,
+        old: OldLogprobs | None = None,
+        reference: OldLogprobs | None = None,
+        poll: Callable[[], None] = lambda: None,
+    ) -> Outcome:
+        """Take one step on the rows; a loss or gradient that is not finite changes nothing but `RUN/skipped/NAME.json`.
+
+        What `poll` raises leaves weights and moments as they were. Raises `RunError` for the third skip in a row.
+        """
+        try:
+            totals, loss = accumulate(self.model, rows, settings, old, reference, poll)
+            norm = clip_gradient(list(self.model.network.parameters()), self.max_grad_norm)
+            if math.isfinite(loss) and math.isfinite(norm):
+                self.optimizer.step()
+                self.skips = 0
+                figures = {component: totals.mean(component) for component in totals.sums}
+                return Outcome({**figures, "grad_norm": norm, "skipped": 0.0}, totals.tokens)
+        finally:
+            self.optimizer.zero_grad()
+        self._skip(name, rows, {"loss": loss, "grad_norm": norm, **settings.weights}, old, reference)
+        return Outcome({"grad_norm": norm, "skipped": 1.0}, totals.tokens)
+
+    def _skip(
+        self,
+        name: str,
+        rows: Sequence[Row],
+        numbers: dict[str, float],
+        old: OldLogprobs | None,
+        reference: OldLogprobs | None,
+    ) -> None:
+        self.skips += 1
+        file = self.run / "skipped" / f"{name}.json"
+        file.parent.mkdir(exist_ok=True)
+        record = {key: _number(value) for key, value in numbers.items()}
+        write_text(file, json.dumps(record | {"rows": [_plain(row, old, reference) for row in rows]}) + "\n")
+        if self.skips >= LARGEST_RUN_OF_SKIPS:
+            raise RunError(
+                f"{self.skips} batches in a row had a loss or gradient that is not finite (the last: {file}); the "
+                "weights are untouched: lower the learning rate or the auxiliary weights and start again"
+            )
+        self.say(f"{name}: the loss or its gradient is not finite; the step is left out, its batch saved as {file}")
+
+
+def _plain(row: Row, old: OldLogprobs | None, reference: OldLogprobs | None) -> dict[str, Any]:
+    """Return all that the loss of a row depends on, as JSON has it."""
+    tables = (("old_logprobs", old), ("reference_logprobs", reference))
+    return {
+        "origin": row.origin,
+        "token_ids": row.token_ids.tolist(),
+        "terms": [_plain_term(term) for term in row.terms],
+        **{name: _numbers(table[row.origin]) for name, table in tables if table is not None and row.origin in table},
+    }
+
+
+def _plain_term(term: Term) -> dict[str, Any]:
+    return {
+        "component": term.component,
+        "share": _number(term.share),
+        "positions": term.positions_T.tolist(),
+        "weights": _numbers(term.weights_T),
+        "advantages": _numbers(term.advantages_T),
+        "sampled_logprobs": _numbers(term.sampled_logprobs_T),
+        "allowed": term.allowed and [ids.tolist() for ids in np.split(term.allowed.values, term.allowed.offsets[1:-1])],
+    }
+
+
+def _numbers(values: np.ndarray | None) -> list[float | str] | None:
+    return None if values is None else [_number(value) for value in values.tolist()]
+
+
+def _number(value: float) -> float | str:
+    """Return the number, or its name where JSON has no word for it: "nan", "inf", "-inf"."""
+    return value if math.isfinite(value) else str(value)
