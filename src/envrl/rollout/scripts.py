@@ -61,6 +61,12 @@ SCRIPTS: dict[str, Callable[[TextEnv, Task, int], Script]] = {
 }
 
 
+def has_script(name: str, env: TextEnv) -> bool:
+    """Return whether the world has what the named script needs."""
+    needs: dict[str, type] = {"walkthrough": HasWalkthrough, "expert": HasExpert}
+    return name not in needs or isinstance(env, needs[name])
+
+
 def make_script(name: str, env: TextEnv, task: Task, seed: int) -> Script:
     """Return the named script for one episode of a task; raises `UserError` where the world has none such."""
     if name not in SCRIPTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +40,18 @@ def draw_tasks(tasks: Sequence[Task], seed: int, update: int, count: int) -> lis
     for place in range(first, first + count):
         epoch, index = divmod(place, len(tasks))
         drawn.append(tasks[_order(len(tasks), seed, epoch)[index]])
+    return drawn
+
+
+def draw_episodes(tasks: Sequence[Task], seed: int, update: int, count: int, size: int) -> list[tuple[Task, int]]:
+    """Return (task, member) of an update's episodes, `size` of each task in a row.
+
+    A task that is drawn again has further members: what is sampled is keyed by them, and would else be the same.
+    """
+    drawn, met = [], Counter[str]()
+    for task in draw_tasks(tasks, seed, update, count):
+        drawn += [(task, met[task.id] + member) for member in range(size)]
+        met[task.id] += size
     return drawn
 
 

@@ -18,7 +18,7 @@ from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
 from envrl.rollout.randomness import key_of
 from envrl.rollout.runner import Script, play_script
-from envrl.rollout.scripts import make_script, random_script
+from envrl.rollout.scripts import has_script, make_script, random_script
 from envrl.samples.rows import pair_rows
 from envrl.types import Observation, Row, Task, Term, Trajectory
 
@@ -65,14 +65,15 @@ def _with_noise(script: Script, chance: float, seed: int, imitated: list[bool]) 
 def collect(
     config: Config, make_env: Callable[[], TextEnv], poll: Callable[[], None]
 ) -> tuple[list[Demonstration], list[Demonstration]]:
-    """Return (those to imitate, those held out), of different training games; only episodes that were won count."""
+    """Return (those to imitate, those held out), of different training games; only episodes that were won count.
+
+    Where none are to be imitated the held-out ones still serve the tokenizer, in a world that has such a demonstrator.
+    """
     env = make_env()
     wanted, held = config.warm_start.demonstrations, config.warm_start.held_out
     tasks = env.tasks(config.env.split)
-    if held >= len(tasks):
-        raise UserError(
-            f"warm_start.held_out = {held} leaves nothing of the {len(tasks)} tasks of split '{config.env.split}'"
-        )
+    if not wanted:
+        held = min(held, len(tasks)) if has_script(config.warm_start.demonstrator, env) else 0
     order = choose_tasks(tasks, config.seed, len(tasks))
     held_tasks, rest = order[:held], order[held:]
     tries = [rest[i % len(rest)] for i in range(2 * wanted)] if len(rest) < 2 * wanted else rest
@@ -154,6 +155,7 @@ def world_texts(demonstrations: Sequence[Demonstration], env: TextEnv, config: C
     Random play says what no demonstrator would see (the answer to `help`), which else would be spelled in bytes.
     """
     tasks = [d.trajectory.task for d in demonstrations][:RANDOM_EPISODES]
+    tasks = tasks or choose_tasks(env.tasks(config.env.split), config.seed, RANDOM_EPISODES)
     played = [
         play_script(env, t, random_script(key_of(config.seed, t.id, "texts")), config.env.max_steps) for t in tasks
     ]

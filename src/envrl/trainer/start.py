@@ -1,0 +1,101 @@
+"""Before a run: everything that can be refused is refused here, while nothing is written yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from envrl.config.load import config_differences, dump_config, load_recipe
+from envrl.config.schema import Config
+from envrl.envs.protocol import TextEnv
+from envrl.envs.registry import make
+from envrl.errors import UserError
+from envrl.models.load import check_model_folder, find_device
+from envrl.models.runtime import usable_threads
+from envrl.objective.advantage import ESTIMATORS
+from envrl.objective.policy import TOKEN_LOSSES
+from envrl.rollout.scripts import make_script
+from envrl.trainer.batch import aux_weights
+from envrl.trainer.checkpoint import verify_checkpoint
+from envrl.trainer.files import create_run, lock_run, write_text
+
+
+def env_maker(config: Config) -> Callable[[], TextEnv]:
+    """Return a function that makes the recipe's world."""
+    options = {"data": config.env.data} if config.env.data else {}
+    return lambda: make(config.env.name, **options)
+
+
+def new_config(config: Config) -> Config:
+    """Return the configuration that a new run is made with: the number of threads is fixed, whatever comes later."""
+    return replace(config, train=replace(config.train, threads=config.train.threads or usable_threads()))
+
+
+def resumed_config(run: Path, config: Config) -> Config:
+    """Return the configuration that an existing run goes on with; raises `UserError` where it is another run's."""
+    file = run / "config.toml"
+    if not file.is_file():
+        raise UserError(f"there is no run in '{run}' to resume; start it without --resume")
+    stored = load_recipe(str(file))
+    if not config.train.threads:  # whatever this machine has, the run keeps the number that it was started with
+        config = replace(config, train=replace(config.train, threads=stored.train.threads))
+    changed = config_differences(stored, config)
+    if not changed:
+        return config
+    if changed != ["train.updates"]:
+        raise UserError(
+            f"'{run}' was started with another configuration ({', '.join(changed)} differ); use another --run"
+        )
+    before = f"'{run}' was started with train.updates = {stored.train.updates}"
+    if config.train.updates < stored.train.updates:
+        raise UserError(f"{before}: a run can get more updates, not fewer")
+    objective = stored.objective
+    if aux_weights(objective, 1, 1) and objective.schedule != "constant" and not objective.schedule_updates:
+        raise UserError(
+            f"{before}, over which the weights of its auxiliary losses fall; only with objective.schedule_updates set, "
+            "or a constant schedule, can updates be added"
+        )
+    return config
+
+
+def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start: bool) -> None:
+    """Refuse what only the program knows to be wrong: unknown names, data, models and devices that are not there.
+
+    `warm_start` says whether that stage still lies ahead.
+    """
+    _ = ESTIMATORS[config.objective.estimator], TOKEN_LOSSES[config.objective.loss]
+    find_device(config.train.device)
+    env = make_env()
+    for split in (config.env.split, *config.eval.split):
+        if not env.tasks(split):
+            raise UserError(f"the split '{split}' of the world '{config.env.name}' has no tasks")
+    if not warm_start:
+        return
+    if config.warm_start.path:
+        verify_checkpoint(Path(config.warm_start.path))
+        return
+    if config.model.path:
+        check_model_folder(config.model.path)
+    tasks, held_out = env.tasks(config.env.split), config.warm_start.held_out
+    if not config.warm_start.demonstrations:
+        return
+    if held_out >= len(tasks):
+        raise UserError(
+            f"warm_start.held_out = {held_out} leaves nothing of the {len(tasks)} tasks of split '{config.env.split}'"
+        )
+    make_script(config.warm_start.demonstrator, env, tasks[0], config.seed)
+
+
+@contextmanager
+def held_run(run: Path, config: Config, resume: bool) -> Iterator[None]:
+    """Make the run directory, or take up the one that is there (noting added updates), and hold its lock."""
+    if not resume:
+        create_run(run, dump_config(config))
+    with ExitStack() as locks:
+        locks.enter_context(lock_run(run))
+        if resume and config_differences(load_recipe(str(run / "config.toml")), config):
+            write_text(run / "config.toml", dump_config(config))
+            locks.enter_context(lock_run(run))  # the lock is on the file, and this is another one now
+        yield

@@ -1,0 +1,64 @@
+"""What a run is made of between two updates, in memory and in a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from envrl.config.schema import Config
+from envrl.models.load import LanguageModel, load_model, save_model
+from envrl.trainer.checkpoint import load_state, save_checkpoint, save_state
+from envrl.trainer.optimizer import Optimizer, adamw
+
+
+@dataclass(slots=True)
+class RunState:
+    """The network, its optimiser's moments, and counters; everything random is a function of these and the seed.
+
+    `evaluated` says whether the evaluation due at this update is done; the offsets are bytes of the .jsonl files.
+    """
+
+    model: LanguageModel
+    optimizer: Optimizer
+    update: int = 0
+    evaluated: bool = False
+    skips: int = 0
+    env_steps: int = 0
+    tokens: int = 0
+    metrics_offset: int = 0
+    eval_offset: int = 0
+
+
+_COUNTERS = ("update", "evaluated", "skips", "env_steps", "tokens", "metrics_offset", "eval_offset")
+
+
+def fresh_state(model: LanguageModel, config: Config) -> RunState:
+    """Return the state at update 0."""
+    return RunState(model, adamw(model, config.train.learning_rate, config.train.weight_decay))
+
+
+def read_state(checkpoint: Path, config: Config) -> RunState:
+    """Return the state that a (verified) checkpoint holds."""
+    state = fresh_state(load_model(checkpoint, config.train.device), config)
+    tensors, meta = load_state(checkpoint / "state")
+    state.optimizer.restore(tensors)
+    for name in _COUNTERS:
+        setattr(state, name, meta[name])
+    return state
+
+
+def write_state(folder: Path, state: RunState, keep: int) -> Path:
+    """Save the state as the checkpoint `step-<update>`, keep so many in all, and return its path."""
+
+    def write(aside: Path) -> None:
+        save_model(state.model, aside)
+        meta = {name: getattr(state, name) for name in _COUNTERS}
+        save_state(aside / "state", state.optimizer.tensors(), meta)
+
+    return save_checkpoint(folder, f"step-{state.update:06d}", write, keep)
+
+
+def is_finished(checkpoint: Path, updates: int) -> bool:
+    """Return whether a checkpoint is that of a run of so many updates at its end."""
+    _, meta = load_state(checkpoint / "state")
+    return bool(meta["update"] >= updates and meta["evaluated"])
