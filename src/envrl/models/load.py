@@ -93,6 +93,8 @@ def load_model(folder: str | Path, device: str = "cpu") -> LanguageModel:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"the model in '{folder}' cannot be loaded: {_first_sentence(error)}") from error
     tokenizer.split_special_tokens = True
+    for name in ("is_local", "local_files_only"):  # how it was loaded is no part of what is saved
+        tokenizer.init_kwargs.pop(name, None)
     missing = [mark for mark in MARKS.values() if mark not in tokenizer.get_vocab()]
     if missing:
         tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
