@@ -1,0 +1,438 @@
+"""Whole runs on a toy world: the files that they leave, every setting that changes training, and that they learn."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import envrl.trainer.loop as loop
+from boxes import COMMANDS, SIZES, Boxes, tiny
+from envrl.config.load import load_recipe
+from envrl.config.schema import Config
+from envrl.envs.registry import register_env
+from envrl.errors import RunError, UserError
+from envrl.eval.split import play_settings
+from envrl.models.checkpoints import verify_checkpoint
+from envrl.models.load import load_model
+from envrl.rollout.runner import play_model
+from envrl.trainer.batch import build_batch, draw_episodes, draw_tasks
+from envrl.trainer.checkpoint import load_state
+from envrl.trainer.loop import train
+from envrl.types import Observation, Step, Task
+
+QUICK: dict[str, Any] = {"every": 0, "split": ("valid_b",), "free_episodes": 2, "probe_episodes": 2}
+"""Evaluation settings for tests that look at training alone."""
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return lines(run / "metrics.jsonl")
+
+
+# --- the run directory -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of five updates with both auxiliary losses."""
+    config = tiny(objective={"state_weight": 0.2, "inverse_weight": 0.1}, train={"updates": 5})
+    return train(config, tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_a_run_leaves_these_files_and_no_others(run: Path) -> None:
+    names = sorted(str(path.relative_to(run)) for path in run.rglob("*"))
+    model = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    saved = [*model, "manifest.json", "state.json", "state.safetensors"]
+    expected = ["config.toml", "eval.jsonl", "metrics.jsonl", "warm_start.jsonl", "checkpoints/latest"]
+    expected += ["checkpoints", "trajectories", "warm_start", *(f"warm_start/{n}" for n in [*model, "manifest.json"])]
+    for step in ("step-000004", "step-000005"):
+        expected += [f"checkpoints/{step}", *(f"checkpoints/{step}/{name}" for name in saved)]
+    for name in ("update-000002", "update-000004"):
+        expected.append(f"trajectories/{name}.jsonl")
+    for update in (0, 5):
+        expected += [f"trajectories/eval-{update:06d}-{split}.jsonl" for split in ("valid_a", "valid_b")]
+    assert names == sorted(expected)
+    assert (run / "checkpoints" / "latest").readlink() == Path("step-000005")
+
+
+def test_the_configuration_is_whole_and_its_threads_are_fixed(run: Path, tmp_path: Path) -> None:
+    stored = load_recipe(str(run / "config.toml"))
+    assert stored == tiny(objective={"state_weight": 0.2, "inverse_weight": 0.1}, train={"updates": 5})
+    config = tiny(warm_start={"demonstrations": 0}, train={"threads": 0, "updates": 0}, eval=QUICK)
+    other = train(config, tmp_path / "other")
+    assert load_recipe(str(other / "config.toml")).train.threads in (1, 2)
+    torch.set_num_threads(1)
+
+
+def test_metrics_have_a_line_an_update(run: Path) -> None:
+    records = metrics(run)
+    assert [record["update"] for record in records] == [1, 2, 3, 4, 5]
+    steps = 0
+    for record in records:
+        steps += record["train/steps"]
+        assert record["env_steps"] == steps
+        assert record["episodes"] == 12 * record["update"]
+        assert 12 <= record["train/steps"] <= 36
+        assert record["train/turns"] == record["train/steps"] / 12
+        assert record["train/success_rate"] == record["train/return"]
+        assert 0.0 <= record["train/groups_used"] <= 1.0
+        assert record["train/admissible_action_rate"] == record["train/valid_action_rate"] == 1.0
+        assert record["rows/state"] > 0
+        assert record["loss/state"] > 0
+        assert record["skipped"] == 0.0
+        assert record["sampler_mismatch"] < 1e-4
+        assert record["seconds"]["total"] >= record["seconds"]["update"] + record["seconds"]["rollout"]
+        nested = {key for key, value in record.items() if isinstance(value, dict)}
+        assert nested == {"seconds", "rate"}
+    assert records[-1]["total_tokens"] == sum(record["tokens"] for record in records)
+
+
+def test_weights_follow_the_cosine(run: Path) -> None:
+    """λ(t) = λ ½ (1 + cos(π t / T)) with t = 0 … 4 and T = 5."""
+    shares = [0.5 * (1 + math.cos(math.pi * t / 5)) for t in range(5)]
+    assert [r["weight/state"] for r in metrics(run)] == pytest.approx([0.2 * share for share in shares])
+    assert [r["weight/inverse"] for r in metrics(run)] == pytest.approx([0.1 * share for share in shares])
+
+
+def test_every_split_is_evaluated_whole_before_and_after(run: Path) -> None:
+    records = lines(run / "eval.jsonl")
+    seen = [(r["stage"], r["update"], r["split"], r["episodes"]) for r in records]
+    assert seen == [
+        ("rl", 0, "valid_a", 10),
+        ("rl", 0, "valid_b", 7),
+        ("rl", 2, "valid_a", 4),
+        ("rl", 2, "valid_b", 4),
+        ("rl", 4, "valid_a", 4),
+        ("rl", 4, "valid_b", 4),
+        ("rl", 5, "valid_a", 10),
+        ("rl", 5, "valid_b", 7),
+    ]
+    for record in records:
+        assert sum(part["episodes"] for part in record["by_task"].values()) == record["episodes"]
+        won = sum(part["success_rate"] * part["episodes"] for part in record["by_task"].values())
+        assert won / record["episodes"] == pytest.approx(record["success_rate"])
+        low, high = record["ci95"]
+        assert low < high
+        assert low <= record["success_rate"] <= high
+        assert record["score"] == record["success_rate"]
+        assert record["free/episodes"] == 4
+        assert {k for k, v in record.items() if isinstance(v, dict)} == {"by_task", "seconds"}
+
+
+def test_checkpoints_load_with_transformers_alone(run: Path) -> None:
+    folder = run / "checkpoints" / "latest"
+    verify_checkpoint(folder)
+    network = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.decode(tokenizer.encode("open box 3", add_special_tokens=False)) == "open box 3"
+    assert network.get_input_embeddings().weight.dtype == torch.float32
+    tensors, meta = load_state(folder / "state")
+    assert meta["update"] == 5
+    assert meta["evaluated"] is True
+    assert meta["metrics_offset"] == (run / "metrics.jsonl").stat().st_size
+    assert meta["eval_offset"] == (run / "eval.jsonl").stat().st_size
+    weights = network.get_input_embeddings().weight
+    assert any(tensor.shape == weights.shape for tensor in tensors.values())
+
+
+def test_trajectories_are_whole_episodes(run: Path) -> None:
+    played = lines(run / "trajectories" / "update-000002.jsonl")
+    assert len(played) == 4, "one group of four"
+    assert len({episode["task"] for episode in played}) == 1
+    assert [episode["member"] for episode in played] == [0, 1, 2, 3]
+    for episode in played:
+        steps = episode["steps"]
+        assert episode["success"] == (steps[-1]["reward"] == 1.0)
+        assert episode["stop_reason"] == ("done" if episode["success"] else "max_steps")
+        assert len(steps) == 3 or episode["success"]
+        for step, following in pairwise(steps):
+            assert step["next_observation"] == following["observation"]
+        for step in steps:
+            assert step["action"] in COMMANDS
+            assert 0.0 < step["probability"] <= 1.0
+            assert step["state_nll"] > 0.0
+    before = lines(run / "trajectories" / "eval-000000-valid_a.jsonl")
+    after = lines(run / "trajectories" / "eval-000005-valid_a.jsonl")
+    assert [e["task"] for e in before] == [e["task"] for e in after] == ["valid_a/0", "valid_a/1"]
+
+
+def test_warm_start_lines_follow_the_demonstrations(run: Path) -> None:
+    """8 demonstrations in batches of 4, 2 epochs: 4 steps, measured at the end of each epoch."""
+    records = lines(run / "warm_start.jsonl")
+    assert [(r["step"], r["epoch"]) for r in records] == [(1, 0), (2, 0), (3, 1), (4, 1)]
+    assert ["held_out/imitation" in r for r in records] == [False, True, False, True]
+    assert records[-1]["loss/imitation"] < records[0]["loss/imitation"]
+    peak = tiny().warm_start.learning_rate
+    assert records[0]["learning_rate"] == peak
+    assert records[-1]["learning_rate"] == pytest.approx(peak * (0.1 + 0.45 * (1 + math.cos(math.pi * 2 / 3))))
+
+
+# --- every setting that changes what is trained ----------------------------------------------------------------------
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "in_pass": {"objective": {"state_weight": 0.2, "state_rows": "in_pass"}},
+    "placebo": {"objective": {"state_weight": 0.2, "inverse_weight": 0.1, "placebo": True}},
+    "gigpo": {"objective": {"estimator": "gigpo", "step_norm": "mean"}},
+    "rows of every step": {"objective": {"baseline": "steps", "std": False, "aggregation": "token_mean"}},
+    "gspo": {"objective": {"loss": "gspo", "clip_low": 0.01, "clip_high": 0.01}, "train": {"epochs": 2}},
+    "kl": {"objective": {"kl_weight": 0.1}},
+    "entropy": {"objective": {"entropy_weight": 0.01}},
+    "several steps": {"train": {"epochs": 2, "minibatches": 2}},
+    "bf16": {"train": {"precision": "bf16"}},
+    "steps": {"rollout": {"layout": "steps"}, "objective": {"state_weight": 0.2, "inverse_weight": 0.1}},
+    "steps, commands shown": {"rollout": {"layout": "steps", "history": 1, "show_admissible": True}},
+    "free": {"rollout": {"actions": "free", "invalid_penalty": 0.1, "temperature": 0.8}},
+    "muon": {"warm_start": {"optimizer": "muon", "matrix_learning_rate": 0.02}},
+    "no demonstrations": {"warm_start": {"demonstrations": 0}},
+    "walkthroughs": {"warm_start": {"demonstrator": "walkthrough", "noise": 0.3}},
+    "auxiliary rows in the warm start": {
+        "warm_start": {"state_weight": 0.2, "state_rows": "separate", "inverse_weight": 0.1, "fraction": 0.5}
+    },
+    "reward scale": {"rollout": {"reward_scale": 10.0}},
+}
+
+
+def variant(tmp_path: Path, **settings: Any) -> Path:
+    together = {"eval": QUICK, **settings}
+    together["train"] = {"updates": 2, **together.get("train", {})}
+    return train(tiny(**together), tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return variant(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_setting_is_not_without_effect(name: str, plain: Path, tmp_path: Path) -> None:
+    """Every variant runs to its end with finite figures, and ends with other weights than the plain recipe."""
+    run = variant(tmp_path, **VARIANTS[name])
+    last = Path("checkpoints", "step-000002", "model.safetensors")
+    assert (run / last).read_bytes() != (plain / last).read_bytes()
+    for record in metrics(run):
+        assert record["skipped"] == 0.0
+        assert all(math.isfinite(value) for value in record.values() if isinstance(value, float))
+    checks.get(name, lambda _: None)(run)
+
+
+def check_in_pass(run: Path) -> None:
+    assert "rows/state" not in metrics(run)[0], "no rows of their own"
+    assert metrics(run)[0]["loss/state"] > 0.0
+
+
+def check_placebo(run: Path) -> None:
+    record = metrics(run)[0]
+    assert record["placebo/state_coincidences"] <= record["rows/state"]
+    assert "placebo/inverse_other_length" in record
+
+
+def check_kl(run: Path) -> None:
+    first, second = metrics(run)
+    assert first["kl"] == pytest.approx(0.0, abs=1e-9)
+    assert second["kl"] > 0.0
+
+
+def check_bf16(run: Path) -> None:
+    network = AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "latest")
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert 1e-5 < metrics(run)[0]["sampler_mismatch"] < 0.3
+
+
+def check_steps(run: Path) -> None:
+    for record in metrics(run):
+        assert record["rows/policy"] <= record["train/steps"]
+        assert record["rows/policy"] > 12 * record["train/groups_used"]
+
+
+def check_free(run: Path) -> None:
+    record = metrics(run)[0]
+    assert record["train/valid_action_rate"] < 1.0
+    assert record["train/admissible_action_rate"] < 1.0
+    assert lines(run / "eval.jsonl")[0]["free/episodes"] == 7, "free play is the evaluation itself"
+
+
+def check_no_demonstrations(run: Path) -> None:
+    assert not (run / "warm_start.jsonl").read_text()
+    assert (run / "warm_start" / "model.safetensors").is_file()
+
+
+def check_reward_scale(run: Path) -> None:
+    for record in metrics(run):
+        assert record["train/return"] == pytest.approx(10 * record["train/success_rate"])
+    assert lines(run / "eval.jsonl")[0]["score"] <= 1.0, "evaluation knows the world's own rewards"
+
+
+checks = {
+    "in_pass": check_in_pass,
+    "placebo": check_placebo,
+    "kl": check_kl,
+    "bf16": check_bf16,
+    "steps": check_steps,
+    "free": check_free,
+    "no demonstrations": check_no_demonstrations,
+    "reward scale": check_reward_scale,
+}
+
+
+def test_no_updates_is_warm_start_and_evaluation_only(tmp_path: Path) -> None:
+    run = train(tiny(train={"updates": 0}), tmp_path / "run")
+    assert metrics(run) == []
+    assert [(r["update"], r["episodes"]) for r in lines(run / "eval.jsonl")] == [(0, 10), (0, 7)]
+    start = (run / "warm_start" / "model.safetensors").read_bytes()
+    assert (run / "checkpoints" / "step-000000" / "model.safetensors").read_bytes() == start
+
+
+def test_an_auxiliary_loss_whose_weight_has_fallen_to_0_costs_no_rows(tmp_path: Path) -> None:
+    objective = {"inverse_weight": 0.1, "schedule": "linear", "schedule_updates": 1}
+    first, second = metrics(variant(tmp_path, objective=objective))
+    assert (first["weight/inverse"], second["weight/inverse"]) == (0.1, 0.0)
+    assert first["rows/inverse"] > 0
+    assert "rows/inverse" not in second
+
+
+def test_placebo_and_true_rows_differ_in_their_targets_alone(tmp_path: Path) -> None:
+    objective = {"inverse_weight": 0.1, "deduplicate": False, "schedule": "constant"}
+    true = tiny(objective=objective, train={"updates": 0}, eval=QUICK)
+    placebo = replace(true, objective=replace(true.objective, placebo=True))
+    run = train(true, tmp_path / "run")
+    model = load_model(run / "checkpoints" / "latest")
+    tasks = [task for task in Boxes().tasks("train")[:3] for _ in range(4)]
+    played = play_model(model, Boxes, tasks, [0, 1, 2, 3] * 3, play_settings(true, 1.0), seed=0, update=1)
+    prompts, targets = [], []
+    for config in (true, placebo):
+        rows = [r for r in build_batch(played, config, model.codec, 1).rows if r.terms[0].component == "inverse"]
+        starts = [int(row.terms[0].positions_T[0]) for row in rows]
+        prompts.append([row.token_ids[:start].tolist() for row, start in zip(rows, starts, strict=True)])
+        targets.append([tuple(row.token_ids[start:].tolist()) for row, start in zip(rows, starts, strict=True)])
+    assert prompts[0] == prompts[1]
+    assert sorted(targets[0]) == sorted(targets[1])
+    kept = sum(a == b for a, b in zip(*targets, strict=True))
+    most = max(targets[0].count(target) for target in targets[0])
+    assert kept == max(0, 2 * most - len(targets[0])), "as few as any exchange of these targets can leave"
+    assert kept < len(targets[0])
+
+
+# --- worlds that offer less, and misuse ------------------------------------------------------------------------------
+
+
+class Plain:
+    """The same world without expert, walkthroughs, or a list of commands."""
+
+    def __init__(self) -> None:
+        self.inner = Boxes()
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        return self.inner.tasks(split)
+
+    def reset(self, task: Task, seed: int = 0) -> Observation:
+        return replace(self.inner.reset(task, seed), admissible=None)
+
+    def step(self, action: str) -> Step:
+        step = self.inner.step(action)
+        return replace(step, observation=replace(step.observation, admissible=None))
+
+
+def test_a_world_without_expert_or_commands_trains_from_nothing(tmp_path: Path) -> None:
+    register_env("plain-boxes", Plain)
+    config = tiny(env={"name": "plain-boxes"}, warm_start={"demonstrations": 0}, train={"updates": 1}, eval=QUICK)
+    run = train(config, tmp_path / "run")
+    assert lines(run / "eval.jsonl")[-1]["admissible_action_rate"] == 1.0, "none is listed, so none is wrong"
+    with pytest.raises(UserError, match="no scripted expert"):
+        train(tiny(env={"name": "plain-boxes"}), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("context", "full"), [(24, 0.1), (12, 1.0)])
+def test_a_context_that_is_full_ends_episodes_not_the_run(context: int, full: float, tmp_path: Path) -> None:
+    """Too short for three turns; then too short for the first observation and a command."""
+    config = tiny(model={"context": context}, rollout={"response_tokens": 4}, train={"updates": 2}, eval=QUICK)
+    run = train(config, tmp_path / "run")
+    for record in metrics(run):
+        assert full <= record["train/context_full"] <= 1.0
+
+
+def test_a_loss_that_is_never_finite_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poisoned(*arguments: Any) -> Any:
+        batch = build_batch(*arguments)
+        for row in batch.rows:
+            row.terms[0].weights_T[0] = np.nan
+        return batch
+
+    monkeypatch.setattr(loop, "build_batch", poisoned)
+    config = tiny(train={"updates": 9}, objective={"state_weight": 0.1}, eval=QUICK)
+    with pytest.raises(RunError, match="not finite"):
+        train(config, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run" / "skipped").iterdir()) == [
+        "update-000001.json",
+        "update-000002.json",
+        "update-000003.json",
+    ]
+    assert [record["skipped"] for record in metrics(tmp_path / "run")] == [1.0, 1.0]
+    saved = tmp_path / "run" / "checkpoints" / "step-000002" / "model.safetensors"
+    assert saved.read_bytes() == (tmp_path / "run" / "warm_start" / "model.safetensors").read_bytes()
+    with pytest.raises(RunError, match="3 batches in a row"):  # resumed from update 2, it remembers the first two
+        train(config, tmp_path / "run", resume=True)
+
+
+# --- which games, in which order -------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 12), st.integers(0, 100), st.integers(1, 9), st.integers(1, 6))
+def test_every_task_is_drawn_once_before_any_is_drawn_again(size: int, seed: int, count: int, updates: int) -> None:
+    tasks = [Task(str(i), "train") for i in range(size)]
+    drawn = [task.id for update in range(1, updates + 1) for task in draw_tasks(tasks, seed, update, count)]
+    for first in range(0, len(drawn) - size + 1, size):
+        assert len(set(drawn[first : first + size])) == size
+
+
+@given(st.integers(1, 5), st.integers(1, 12), st.integers(2, 5))
+def test_no_two_episodes_of_an_update_share_their_random_numbers(size: int, count: int, group: int) -> None:
+    tasks = [Task(str(i), "train") for i in range(size)]
+    episodes = draw_episodes(tasks, 0, 1, count, group)
+    assert len(episodes) == count * group == len({(task.id, member) for task, member in episodes})
+    for first in range(0, len(episodes), group):
+        assert len({task.id for task, _ in episodes[first : first + group]}) == 1
+
+
+# --- it learns -------------------------------------------------------------------------------------------------------
+
+
+def learning(**settings: Any) -> Config:
+    return tiny(
+        env={"max_steps": 1},
+        warm_start={"demonstrations": 0},
+        rollout={"tasks": 8, "group_size": 8},
+        train={"updates": 30, "learning_rate": 1e-3, "trajectories": 0},
+        eval={"every": 0, "split": ("train",), "free_episodes": 0, "probe_episodes": 0, "temperature": 1.0},
+        **settings,
+    )
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [{}, {"estimator": "gigpo"}, {"state_weight": 0.2, "inverse_weight": 0.1}],
+    ids=["grpo", "gigpo", "envrl"],
+)
+def test_rl_finds_where_things_are_kept(objective: dict[str, Any], tmp_path: Path) -> None:
+    """With one try, chance finds 1 of 4; 48 games, so that even 0.6 is more than 5 standard errors above it."""
+    run = train(learning(objective=objective), tmp_path / "run")
+    before, after = lines(run / "eval.jsonl")
+    assert before["episodes"] == after["episodes"] == SIZES["train"]
+    assert before["success_rate"] < 0.5
+    assert after["success_rate"] > 0.7
+    assert after["ci95"][0] > before["ci95"][1]
