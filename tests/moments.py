@@ -38,15 +38,8 @@ class Launcher:
     """A process that has everything imported and forks a child for each run, so that a run starts at once."""
 
     def __init__(self) -> None:
-        # Two threads that wait actively for each other are 30 times slower where other processes want the cores too.
-        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            env=environment,
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
 
     def train(self, recipe: Path, run: Path, *, resume: bool, moment: int = 0, how: int = signal.SIGKILL) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
@@ -50,6 +51,6 @@ def make(name: str, **options: Any) -> TextEnv:
     try:
         return factory(**options)
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+        if not re.search("unexpected keyword argument|takes no arguments", str(error)):
             raise
         raise UserError(f"the world '{name}' does not take these options: {', '.join(options)} ({error})") from error
