@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "make", "register_env", "train"]
 
 # Two threads that spin while they wait for each other are 50 times slower than one where other processes use the cores
-# too; after 1,000 turns (some 50 µs) a waiting thread sleeps instead. torch's OpenMP reads this when it is loaded.
+# too; after 1,000 turns of its loop a waiting thread sleeps instead. torch's OpenMP reads this when it is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
