@@ -10,9 +10,8 @@ from typing import Any
 from envrl.config.load import load_recipe
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
-from envrl.envs.registry import make
 from envrl.errors import UserError, suggest
-from envrl.eval.split import evaluate_script, evaluate_split
+from envrl.eval.split import env_maker, evaluate_script, evaluate_split
 from envrl.models.checkpoints import MANIFEST, latest_checkpoint, verify_checkpoint
 from envrl.models.load import LanguageModel, find_device, load_model
 from envrl.models.runtime import prepare_torch
@@ -51,8 +50,7 @@ def evaluate(
         raise UserError(f"temperature and actions mean nothing to the script '{found.script}'; leave them out")
     if episodes is not None and episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}; leave it out for whole splits")
-    options = {"data": config.env.data} if config.env.data else {}
-    make_env = lambda: make(config.env.name, **options)  # noqa: E731
+    make_env = env_maker(config)
     for name in config.eval.split:
         if not make_env().tasks(name):
             raise UserError(f"the split '{name}' of the world '{config.env.name}' is empty; there is nothing to play")

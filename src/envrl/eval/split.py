@@ -8,6 +8,7 @@ from typing import Any
 
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
+from envrl.envs.registry import make
 from envrl.eval.probe import probe, probe_episodes
 from envrl.eval.record import action_rates, success_summary, summarize
 from envrl.models.load import LanguageModel
@@ -18,6 +19,12 @@ from envrl.types import Task, Trajectory
 
 BATCH = 128
 """Episodes played at once; fixed, since log-probs depend on it in their last digits."""
+
+
+def env_maker(config: Config) -> Callable[[], TextEnv]:
+    """Return a function that makes the recipe's world."""
+    options = {"data": config.env.data} if config.env.data else {}
+    return lambda: make(config.env.name, **options)
 
 
 def play_settings(config: Config, temperature: float, actions: str | None = None) -> PlaySettings:

@@ -16,7 +16,7 @@ import numpy as np
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted
-from envrl.eval.split import evaluate_split, play_settings
+from envrl.eval.split import env_maker, evaluate_split, play_settings
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.runner import Clock, play_model
 from envrl.trainer.batch import aux_weights, build_batch, draw_episodes
@@ -24,7 +24,7 @@ from envrl.trainer.checkpoint import clean_checkpoints, latest_checkpoint
 from envrl.trainer.files import JsonLines
 from envrl.trainer.progress import Reporter
 from envrl.trainer.signals import StopRequest, stop_on_signals
-from envrl.trainer.start import check_inputs, env_maker, held_run, new_config, resumed_config
+from envrl.trainer.start import check_inputs, held_run, new_config, resumed_config
 from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, write_state
 from envrl.trainer.steps import Optimization
 from envrl.trainer.trajectories import write_trajectories

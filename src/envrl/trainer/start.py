@@ -10,7 +10,6 @@ from pathlib import Path
 from envrl.config.load import config_differences, dump_config, load_recipe
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
-from envrl.envs.registry import make
 from envrl.errors import UserError
 from envrl.models.load import check_model_folder, find_device
 from envrl.models.runtime import usable_threads
@@ -20,12 +19,6 @@ from envrl.rollout.scripts import make_script
 from envrl.trainer.batch import aux_weights
 from envrl.trainer.checkpoint import verify_checkpoint
 from envrl.trainer.files import create_run, lock_run, write_text
-
-
-def env_maker(config: Config) -> Callable[[], TextEnv]:
-    """Return a function that makes the recipe's world."""
-    options = {"data": config.env.data} if config.env.data else {}
-    return lambda: make(config.env.name, **options)
 
 
 def new_config(config: Config) -> Config:
