@@ -103,7 +103,8 @@ def _phase() -> str:
 
 def essence(run: Path) -> dict[str, object]:
     """Return all that must be equal in two equal runs: weights, moments, logged figures, episodes; no times."""
-    result: dict[str, object] = {}
+    latest = run / "checkpoints" / "latest"
+    result: dict[str, object] = {"latest": os.readlink(latest) if latest.is_symlink() else None}
     for file in sorted(path for path in run.rglob("*") if path.is_file()):
         name = str(file.relative_to(run))
         if file.name in ("manifest.json", "state.json"):  # they know byte offsets, which depend on digits of seconds

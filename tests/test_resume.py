@@ -271,6 +271,28 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(
     assert essence(run) == essence(whole)
 
 
+def test_what_a_kill_left_of_the_last_write_is_tidied_up(whole: Path, tmp_path: Path) -> None:
+    """Killed after the last checkpoint had its name: `latest` is the one before, which were to go are still there."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run, symlinks=True)
+    saved = run / "checkpoints"
+    (saved / "latest").unlink()
+    (saved / "latest").symlink_to("step-000004")
+    shutil.copytree(saved / "step-000004", saved / "step-000002")
+    shutil.copytree(saved / "step-000004", saved / ".tmp-removed-step-000001")
+    assert command(run, whole.parent / "recipe.toml") == 0
+    assert essence(run) == essence(whole)
+    (saved / "step-000005").rename(
+        saved / ".old-step-000005"
+    )  # killed while it was being replaced
+    assert command(run, whole.parent / "recipe.toml") == 0
+    assert essence(run) == essence(whole)
+    shutil.rmtree(saved / "step-000005")
+    (saved / "step-000004").rename(saved / ".old-step-000004")
+    assert command(run, whole.parent / "recipe.toml") == 0
+    assert essence(run) == essence(whole)
+
+
 def test_a_run_without_a_checkpoint_starts_over(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole, run, symlinks=True)

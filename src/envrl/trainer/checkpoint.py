@@ -39,6 +39,7 @@ __all__ = [
     "save_checkpoint",
     "save_folder",
     "save_state",
+    "settle_checkpoints",
     "verify_checkpoint",
 ]
 
@@ -56,11 +57,26 @@ def save_checkpoint(folder: Path, name: str, write: Callable[[Path], None], keep
         folder.mkdir(parents=True, exist_ok=True)
         clean_checkpoints(folder)
         save_folder(target, write)
-        _point_latest(folder, name)
-        for old in checkpoints(folder)[:-keep]:
-            if old != target:
-                _discard(old)
+        settle_checkpoints(folder, keep, target)
     return target
+
+
+def settle_checkpoints(folder: Path, keep: int, newest: Path | None = None) -> None:
+    """Finish what a killed writer began: leftovers go, `latest` points to the newest, only `keep` stay.
+
+    Where nothing is left to do, nothing is touched. Only for the process that writes the run.
+    """
+    clean_checkpoints(folder)
+    found = checkpoints(folder)
+    newest = newest or (found[-1] if found else None)
+    if newest is None:
+        return
+    latest = folder / "latest"
+    if not latest.is_symlink() or os.readlink(latest) != newest.name:
+        _point_latest(folder, newest.name)
+    for old in found[:-keep]:
+        if old != newest:
+            _discard(old)
 
 
 def save_folder(target: Path, write: Callable[[Path], None]) -> None:

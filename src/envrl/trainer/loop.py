@@ -20,7 +20,7 @@ from envrl.eval.split import env_maker, evaluate_split, play_settings
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.runner import Clock, play_model
 from envrl.trainer.batch import aux_weights, build_batch, draw_episodes
-from envrl.trainer.checkpoint import clean_checkpoints, latest_checkpoint
+from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
 from envrl.trainer.files import JsonLines
 from envrl.trainer.progress import Reporter
 from envrl.trainer.signals import StopRequest, stop_on_signals
@@ -60,10 +60,12 @@ class Run:
     def go(self) -> Path:
         """Bring the run to its last update."""
         latest = latest_checkpoint(self.checkpoints)
+        settle_checkpoints(self.checkpoints, self.config.checkpoint.keep)
+        if latest is not None:  # it may have been caught while it was replaced, and has its name back now
+            latest = latest.with_name(latest.name.removeprefix(".old-"))
         if latest is not None and is_finished(latest, self.config.train.updates):
             self.reporter.say(f"{self.folder} is finished: {self.config.train.updates} updates")
             return self.folder
-        clean_checkpoints(self.checkpoints)
         if latest is None:
             with self.reporter.phase("warm start", 1) as phase:
                 hooks = Hooks(
