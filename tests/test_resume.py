@@ -282,9 +282,7 @@ def test_what_a_kill_left_of_the_last_write_is_tidied_up(whole: Path, tmp_path: 
     shutil.copytree(saved / "step-000004", saved / ".tmp-removed-step-000001")
     assert command(run, whole.parent / "recipe.toml") == 0
     assert essence(run) == essence(whole)
-    (saved / "step-000005").rename(
-        saved / ".old-step-000005"
-    )  # killed while it was being replaced
+    (saved / "step-000005").rename(saved / ".old-step-000005")  # killed while it was being replaced
     assert command(run, whole.parent / "recipe.toml") == 0
     assert essence(run) == essence(whole)
     shutil.rmtree(saved / "step-000005")
