@@ -158,6 +158,7 @@ def test_mistakes_on_the_command_line() -> None:
         ("model.hidden_size", "130", "model.hidden_size = 130"),
         ("rollout.response_tokens", "5000", "rollout.response_tokens = 5000"),
         ("objective.dual_clip", "0.5", "objective.dual_clip must be above 1, or 0"),
+        ("rollout.max_steps", "31", "rollout.max_steps = 31 is above env.max_steps = 30"),
         ("eval.split", "", "eval.split must list at least one split"),
         ("eval.split", "a,a", "eval.split must list at least one split, each once"),
         ("env.name", "", "env.name must name a world"),
@@ -172,7 +173,9 @@ def test_values_that_contradict_each_other() -> None:
     in_pass = ("objective.state_rows", "in_pass")
     assert "needs rollout.layout = 'concat'" in mistake("household-demo", in_pass, ("rollout.layout", "steps"))
     steps = ("rollout.layout", "steps")
-    assert load_recipe("household-demo", [steps, ("warm_start.state_weight", "0")]).rollout.layout == "steps"
+    alone = [steps, ("warm_start.state_weight", "0"), ("rollout.repeat_task", "false")]
+    assert load_recipe("household-demo", alone).rollout.layout == "steps"
+    assert "rollout.repeat_task = true needs" in mistake("household-demo", steps, ("rollout.repeat_task", "true"))
     assert "warm_start.state_rows = 'in_pass' needs" in mistake(
         "household-demo", steps, ("warm_start.state_weight", "0.1"), ("warm_start.state_rows", "in_pass")
     )

@@ -240,10 +240,12 @@ def test_history_stands_in_the_auxiliary_prompts_of_the_steps_layout_alone(model
     assert list(turns.values()) == [[1] * 5, [1, 2, 3, 3, 3], [1] * 5]
 
 
+@pytest.mark.parametrize("repeated", [False, True])
 @pytest.mark.parametrize("shown", [False, True])
-def test_in_pass_pairs_are_what_the_policys_own_rows_predict(model: LanguageModel, shown: bool) -> None:
-    trajectories = weather(model, show_admissible=shown, actions="free")
-    pairs = iter(state_pairs(trajectories, model.codec, Form(show_admissible=shown, in_pass=True)))
+def test_in_pass_pairs_are_what_the_policys_own_rows_predict(model: LanguageModel, shown: bool, repeated: bool) -> None:
+    trajectories = weather(model, show_admissible=shown, repeat_task=repeated, actions="free")
+    form = Form(show_admissible=shown, repeat_task=repeated, in_pass=True)
+    pairs = iter(state_pairs(trajectories, model.codec, form))
     for trajectory in trajectories:
         (segment,), (ranges,) = trajectory.segments, observation_spans(trajectory, model.codec)
         ours = [next(pairs) for _ in trajectory.transitions][:-1]  # the last answer is not in the segment

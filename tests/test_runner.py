@@ -60,6 +60,7 @@ SETTINGS = PlaySettings(max_steps=8, temperature=1.3, response_tokens=6)
 LAYOUTS = {
     "concat": SETTINGS,
     "concat, list shown": replace(SETTINGS, show_admissible=True),
+    "concat, task repeated": replace(SETTINGS, repeat_task=True),
     "steps": replace(SETTINGS, layout="steps"),
     "steps, list shown": replace(SETTINGS, layout="steps", show_admissible=True, history=1),
     "steps without history": replace(SETTINGS, layout="steps", history=0),
@@ -115,14 +116,15 @@ def test_what_was_sampled_is_what_is_trained_on(
             assert len(segment.token_ids) == segment.spans[-1].stop, "nothing is fed behind the last response"
 
 
-@pytest.mark.parametrize("name", ["concat", "concat, list shown", "free"])
+@pytest.mark.parametrize("name", ["concat", "concat, list shown", "concat, task repeated", "free"])
 def test_concat_is_one_segment_of_observations_and_responses_in_turn(
     name: str, model: LanguageModel, played: dict[str, list[Trajectory]]
 ) -> None:
     for trajectory in played[name]:
         expected: list[int] = []
+        task = f"climb {trajectory.task.seed} rungs up" if LAYOUTS[name].repeat_task else ""
         for step in trajectory.transitions:
-            expected += observation_ids(model.codec, step.observation, LAYOUTS[name].show_admissible)
+            expected += observation_ids(model.codec, step.observation, LAYOUTS[name].show_admissible, task)
             expected += step.action.token_ids
         assert len(trajectory.segments) == 1
         assert trajectory.segments[0].token_ids.tolist() == expected
@@ -141,6 +143,17 @@ def test_steps_is_a_segment_a_step_with_the_task_and_the_last_turns(
             task = f"climb {trajectory.task.seed} rungs up"
             prompt = steps_prompt(model.codec, task, past, step.observation, settings.show_admissible)
             assert segment.token_ids.tolist() == [*prompt, *step.action.token_ids]
+
+
+def test_the_policys_prompt_by_hand(model: LanguageModel) -> None:
+    codec, marks = model.codec, model.codec.marks
+    seen, text = Observation("It is dark.", ("a", "b")), codec.encode("It is dark.")
+    commands, task = (marks["commands"], *codec.encode("a\nb")), (marks["task"], *codec.encode("see"))
+    first, last = marks["observation"], marks["action"]
+    assert observation_ids(codec, seen) == (first, *text, last)
+    assert observation_ids(codec, seen, True) == (first, *text, *commands, last)
+    assert observation_ids(codec, seen, False, "see") == (first, *text, *task, last)
+    assert observation_ids(codec, seen, True, "see") == (first, *text, *commands, *task, last)
 
 
 def test_the_steps_prompt_by_hand(model: LanguageModel) -> None:

@@ -171,6 +171,18 @@ def test_trajectories_are_whole_episodes(run: Path) -> None:
     assert [e["task"] for e in before] == [e["task"] for e in after] == ["valid_a/0", "valid_a/1"]
 
 
+def test_training_episodes_can_be_shorter_than_those_of_evaluations(tmp_path: Path) -> None:
+    run = train(
+        tiny(rollout={"max_steps": 2}, train={"updates": 2}, warm_start={"demonstrations": 0}), tmp_path / "run"
+    )
+    for episode in lines(run / "trajectories" / "update-000002.jsonl"):
+        assert len(episode["steps"]) == 2 or episode["success"]
+        assert len(episode["steps"]) <= 2
+    lost = [e for e in lines(run / "trajectories" / "eval-000000-valid_a.jsonl") if not e["success"]]
+    assert lost
+    assert {len(e["steps"]) for e in lost} == {3}
+
+
 def test_warm_start_lines_follow_the_demonstrations(run: Path) -> None:
     """8 demonstrations in batches of 4, 2 epochs: 4 steps, measured at the end of each epoch."""
     records = lines(run / "warm_start.jsonl")
@@ -198,6 +210,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "steps, commands shown": {"rollout": {"layout": "steps", "history": 1, "show_admissible": True}},
     "free": {"rollout": {"actions": "free", "invalid_penalty": 0.1, "temperature": 0.8}},
     "muon": {"warm_start": {"optimizer": "muon", "matrix_learning_rate": 0.02}},
+    "task repeated": {"rollout": {"repeat_task": True}, "objective": {"state_weight": 0.2, "state_rows": "in_pass"}},
     "no demonstrations": {"warm_start": {"demonstrations": 0}},
     "walkthroughs": {"warm_start": {"demonstrator": "walkthrough", "noise": 0.3}},
     "auxiliary rows in the warm start": {

@@ -209,7 +209,9 @@ def test_the_policy_gradient_is_that_of_reinforce_at_the_first_step() -> None:
 # --- what was sampled is what is trained on --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rollout", [{}, {"layout": "steps"}, {"actions": "free"}, {"show_admissible": True}])
+@pytest.mark.parametrize(
+    "rollout", [{}, {"layout": "steps"}, {"actions": "free"}, {"show_admissible": True}, {"repeat_task": True}]
+)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_trainer_finds_the_log_probs_that_the_sampler_recorded(rollout: dict, temperature: float) -> None:
     config = tiny(rollout={**rollout, "temperature": temperature}, objective={"aggregation": "token_mean"})

@@ -53,8 +53,18 @@ def _check_learning(config: Config) -> None:
             f"rollout.group_size must be at least 2, not {rollout.group_size}: '{objective.estimator}' compares the "
             "episodes of a group"
         )
+    if rollout.max_steps > config.env.max_steps:
+        raise UserError(
+            f"rollout.max_steps = {rollout.max_steps} is above env.max_steps = {config.env.max_steps}, at which every "
+            "episode ends; lower it, or set 0 for the same"
+        )
     if 0.0 < objective.dual_clip <= 1.0:
         raise UserError(f"objective.dual_clip must be above 1, or 0 to switch it off, not {objective.dual_clip}")
+    if rollout.repeat_task and rollout.layout == "steps":
+        raise UserError(
+            "rollout.repeat_task = true needs rollout.layout = 'concat': every prompt of the layout 'steps' begins "
+            "with the task already"
+        )
     warm = config.warm_start
     if rollout.layout == "steps" and objective.state_rows == "in_pass":
         raise _needs_whole_episodes("objective")

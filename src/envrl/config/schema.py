@@ -24,7 +24,7 @@ class EnvConfig:
     name: str = "household"  # the world
     data: str = ""  # folder of downloaded data; empty: the world's environment variable
     split: str = "train"  # the split that RL and demonstrations draw tasks from
-    max_steps: Positive = 30  # the rollout's limit on an episode's steps
+    max_steps: Positive = 30  # steps after which an episode is cut off, lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +63,13 @@ class WarmStartConfig:
 class RolloutConfig:
     tasks: Positive = 16  # tasks an update
     group_size: Positive = 8  # episodes of each
+    max_steps: Count = 0  # steps after which a training episode is cut off; 0: env.max_steps, as in evaluation
     temperature: AboveZero = 1.0  # of sampling
     layout: Literal["concat", "steps"] = "concat"  # the whole episode is one sequence | every step is its own
     history: Count = 2  # steps layout: earlier turns in the prompt
     actions: Literal["admissible", "free"] = "admissible"  # sampling restricted to the admissible commands | any text
     show_admissible: bool = False  # put the admissible commands in the prompt
+    repeat_task: bool = False  # concat layout: put the task's sentence behind every observation
     response_tokens: Positive = 24  # longest response; restricted sampling ends with its command
     reward_scale: AboveZero = 1.0  # the world's rewards are multiplied by this
     invalid_penalty: NonNegative = 0.0  # taken from a step whose command the world would not accept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from envrl.config.schema import Config
@@ -37,8 +38,19 @@ def play_settings(config: Config, temperature: float, actions: str | None = None
         history=rollout.history,
         actions=actions or rollout.actions,
         show_admissible=rollout.show_admissible,
+        repeat_task=rollout.repeat_task,
         response_tokens=rollout.response_tokens,
         reward_scale=1.0,
+    )
+
+
+def training_settings(config: Config) -> PlaySettings:
+    """Return how a recipe plays the episodes that it learns from."""
+    rollout = config.rollout
+    return replace(
+        play_settings(config, rollout.temperature),
+        max_steps=rollout.max_steps or config.env.max_steps,
+        reward_scale=rollout.reward_scale,
     )
 
 
@@ -48,7 +60,7 @@ def auxiliary_form(config: Config) -> Form:
     in_pass = (objective.state_rows if objective.state_weight else warm.state_rows) == "in_pass" and (
         objective.state_weight > 0 or warm.state_weight > 0
     )
-    return Form(rollout.layout, rollout.history, rollout.show_admissible, in_pass)
+    return Form(rollout.layout, rollout.history, rollout.show_admissible, rollout.repeat_task, in_pass)
 
 
 def evaluate_split(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from envrl.models.tokenizer import Codec
-from envrl.rollout.formats import Ids, action_ids, observation_ids, steps_prompt, task_text, trim
+from envrl.rollout.formats import Ids, action_ids, after_text, observation_ids, steps_prompt, task_text, trim
 from envrl.types import Trajectory, Transition
 
 
@@ -28,6 +28,7 @@ class Form:
     layout: str = "concat"
     history: int = 2
     show_admissible: bool = False
+    repeat_task: bool = False
     in_pass: bool = False
 
 
@@ -65,11 +66,12 @@ def inverse_pairs(trajectories: Sequence[Trajectory], codec: Codec, form: Form) 
 def _in_pass_pairs(trajectory: Trajectory, codec: Codec, form: Form) -> Iterator[Pair]:
     """Yield the policy's sequence up to each answer, and the answer's text: what `observation_spans` counts."""
     ids: list[int] = []
-    for step in trajectory.transitions:
+    steps = trajectory.transitions
+    repeated = task_text(steps[0].observation) if steps and form.repeat_task else ""
+    for step in steps:
         response = step.action.token_ids or action_ids(codec, step.action.text)
-        ids += [*observation_ids(codec, step.observation, form.show_admissible), *response]
-        shown = form.show_admissible and step.next_observation.admissible is not None
-        ending = codec.marks["commands" if shown else "action"]
+        ids += [*observation_ids(codec, step.observation, form.show_admissible, repeated), *response]
+        ending = after_text(codec, step.next_observation, form.show_admissible, repeated)[0]
         yield Pair((*ids, codec.marks["observation"]), (*codec.encode(trim(step.next_observation.text)), ending))
 
 

@@ -1,6 +1,7 @@
 """How an episode is written in tokens: marks around the world's texts, for the policy and for the two auxiliary tasks.
 
-    policy    observation₀ <action> a₀ <end> <observation> s₁ <action> a₁ <end> …
+    policy    <observation> s₀ <action> a₀ <end> <observation> s₁ <action> a₁ <end> …
+              repeat_task: <observation> s₀ <task> task <action> a₀ <end> <observation> s₁ <task> task <action> …
     state     <state> <task> task <observation> sₜ <action> aₜ <next> sₜ₊₁ <end>
     inverse   <inverse> <task> task <observation> sₜ <next> sₜ₊₁ <action> aₜ <end>
 
@@ -39,10 +40,17 @@ def commands_ids(codec: Codec, observation: Observation, show: bool) -> Ids:
     return (codec.marks["commands"], *codec.encode("\n".join(observation.admissible)))
 
 
-def observation_ids(codec: Codec, observation: Observation, show_commands: bool = False) -> Ids:
-    """Return `<observation> text <action>`: what the policy is fed before it acts."""
+def observation_ids(codec: Codec, observation: Observation, show_commands: bool = False, task: str = "") -> Ids:
+    """Return `<observation> text <action>`, before the last mark the commands and the task's sentence if asked for."""
+    text = codec.encode(trim(observation.text))
+    return (codec.marks["observation"], *text, *after_text(codec, observation, show_commands, task))
+
+
+def after_text(codec: Codec, observation: Observation, show_commands: bool, task: str) -> Ids:
+    """Return what stands behind an observation's text, up to the mark that asks for an action."""
     shown = commands_ids(codec, observation, show_commands)
-    return (codec.marks["observation"], *codec.encode(trim(observation.text)), *shown, codec.marks["action"])
+    repeated = (codec.marks["task"], *codec.encode(task)) if task else ()
+    return (*shown, *repeated, codec.marks["action"])
 
 
 def action_ids(codec: Codec, command: str) -> Ids:

@@ -32,6 +32,7 @@ class PlaySettings:
     history: int = 2
     actions: str = "admissible"
     show_admissible: bool = False
+    repeat_task: bool = False
     response_tokens: int = 24
     reward_scale: float = 1.0
 
@@ -138,7 +139,8 @@ def _prompt(
     if episode.stop_reason:
         return None
     if settings.layout == "concat":
-        prompt = observation_ids(model.codec, episode.observation, settings.show_admissible)
+        repeated = episode.task_sentence if settings.repeat_task else ""
+        prompt = observation_ids(model.codec, episode.observation, settings.show_admissible, repeated)
     else:
         past = episode.transitions[-settings.history :] if settings.history else []
         turns = [(t.observation, t.action.text) for t in past]

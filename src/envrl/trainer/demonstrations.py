@@ -102,13 +102,14 @@ def imitation_rows(demonstration: Demonstration, codec: Codec, config: Config) -
     ids: list[int] = []
     targets: list[int] = []
     answers: list[int] = []
+    task = task_text(steps[0].observation) if steps else ""
+    repeated = task if rollout.repeat_task else ""
     for number, step in enumerate(steps):
         if rollout.layout == "steps":
             past = [(t.observation, t.action.text) for t in steps[max(0, number - rollout.history) : number]]
-            task = task_text(steps[0].observation)
             prompt = steps_prompt(codec, task, past, step.observation, rollout.show_admissible)
         else:
-            prompt = observation_ids(codec, step.observation, rollout.show_admissible)
+            prompt = observation_ids(codec, step.observation, rollout.show_admissible, repeated)
             if number and in_pass:
                 answers += range(len(ids) + 1, len(ids) + 2 + len(codec.encode(trim(step.observation.text))))
         ids += prompt

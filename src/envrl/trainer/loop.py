@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted
-from envrl.eval.split import env_maker, evaluate_split, play_settings
+from envrl.eval.split import env_maker, evaluate_split, training_settings
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.runner import Clock, play_model
 from envrl.trainer.batch import aux_weights, build_batch, draw_episodes
@@ -113,7 +112,7 @@ class Run:
         config, number = self.config, state.update + 1
         began, clock = time.perf_counter(), Clock()
         episodes = draw_episodes(self.tasks, config.seed, number, config.rollout.tasks, config.rollout.group_size)
-        settings = replace(play_settings(config, config.rollout.temperature), reward_scale=config.rollout.reward_scale)
+        settings = training_settings(config)
         trajectories = play_model(
             state.model,
             self.make_env,
