@@ -23,10 +23,10 @@ from envrl.errors import UserError
 from envrl.eval.evaluate import evaluate, find_target
 from envrl.eval.probe import names_action, probe, probe_episodes, score_targets
 from envrl.eval.record import action_rates, summarize
-from envrl.eval.statistics import wilson
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.auxiliary import Form, Pair, inverse_pairs, state_pairs
+from envrl.statistics import wilson
 from envrl.trainer.loop import train
 from envrl.types import Action, Observation, Task, Trajectory, Transition
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train an agent by a recipe, or go on with a run",
     "eval": "success rate of a run, a checkpoint, a model, or a script, with a 95 % interval",
     "report": "one self-contained HTML file about a run",
+    "compare": "several runs as one table, seeds together",
     "recipes": "list the recipes that ship, or print one with every key",
     "play": "play a world in the terminal",
     "check-env": "the contract test of any world",

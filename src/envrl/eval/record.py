@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from envrl.eval.statistics import wilson
+from envrl.statistics import wilson
 from envrl.types import Trajectory
 
 

@@ -1,0 +1,114 @@
+"""Runs beside each other: seeds of one configuration together, figures worked by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from envrl.cli.main import main
+
+Make = Callable[..., str]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Make:
+    """A function that writes a run of two updates with given success before and after on 100 games."""
+
+    def write(name: str, before: float, after: float, seed: int = 0, world: str = "boxes", **objective: object) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        aims = "".join(f"{key} = {json.dumps(value)}\n" for key, value in {"estimator": "grpo", **objective}.items())
+        (folder / "config.toml").write_text(
+            f'seed = {seed}\n[env]\nname = "{world}"\n[warm_start]\ndemonstrations = 1500\npath = "/at/{name}"\n'
+            f"[objective]\n{aims}[train]\nupdates = 2\n"
+        )
+        evals = [
+            {
+                "stage": "rl",
+                "update": u,
+                "split": "valid",
+                "episodes": 100,
+                "success_rate": rate,
+                "seconds": {"total": 4},
+            }
+            for u, rate in ((0, before), (2, after))
+        ]
+        seconds = {"rollout": 1.0, "env": 0.25, "update": 2.0 + seed, "total": 4.0}
+        metrics = [{"update": u, "train/success_rate": 0.5, "seconds": seconds} for u in (1, 2)]
+        for file, records in (("eval", evals), ("metrics", metrics)):
+            (folder / f"{file}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        return str(folder)
+
+    return write
+
+
+def cells(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    return [line.strip("| \n").split(" | ") for line in capsys.readouterr().out.splitlines()]
+
+
+def test_seeds_make_one_line_with_their_mean(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wilson over 200 episodes: 100 of 200 is 43.1 to 56.9, 140 of 200 is 63.3 to 75.9."""
+    runs = [make_run("a", 0.45, 0.68), make_run("b", 0.55, 0.72, seed=1), make_run("c", 0.4, 0.6, state_weight=0.2)]
+    assert main(["compare", *runs]) == 0
+    _, _, grpo, envrl = cells(capsys)
+    assert grpo[:5] == ["GRPO", "1,500", "50.0 % (43.1 to 56.9): 45.0, 55.0", "70.0 % (63.3 to 75.9): 68.0, 72.0", "2"]
+    assert grpo[5:] == ["16 s", "1.00, 0.25, 2.50"]  # two evaluations and two updates of 4 s each
+    assert envrl[0] == "GRPO + state prediction 0.2"
+    assert envrl[2:4] == ["40.0 % (30.9 to 49.8)", "60.0 % (50.2 to 69.1)"]
+
+
+def test_configurations_that_differ_in_more_than_the_name_stay_apart(
+    make_run: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", make_run("slow", 0.4, 0.5, clip_low=0.1), make_run("fast", 0.4, 0.6)]) == 0
+    assert [line[0] for line in cells(capsys)[2:]] == ["GRPO, slow", "GRPO, fast"]
+
+
+def test_a_run_that_is_still_going_shows_a_dash(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(make_run("a", 0.4, 0.5))
+    evals = (run / "eval.jsonl").read_text().splitlines(keepends=True)
+    (run / "eval.jsonl").write_text(evals[0])
+    assert main(["compare", str(run)]) == 0
+    assert cells(capsys)[2][2:4] == ["40.0 % (30.9 to 49.8)", "\N{EN DASH}"]
+
+
+def test_the_picture_draws_the_mean_and_each_seed(
+    make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run("a", 0.4, 0.7), make_run("b", 0.6, 0.7, seed=1), make_run("c", 0.4, 0.6, state_weight=0.2)]
+    assert main(["compare", *runs, "--picture", str(tmp_path / "all.svg")]) == 0
+    drawn = (tmp_path / "all.svg").read_text()
+    ElementTree.fromstring(drawn)
+    assert len(re.findall(r'class="line c1 faint"', drawn)) == 2
+    assert len(re.findall(r'class="line c1"', drawn)) == len(re.findall(r'class="line c2"', drawn)) == 1
+    assert "GRPO update 0: 50" in drawn
+    assert "GRPO update 2: 70" in drawn
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a", "a"], "is given twice"),
+        (["a", "other"], "runs of different worlds"),
+        (["a", "nothing"], "there is no such directory"),
+        ([], "RUN"),
+        (["a", "--picture", "no/where.svg"], "there is no folder no"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], said: str, make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("a", 0.4, 0.5)
+    make_run("other", 0.4, 0.5, world="ladder")
+    given = [str(tmp_path / name) if name in ("a", "other", "nothing") else name for name in arguments]
+    assert main(["compare", *given]) == 2
+    output = capsys.readouterr()
+    assert said in output.err
+    assert output.out == ""
+    assert len(output.err.strip().splitlines()) == 1
