@@ -99,8 +99,16 @@ def comparison_picture(arms: Sequence[Arm]) -> str:
     charts = []
     for index, split in enumerate(splits):
         top = index * (_HEIGHT + _TOP)
+        lines = _lines(arms, split)
+        heights = [y for line in lines for _, y in line.points]
+        heights += [end for line in lines for _, *ends in line.intervals for end in ends]
         chart = line_chart(
-            _lines(arms, split), width=_WIDTH + 300, height=_HEIGHT, name=f"Success on {split} over updates", rate=True
+            lines,
+            width=_WIDTH + 300,
+            height=_HEIGHT,
+            name=f"Success on {split} over updates",
+            rate=True,
+            y_range=(max(0.0, min(heights) - 0.02), min(1.0, max(heights) + 0.02)),
         )
         size = {"width": short(_WIDTH + 300), "height": short(_HEIGHT)}
         charts.append(label(16, top + 24, split, "name"))
@@ -138,11 +146,10 @@ def _demonstrations(arm: Arm) -> str:
 
 def _success(records: Sequence[Record]) -> str:
     rates = [number(record, "success_rate") or 0.0 for record in records]
-    episodes = [round(number(record, "episodes") or 0.0) for record in records]
-    if not rates or not all(episodes):
+    pooled = _pooled(records)
+    if pooled is None:
         return _DASH
-    wins = sum(round(rate * count) for rate, count in zip(rates, episodes, strict=True))
-    low, high = wilson(wins, sum(episodes))
+    low, high = pooled
     words = f"{100 * mean(rates):.1f} % ({100 * low:.1f} to {100 * high:.1f})"
     if len(rates) == 1:
         return words
@@ -156,8 +163,25 @@ def _lines(arms: Sequence[Arm], split: str) -> list[Line]:
         seeds = [series(run.evals.get(split, ()), "update", "success_rate") for run in arm.runs]
         if len(seeds) > 1:
             lines += [Line("", points, colour, faint=True) for points in seeds if points]
-        lines.append(Line(arm.name, _means(seeds), colour, marks=True))
+        lines.append(Line(arm.name, _means(seeds), colour, _last_interval(arm, split), marks=True))
     return lines
+
+
+def _last_interval(arm: Arm, split: str) -> list[tuple[float, float, float]]:
+    """Return Wilson's interval over all seeds' episodes at their last evaluation, where that is of the same update."""
+    records = arm.records(split, True)
+    updates = {number(record, "update") for record in records}
+    pooled = _pooled(records)
+    if len(updates) != 1 or len(records) < len(arm.runs) or pooled is None:
+        return []
+    return [(updates.pop() or 0.0, *pooled)]
+
+
+def _pooled(records: Sequence[Record]) -> tuple[float, float] | None:
+    episodes = [round(number(record, "episodes") or 0.0) for record in records]
+    rates = [number(record, "success_rate") or 0.0 for record in records]
+    wins = sum(round(rate * count) for rate, count in zip(rates, episodes, strict=True))
+    return wilson(wins, sum(episodes)) if records and all(episodes) else None
 
 
 def _means(seeds: Iterable[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:

@@ -131,7 +131,9 @@ def _learning(run: RunData) -> str:
     chart = _both(lambda width: curves.learning_chart(run, width, 380 if width > 500 else 300))
     if not run.metrics or not chart:
         return ""
-    note = "Dots: evaluations of whole splits, with 95 % intervals. Grey: the training episodes of each update and "
+    games = sorted({round(number(r, "episodes") or 0.0) for records in run.evals.values() for r in records})
+    count = f"{games[0]} games" if len(games) == 1 else f"{games[0]} to {games[-1]} games"
+    note = f"Dots: evaluations of {count} each, with 95 % intervals. Grey: the training episodes of each update and "
     note += "their running mean over five updates"
     temperatures = setting(run.config, "rollout.temperature"), setting(run.config, "eval.temperature")
     if None not in temperatures and temperatures[0] != temperatures[1]:
