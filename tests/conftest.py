@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from envrl.envs.household.problem import Goal, Item, Problem, Receptacle
+
+# Examples are a function of the test alone, and busy cores are no failure.
+settings.register_profile("envrl", deadline=None, derandomize=True)
+settings.load_profile("envrl")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"

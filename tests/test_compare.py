@@ -69,6 +69,35 @@ def test_configurations_that_differ_in_more_than_the_name_stay_apart(
     assert [line[0] for line in cells(capsys)[2:]] == ["GRPO, slow", "GRPO, fast"]
 
 
+def test_after_is_the_last_update_that_all_seeds_were_evaluated_at(
+    make_run: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run("a", 0.4, 0.6), make_run("b", 0.4, 0.7, seed=1)]
+    with open(Path(runs[1], "eval.jsonl"), "a") as file:
+        file.write(
+            json.dumps({"stage": "rl", "update": 4, "split": "valid", "episodes": 50, "success_rate": 0.9}) + "\n"
+        )
+    assert main(["compare", *runs]) == 0
+    assert cells(capsys)[2][3] == "65.0 % (58.2 to 71.3): 60.0, 70.0"
+
+
+def test_the_one_evaluation_before_rl_of_a_shared_warm_start_counts_once(
+    make_run: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", make_run("a", 0.4, 0.6), make_run("b", 0.4, 0.6, seed=1)]) == 0
+    assert cells(capsys)[2][2:4] == ["40.0 % (30.9 to 49.8)", "60.0 % (53.1 to 66.5): 60.0, 60.0"]
+
+
+def test_where_a_run_was_made_is_no_part_of_its_configuration(
+    make_run: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run("a", 0.4, 0.6), make_run("b", 0.4, 0.7, seed=1)]
+    config = Path(runs[1], "config.toml")
+    config.write_text(config.read_text() + 'threads = 7\ndevice = "cuda"\n')
+    assert main(["compare", *runs]) == 0
+    assert len(cells(capsys)) == 3
+
+
 def test_a_run_that_is_still_going_shows_a_dash(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
     run = Path(make_run("a", 0.4, 0.5))
     evals = (run / "eval.jsonl").read_text().splitlines(keepends=True)
@@ -95,18 +124,20 @@ def test_the_picture_draws_the_mean_and_each_seed(
     ("arguments", "said"),
     [
         (["a", "a"], "is given twice"),
+        (["a", "twin"], "are of one configuration and one seed"),
         (["a", "other"], "runs of different worlds"),
         (["a", "nothing"], "there is no such directory"),
         ([], "RUN"),
-        (["a", "--picture", "no/where.svg"], "there is no folder no"),
+        (["a", "--picture", "no/where.svg"], "the folder of --picture no/where.svg does not exist"),
     ],
 )
 def test_mistakes(
     arguments: list[str], said: str, make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run("a", 0.4, 0.5)
+    make_run("twin", 0.4, 0.5)
     make_run("other", 0.4, 0.5, world="ladder")
-    given = [str(tmp_path / name) if name in ("a", "other", "nothing") else name for name in arguments]
+    given = [str(tmp_path / name) if name in ("a", "twin", "other", "nothing") else name for name in arguments]
     assert main(["compare", *given]) == 2
     output = capsys.readouterr()
     assert said in output.err

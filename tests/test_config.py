@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from msgspec import Meta
 
 from envrl.config import check, reference
+from envrl.config.check import check_together
 from envrl.config.keys import KEYS, describe, parse_value
 from envrl.config.load import config_differences, dump_config, load_recipe
 from envrl.config.recipes_index import recipe_names, recipe_summary
@@ -158,6 +159,8 @@ def test_mistakes_on_the_command_line() -> None:
         ("model.hidden_size", "130", "model.hidden_size = 130"),
         ("rollout.response_tokens", "5000", "rollout.response_tokens = 5000"),
         ("objective.dual_clip", "0.5", "objective.dual_clip must be above 1, or 0"),
+        ("model.key_heads", "3", "model.heads = 4 must be a multiple of model.key_heads = 3"),
+        ("eval.temperature", "1e-9", "eval.temperature must be 0 (the most likely token) or at least 0.01"),
         ("rollout.max_steps", "31", "rollout.max_steps = 31 is above env.max_steps = 30"),
         ("eval.split", "", "eval.split must list at least one split"),
         ("eval.split", "a,a", "eval.split must list at least one split, each once"),
@@ -172,12 +175,15 @@ def test_values_that_no_type_catches(key: str, value: str, said: str) -> None:
 def test_values_that_contradict_each_other() -> None:
     in_pass = ("objective.state_rows", "in_pass")
     assert "needs rollout.layout = 'concat'" in mistake("household-demo", in_pass, ("rollout.layout", "steps"))
+    noisy = ("warm_start.noise", "0.1")
+    assert "warm_start.noise needs" in mistake("household-demo", noisy, ("warm_start.demonstrator", "walkthrough"))
     steps = ("rollout.layout", "steps")
-    alone = [steps, ("warm_start.state_weight", "0"), ("rollout.repeat_task", "false")]
+    once = ("rollout.repeat_task", "false")
+    alone = [steps, once, ("warm_start.state_weight", "0")]
     assert load_recipe("household-demo", alone).rollout.layout == "steps"
     assert "rollout.repeat_task = true needs" in mistake("household-demo", steps, ("rollout.repeat_task", "true"))
     assert "warm_start.state_rows = 'in_pass' needs" in mistake(
-        "household-demo", steps, ("warm_start.state_weight", "0.1"), ("warm_start.state_rows", "in_pass")
+        "household-demo", steps, once, ("warm_start.state_weight", "0.1"), ("warm_start.state_rows", "in_pass")
     )
     assert "objective.placebo needs" in mistake("household-demo", in_pass, ("objective.placebo", "true"))
     assert load_recipe("household-demo", [in_pass]).objective.state_rows == "in_pass"
@@ -205,7 +211,7 @@ def _values_of(key: str) -> st.SearchStrategy[Any]:
     if get_origin(annotation) is Annotated:
         kind, meta = get_args(annotation)
     if kind is int:
-        return st.integers(min_value=int(meta.ge or 0), max_value=2**63 - 1)
+        return st.integers(min_value=int(meta.ge or 0), max_value=2**63 - 1 if meta.le is None else int(meta.le))
     if kind is float:
         low = meta.ge if meta.gt is None else meta.gt
         return st.floats(min_value=low, max_value=meta.le or 1e300, exclude_min=meta.gt is not None)
@@ -227,6 +233,10 @@ def configs(draw: st.DrawFn) -> Config:
         section, _, name = key.partition(".")
         value = draw(_values_of(key))
         config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+    try:
+        check_together(config)
+    except UserError:
+        reject()
     return config
 
 

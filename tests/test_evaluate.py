@@ -286,6 +286,15 @@ def test_a_folder_that_belongs_to_no_run_has_the_recipes_defaults(run: Path, tmp
     assert record["success_rate"] >= logged(run, 0)[1]["success_rate"]
 
 
+def test_what_a_run_wrote_is_nothing_without_its_manifest(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    checkpoint = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1]
+    for folder in (checkpoint, tmp_path / "run" / "warm_start"):
+        (folder / "manifest.json").unlink()
+        with pytest.raises(UserError, match=r"manifest\.json is missing"):
+            evaluate(folder, split="valid_b")
+
+
 def test_the_scripts_on_boxes(run: Path) -> None:
     """Of valid_a's ten: three keys (box 3), three coins (1), two rings (4), two pens (2); the expert opens in order.
 

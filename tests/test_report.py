@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from envrl.errors import RunError, UserError
@@ -152,6 +152,17 @@ def test_points_lie_where_the_numbers_say() -> None:
     assert "<title>update 10: 50\N{NO-BREAK SPACE}% (25\N{NO-BREAK SPACE}% to 75\N{NO-BREAK SPACE}%)</title>" in chart
 
 
+def test_a_run_that_was_never_evaluated_has_a_page(run: Path) -> None:
+    (run / "eval.jsonl").unlink()
+    assert "Grey: the training episodes" in text_of(page(load_run(run)))
+
+
+def test_dots_say_how_many_games_they_stand_for(run: Path) -> None:
+    assert "Dots: evaluations of 500 games each" in text_of(page(load_run(run)))
+    write_lines(run / "eval.jsonl", [evaluation(u, "a", 0.5, [0.4, 0.6], episodes=n) for u, n in ((0, 500), (9, 200))])
+    assert "Dots: evaluations of 200 to 500 games each" in text_of(page(load_run(run)))
+
+
 def test_ticks_by_hand() -> None:
     assert nice_ticks(0, 60, 6) == [0, 10, 20, 30, 40, 50, 60]
     assert nice_ticks(1, 141, 3) == [50, 100]
@@ -161,6 +172,7 @@ def test_ticks_by_hand() -> None:
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 12))
+@example(1.0, 400001.0, 2)
 def test_ticks_are_few_and_inside(low: float, width: float, most: int) -> None:
     ticks = nice_ticks(low, low + width, most)
     assert 1 <= len(ticks) <= most + 1

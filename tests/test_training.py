@@ -25,10 +25,11 @@ from envrl.envs.registry import register_env
 from envrl.errors import RunError, UserError
 from envrl.eval.split import play_settings
 from envrl.models.checkpoints import verify_checkpoint
-from envrl.models.load import load_model
+from envrl.models.load import build_model, load_model
 from envrl.rollout.runner import play_model
 from envrl.trainer.batch import build_batch, draw_episodes, draw_tasks
 from envrl.trainer.checkpoint import load_state
+from envrl.trainer.demonstrations import auxiliary_rows, demonstrate, imitation_rows
 from envrl.trainer.loop import train
 from envrl.types import Observation, Step, Task
 
@@ -183,6 +184,49 @@ def test_training_episodes_can_be_shorter_than_those_of_evaluations(tmp_path: Pa
     assert {len(e["steps"]) for e in lost} == {3}
 
 
+def test_demonstrations_that_the_context_cannot_hold_are_left_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"all 8 demonstrations are longer than the model's context of 12 tokens"):
+        train(tiny(model={"context": 12}, rollout={"response_tokens": 4}, eval=QUICK), tmp_path / "run")
+
+
+ROLLOUTS = [
+    {"repeat_task": repeated, "show_admissible": shown} for repeated in (False, True) for shown in (False, True)
+] + [{"layout": "steps"}]
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS, ids=str)
+def test_demonstrations_are_written_as_episodes_are_played(rollout: dict[str, Any]) -> None:
+    """A model that plays what the expert plays leaves segments equal to the rows of imitation, spans to its targets."""
+    config = tiny(rollout=rollout, warm_start={"state_weight": 0.2, "state_rows": "separate"})
+    model = build_model(config.model, ["Open box 1. You see 1, 2, 3, 4, nothing."], seed=0)
+    env, task = Boxes(), Boxes().tasks("train")[1]
+    demonstration = demonstrate(env, task, config, 0)
+    wanted = [step.action.text for step in demonstration.trajectory.transitions]
+    (played,) = [
+        trajectory
+        for trajectory in play_model(model, Boxes, [task] * 400, range(400), play_settings(config, 1.0), seed=0)
+        if [step.action.text for step in trajectory.transitions] == wanted
+    ][:1]
+    rows = imitation_rows(demonstration, model.codec, config)
+    assert [row.token_ids.tolist() for row in rows] == [segment.token_ids.tolist() for segment in played.segments]
+    for row, segment in zip(rows, played.segments, strict=True):
+        sampled = [place for span in segment.spans for place in range(span.start, span.stop)]
+        assert row.terms[0].positions_T.tolist() == sampled
+
+
+def test_separate_rows_of_the_warm_start_have_their_mark_whatever_form_rl_takes() -> None:
+    config = tiny(
+        warm_start={"state_weight": 0.2, "state_rows": "separate", "inverse_weight": 0.1, "fraction": 1.0},
+        objective={"state_weight": 0.2, "state_rows": "in_pass"},
+    )
+    codec = build_model(config.model, ["Open box 1. You see 1, 2, 3, 4, nothing."], seed=0).codec
+    demonstrations = [demonstrate(Boxes(), task, config, 0) for task in Boxes().tasks("train")[:3]]
+    rows = auxiliary_rows(demonstrations, codec, config, 0)
+    steps = sum(len(d.trajectory.transitions) for d in demonstrations)
+    first = [int(row.token_ids[0]) for row in rows]
+    assert first == [codec.marks["state"]] * steps + [codec.marks["inverse"]] * steps
+
+
 def test_warm_start_lines_follow_the_demonstrations(run: Path) -> None:
     """8 demonstrations in batches of 4, 2 epochs: 4 steps, measured at the end of each epoch."""
     records = lines(run / "warm_start.jsonl")
@@ -210,9 +254,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "steps, commands shown": {"rollout": {"layout": "steps", "history": 1, "show_admissible": True}},
     "free": {"rollout": {"actions": "free", "invalid_penalty": 0.1, "temperature": 0.8}},
     "muon": {"warm_start": {"optimizer": "muon", "matrix_learning_rate": 0.02}},
-    "task repeated": {"rollout": {"repeat_task": True}, "objective": {"state_weight": 0.2, "state_rows": "in_pass"}},
+    "task repeated": {"rollout": {"repeat_task": True}},
     "no demonstrations": {"warm_start": {"demonstrations": 0}},
-    "walkthroughs": {"warm_start": {"demonstrator": "walkthrough", "noise": 0.3}},
+    "walkthroughs": {"warm_start": {"demonstrator": "walkthrough"}},
+    "noise": {"warm_start": {"noise": 0.3}},
     "auxiliary rows in the warm start": {
         "warm_start": {"state_weight": 0.2, "state_rows": "separate", "inverse_weight": 0.1, "fraction": 0.5}
     },
@@ -373,7 +418,13 @@ def test_a_world_without_expert_or_commands_trains_from_nothing(tmp_path: Path) 
 @pytest.mark.parametrize(("context", "full"), [(24, 0.1), (12, 1.0)])
 def test_a_context_that_is_full_ends_episodes_not_the_run(context: int, full: float, tmp_path: Path) -> None:
     """Too short for three turns; then too short for the first observation and a command."""
-    config = tiny(model={"context": context}, rollout={"response_tokens": 4}, train={"updates": 2}, eval=QUICK)
+    config = tiny(
+        model={"context": context},
+        warm_start={"demonstrations": 0},
+        rollout={"response_tokens": 4},
+        train={"updates": 2},
+        eval=QUICK,
+    )
     run = train(config, tmp_path / "run")
     for record in metrics(run):
         assert full <= record["train/context_full"] <= 1.0

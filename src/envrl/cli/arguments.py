@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from envrl.errors import UserError, suggest
@@ -63,3 +65,14 @@ def names(text: str) -> tuple[str, ...]:
     if not all(parts) or len(set(parts)) < len(parts):
         raise argparse.ArgumentTypeError(f"must be names separated by commas, each once, not '{text}'")
     return parts
+
+
+def check_output(path: Path, option: str) -> None:
+    """Raise `UserError` now where the results could not be written later."""
+    folder = path.parent
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder; name a file")
+    if not folder.is_dir():
+        raise UserError(f"the folder of {option} {path} does not exist; make {folder} first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {path} cannot be written: no permission in {folder}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from envrl.cli.arguments import Parser
-from envrl.errors import UserError
+from envrl.cli.arguments import Parser, check_output
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -15,8 +14,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="the runs' directories")
     parser.add_argument("--picture", metavar="FILE.svg", type=Path, help="also draw success over updates")
     options = parser.parse(arguments)
-    if options.picture is not None and not options.picture.parent.is_dir():
-        raise UserError(f"--picture {options.picture}: there is no folder {options.picture.parent}; make it first")
+    if options.picture is not None:
+        check_output(options.picture, "--picture")
 
     from envrl.report.compare import comparison_table, load_arms, write_comparison_picture
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from envrl.cli.arguments import Parser, names, number, whole_number
+from envrl.cli.arguments import Parser, check_output, names, number, whole_number
 from envrl.cli.words import evaluation_lines
-from envrl.errors import UserError
 
 
 def run(arguments: Sequence[str]) -> int:
     """Evaluate an agent, print its success rates, and write all measurements where `--json` says."""
     values = _parser().parse(arguments)
     if values.json is not None:
-        _check_writable(values.json)
+        check_output(values.json, "--json")
 
     from envrl.eval.evaluate import evaluate
 
@@ -62,14 +60,3 @@ def _episodes(text: str) -> int | None:
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be 'all' or a whole number of at least 1, not '{text}'")
     return int(text)
-
-
-def _check_writable(path: Path) -> None:
-    """Raise `UserError` now where the results could not be written later."""
-    folder = path.parent
-    if path.is_dir():
-        raise UserError(f"--json {path} is a folder; name a file")
-    if not folder.is_dir():
-        raise UserError(f"the folder of --json {path} does not exist; make {folder} first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"--json {path} cannot be written: no permission in {folder}")

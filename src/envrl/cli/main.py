@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    said: set[str] = set()
+    warnings.showwarning = lambda message, category, *_, **__: _warn(message, category, said)
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -46,6 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has gone; what is still in the buffer must not fail again when Python closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED)
+
+
+def _warn(message: Warning | str, category: type[Warning], said: set[str]) -> None:
+    """Print a warning that is meant for users as one plain line, once; a library's own are for its developers."""
+    if issubclass(category, UserWarning) and str(message) not in said:
+        said.add(str(message))
+        print(f"envrl: warning: {message}", file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from envrl.cli.arguments import Parser
-from envrl.errors import UserError
+from envrl.cli.arguments import Parser, check_output
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -16,8 +15,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--picture", metavar="FILE.svg", type=Path, help="also draw what was learned, as one picture")
     options = parser.parse(arguments)
     directory: Path = options.run
-    if options.picture is not None and not options.picture.parent.is_dir():
-        raise UserError(f"--picture {options.picture}: there is no folder {options.picture.parent}; make it first")
+    if options.picture is not None:
+        check_output(options.picture, "--picture")
 
     from envrl.report.html import write_report
     from envrl.report.picture import write_picture

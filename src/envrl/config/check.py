@@ -23,6 +23,10 @@ def check_together(config: Config) -> None:
         raise UserError("env.split must name a split to train on, and is empty")
     _check_model(config)
     _check_learning(config)
+    if 0.0 < config.eval.temperature < 0.01:
+        raise UserError(
+            f"eval.temperature must be 0 (the most likely token) or at least 0.01, not {config.eval.temperature:g}"
+        )
     splits = config.eval.split
     if not splits or len(set(splits)) < len(splits) or not all(splits):
         raise UserError(f"eval.split must list at least one split, each once, not {list(splits)}")
@@ -38,6 +42,11 @@ def _check_model(config: Config) -> None:
         raise UserError(
             f"model.hidden_size = {model.hidden_size} must be a multiple of twice model.heads = {model.heads}, "
             "since rotary positions turn pairs of a head's numbers"
+        )
+    if model.heads % model.key_heads:
+        raise UserError(
+            f"model.heads = {model.heads} must be a multiple of model.key_heads = {model.key_heads}, since heads share "
+            "keys in groups of one size"
         )
     if rollout.response_tokens >= model.context:
         raise UserError(
@@ -66,6 +75,11 @@ def _check_learning(config: Config) -> None:
             "with the task already"
         )
     warm = config.warm_start
+    if warm.noise > 0 and warm.demonstrator == "walkthrough":
+        raise UserError(
+            "warm_start.noise needs warm_start.demonstrator = 'expert': a walkthrough that is led astray does not find "
+            "back"
+        )
     if rollout.layout == "steps" and objective.state_rows == "in_pass":
         raise _needs_whole_episodes("objective")
     if rollout.layout == "steps" and warm.state_weight > 0 and warm.state_rows == "in_pass":

@@ -32,7 +32,7 @@ class ModelConfig:
     path: str = ""  # a folder that transformers loads; empty: build `preset` from scratch
     preset: str = "tiny"  # a network and tokenizer built from scratch on the world's training texts
     hidden_size: Positive = 128  # preset only: width
-    layers: Positive = 4  # preset only: the first is a short convolution, the others attend
+    layers: Annotated[int, Meta(ge=2)] = 4  # preset only: the first is a short convolution, the others attend
     heads: Positive = 4  # preset only: attention heads
     key_heads: Positive = 2  # preset only: heads of keys and values, shared by the attention heads
     vocabulary: Annotated[int, Meta(ge=300)] = 1500  # preset only: the tokenizer's largest size
@@ -53,7 +53,7 @@ class WarmStartConfig:
     state_rows: Literal["separate", "in_pass"] = "in_pass"  # rows of their own | the demonstration's own rows
     inverse_weight: Weight = 0.0  # weight of inverse-dynamics rows
     fraction: Fraction = 0.25  # share of an epoch's transitions that make separate state and inverse rows
-    noise: Fraction = 0.0  # chance that a step is preceded by a random command, shown but not imitated
+    noise: Fraction = 0.0  # chance that a random command takes the place of the expert's, shown but not imitated
     held_out: Count = 64  # further demonstrations, of other training games, that are only measured
     patience: Count = 2  # stop after this many epochs in which the held-out loss did not fall; 0 never stops early
     every: Positive = 100  # optimiser steps between two saved states of this stage
@@ -64,7 +64,7 @@ class RolloutConfig:
     tasks: Positive = 16  # tasks an update
     group_size: Positive = 8  # episodes of each
     max_steps: Count = 0  # steps after which a training episode is cut off; 0: env.max_steps, as in evaluation
-    temperature: AboveZero = 1.0  # of sampling
+    temperature: Annotated[float, Meta(ge=0.01)] = 1.0  # of sampling
     layout: Literal["concat", "steps"] = "concat"  # the whole episode is one sequence | every step is its own
     history: Count = 2  # steps layout: earlier turns in the prompt
     actions: Literal["admissible", "free"] = "admissible"  # sampling restricted to the admissible commands | any text
@@ -98,7 +98,7 @@ class ObjectiveConfig:
     deduplicate: bool = True  # equal transitions of an update make one row
     schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the state and inverse weights
     schedule_updates: Count = 0  # T_max of the schedule; 0: train.updates
-    placebo: bool = False  # state and inverse targets are exchanged among transitions (method.md, section 2)
+    placebo: bool = False  # state and inverse targets are exchanged among transitions (docs/algorithms/envrl.md)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class TrainConfig:
     max_grad_norm: AboveZero = 1.0  # longer gradients are scaled down to this norm
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward and backward pass; master weights are fp32
     micro_batch_tokens: Positive = 1024  # token budget of a forward and backward pass with padding; a GPU wants more
-    threads: Count = 0  # torch threads; 0: as many as the process may use, at most 2
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # torch threads; 0: as many as the process may use, at most 2
     device: str = "cpu"  # cpu, cuda or cuda:N
     trajectories: Count = 4  # groups of an update written to trajectories/
     trajectories_every: Positive = 10  # updates between two that are written

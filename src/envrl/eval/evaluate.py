@@ -75,12 +75,13 @@ def find_target(target: str | Path) -> Target:
             f"'{target}' is neither a run (config.toml), nor a folder that transformers loads (config.json), "
             f"nor random, walkthrough or expert{hint if 'did you mean' in hint else ''}"
         )
-    if (folder / MANIFEST).is_file():
-        verify_checkpoint(folder)
     place = folder.resolve()
-    for run in (place.parent, place.parent.parent):
-        if (run / "config.toml").is_file():
-            return Target("", folder, load_recipe(str(run / "config.toml")))
+    runs = [run for run in (place.parent, place.parent.parent) if (run / "config.toml").is_file()]
+    ours = runs and (place.name in ("latest", "warm_start") or place.name.startswith("step-"))
+    if ours or (folder / MANIFEST).is_file():  # what a run has written has a manifest, and is refused without it
+        verify_checkpoint(folder)
+    if runs:
+        return Target("", folder, load_recipe(str(runs[0] / "config.toml")))
     return Target("", folder, Config())
 
 
@@ -94,8 +95,10 @@ def _with_settings(
     seed: int | None,
 ) -> Config:
     """Return the configuration with what was asked for; another world does not inherit the run's data folder."""
-    if temperature is not None and not 0.0 <= temperature < float("inf"):
-        raise UserError(f"temperature must be a number of at least 0, not {temperature}")
+    if temperature is not None and not (temperature == 0.0 or 0.01 <= temperature < float("inf")):
+        raise UserError(
+            f"temperature must be 0 (the most likely token) or a number of at least 0.01, not {temperature}"
+        )
     if actions not in (None, "admissible", "free"):
         raise UserError(f"actions must be 'admissible' or 'free', not '{actions}'")
     splits = config.eval.split if split is None else (split,) if isinstance(split, str) else tuple(split)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from envrl.errors import UserError
 from envrl.report.plots import Line, line_chart
-from envrl.report.read import Record, RunData, before_and_after, load_run, number, series, setting, write_whole
+from envrl.report.read import Record, RunData, load_run, number, series, setting, write_whole
 from envrl.report.summary import duration, method, stage_seconds
-from envrl.report.svg import label, short, tag
+from envrl.report.svg import document, label, placed
 from envrl.statistics import wilson
 
 _DASH = "\N{EN DASH}"
-_WIDTH, _HEIGHT, _TOP = 560.0, 340.0, 34.0
+_WIDTH, _HEIGHT, _TOP = 860.0, 340.0, 34.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +27,16 @@ class Arm:
     runs: tuple[RunData, ...]
 
     def records(self, split: str, after: bool) -> list[Record]:
-        """Return each run's evaluation of a split before RL, or its last one after it, where there is one."""
-        found = [before_and_after(run.evals.get(split, ()))[after] for run in self.runs]
-        return [record for record in found if record]
+        """Return each run's evaluation of a split before RL, or the last one after it that all of them have.
+
+        Seeds that share a warm start made one and the same evaluation before RL, which counts once.
+        """
+        tables = [{number(record, "update") or 0.0: record for record in run.evals.get(split, ())} for run in self.runs]
+        common = set(tables[0]).intersection(*tables[1:])
+        wanted = max(common, default=0.0) if after else 0.0
+        if wanted not in common or (after and not wanted):
+            return []
+        return [table[wanted] for table in tables] if after else _different([table[wanted] for table in tables])
 
     def updates(self) -> int:
         return max(run.updates for run in self.runs)
@@ -60,6 +66,12 @@ def load_arms(runs: Sequence[Path]) -> list[Arm]:
     groups: dict[str, list[RunData]] = {}
     for run in loaded:
         groups.setdefault(_identity(run.config), []).append(run)
+    for group in groups.values():
+        seeds = [setting(run.config, "seed") for run in group]
+        for index, run in enumerate(group):
+            if seeds[index] in seeds[:index]:
+                twin = group[seeds.index(seeds[index])]
+                raise UserError(f"{twin.path} and {run.path} are of one configuration and one seed; leave one out")
     names = [method(group[0]) for group in groups.values()]
     return [
         Arm(name if names.count(name) == 1 else f"{name}, {group[0].name}", tuple(group))
@@ -68,19 +80,20 @@ def load_arms(runs: Sequence[Path]) -> list[Arm]:
 
 
 def comparison_table(arms: Sequence[Arm]) -> str:
-    """Return a Markdown table: success before and after RL for each split, as the mean over seeds, and the time taken.
+    """Return a Markdown table: success before and after RL for each split, over all seeds, and the time taken.
 
-    The interval is Wilson's over the episodes of all seeds together; the seeds' own figures follow.
+    "After" is the last evaluation that all seeds have. The interval is Wilson's over the episodes of all seeds
+    together, as if they were different games; the seeds' own figures follow.
     """
-    splits = list(dict.fromkeys(split for arm in arms for run in arm.runs for split in run.evals))
+    splits = _splits(arms)
     header = ["", "demonstrations", *[f"{split} {when}" for split in splits for when in ("before RL", "after RL")]]
-    header += ["updates", "time a run", "seconds an update: rollout, worlds, optimiser"]
+    header += ["updates", "time a run after the warm start", "seconds an update: rollout, worlds, optimiser"]
     rows = [header, ["---"] * len(header)]
     for arm in arms:
         cells = [arm.name, _demonstrations(arm)]
         for split in splits:
             cells += [_success(arm.records(split, after)) for after in (False, True)]
-        whole = [sum(stage_seconds(run).values()) for run in arm.runs]
+        whole = [sum(stage_seconds(run).values()) - stage_seconds(run)["warm start"] for run in arm.runs]
         phases = [arm.seconds(phase) for phase in ("rollout", "env", "update")]
         cells += [str(arm.updates()), duration(mean(whole))]
         cells.append(", ".join(_DASH if value is None else f"{value:.2f}" for value in phases))
@@ -93,7 +106,7 @@ def comparison_picture(arms: Sequence[Arm]) -> str:
 
     Raises `UserError` where no run was evaluated.
     """
-    splits = list(dict.fromkeys(split for arm in arms for run in arm.runs for split in run.evals))
+    splits = _splits(arms)
     if not splits:
         raise UserError("none of the runs holds an evaluation yet, so there is nothing to draw")
     charts = []
@@ -104,29 +117,14 @@ def comparison_picture(arms: Sequence[Arm]) -> str:
         heights += [end for line in lines for _, *ends in line.intervals for end in ends]
         chart = line_chart(
             lines,
-            width=_WIDTH + 300,
+            width=_WIDTH,
             height=_HEIGHT,
             name=f"Success on {split} over updates",
             rate=True,
             y_range=(max(0.0, min(heights) - 0.02), min(1.0, max(heights) + 0.02)),
         )
-        size = {"width": short(_WIDTH + 300), "height": short(_HEIGHT)}
-        charts.append(label(16, top + 24, split, "name"))
-        charts.append(chart.replace("<svg ", f'<svg x="0" y="{short(top + _TOP)}" {_attributes(size)} ', 1))
-    width, height = _WIDTH + 310, len(splits) * (_HEIGHT + _TOP) + 8
-    style = tag("style", files("envrl.report").joinpath("chart.css").read_text("utf-8"))
-    ground = tag("rect", width=width, height=height, rx=10, style="fill:#ffffff;stroke:#e3e7eb")
-    return tag(
-        "svg",
-        style + ground + "".join(charts),
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {short(width)} {short(height)}",
-        width=width,
-        height=height,
-        class_="chart",
-        role="img",
-        aria_label="Success over updates",
-    )
+        charts.append(label(16, top + 24, split, "name") + placed(chart, 0, top + _TOP, _WIDTH, _HEIGHT))
+    return document(_WIDTH + 10, len(splits) * (_HEIGHT + _TOP) + 8, "".join(charts), "Success over updates")
 
 
 def write_comparison_picture(arms: Sequence[Arm], file: Path) -> None:
@@ -135,8 +133,17 @@ def write_comparison_picture(arms: Sequence[Arm], file: Path) -> None:
 
 
 def _identity(config: Mapping[str, Any]) -> str:
-    warm = {key: value for key, value in config.get("warm_start", {}).items() if key != "path"}
-    return repr(sorted({**config, "seed": None, "warm_start": warm}.items()))
+    """Return what makes two runs the same experiment: neither its seed nor where it ran and what it shared."""
+    parts: dict[str, Any] = {}
+    for section, values in config.items():
+        if isinstance(values, Mapping):
+            parts |= {f"{section}.{key}": value for key, value in values.items()}
+    ignored = ("warm_start.path", "env.data", "train.threads", "train.device")
+    return repr(sorted((key, repr(value)) for key, value in parts.items() if key not in ignored))
+
+
+def _splits(arms: Sequence[Arm]) -> list[str]:
+    return list(dict.fromkeys(split for arm in arms for run in arm.runs for split in run.evals))
 
 
 def _demonstrations(arm: Arm) -> str:
@@ -149,8 +156,8 @@ def _success(records: Sequence[Record]) -> str:
     pooled = _pooled(records)
     if pooled is None:
         return _DASH
-    low, high = pooled
-    words = f"{100 * mean(rates):.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    rate, low, high = pooled
+    words = f"{100 * rate:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
     if len(rates) == 1:
         return words
     return f"{words}: {', '.join(f'{100 * rate:.1f}' for rate in rates)}"
@@ -167,21 +174,25 @@ def _lines(arms: Sequence[Arm], split: str) -> list[Line]:
     return lines
 
 
+def _different(records: Sequence[Record]) -> list[Record]:
+    """Return the records without those that repeat an earlier one in all but the time they took."""
+    found = {repr({k: v for k, v in record.items() if k != "seconds"}): record for record in reversed(records)}
+    return [record for record in records if any(record is kept for kept in found.values())]
+
+
 def _last_interval(arm: Arm, split: str) -> list[tuple[float, float, float]]:
-    """Return Wilson's interval over all seeds' episodes at their last evaluation, where that is of the same update."""
+    """Return (update, low, high): Wilson's interval over all seeds' episodes at the last evaluation of all of them."""
     records = arm.records(split, True)
-    updates = {number(record, "update") for record in records}
     pooled = _pooled(records)
-    if len(updates) != 1 or len(records) < len(arm.runs) or pooled is None:
-        return []
-    return [(updates.pop() or 0.0, *pooled)]
+    return [] if pooled is None else [(number(records[0], "update") or 0.0, *pooled[1:])]
 
 
-def _pooled(records: Sequence[Record]) -> tuple[float, float] | None:
+def _pooled(records: Sequence[Record]) -> tuple[float, float, float] | None:
+    """Return the share of all records' episodes that were won, and Wilson's interval."""
     episodes = [round(number(record, "episodes") or 0.0) for record in records]
     rates = [number(record, "success_rate") or 0.0 for record in records]
     wins = sum(round(rate * count) for rate, count in zip(rates, episodes, strict=True))
-    return wilson(wins, sum(episodes)) if records and all(episodes) else None
+    return (wins / sum(episodes), *wilson(wins, sum(episodes))) if records and all(episodes) else None
 
 
 def _means(seeds: Iterable[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
@@ -191,7 +202,3 @@ def _means(seeds: Iterable[Sequence[tuple[float, float]]]) -> list[tuple[float, 
         return []
     common = sorted(set(tables[0]).intersection(*tables[1:]))
     return [(update, mean(table[update] for table in tables)) for update in common]
-
-
-def _attributes(values: Mapping[str, str]) -> str:
-    return " ".join(f'{name}="{value}"' for name, value in values.items())

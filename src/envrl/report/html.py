@@ -132,8 +132,11 @@ def _learning(run: RunData) -> str:
     if not run.metrics or not chart:
         return ""
     games = sorted({round(number(r, "episodes") or 0.0) for records in run.evals.values() for r in records})
-    count = f"{games[0]} games" if len(games) == 1 else f"{games[0]} to {games[-1]} games"
-    note = f"Dots: evaluations of {count} each, with 95 % intervals. Grey: the training episodes of each update and "
+    note = ""
+    if games:
+        count = f"{games[0]} games" if len(games) == 1 else f"{games[0]} to {games[-1]} games"
+        note = f"Dots: evaluations of {count} each, with 95 % intervals. "
+    note += "Grey: the training episodes of each update and "
     note += "their running mean over five updates"
     temperatures = setting(run.config, "rollout.temperature"), setting(run.config, "eval.temperature")
     if None not in temperatures and temperatures[0] != temperatures[1]:

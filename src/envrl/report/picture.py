@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
 from envrl.errors import UserError
 from envrl.report.curves import learning_chart
 from envrl.report.read import Record, RunData, before_and_after, interval, load_run, number, write_whole
 from envrl.report.summary import method
-from envrl.report.svg import label, percent, short, tag
+from envrl.report.svg import document, label, percent, placed
 
 _WIDTH, _HEIGHT, _LEFT = 960.0, 400.0, 300.0
 
@@ -29,26 +28,9 @@ def learning_picture(run: Path) -> str:
     data = load_run(run)
     if not data.evals:
         raise UserError(f"{run} holds no evaluation yet, so there is nothing to draw")
-    style = tag("style", files("envrl.report").joinpath("chart.css").read_text("utf-8"))
-    ground = tag("rect", width=_WIDTH, height=_HEIGHT, rx=10, style="fill:#ffffff;stroke:#e3e7eb")
-    curve = learning_chart(data, _WIDTH - _LEFT - 20, _HEIGHT - 62)
-    curve = curve.replace(
-        "<svg ",
-        f'<svg x="{short(_LEFT)}" y="52" width="{short(_WIDTH - _LEFT - 20)}" height="{short(_HEIGHT - 62)}" ',
-        1,
-    )
-    content = style + ground + _titles(data) + _figures(data) + curve
-    return tag(
-        "svg",
-        content,
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {short(_WIDTH)} {short(_HEIGHT)}",
-        width=_WIDTH,
-        height=_HEIGHT,
-        class_="chart",
-        role="img",
-        aria_label=f"What {data.name} learned",
-    )
+    width, height = _WIDTH - _LEFT - 20, _HEIGHT - 62
+    curve = placed(learning_chart(data, width, height), _LEFT, 52, width, height)
+    return document(_WIDTH, _HEIGHT, _titles(data) + _figures(data) + curve, f"What {data.name} learned")
 
 
 def _titles(run: RunData) -> str:

@@ -80,8 +80,9 @@ def line_chart(
     for place, line in enumerate(drawn):
         parts.append(_line(frame, line, x_name, show, 3.0 * (place - (len(drawn) - 1) / 2) if line.intervals else 0.0))
     if labels:
-        ends = [frame.y(line.points[-1][1]) + 4 for line in drawn]
-        for line, y in zip(drawn, spread(ends, 15, frame.top + 4, frame.bottom), strict=True):
+        named = [line for line in drawn if line.label]
+        ends = [frame.y(line.points[-1][1]) + 4 for line in named]
+        for line, y in zip(named, spread(ends, 15, frame.top + 4, frame.bottom), strict=True):
             x = frame.x(line.points[-1][0])
             # A line that ends early keeps its label in the margin, where it covers nothing.
             parts.append(label(max(x, frame.right) + 12, y, line.label, f"label ink c{line.colour}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from importlib.resources import files
 
 Point = tuple[float, float]
 
@@ -32,6 +33,29 @@ def picture(width: float, height: float, content: str, name: str) -> str:
         role="img",
         aria_label=name,
     )
+
+
+def document(width: float, height: float, content: str, name: str) -> str:
+    """Return a file's whole SVG: `content` on a light ground with a rim, with the charts' colours and fonts."""
+    style = tag("style", files("envrl.report").joinpath("chart.css").read_text("utf-8"))
+    ground = tag("rect", width=width, height=height, rx=10, style="fill:#ffffff;stroke:#e3e7eb")
+    return tag(
+        "svg",
+        style + ground + content,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {short(width)} {short(height)}",
+        width=width,
+        height=height,
+        class_="chart",
+        role="img",
+        aria_label=name,
+    )
+
+
+def placed(chart: str, x: float, y: float, width: float, height: float) -> str:
+    """Return a `picture` as a part of a document, at a place and in a size, pixels."""
+    where = {"x": x, "y": y, "width": width, "height": height}
+    return chart.replace("<svg ", "<svg " + "".join(f'{key}="{short(value)}" ' for key, value in where.items()), 1)
 
 
 def short(value: float) -> str:

@@ -108,7 +108,7 @@ def play_model(
         clock.env += time.perf_counter() - began
     for episode in episodes:
         episode.close_segment()
-    return [_finish(episode) for episode in episodes]
+    return [_finish(episode, update) for episode in episodes]
 
 
 def _start(env: TextEnv, task: Task, member: int) -> _Episode:
@@ -205,13 +205,14 @@ def to_action(draft: Draft, codec: Codec) -> Action:
     )
 
 
-def _finish(episode: _Episode) -> Trajectory:
+def _finish(episode: _Episode, update: int = 0) -> Trajectory:
     return Trajectory(
         episode.task,
         episode.member,
         tuple(episode.transitions),
         tuple(episode.segments),
         episode.stop_reason or "max_steps",
+        policy_version=update,
     )
 
 

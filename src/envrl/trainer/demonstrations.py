@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -50,7 +50,7 @@ def demonstrate(env: TextEnv, task: Task, config: Config, seed: int) -> Demonstr
 
 
 def _with_noise(script: Script, chance: float, seed: int, imitated: list[bool]) -> Script:
-    """Return the script with random commands thrown in; a walkthrough or expert goes on from where they lead."""
+    """Return the script with random commands in place of some of its own; an expert goes on from where they lead."""
     generator = random.Random(seed)
     anything = random_script(seed + 1)
 
@@ -132,7 +132,7 @@ def _counted(component: str, positions: Sequence[int]) -> Term:
 
 def auxiliary_rows(demonstrations: Sequence[Demonstration], codec: Codec, config: Config, seed: int) -> list[Row]:
     """Return the separate state and inverse rows of a share of the transitions (`warm_start.fraction`)."""
-    warm, form = config.warm_start, auxiliary_form(config)
+    warm, form = config.warm_start, replace(auxiliary_form(config), in_pass=False)
     trajectories = [d.trajectory for d in demonstrations]
     rows: list[Row] = []
     if warm.state_weight > 0 and warm.state_rows == "separate":

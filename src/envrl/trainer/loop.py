@@ -40,8 +40,8 @@ def train(config: Config, run: Path | str, resume: bool = False, reporter: Repor
     run, reporter = Path(run), reporter or Reporter()
     config = resumed_config(run, config) if resume else new_config(config)
     make_env = env_maker(config)
-    check_inputs(config, make_env, warm_start=not (run / FOLDER).exists())
     prepare_torch(config.train.threads)
+    check_inputs(config, make_env, warm_start=not (run / FOLDER).exists())
     with held_run(run, config, resume), stop_on_signals() as stop:
         return Run(config, run, make_env, reporter, stop).go()
 

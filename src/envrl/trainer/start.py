@@ -11,7 +11,7 @@ from envrl.config.load import config_differences, dump_config, load_recipe
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
-from envrl.models.load import check_model_folder, find_device
+from envrl.models.load import find_device, load_model
 from envrl.models.runtime import usable_threads
 from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.policy import TOKEN_LOSSES
@@ -67,10 +67,13 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     if not warm_start:
         return
     if config.warm_start.path:
-        verify_checkpoint(Path(config.warm_start.path))
+        source = Path(config.warm_start.path)
+        if (source / "config.toml").is_file():
+            raise UserError(f"warm_start.path = '{source}' is a run; name its folder '{source / 'warm_start'}'")
+        verify_checkpoint(source)
         return
     if config.model.path:
-        check_model_folder(config.model.path)
+        load_model(config.model.path)  # loaded again later: what cannot be sampled is refused while nothing is written
     tasks, held_out = env.tasks(config.env.split), config.warm_start.held_out
     if not config.warm_start.demonstrations:
         return

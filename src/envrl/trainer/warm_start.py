@@ -16,7 +16,7 @@ import torch
 
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
-from envrl.errors import Interrupted
+from envrl.errors import Interrupted, UserError
 from envrl.models.forward import log_softmax_and_entropy, logits_of, row_states
 from envrl.models.load import LanguageModel, build_model, load_model, save_model
 from envrl.rollout.randomness import key_of
@@ -90,6 +90,13 @@ class _Stage:
             self.log.truncate(0)
         else:
             self._restore(latest)
+        wanted = len(self.training)
+        self.training, self.held_out = self._fitting(self.training), self._fitting(self.held_out)
+        if wanted and not self.training:
+            raise UserError(
+                f"all {wanted} demonstrations are longer than the model's context of {self.model.context} tokens; "
+                "raise model.context, or set rollout.layout = 'steps'"
+            )
         self.guard = Guard(self.model, self.optimizer, config.train.max_grad_norm, run, hooks.say)
         self.guard.skips = self.skips
         self.steps_an_epoch = max(1, math.ceil(len(self.training) / config.warm_start.batch))
@@ -107,6 +114,19 @@ class _Stage:
         if warm.optimizer == "muon":
             return muon(self.model, warm.learning_rate, warm.matrix_learning_rate)
         return adamw(self.model, warm.learning_rate)
+
+    def _fitting(self, demonstrations: list[Demonstration]) -> list[Demonstration]:
+        """Return the demonstrations whose rows fit the model's context: play ends before it overflows, too."""
+        context = self.model.context
+        fitting = [
+            d
+            for d in demonstrations
+            if all(len(row.token_ids) <= context for row in imitation_rows(d, self.model.codec, self.config))
+        ]
+        if len(fitting) < len(demonstrations):
+            left_out = len(demonstrations) - len(fitting)
+            self.hooks.say(f"left out {left_out} demonstrations that are longer than the context of {context} tokens")
+        return fitting
 
     def run(self) -> None:
         """Train to the end, or until the held-out loss has not fallen for `patience` epochs; keep the best epoch."""
@@ -138,7 +158,8 @@ class _Stage:
         )
         chosen = [self.training[i] for i in order[place * warm.batch : (place + 1) * warm.batch]]
         rows = [row for demonstration in chosen for row in imitation_rows(demonstration, self.model.codec, config)]
-        rows += auxiliary_rows(chosen, self.model.codec, config, key_of(config.seed, "auxiliary", epoch, place))
+        auxiliary = auxiliary_rows(chosen, self.model.codec, config, key_of(config.seed, "auxiliary", epoch, place))
+        rows += [row for row in auxiliary if len(row.token_ids) <= self.model.context]
         settings = LossSettings(
             {"imitation": 1.0, "state": warm.state_weight, "inverse": warm.inverse_weight},
             precision=config.train.precision,
