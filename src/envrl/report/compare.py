@@ -138,6 +138,8 @@ def _identity(config: Mapping[str, Any]) -> str:
     for section, values in config.items():
         if isinstance(values, Mapping):
             parts |= {f"{section}.{key}": value for key, value in values.items()}
+    if not parts.get("objective.schedule_updates"):  # 0 stands for train.updates
+        parts["objective.schedule_updates"] = parts.get("train.updates")
     ignored = ("warm_start.path", "env.data", "train.threads", "train.device")
     return repr(sorted((key, repr(value)) for key, value in parts.items() if key not in ignored))
 
@@ -170,7 +172,9 @@ def _lines(arms: Sequence[Arm], split: str) -> list[Line]:
         seeds = [series(run.evals.get(split, ()), "update", "success_rate") for run in arm.runs]
         if len(seeds) > 1:
             lines += [Line("", points, colour, faint=True) for points in seeds if points]
-        lines.append(Line(arm.name, _means(seeds), colour, _last_interval(arm, split), marks=True))
+        name = arm.name.replace("state prediction", "state").replace("inverse dynamics", "inverse")
+        name = name.replace("placebo: exchanged targets", "placebo")
+        lines.append(Line(name, _means(seeds), colour, _last_interval(arm, split), marks=True))
     return lines
 
 

@@ -77,8 +77,10 @@ def line_chart(
     frame = Frame(46, width - room, 12, height - 36, min(xs), max(xs), y0, y1)
     show = percent if rate else figure
     parts = [axes(frame, x_name, show)]
-    for place, line in enumerate(drawn):
-        parts.append(_line(frame, line, x_name, show, 3.0 * (place - (len(drawn) - 1) / 2) if line.intervals else 0.0))
+    sided = [line for line in drawn if line.intervals]  # moved apart, so that no whisker hides another
+    for line in drawn:
+        shift = 3.0 * (sided.index(line) - (len(sided) - 1) / 2) if line.intervals else 0.0
+        parts.append(_line(frame, line, x_name, show, shift))
     if labels:
         named = [line for line in drawn if line.label]
         ends = [frame.y(line.points[-1][1]) + 4 for line in named]
