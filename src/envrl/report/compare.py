@@ -55,9 +55,9 @@ def load_arms(runs: Sequence[Path]) -> list[Arm]:
     one that is given twice, and runs of different worlds.
     """
     resolved = [run.resolve() for run in runs]
-    for number_, run in enumerate(resolved):
-        if run in resolved[:number_]:
-            raise UserError(f"the run {runs[number_]} is given twice; leave one out")
+    for index, run in enumerate(resolved):
+        if run in resolved[:index]:
+            raise UserError(f"the run {runs[index]} is given twice; leave one out")
     loaded = [load_run(run) for run in runs]
     worlds = {str(setting(run.config, "env.name")): run.path for run in loaded}
     if len(worlds) > 1:
@@ -93,7 +93,8 @@ def comparison_table(arms: Sequence[Arm]) -> str:
         cells = [arm.name, _demonstrations(arm)]
         for split in splits:
             cells += [_success(arm.records(split, after)) for after in (False, True)]
-        whole = [sum(stage_seconds(run).values()) - stage_seconds(run)["warm start"] for run in arm.runs]
+        stages = [stage_seconds(run) for run in arm.runs]
+        whole = [seconds["updates"] + seconds["evaluations"] for seconds in stages]
         phases = [arm.seconds(phase) for phase in ("rollout", "env", "update")]
         cells += [str(arm.updates()), duration(mean(whole))]
         cells.append(", ".join(_DASH if value is None else f"{value:.2f}" for value in phases))
@@ -180,8 +181,10 @@ def _lines(arms: Sequence[Arm], split: str) -> list[Line]:
 
 def _different(records: Sequence[Record]) -> list[Record]:
     """Return the records without those that repeat an earlier one in all but the time they took."""
-    found = {repr({k: v for k, v in record.items() if k != "seconds"}): record for record in reversed(records)}
-    return [record for record in records if any(record is kept for kept in found.values())]
+    found: dict[str, Record] = {}
+    for record in records:
+        found.setdefault(repr({k: v for k, v in record.items() if k != "seconds"}), record)
+    return list(found.values())
 
 
 def _last_interval(arm: Arm, split: str) -> list[tuple[float, float, float]]:

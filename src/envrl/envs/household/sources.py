@@ -61,7 +61,7 @@ class GameFiles:
         name = self._data or os.environ.get("ALFWORLD_DATA", "")
         if not name:
             raise UserError(f"the world 'alfworld' needs env.data or $ALFWORLD_DATA to name its data; {_HOW_TO_GET}")
-        data = Path(name[:1].replace("~", str(Path.home())) + name[1:] if name[:2] in ("~", "~/") else name)
+        data = Path(os.path.expanduser(name))  # Path.expanduser raises where there is no such user
         if not data.is_dir():
             state = "is not a folder" if data.exists() else "does not exist"
             raise UserError(f"the data folder '{name}' of the world 'alfworld' {state}; {_HOW_TO_GET}")
