@@ -173,20 +173,19 @@ def test_values_that_no_type_catches(key: str, value: str, said: str) -> None:
 
 
 def test_values_that_contradict_each_other() -> None:
-    in_pass = ("objective.state_rows", "in_pass")
-    assert "needs rollout.layout = 'concat'" in mistake("household-demo", in_pass, ("rollout.layout", "steps"))
-    noisy = ("warm_start.noise", "0.1")
-    assert "warm_start.noise needs" in mistake("household-demo", noisy, ("warm_start.demonstrator", "walkthrough"))
-    steps = ("rollout.layout", "steps")
+    recipe = "alfworld-envrl"
+    in_pass, steps = ("objective.state_rows", "in_pass"), ("rollout.layout", "steps")
     once = ("rollout.repeat_task", "false")
-    alone = [steps, once, ("warm_start.state_weight", "0")]
-    assert load_recipe("household-demo", alone).rollout.layout == "steps"
-    assert "rollout.repeat_task = true needs" in mistake("household-demo", steps, ("rollout.repeat_task", "true"))
+    assert load_recipe(recipe, [steps, once]).rollout.layout == "steps"
+    assert load_recipe(recipe, [in_pass]).objective.state_rows == "in_pass"
+    assert "objective.state_rows = 'in_pass' needs" in mistake(recipe, in_pass, steps, once)
+    assert "rollout.repeat_task = true needs" in mistake(recipe, steps)
     assert "warm_start.state_rows = 'in_pass' needs" in mistake(
-        "household-demo", steps, once, ("warm_start.state_weight", "0.1"), ("warm_start.state_rows", "in_pass")
+        recipe, steps, once, ("warm_start.state_weight", "0.1"), ("warm_start.state_rows", "in_pass")
     )
-    assert "objective.placebo needs" in mistake("household-demo", in_pass, ("objective.placebo", "true"))
-    assert load_recipe("household-demo", [in_pass]).objective.state_rows == "in_pass"
+    assert "objective.placebo needs" in mistake(recipe, in_pass, ("objective.placebo", "true"))
+    noisy = ("warm_start.noise", "0.1")
+    assert "warm_start.noise needs" in mistake(recipe, noisy, ("warm_start.demonstrator", "walkthrough"))
 
 
 def test_a_recipe_that_is_not_there_or_cannot_be_read(tmp_path: Path) -> None:

@@ -385,6 +385,28 @@ def test_placebo_and_true_rows_differ_in_their_targets_alone(tmp_path: Path) -> 
     assert kept < len(targets[0])
 
 
+def test_in_pass_the_state_fraction_is_a_share_of_the_episodes(tmp_path: Path) -> None:
+    objective = {"state_weight": 0.1, "state_rows": "in_pass", "schedule": "constant"}
+    whole = tiny(objective=objective, train={"updates": 0}, eval=QUICK)
+    model = load_model(train(whole, tmp_path / "run") / "checkpoints" / "latest")
+    tasks = [task for task in Boxes().tasks("train")[:3] for _ in range(4)]
+    played = play_model(model, Boxes, tasks, [0, 1, 2, 3] * 3, play_settings(whole, 1.0), seed=0, update=1)
+
+    def origins(component: str, share: float, update: int = 1) -> list[str]:
+        config = replace(whole, objective=replace(whole.objective, state_fraction=share))
+        rows = build_batch(played, config, model.codec, update).rows
+        return [row.origin for row in rows if any(term.component == component for term in row.terms)]
+
+    everything = origins("state", 1.0)
+    assert len(everything) == sum(len(trajectory.transitions) > 1 for trajectory in played)
+    assert origins("state", 0.0) == []
+    some = origins("state", 0.5)
+    assert 0 < len(some) < len(everything)
+    assert set(some) < set(everything)
+    assert any(origins("state", 0.5, update) != some for update in (2, 3, 4)), "each update draws its own"
+    assert origins("policy", 0.0) == origins("policy", 0.5) == origins("policy", 1.0)
+
+
 # --- worlds that offer less, and misuse ------------------------------------------------------------------------------
 
 

@@ -92,7 +92,7 @@ class ObjectiveConfig:
     entropy_weight: Weight = 0.0  # of the entropy bonus; 0: off
     state_weight: Weight = 0.0  # state prediction; 0: off
     state_rows: Literal["separate", "in_pass"] = "separate"  # rows of their own | the policy's own rows (ECHO)
-    state_fraction: Fraction = 1.0  # share of the transitions that make state rows
+    state_fraction: Fraction = 1.0  # share of the transitions that make state rows; in_pass: of the episodes predicted
     inverse_weight: Weight = 0.0  # inverse dynamics; 0: off
     inverse_fraction: Fraction = 1.0  # share of the transitions that make inverse rows
     deduplicate: bool = True  # equal transitions of an update make one row
