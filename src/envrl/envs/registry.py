@@ -53,4 +53,6 @@ def make(name: str, **options: Any) -> TextEnv:
     except TypeError as error:
         if not re.search("unexpected keyword argument|takes no arguments", str(error)):
             raise
-        raise UserError(f"the world '{name}' does not take these options: {', '.join(options)} ({error})") from error
+        named = re.search(r"argument '(\w+)'", str(error))
+        what = f"the option '{named[1]}'" if named else f"options ({', '.join(options)})"
+        raise UserError(f"the world '{name}' does not take {what}") from error
