@@ -254,8 +254,8 @@ def test_parameter_formula_of_the_preset() -> None:
     from envrl.models.tiny import build_tiny
 
     for shape in (ModelConfig(), ModelConfig(hidden_size=48, layers=3, heads=2, key_heads=1)):
-        d, layers, heads, vocabulary = shape.hidden_size, shape.layers, shape.heads, 820
+        d, layers, heads, vocabulary = shape.hidden_size, shape.layers, shape.heads, 1032
         attention = (8 * d**2 + 2 * shape.key_heads * d**2 // heads) * (layers - 1)
         formula = vocabulary * d + 10 * d**2 + attention + (2 * layers + 4) * d + 2 * (layers - 1) * d // heads
         assert sum(p.numel() for p in build_tiny(shape, vocabulary, 0, 1, seed=0).parameters()) == formula
-    assert "712,896 for V = 820" in text_of(ROOT / "docs" / "models.md")
+    assert "740,032 for V = 1,032" in text_of(ROOT / "docs" / "models.md")
