@@ -91,11 +91,12 @@ def build_batch(trajectories: Sequence[Trajectory], config: Config, codec: Codec
     weights = aux_weights(objective, update, config.train.updates)
     in_pass = objective.state_rows == "in_pass" and weights.get("state", 0.0) > 0
     rows: list[Row] = []
-    drawn = set(sample_share(range(len(trajectories)), objective.state_fraction, key_of(config.seed, update, "state")))
+    key = key_of(config.seed, update, "state")
+    predicted = set(sample_share(range(len(trajectories)), objective.state_fraction, key)) if in_pass else set()
     for number, (trajectory, advantages_S) in enumerate(
         zip(trajectories, step_advantages(trajectories, config), strict=True)
     ):
-        ranges = observation_spans(trajectory, codec) if in_pass and number in drawn else None
+        ranges = observation_spans(trajectory, codec) if number in predicted else None
         rows += policy_rows(trajectory, advantages_S, objective.aggregation, ranges)
     figures: dict[str, float] = {f"weight/{name}": weight for name, weight in weights.items()}
     figures["rows/policy"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
