@@ -23,6 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
  Debian and Ubuntu call python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+	@echo "installed: 'source .venv/bin/activate' puts envrl on the path, 'envrl --help' lists its commands"
 
 # A second time it goes on with the run, or finds it finished and only writes the report.
 demo: install

@@ -451,6 +451,8 @@ def test_a_run_appears_whole(tmp_path: Path) -> None:
     assert (run / "config.toml").read_text() == "seed = 1\n"
     with pytest.raises(UserError, match="demo exists: add --resume"):
         create_run(run, "seed = 2\n")
+    with pytest.raises(UserError, match="runs exists and is not a run"):
+        create_run(run.parent, "seed = 2\n")
     assert (run / "config.toml").read_text() == "seed = 1\n"
 
 

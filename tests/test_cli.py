@@ -295,8 +295,12 @@ def test_what_only_the_world_or_the_trainer_knows_to_be_wrong(
 def test_a_run_directory_that_exists_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     Path("runs/household-demo").mkdir(parents=True)
     assert main(["train", "household-demo"]) == 2
-    assert "--resume" in capsys.readouterr().err
+    assert "exists and is not a run" in capsys.readouterr().err
     assert list(Path("runs/household-demo").iterdir()) == []
+    Path("runs/household-demo/config.toml").write_text("seed = 3\n", encoding="utf-8")
+    assert main(["train", "household-demo"]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert Path("runs/household-demo/config.toml").read_text(encoding="utf-8") == "seed = 3\n"
 
 
 # How a command ends

@@ -62,6 +62,17 @@ def test_seeds_make_one_line_with_their_mean(make_run: Make, capsys: pytest.Capt
     assert envrl[2:4] == ["40.0 % (30.9 to 49.8)", "60.0 % (50.2 to 69.1)"]
 
 
+def test_demonstrations_are_those_of_the_run_that_made_the_warm_start(
+    make_run: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, old, new in (("a", "= 1500", "= 60"), ("b", "/at/b", "{a}/warm_start"), ("c", "/at/c", "{b}/warm_start")):
+        file = Path(make_run(name, 0.4, 0.5)) / "config.toml"
+        folders = {other: str(file.parent.parent / other) for other in "ab"}
+        file.write_text(file.read_text().replace(old, new.format(**folders)))
+    assert main(["compare", str(file.parent)]) == 0
+    assert cells(capsys)[2][1] == "60"
+
+
 def test_configurations_that_differ_in_more_than_the_name_stay_apart(
     make_run: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -220,7 +220,8 @@ def test_what_is_refused_changes_nothing(whole: Path, tmp_path: Path, capsys: py
     assert not (tmp_path / "absent").exists()
     assert "exists: add --resume" in refused(capsys, whole, recipe, resume=False)
     said = refused(capsys, whole, recipe, "--train.learning_rate", "0.1", "--seed", "9")
-    assert "another configuration (seed, train.learning_rate differ)" in said
+    assert "another configuration (other values of seed, train.learning_rate)" in said
+    assert f"go on with 'envrl train {whole / 'config.toml'} --run {whole} --resume'" in said
     assert "can get more updates, not fewer" in refused(capsys, whole, recipe, "--train.updates", "4")
     assert "objective.schedule_updates" in refused(capsys, whole, recipe, "--train.updates", "6")
     assert "this machine has" in refused(capsys, tmp_path / "new", recipe, "--train.device", "cuda:77", resume=False)

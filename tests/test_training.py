@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -187,6 +188,18 @@ def test_training_episodes_can_be_shorter_than_those_of_evaluations(tmp_path: Pa
 def test_demonstrations_that_the_context_cannot_hold_are_left_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"all 8 demonstrations are longer than the model's context of 12 tokens"):
         train(tiny(model={"context": 12}, rollout={"response_tokens": 4}, eval=QUICK), tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "nothing was learned, so nothing is left"
+
+
+def test_a_shared_warm_start_says_what_has_no_effect(tmp_path: Path) -> None:
+    first = train(tiny(train={"updates": 0}, eval=QUICK), tmp_path / "first")
+    here = str(first / "warm_start")
+    config = tiny(train={"updates": 0}, eval=QUICK, warm_start={"path": here, "demonstrations": 5})
+    with pytest.warns(UserWarning, match=r"was made with other values of warm_start.demonstrations: this run's"):
+        train(config, tmp_path / "second")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(tiny(train={"updates": 0}, eval=QUICK, warm_start={"path": here}), tmp_path / "third")
 
 
 ROLLOUTS = [

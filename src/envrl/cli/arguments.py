@@ -70,6 +70,8 @@ def names(text: str) -> tuple[str, ...]:
 def check_output(path: Path, option: str) -> None:
     """Raise `UserError` now where the results could not be written later."""
     folder = path.parent
+    if option == "--picture" and path.suffix != ".svg":
+        raise UserError(f"{option} writes SVG; name a file that ends with .svg, not '{path}'")
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder; name a file")
     if not folder.is_dir():

@@ -95,7 +95,7 @@ class ObjectiveConfig:
     state_fraction: Fraction = 1.0  # share of the transitions that make state rows; in_pass: of the episodes predicted
     inverse_weight: Weight = 0.0  # inverse dynamics; 0: off
     inverse_fraction: Fraction = 1.0  # share of the transitions that make inverse rows
-    deduplicate: bool = True  # equal transitions of an update make one row
+    deduplicate: bool = True  # equal transitions of an update make one row (separate rows)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the state and inverse weights
     schedule_updates: Count = 0  # T_max of the schedule; 0: train.updates
     placebo: bool = False  # state and inverse targets are exchanged among transitions (docs/algorithms/envrl.md)

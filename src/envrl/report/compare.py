@@ -150,7 +150,15 @@ def _splits(arms: Sequence[Arm]) -> list[str]:
 
 
 def _demonstrations(arm: Arm) -> str:
-    count = setting(arm.runs[0].config, "warm_start.demonstrations")
+    """Return how many demonstrations the warm start imitated; a shared one says so in the run that it is from."""
+    config, seen = arm.runs[0].config, set[Path]()
+    while path := setting(config, "warm_start.path"):
+        origin = Path(str(path)).parent
+        if origin in seen or not (origin / "config.toml").is_file():
+            break
+        seen.add(origin)
+        config = load_run(origin).config
+    count = setting(config, "warm_start.demonstrations")
     return f"{count:,}" if isinstance(count, int) else _DASH
 
 

@@ -99,6 +99,8 @@ def create_run(run: Path, config_toml: str) -> None:
 
     Raises `UserError` where something of that name exists or the folder above it cannot be written to.
     """
+    if run.exists() and not (run / "config.toml").is_file():
+        raise UserError(f"{run} exists and is not a run: name another directory with --run")
     if run.exists() or run.is_symlink():
         raise UserError(f"{run} exists: add --resume to go on with that run, or name another directory with --run")
     aside = run.parent / f".tmp-{run.name}"

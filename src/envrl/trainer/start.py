@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -19,6 +21,7 @@ from envrl.rollout.scripts import make_script
 from envrl.trainer.batch import aux_weights
 from envrl.trainer.checkpoint import verify_checkpoint
 from envrl.trainer.files import create_run, lock_run, write_text
+from envrl.trainer.warm_start import FOLDER, PARTIAL
 
 
 def new_config(config: Config) -> Config:
@@ -39,7 +42,8 @@ def resumed_config(run: Path, config: Config) -> Config:
         return config
     if changed != ["train.updates"]:
         raise UserError(
-            f"'{run}' was started with another configuration ({', '.join(changed)} differ); use another --run"
+            f"'{run}' was started with another configuration (other values of {', '.join(changed)}); go on with "
+            f"'envrl train {file} --run {run} --resume', or use another --run"
         )
     before = f"'{run}' was started with train.updates = {stored.train.updates}"
     if config.train.updates < stored.train.updates:
@@ -71,6 +75,7 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         if (source / "config.toml").is_file():
             raise UserError(f"warm_start.path = '{source}' is a run; name its folder '{source / 'warm_start'}'")
         verify_checkpoint(source)
+        _warn_of_other_origin(source, config)
         return
     if config.model.path:
         load_model(config.model.path)  # loaded again later: what cannot be sampled is refused while nothing is written
@@ -84,6 +89,19 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     make_script(config.warm_start.demonstrator, env, tasks[0], config.seed)
 
 
+def _warn_of_other_origin(source: Path, config: Config) -> None:
+    """Say which of this run's settings a shared warm start leaves without effect."""
+    file = source.parent / "config.toml"
+    made = load_recipe(str(file)) if file.is_file() else config
+    idle = [key for key in config_differences(made, config) if key.startswith(("model.", "warm_start."))]
+    idle = [key for key in idle if key not in ("warm_start.path", "model.path")]
+    if idle:
+        warnings.warn(
+            f"the warm start in '{source}' was made with other values of {', '.join(idle)}: this run's have no effect",
+            stacklevel=2,
+        )
+
+
 @contextmanager
 def held_run(run: Path, config: Config, resume: bool) -> Iterator[None]:
     """Make the run directory, or take up the one that is there (noting added updates), and hold its lock."""
@@ -94,4 +112,9 @@ def held_run(run: Path, config: Config, resume: bool) -> Iterator[None]:
         if resume and config_differences(load_recipe(str(run / "config.toml")), config):
             write_text(run / "config.toml", dump_config(config))
             locks.enter_context(lock_run(run))  # the lock is on the file, and this is another one now
-        yield
+        try:
+            yield
+        except UserError:
+            if not resume and not any((run / name).exists() for name in (FOLDER, PARTIAL)):
+                shutil.rmtree(run)  # the input was wrong after all, and nothing has been learned yet
+            raise

@@ -37,7 +37,7 @@ from envrl.trainer.update import LossSettings, pad_rows
 from envrl.types import Row
 
 FOLDER = "warm_start"
-_PARTIAL = "warm_start.partial"
+PARTIAL = "warm_start.partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def warm_start(config: Config, run: Path, make_env: Callable[[], TextEnv], hooks
         else:
             _Stage(config, run, make_env, hooks).run()
     verify_checkpoint(folder)
-    shutil.rmtree(run / _PARTIAL, ignore_errors=True)
+    shutil.rmtree(run / PARTIAL, ignore_errors=True)
     return load_model(folder, config.train.device)
 
 
@@ -81,7 +81,7 @@ class _Stage:
         self.best = math.inf
         self.waited = 0
         self.skips = 0
-        latest = latest_checkpoint(run / _PARTIAL)
+        latest = latest_checkpoint(run / PARTIAL)
         if latest is None:
             self.model = self._fresh_model()
             self.step, self.tokens = 0, 0
@@ -200,7 +200,7 @@ class _Stage:
             meta["best"] = self.best if math.isfinite(self.best) else None
             save_state(folder / "state", tensors, meta)
 
-        save_checkpoint(self.run_folder / _PARTIAL, f"step-{self.step:06d}", write, keep=1)
+        save_checkpoint(self.run_folder / PARTIAL, f"step-{self.step:06d}", write, keep=1)
 
     def _restore(self, folder: Path) -> None:
         self.model = load_model(folder, self.config.train.device)
