@@ -91,8 +91,10 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
 
 def _warn_of_other_origin(source: Path, config: Config) -> None:
     """Say which of this run's settings a shared warm start leaves without effect."""
-    file = source.parent / "config.toml"
-    made = load_recipe(str(file)) if file.is_file() else config
+    try:
+        made = load_recipe(str(source.parent / "config.toml"))
+    except UserError:  # it lies elsewhere now, or another version wrote it
+        return
     idle = [key for key in config_differences(made, config) if key.startswith(("model.", "warm_start."))]
     idle = [key for key in idle if key not in ("warm_start.path", "model.path")]
     if idle:
