@@ -67,11 +67,11 @@ def names(text: str) -> tuple[str, ...]:
     return parts
 
 
-def check_output(path: Path, option: str) -> None:
-    """Raise `UserError` now where the results could not be written later."""
+def check_output(path: Path, option: str, suffix: str = "") -> None:
+    """Raise `UserError` now where results could not be written later, or under a name of another format."""
     folder = path.parent
-    if option == "--picture" and path.suffix != ".svg":
-        raise UserError(f"{option} writes SVG; name a file that ends with .svg, not '{path}'")
+    if suffix and path.suffix != suffix:
+        raise UserError(f"{option} writes {suffix[1:].upper()}; name a file that ends with {suffix}, not '{path}'")
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder; name a file")
     if not folder.is_dir():

@@ -15,7 +15,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--picture", metavar="FILE.svg", type=Path, help="also draw success over updates")
     options = parser.parse(arguments)
     if options.picture is not None:
-        check_output(options.picture, "--picture")
+        check_output(options.picture, "--picture", ".svg")
 
     from envrl.report.compare import comparison_table, load_arms, write_comparison_picture
 

@@ -16,7 +16,7 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse(arguments)
     directory: Path = options.run
     if options.picture is not None:
-        check_output(options.picture, "--picture")
+        check_output(options.picture, "--picture", ".svg")
 
     from envrl.report.html import write_report
     from envrl.report.picture import write_picture

@@ -95,8 +95,11 @@ def _warn_of_other_origin(source: Path, config: Config) -> None:
         made = load_recipe(str(source.parent / "config.toml"))
     except UserError:  # it lies elsewhere now, or another version wrote it
         return
-    idle = [key for key in config_differences(made, config) if key.startswith(("model.", "warm_start."))]
-    idle = [key for key in idle if key not in ("warm_start.path", "model.path")]
+    idle = [
+        key
+        for key in config_differences(made, config)
+        if key.startswith(("model.", "warm_start.")) and not key.endswith(".path")
+    ]
     if idle:
         warnings.warn(
             f"the warm start in '{source}' was made with other values of {', '.join(idle)}: this run's have no effect",
