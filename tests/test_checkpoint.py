@@ -208,7 +208,8 @@ def test_killed_at_random_moments_the_newest_is_always_whole(tmp_path: Path, sam
             continue
         step = int(content(found).removeprefix("value "))
         assert step >= (reported or [0])[-1], "what was reported as saved is there"
-        assert (folder / "latest").exists() or not reported
+        replacing = found.name.startswith(".old-")  # killed between the two renames: `latest` points to neither
+        assert (folder / "latest").exists() or replacing or not reported
         for path in checkpoints(folder):
             verify_checkpoint(path)
         caught_midway += any(name.startswith(".") for name in names(folder))
