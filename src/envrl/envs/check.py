@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from envrl.envs.protocol import SavableEnv, TextEnv
+from envrl.envs.protocol import SavableEnv, TextEnv, draw_command
 from envrl.envs.registry import make
 from envrl.errors import UserError
 from envrl.types import Observation, Step, Task
@@ -130,8 +130,8 @@ def _record(env: TextEnv, task: Task, seed: int, commands: Sequence[str] | None 
     first = observation = env.reset(task, seed=seed)
     steps: list[tuple[str, Step]] = []
     for turn in range(STEPS if commands is None else len(commands)):
-        offered = observation.admissible or _PLAIN_COMMANDS
-        command = commands[turn] if commands is not None else generator.choice(offered)
+        drawn = draw_command(observation, generator) or generator.choice(_PLAIN_COMMANDS)
+        command = commands[turn] if commands is not None else drawn
         step = env.step(command)
         steps.append((command, step))
         observation = step.observation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -40,3 +41,15 @@ class SavableEnv(TextEnv, Protocol):
     def load(self, state: Any) -> None:
         """Go back to a saved state; the next answers are those that followed it."""
         ...
+
+
+def draw_command(observation: Observation, generator: random.Random) -> str | None:
+    """Return one of the commands that the world would accept, with random words where they are free; None for none."""
+    offered = (*(observation.admissible or ()), *(template for template in observation.templates if template.words))
+    if not offered:
+        return None
+    drawn = generator.choice(offered)
+    if isinstance(drawn, str):
+        return drawn
+    words = [word for word in drawn.words if generator.random() < 0.5] or [generator.choice(drawn.words)]
+    return f"{drawn.before}{' '.join(words)}{drawn.after}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from envrl.config.schema import Config
+from envrl.config.schema import Config, EnvConfig
 from envrl.envs.protocol import TextEnv
 from envrl.envs.registry import make
 from envrl.eval.probe import probe, probe_episodes
@@ -24,8 +24,13 @@ BATCH = 128
 
 def env_maker(config: Config) -> Callable[[], TextEnv]:
     """Return a function that makes the recipe's world."""
-    options = {"data": config.env.data} if config.env.data else {}
-    return lambda: make(config.env.name, **options)
+    return lambda: make(config.env.name, **env_options(config.env))
+
+
+def env_options(env: EnvConfig) -> dict[str, Any]:
+    """Return what a recipe says to its world: the keys of `env` that are the world's, where they are not at rest."""
+    own = {name: getattr(env, name) for name in ("data", "products", "goals", "fixes", "compact")}
+    return {name: value for name, value in own.items() if value}
 
 
 def play_settings(config: Config, temperature: float, actions: str | None = None) -> PlaySettings:

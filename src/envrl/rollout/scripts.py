@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from envrl.envs.protocol import TextEnv
+from envrl.envs.protocol import TextEnv, draw_command
 from envrl.errors import UserError, suggest
 from envrl.rollout.randomness import key_of
 from envrl.rollout.runner import Script
-from envrl.types import Observation, Task
+from envrl.types import Task
 
 
 @runtime_checkable
@@ -28,13 +28,9 @@ class HasExpert(Protocol):
 
 
 def random_script(seed: int) -> Script:
-    """Return a script that draws uniformly from the admissible commands."""
+    """Return a script that draws uniformly from what the world would accept."""
     generator = random.Random(seed)
-
-    def act(observation: Observation) -> str:
-        return generator.choice(observation.admissible) if observation.admissible else "look"
-
-    return act
+    return lambda observation: draw_command(observation, generator) or "look"
 
 
 def _walkthrough(env: TextEnv, task: Task, seed: int) -> Script:
