@@ -96,11 +96,12 @@ def _option_hits(wanted: Sequence[str] | Mapping[str, str], options: Mapping[str
     """Return how many of the wanted options are like any chosen value, whatever its group.
 
     Of a goal that names its groups the original compares the text "(name, value)" with the chosen value; `fixes`
-    compares value with value, of the same group.
+    compares value with value, whole, of the same group where it is named.
     """
-    if isinstance(wanted, Mapping) and fixes:
-        pairs = [(_color(value), options.get(name, "")) for name, value in wanted.items()]
-        return sum(alike(_color(chosen), value) for value, chosen in pairs if chosen)
+    if fixes and isinstance(wanted, Mapping):
+        return sum(name in options and alike(options[name], value) for name, value in wanted.items())
+    if fixes:
+        return sum(any(alike(value, goal) for value in options.values()) for goal in wanted)
     named = isinstance(wanted, Mapping)
     goals = [_color_of_pair(pair) for pair in wanted.items()] if named else [_color(value) for value in wanted]
     chosen = [_color(value) for value in options.values()]

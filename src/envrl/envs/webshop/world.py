@@ -42,8 +42,10 @@ _EDGES = " .,:;!?()[]{}<>'\"-_/\\&|*+=~`@#$%^"
 def parse_action(action: str) -> tuple[str, str]:
     """Return (verb, lower-cased argument) of `verb[argument]`, both empty where the action has not this form.
 
-    It is what Python's `re.match(r"(.+)\\[(.+)\\]", action)` finds, in linear time.
+    It is what Python's `re.match(r"(.+)\\[(.+)\\]", action)` finds, in linear time. Raises `TypeError` for no text.
     """
+    if not isinstance(action, str):
+        raise TypeError(f"an action is a text, not {type(action).__name__}")
     line = action.split("\n", 1)[0]
     close = line.rfind("]")
     opened = line.rfind("[", 1, close - 1) if close > 2 else -1
