@@ -15,7 +15,10 @@ EnvFactory = Callable[..., TextEnv]
 
 _BUILT_IN = {
     "alfworld": "envrl.envs.household.world:alfworld",
+    "babyai": "envrl.envs.adapters.babyai:babyai",
+    "frozenlake": "envrl.envs.adapters.frozen_lake:frozen_lake",
     "household": "envrl.envs.household.world:household",
+    "sokoban": "envrl.envs.adapters.sokoban:sokoban",
 }
 _REGISTERED: dict[str, EnvFactory] = {}
 
