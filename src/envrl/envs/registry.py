@@ -18,6 +18,7 @@ _BUILT_IN = {
     "babyai": "envrl.envs.adapters.babyai:babyai",
     "frozenlake": "envrl.envs.adapters.frozen_lake:frozen_lake",
     "household": "envrl.envs.household.world:household",
+    "scienceworld": "envrl.envs.adapters.scienceworld_world:scienceworld",
     "sokoban": "envrl.envs.adapters.sokoban:sokoban",
 }
 _REGISTERED: dict[str, EnvFactory] = {}
