@@ -20,6 +20,7 @@ _BUILT_IN = {
     "household": "envrl.envs.household.world:household",
     "scienceworld": "envrl.envs.adapters.scienceworld_world:scienceworld",
     "sokoban": "envrl.envs.adapters.sokoban:sokoban",
+    "textworld": "envrl.envs.adapters.textworld_world:textworld",
 }
 _REGISTERED: dict[str, EnvFactory] = {}
 
