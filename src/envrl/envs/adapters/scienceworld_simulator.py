@@ -20,7 +20,6 @@ _JAVA_OPTIONS = (
     "-XX:+IgnoreUnrecognizedVMOptions",
     "-XX:hashCode=2",
     "-XX:+UseSerialGC",
-    "-Xmx2g",
 )
 _SECONDS_TO_END = 5
 
