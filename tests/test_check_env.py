@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from envrl.cli.main import main
 from envrl.envs.bench import bench_env
 from envrl.envs.check import Report, check_env
 from envrl.envs.play import play
@@ -178,6 +181,45 @@ def test_bench_figures_are_json_and_belong_together() -> None:
         assert figures[name] > 0
     with pytest.raises(UserError, match="more than 0 seconds"):
         bench_env("household", seconds=0)
+
+
+def test_all_worlds_are_measured_each_in_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ALFWORLD_DATA", raising=False)
+    monkeypatch.setattr("envrl.envs.bench_all.env_names", lambda: ["alfworld", "household"])
+    assert main(["bench", "env", "all", "--seconds", "0.1"]) == 0
+    heads, row, blank, title, missing = capsys.readouterr().out.splitlines()
+    assert re.split(" {2,}", heads) == ["world", "steps/s", "load ms", "reset ms", "memory MB", "most time goes to"]
+    name, steps, load, reset, memory, limit = re.split(" {2,}", row)
+    assert name == "household"
+    assert limit in ("reading or making a game", "starting a game again", "the steps themselves")
+    assert int(steps.replace(",", "")) > 1000
+    assert 0 < float(reset) < float(load)
+    assert 10 < int(memory) < 2000
+    assert (blank, title) == ("", "not available here")
+    assert missing.startswith("alfworld: ")
+    assert "alfworld-download" in missing
+
+
+def test_a_world_that_fails_is_named_and_the_status_is_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    point = tmp_path / "broken-1.dist-info"
+    point.mkdir()
+    (point / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (point / "entry_points.txt").write_text("[envrl.envs]\nbroken = no_such_module:World\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("envrl.envs.bench_all.env_names", lambda: ["broken"])
+    assert main(["bench", "env", "all", "--seconds", "0.1", "--json"]) == 1
+    (row,) = json.loads(capsys.readouterr().out)
+    sentence = "failed with status 1: ModuleNotFoundError: No module named 'no_such_module'"
+    assert row == {"env": "broken", "unavailable": sentence, "failed": True}
+
+
+def test_data_is_of_one_world(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "env", "all", "--data", "x"]) == 2
+    assert "--data is of one world" in capsys.readouterr().err
 
 
 def played(lines: str, world: Any = None, **options: Any) -> tuple[bool, str]:

@@ -181,10 +181,11 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[st
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield [text for mark, text in blocks(page) if mark == "run"]
-    sys.modules.pop("parcels", None)
     from envrl.envs import registry
 
-    registry._REGISTERED.pop("parcels", None)
+    for name in ("parcels", "taxi"):
+        sys.modules.pop(name, None)
+        registry._REGISTERED.pop(name, None)
 
 
 def test_the_class_of_the_example_is_short(example: list[str]) -> None:
@@ -192,10 +193,11 @@ def test_the_class_of_the_example_is_short(example: list[str]) -> None:
     (cls,) = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     assert cls.end_lineno is not None
     assert cls.end_lineno - cls.lineno < 42
+    assert len([line for line in source.splitlines() if line]) == 38  # as the page says
 
 
 def test_example_world_is_checked_and_trained(example: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    check, train = example
+    check, _, train = example
     exec(check, {})
     assert "parcels keeps the contract" in capsys.readouterr().out
     exec(train, {})
@@ -203,6 +205,11 @@ def test_example_world_is_checked_and_trained(example: list[str], capsys: pytest
     assert last > first + 0.1
     assert main(["eval", "expert", "--env", "parcels", "--split", "valid"]) == 0
     assert "100.0 %" in capsys.readouterr().out
+
+
+def test_example_on_gymnasium_is_checked(example: list[str]) -> None:
+    pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'envrl[gymnasium]'")
+    exec(example[1], {})
 
 
 def success_rates(run: Path) -> list[float]:

@@ -1,4 +1,4 @@
-"""`envrl bench env NAME`: throughput, as JSON on stdout."""
+"""`envrl bench env NAME`: throughput, as JSON on stdout; `envrl bench env all`: a table of all worlds."""
 
 from __future__ import annotations
 
@@ -10,17 +10,30 @@ from envrl.errors import UserError, suggest
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Measure a world's steps a second, and the time to load and to reset a task."""
-    parser = Parser("bench", "Measure throughput; prints JSON.")
+    """Measure a world's steps a second, and the time to load and to reset a task; status 1 where one of all fails."""
+    parser = Parser("bench", "Measure throughput; prints JSON for one world, a table for all.")
     parser.add_argument("what", metavar="env", help="what to measure")
-    parser.add_argument("name", metavar="NAME", help="the world, such as household or alfworld")
+    parser.add_argument("name", metavar="NAME", help="the world, such as household or alfworld; all: every one")
     parser.add_argument("--data", metavar="DIR", help="the world's downloaded data")
     parser.add_argument("--seconds", type=number, default=2.0, metavar="S", help="how long to play (default: 2)")
+    parser.add_argument("--json", action="store_true", help="print JSON for all worlds, too")
     values = parser.parse(arguments)
     if values.what != "env":
         raise UserError(f"unknown benchmark '{values.what}'{suggest(values.what, ['env'])}")
+    if values.name == "all":
+        return _all(values.data, values.seconds, values.json)
 
     from envrl.envs.bench import bench_env
 
     print(json.dumps(bench_env(values.name, data=values.data, seconds=values.seconds), indent=1))
     return 0
+
+
+def _all(data: str | None, seconds: float, as_json: bool) -> int:
+    if data:
+        raise UserError("--data is of one world; name that world, or set its environment variable for 'bench env all'")
+    from envrl.envs.bench_all import bench_all, table
+
+    rows = bench_all(seconds)
+    print(json.dumps(rows, indent=1) if as_json else table(rows))
+    return 1 if any("failed" in row for row in rows) else 0

@@ -17,10 +17,12 @@ GAMES = 100
 _SPLITS = ("valid_seen", "valid", "train", "test", "all")
 
 
-def bench_env(name: str, data: str | None = "", seconds: float = 2.0, seed: int = 0) -> dict[str, Any]:
+def bench_env(
+    name: str, data: str | None = "", seconds: float = 2.0, seed: int = 0, games: int = GAMES
+) -> dict[str, Any]:
     """Return what random play of a world costs, as numbers for JSON.
 
-    Up to 100 tasks, spread over a split, are played in turn for `seconds`, 30 steps an episode at most;
+    Up to `games` tasks, spread over a split, are played in turn for `seconds`, 30 steps an episode at most;
     `steps_per_second` counts the time of `step` and of choosing the command. `load_ms` is the first reset of a task,
     reading it included, `reset_us` a later one; `save_us` and `load_us` are of an episode's state; all are medians.
     Raises `UserError` for an unknown world, missing data, or no time to measure in.
@@ -29,7 +31,7 @@ def bench_env(name: str, data: str | None = "", seconds: float = 2.0, seed: int 
         raise UserError(f"a benchmark needs more than 0 seconds, not {seconds}")
     env = make(name, **({"data": data} if data else {}))
     began = time.perf_counter()
-    split, tasks = _tasks(env)
+    split, tasks = _tasks(env, games)
     listing = time.perf_counter() - began
     loads = [_timed_reset(env, task, seed)[0] for task in tasks]
     play = _play(env, tasks, seconds, seed)
@@ -44,8 +46,8 @@ def bench_env(name: str, data: str | None = "", seconds: float = 2.0, seed: int 
     }
 
 
-def _tasks(env: TextEnv) -> tuple[str, list[Task]]:
-    """Return the first split that the world has, and up to 100 of its tasks, evenly spaced."""
+def _tasks(env: TextEnv, games: int) -> tuple[str, list[Task]]:
+    """Return the first split that the world has, and up to `games` of its tasks, evenly spaced."""
     problem: UserError | None = None
     for split in _SPLITS:
         try:
@@ -54,7 +56,7 @@ def _tasks(env: TextEnv) -> tuple[str, list[Task]]:
             problem = problem or error
             continue
         if len(tasks):
-            count = min(GAMES, len(tasks))
+            count = min(games, len(tasks))
             return split, [tasks[index * len(tasks) // count] for index in range(count)]
     raise problem or UserError(f"the world has no tasks in any of the splits {', '.join(_SPLITS)}")
 

@@ -15,7 +15,12 @@ EnvFactory = Callable[..., TextEnv]
 
 _BUILT_IN = {
     "alfworld": "envrl.envs.household.world:alfworld",
+    "babyai": "envrl.envs.adapters.babyai:babyai",
+    "frozenlake": "envrl.envs.adapters.frozen_lake:frozen_lake",
     "household": "envrl.envs.household.world:household",
+    "scienceworld": "envrl.envs.adapters.scienceworld_world:scienceworld",
+    "sokoban": "envrl.envs.adapters.sokoban:sokoban",
+    "textworld": "envrl.envs.adapters.textworld_world:textworld",
     "webshop": "envrl.envs.webshop.world:webshop",
 }
 _REGISTERED: dict[str, EnvFactory] = {}
