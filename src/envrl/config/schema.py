@@ -25,6 +25,11 @@ class EnvConfig:
     data: str = ""  # folder of downloaded data; empty: the world's environment variable
     split: str = "train"  # the split that RL and demonstrations draw tasks from
     max_steps: Positive = 30  # steps after which an episode is cut off, lost
+    distractors: Annotated[int, Meta(ge=0, le=40)] = 0  # irrelevant lines behind every observation
+    hide_admissible: bool = False  # the world does not say which commands it would accept
+    failing_actions: Annotated[float, Meta(ge=0.0, le=0.9)] = 0.0  # chance that an action does nothing
+    step_cost: NonNegative = 0.0  # taken from the reward of every step
+    subgoal_reward: NonNegative = 0.0  # paid once for each sub-goal, in worlds that name them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

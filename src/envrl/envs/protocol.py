@@ -40,3 +40,21 @@ class SavableEnv(TextEnv, Protocol):
     def load(self, state: Any) -> None:
         """Go back to a saved state; the next answers are those that followed it."""
         ...
+
+
+@runtime_checkable
+class HasSubgoals(Protocol):
+    """A world that knows how far an episode has come."""
+
+    def subgoals(self) -> frozenset[str]:
+        """Return the names of the parts of the task that hold at this moment; nothing before the first `reset`."""
+        ...
+
+
+@runtime_checkable
+class HasFingerprint(Protocol):
+    """A world on downloaded data that can say which data it is."""
+
+    def fingerprint(self, split: str) -> str:
+        """Return a SHA-256 over the content of the files that a split is made of, the same wherever they lie."""
+        ...

@@ -28,11 +28,12 @@ class HasExpert(Protocol):
 
 
 def random_script(seed: int) -> Script:
-    """Return a script that draws uniformly from the admissible commands."""
+    """Return a script that draws uniformly from the admissible commands, hidden ones (`env.hide_admissible`) too."""
     generator = random.Random(seed)
 
     def act(observation: Observation) -> str:
-        return generator.choice(observation.admissible) if observation.admissible else "look"
+        admissible = observation.info.get("plain", observation).admissible
+        return generator.choice(admissible) if admissible else "look"
 
     return act
 

@@ -80,6 +80,10 @@ class Household:
             self._task = state.task
         self._play.load(state.state)
 
+    def subgoals(self) -> frozenset[str]:
+        """Return what of the goal holds at this moment (see `Play.subgoals`); nothing before the first reset."""
+        return self._play.subgoals() if self._play else frozenset()
+
     def problem(self, task: Task) -> Problem:
         """Return a task's facts, walkthrough included."""
         return self._source.game(task).problem
