@@ -28,12 +28,35 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Template:
+    """A command with free words between two fixed parts; any text will do, `words` are those that the task suggests."""
+
+    before: str
+    words: tuple[str, ...]
+    after: str
+
+    def accepts(self, command: str) -> bool:
+        """Return whether a command has the two parts and something other than blanks between them."""
+        inner = command.removeprefix(self.before).removesuffix(self.after)
+        return command == f"{self.before}{inner}{self.after}" and bool(inner.strip())
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
-    """What the world says: its whole text, the commands it would accept (None where unknown), and anything else."""
+    """What the world says: its whole text, the commands it would accept (None where unknown), and anything else.
+
+    `templates` are commands with free words that it would accept besides the admissible ones.
+    """
 
     text: str
     admissible: tuple[str, ...] | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    templates: tuple[Template, ...] = ()
+
+    def accepts(self, command: str) -> bool:
+        """Return whether the world would accept a command (True where it lists none)."""
+        listed = self.admissible is None or command in self.admissible
+        return listed or any(template.accepts(command) for template in self.templates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +103,7 @@ class Transition:
     @property
     def admissible(self) -> bool:
         """Whether the action was one of the commands that the world would accept (True where it lists none)."""
-        return self.observation.admissible is None or self.action.text in self.observation.admissible
+        return self.observation.accepts(self.action.text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,8 +134,7 @@ class SetWorld:
         if now is None:
             raise RuntimeError("step was called before the first reset")
         turn = now.turn if now.done else now.turn + 1
-        offered = now.plain.admissible
-        if not now.done and (offered is None or action.strip() in offered) and self._fails(now.task, now.seed, turn):
+        if not now.done and now.plain.accepts(action.strip()) and self._fails(now.task, now.seed, turn):
             self._now = now = now._replace(turn=turn)
             plain = replace(now.plain, text=FAILED)
             return Step(self._shown(plain, now, failed=True), -self.settings.step_cost, False, False)
@@ -186,14 +185,15 @@ class SetWorld:
 
     def _shown(self, plain: Observation, now: _Moment, *, failed: bool = False) -> Observation:
         """Return an observation as the player sees it; `info` keeps the world's own for scripts."""
-        text = plain.text
+        text, hidden = plain.text, self.settings.hide_admissible
         if self.settings.distractors:
             draws = Draws("distractors", now.task.id, now.seed, now.turn)
             text = "\n".join([text, *_drawn(DISTRACTORS, self.settings.distractors, draws)])
         return replace(
             plain,
             text=text,
-            admissible=None if self.settings.hide_admissible else plain.admissible,
+            admissible=None if hidden else plain.admissible,
+            templates=() if hidden else plain.templates,
             info={**plain.info, "plain": plain, "failed": failed},
         )
 
