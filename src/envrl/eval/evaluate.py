@@ -13,6 +13,7 @@ from envrl.config.schema import Config, EnvConfig
 from envrl.envs.protocol import TextEnv
 from envrl.envs.settings import WorldSettings
 from envrl.errors import UserError, suggest
+from envrl.eval.data import warn_of_other_data
 from envrl.eval.split import env_maker, evaluate_script, evaluate_split
 from envrl.models.checkpoints import MANIFEST, latest_checkpoint, verify_checkpoint
 from envrl.models.load import LanguageModel, find_device, load_model
@@ -64,6 +65,8 @@ def evaluate(
     for name in config.eval.split:
         if not world.tasks(name):
             raise UserError(f"the split '{name}' of the world '{config.env.name}' is empty; there is nothing to play")
+    if found.run:
+        warn_of_other_data(found.run, config.env.name, world, config.eval.split)
     prepare_torch(config.train.threads)
     model = None if found.script else load_model(found.folder, _device(config))
     return [_record(found, model, make_env, name, config, episodes or 0) for name in config.eval.split]
