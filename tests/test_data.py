@@ -325,6 +325,16 @@ def test_an_archive_is_unpacked_counted_and_recorded(server: web.Server, tmp_pat
     assert path.read_text() == texts[pens.name("train", 3)]
 
 
+def test_games_that_cannot_be_played_are_counted_apart(server: web.Server, tmp_path: Path) -> None:
+    texts = pens.games(SPLITS)
+    texts[pens.name("train", 9)] = pens.game("unsolvable").replace('"solvable": true', '"solvable": false')
+    data = archive(server, zipped(texts))
+    bring(data, tmp_path)
+    found = check(data, tmp_path)
+    assert found.passed
+    assert "5 games, 1 more that cannot be played" in str(found.verdicts[0])
+
+
 def test_games_are_put_beside_what_other_downloads_brought(server: web.Server, tmp_path: Path) -> None:
     beside = tmp_path / pens.name("train", 0)
     beside.parent.mkdir(parents=True)

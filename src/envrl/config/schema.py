@@ -22,7 +22,7 @@ AboveZero = Annotated[float, Meta(gt=0.0)]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvConfig:
     name: str = "household"  # the world
-    data: str = ""  # folder of downloaded data; empty: the world's environment variable
+    data: str = ""  # folder of downloaded data; empty: the world's environment variable, else its default folder
     split: str = "train"  # the split that RL and demonstrations draw tasks from
     max_steps: Positive = 30  # steps after which an episode is cut off, lost
     distractors: Annotated[int, Meta(ge=0, le=40)] = 0  # irrelevant lines behind every observation

@@ -70,6 +70,7 @@ def _verdicts(data: DataSet, parts: dict[str, Part], record: dict[str, Part]) ->
 def _judge(part: Part, file: RemoteFile | None, count: int, recorded: Part | None) -> Verdict:
     what = "games" if file is None else "entries"
     counted = f"{part.count:,} {what}, " if part.count >= 0 else ""
+    counted += f"{part.left_out:,} more that cannot be played, " if part.left_out else ""
     seen = f"{counted}{part.bytes:,} bytes, SHA-256 {part.sha256[:16]}…"
     if part.problem:
         return Verdict(part.name, False, f"{part.problem} ({seen})")
@@ -85,6 +86,8 @@ def _judge(part: Part, file: RemoteFile | None, count: int, recorded: Part | Non
         return Verdict(part.name, True, f"{seen}: as recorded when it came")
     if file is None:
         return Verdict(part.name, True, f"{seen}: all there; nothing was recorded to compare the content with")
+    if not file.sha256:
+        return Verdict(part.name, True, f"{seen}: whole; no hash is known, and none was recorded")
     return Verdict(
         part.name, True, f"{seen}: not the known file ({file.bytes:,} bytes, {file.sha256[:16]}…), but whole"
     )

@@ -73,7 +73,7 @@ def _is_there(data: DataSet, home: Path, file: RemoteFile) -> bool:
 
 def _is_right(part: Part, count: int, record: Mapping[str, Part]) -> bool:
     known = record.get(part.name)
-    return not part.problem and part.count == count and (known is None or known.sha256 == part.sha256)
+    return part.count == count and (known is None or known.sha256 == part.sha256)
 
 
 def _bring(data: DataSet, home: Path, file: RemoteFile, wish: Wish, tell: Tell) -> None:
@@ -119,7 +119,7 @@ def _place_archive(data: DataSet, home: Path, target: Path, part: Path, wish: Wi
         came = parts_of(data, aside)
         for name, count in data.counts.items():
             found = came.get(name, Part(name, 0, "", 0))
-            if wish.verified and (found.problem or found.count != count):
+            if wish.verified and found.count != count:
                 raise RunError(f"{target.name} holds {found.count:,} games in {name}, not {count:,}; nothing is kept")
         if not came or not all(part.count for part in came.values()):
             raise RunError(f"{target.name} holds no games; nothing of it is kept")

@@ -20,13 +20,17 @@ _COUNTED = 2**26  # bytes; larger JSON would take minutes and gigabytes to read
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file or a split: bytes, SHA-256, how many games or entries it holds (-1: not counted), and what is wrong."""
+    """A file or a split: bytes, SHA-256, how many games or entries it holds (-1: not counted), and what is wrong.
+
+    `left_out` are games that are there and cannot be played.
+    """
 
     name: str
     bytes: int
     sha256: str
     count: int = -1
     problem: str = ""
+    left_out: int = 0
 
 
 def home_of(data: DataSet, folder: Path) -> Path:
@@ -73,8 +77,7 @@ def _games(home: Path, split: str) -> Part:
             tasks, damaged = files.tasks(split)
     except UserError as error:
         return Part(split, size, "", 0, str(error))
-    problem = f"{damaged} of its games are damaged" if damaged else ""
-    return Part(split, size, files.fingerprint(split), len(tasks), problem)
+    return Part(split, size, files.fingerprint(split), len(tasks), left_out=damaged)
 
 
 def _names(data: DataSet) -> list[str]:
