@@ -325,6 +325,18 @@ def test_an_archive_is_unpacked_counted_and_recorded(server: web.Server, tmp_pat
     assert path.read_text() == texts[pens.name("train", 3)]
 
 
+def test_a_killed_unpacking_is_done_again(server: web.Server, tmp_path: Path) -> None:
+    data = archive(server, zipped(pens.games(SPLITS)))
+    half = tmp_path / ".unpacking-games.zip" / "json_2.1.1" / "train"
+    half.mkdir(parents=True)
+    (half / "half.txt").write_text("left by a killed process")
+    (tmp_path / pens.name("train", 0)).parent.mkdir(parents=True)  # and some of it was in place already
+    (tmp_path / pens.name("train", 0)).write_text(pens.games(SPLITS)[pens.name("train", 0)])
+    bring(data, tmp_path)
+    assert names(tmp_path) == sorted([*pens.games(SPLITS), "envrl-alfworld.json"])
+    assert check(data, tmp_path).passed
+
+
 def test_games_that_cannot_be_played_are_counted_apart(server: web.Server, tmp_path: Path) -> None:
     texts = pens.games(SPLITS)
     texts[pens.name("train", 9)] = pens.game("unsolvable").replace('"solvable": true', '"solvable": false')
