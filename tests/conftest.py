@@ -1,4 +1,4 @@
-"""What several test files share: the real games where they are at hand, and a small game written by hand."""
+"""What several test files share: the real data where it is at hand, and a small game written by hand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,48 @@ def alfworld_data() -> Path:
     """The folder that holds json_2.1.1: $ALFWORLD_DATA, else the packed games beside the repository, unpacked once."""
     if os.environ.get("ALFWORLD_DATA"):
         return Path(os.environ["ALFWORLD_DATA"])
-    archive, unpacked = SHARED / "alfworld.tar.xz", ROOT / ".cache" / "alfworld"
+    return _unpacked("alfworld", "ALFWorld games", "$ALFWORLD_DATA")
+
+
+@pytest.fixture(scope="session")
+def webshop_data() -> Path:
+    """The folder of WebShop's files: $WEBSHOP_DATA, else the packed 1,000 products beside the repository."""
+    if os.environ.get("WEBSHOP_DATA"):
+        return Path(os.environ["WEBSHOP_DATA"])
+    return _unpacked("webshop", "WebShop products", "$WEBSHOP_DATA") / "webshop"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Built shops go into a folder of this test run, for the processes that tests start too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENVRL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def _unpacked(name: str, what: str, variable: str) -> Path:
+    archive, unpacked = SHARED / f"{name}.tar.xz", ROOT / ".cache" / name
     if not unpacked.is_dir():
         if not archive.is_file():
-            pytest.skip(f"no ALFWorld games: $ALFWORLD_DATA is not set, and there is no {archive}")
+            pytest.skip(f"no {what}: {variable} is not set, and there is no {archive}")
         _unpack(archive, unpacked)
     return unpacked
+
+
+def shared_lines(name: str) -> list[dict[str, Any]]:
+    """Return the recorded cases of a file beside the repository, one a line; skips the test where there is none."""
+    path = SHARED / name
+    if not path.is_file():
+        pytest.skip(f"no recordings of the original: there is no {path}")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _unpack(archive: Path, target: Path) -> None:
     """Unpack aside and rename, so that a killed unpack leaves nothing that looks whole."""
     target.parent.mkdir(exist_ok=True)
-    for stale in target.parent.glob("alfworld-unpack-*"):
+    for stale in target.parent.glob(f"{target.name}-unpack-*"):
         shutil.rmtree(stale, ignore_errors=True)
-    aside = Path(tempfile.mkdtemp(prefix="alfworld-unpack-", dir=target.parent))
+    aside = Path(tempfile.mkdtemp(prefix=f"{target.name}-unpack-", dir=target.parent))
     with tarfile.open(archive) as packed:
         packed.extractall(aside, filter="data")
     aside.rename(target)

@@ -20,6 +20,7 @@ from envrl.rollout.predict import predict_targets
 from envrl.rollout.randomness import key_of
 from envrl.rollout.sampler import Draft, Sampler
 from envrl.rollout.trie import Commands, Node, build_trie
+from envrl.types import Observation, Template
 
 ROOMS = ("drawer 1", "drawer 2", "shelf 1", "shelf 12", "fridge 1")
 COMMANDS = (*(f"go to {room}" for room in ROOMS), "look", "look around", "take cup 2 from shelf 1")
@@ -41,7 +42,7 @@ def keys_of(count: int, update: int = 0) -> NDArray[np.uint64]:
 
 
 def trie_of(model: LanguageModel, commands: Sequence[str] = COMMANDS) -> Node:
-    trie = Commands(model.codec).trie(tuple(commands))
+    trie = Commands(model.codec).trie(Observation("", tuple(commands)))
     assert trie is not None
     return trie
 
@@ -373,3 +374,65 @@ def test_predictions_are_greedy_up_to_the_first_mark(model: LanguageModel) -> No
 def test_the_trie_by_hand() -> None:
     assert build_trie([(5, 9), (2, 7, 9), (2, 8, 9), (2, 9)]) == {2: {7: {9: {}}, 8: {9: {}}, 9: {}}, 5: {9: {}}}
     assert list(build_trie([(5, 9), (2, 7, 9)])) == [2, 5], "children in the order of their ids"
+
+
+# --- commands with free words ----------------------------------------------------------------------------------------
+
+SEARCH = Template("search[", ("oak", "oaken", "table", "oak", "lamp", "x-large"), "]")
+
+
+def sequences(node: Node, before: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
+    """Return every way through a graph to a leaf."""
+    if not node:
+        return [before]
+    return [way for token, onward in node.items() for way in sequences(onward, (*before, token))]
+
+
+def test_free_words_are_those_of_the_template_in_their_order(model: LanguageModel) -> None:
+    words = list(dict.fromkeys(SEARCH.words))
+    chosen = [[word for bit, word in enumerate(words) if number >> bit & 1] for number in range(1, 1 << len(words))]
+    graph = Commands(model.codec).trie(Observation("", ("look", "search"), templates=(SEARCH,)))
+    assert graph is not None
+    texts = Counter(model.codec.decode(way[:-1]) for way in sequences(graph))
+    assert set(texts) == {"look", "search", *(f"search[{' '.join(some)}]" for some in chosen)}
+    assert all(way[-1] == model.codec.marks["end"] for way in sequences(graph))
+
+
+def test_free_words_are_spelled_as_a_demonstration_spells_them(model: LanguageModel) -> None:
+    graph = Commands(model.codec).trie(Observation("", (), templates=(SEARCH,)))
+    assert graph is not None
+    assert action_ids(model.codec, "search[oak table x-large]") in sequences(graph)
+
+
+def test_what_can_follow_in_the_same_way_is_one_node(model: LanguageModel) -> None:
+    many = Template("search[", tuple(f"w{'abcdefghijklmnopqrstuvwxyz'[n]}" for n in range(26)), "]")
+    graph = Commands(model.codec).trie(Observation("", (), templates=(many,)))
+    assert graph is not None
+    nodes: dict[int, Node] = {}
+    waiting = [graph]
+    while waiting:
+        node = waiting.pop()
+        if id(node) not in nodes:
+            nodes[id(node)] = node
+            waiting += node.values()
+    assert len(nodes) < 200, "2 ** 26 sequences"
+
+
+def test_a_drawn_response_follows_the_template(model: LanguageModel) -> None:
+    sampler, commands = new_sampler(model, 6), Commands(model.codec)
+    offered = Observation("", ("look",), templates=(SEARCH,))
+    drafts = drawn(sampler.sample([prompt(model, "x")] * 6, [commands.trie(offered)] * 6, keys_of(6), 0))
+    for draft in drafts:
+        text = model.codec.decode(draft.token_ids[:-1])
+        assert offered.accepts(text), text
+        assert len(draft.token_ids) <= commands.longest(offered)
+        assert all(token in (allowed or ()) for token, allowed in zip(draft.token_ids, draft.allowed, strict=True))
+    assert len({tuple(draft.token_ids) for draft in drafts}) > 1
+
+
+def test_a_template_accepts_any_words() -> None:
+    assert SEARCH.accepts("search[anything at all]")
+    assert not any(SEARCH.accepts(text) for text in ("search[]", "search[ ]", "search", "find[oak]", "search[oak"))
+    assert Observation("", (), templates=(SEARCH,)).accepts("search[red]")
+    assert not Observation("", (), templates=(SEARCH,)).accepts("look")
+    assert Observation("", None).accepts("whatever")

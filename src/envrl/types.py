@@ -35,6 +35,9 @@ class Template:
     words: tuple[str, ...]
     after: str
 
+    def __str__(self) -> str:
+        return f"{self.before}<words>{self.after}"
+
     def accepts(self, command: str) -> bool:
         """Return whether a command has the two parts and something other than blanks between them."""
         inner = command.removeprefix(self.before).removesuffix(self.after)

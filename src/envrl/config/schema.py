@@ -25,6 +25,10 @@ class EnvConfig:
     data: str = ""  # folder of downloaded data; empty: the world's environment variable, else its default folder
     split: str = "train"  # the split that RL and demonstrations draw tasks from
     max_steps: Positive = 30  # steps after which an episode is cut off, lost
+    products: Count = 0  # webshop: only the first of the catalogue; 0: all (generated: 10,000)
+    goals: str = ""  # webshop: human or synthetic goals; empty: synthetic on the 1,000-product catalogue, else human
+    fixes: bool = False  # webshop: the original's plain bugs are mended (docs/worlds/webshop.md)
+    compact: Count = 0  # webshop: texts of at most this many words, items by number; 0: the original's texts
     distractors: Annotated[int, Meta(ge=0, le=40)] = 0  # irrelevant lines behind every observation
     hide_admissible: bool = False  # the world does not say which commands it would accept
     failing_actions: Annotated[float, Meta(ge=0.0, le=0.9)] = 0.0  # chance that an action does nothing
@@ -42,6 +46,7 @@ class ModelConfig:
     key_heads: Positive = 2  # preset only: heads of keys and values, shared by the attention heads
     vocabulary: Annotated[int, Meta(ge=300)] = 1500  # preset only: the tokenizer's largest size
     context: Positive = 2048  # preset only: longest sequence, tokens
+    phrases: bool = True  # preset only: tokens of several words, in a world that numbers its things
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

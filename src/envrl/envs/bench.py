@@ -7,7 +7,7 @@ import statistics
 import time
 from typing import Any
 
-from envrl.envs.protocol import SavableEnv, TextEnv
+from envrl.envs.protocol import SavableEnv, TextEnv, draw_command
 from envrl.envs.registry import make
 from envrl.errors import UserError
 from envrl.types import Observation, Task
@@ -67,7 +67,8 @@ def _timed_reset(env: TextEnv, task: Task, seed: int) -> tuple[float, Observatio
 
 def _play(env: TextEnv, tasks: list[Task], seconds: float, seed: int) -> dict[str, Any]:
     """Play the tasks in turn until `seconds` of steps have been timed."""
-    draw = random.Random(seed).random
+    generator = random.Random(seed)
+    draw = generator.random
     spent, steps, episodes, wins, commands = 0.0, 0, 0, 0, 0
     resets: list[float] = []
     while spent < seconds:
@@ -77,7 +78,10 @@ def _play(env: TextEnv, tasks: list[Task], seconds: float, seed: int) -> dict[st
         began = time.perf_counter()
         for _ in range(EPISODE_STEPS):
             offered = observation.admissible or ("look",)
-            step = env.step(offered[int(draw() * len(offered))])
+            if observation.templates:
+                step = env.step(draw_command(observation, generator) or "look")
+            else:
+                step = env.step(offered[int(draw() * len(offered))])
             observation = step.observation
             steps += 1
             commands += len(offered)

@@ -7,8 +7,9 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from envrl.envs.protocol import SavableEnv, TextEnv
+from envrl.envs.protocol import SavableEnv, TextEnv, draw_command
 from envrl.envs.registry import make
 from envrl.errors import UserError
 from envrl.types import Observation, Step, Task
@@ -130,8 +131,8 @@ def _record(env: TextEnv, task: Task, seed: int, commands: Sequence[str] | None 
     first = observation = env.reset(task, seed=seed)
     steps: list[tuple[str, Step]] = []
     for turn in range(STEPS if commands is None else len(commands)):
-        offered = observation.admissible or _PLAIN_COMMANDS
-        command = commands[turn] if commands is not None else generator.choice(offered)
+        drawn = draw_command(observation, generator) or generator.choice(_PLAIN_COMMANDS)
+        command = commands[turn] if commands is not None else drawn
         step = env.step(command)
         steps.append((command, step))
         observation = step.observation
@@ -224,25 +225,31 @@ def _accepts_admissible(subject: _Subject) -> str:
             offered = observations[turn].admissible or ()
             refusal, *answers = _answers(subject, recording.task, played[:turn], [NONSENSE, *offered])
             tried += len(answers)
-            for command, text in zip(offered, answers, strict=False):
-                if text == refusal:
+            for command, answer in zip(offered, answers, strict=False):
+                if answer == refusal and command not in played[:turn]:  # said again, it may well do nothing
                     raise _Broken(f"{recording.task.id}: '{command}' is listed as admissible, and answered as nonsense")
     return f"{tried} commands, none answered as nonsense is" if tried else "the world lists no commands"
 
 
-def _answers(subject: _Subject, task: Task, before: list[str], commands: list[str]) -> list[str]:
-    """Return the text that each command gets after others; without save and load only for the first few commands."""
+def _answers(subject: _Subject, task: Task, before: list[str], commands: list[str]) -> list[tuple[str, Any]]:
+    """Return what each command does after others: the text, and the state that it leads to where states compare.
+
+    A world need not say in its text that it took note of a command. Without save and load only the first few commands
+    are tried.
+    """
     env = subject.env
     if not isinstance(env, SavableEnv):
         few = commands[:_REPLAYED]
-        return [_record(env, task, subject.seed, [*before, c]).steps[-1][1].observation.text for c in few]
+        return [(_record(env, task, subject.seed, [*before, c]).steps[-1][1].observation.text, None) for c in few]
     _record(env, task, subject.seed, before)
     state = env.save()
-    texts = []
+    comparable = bool(state == env.save())
+    answers = []
     for command in commands:
         env.load(state)
-        texts.append(env.step(command).observation.text)
-    return texts
+        text = env.step(command).observation.text
+        answers.append((text, env.save() if comparable else None))
+    return answers
 
 
 def _survives_odd_commands(subject: _Subject) -> str:

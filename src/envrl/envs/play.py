@@ -72,10 +72,11 @@ def _task(env: TextEnv, split: str, index: int) -> Task:
 
 
 def _listed(observation: Observation, word: str) -> str:
-    if observation.admissible is None:
+    if observation.admissible is None and not observation.templates:
         return "This world does not list its commands.\n"
-    numbered = [(n, c) for n, c in enumerate(observation.admissible, start=1) if word in c]
-    return "".join(f"{n:>3}  {c}\n" for n, c in numbered) or f"No command has the word '{word}'.\n"
+    listed = [f"{n:>3}  {c}\n" for n, c in enumerate(observation.admissible or (), start=1) if word in c]
+    listed += [f"     {t}   with any words\n" for t in map(str, observation.templates) if word in t]
+    return "".join(listed) or f"No command has the word '{word}'.\n"
 
 
 def _understood(words: str, admissible: tuple[str, ...] | None) -> tuple[str, str]:

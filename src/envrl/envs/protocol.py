@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -58,3 +59,15 @@ class HasFingerprint(Protocol):
     def fingerprint(self, split: str) -> str:
         """Return a SHA-256 over the content of the files that a split is made of, the same wherever they lie."""
         ...
+
+
+def draw_command(observation: Observation, generator: random.Random) -> str | None:
+    """Return one of the commands that the world would accept, with random words where they are free; None for none."""
+    offered = (*(observation.admissible or ()), *(template for template in observation.templates if template.words))
+    if not offered:
+        return None
+    drawn = generator.choice(offered)
+    if isinstance(drawn, str):
+        return drawn
+    words = [word for word in drawn.words if generator.random() < 0.5] or [generator.choice(drawn.words)]
+    return f"{drawn.before}{' '.join(words)}{drawn.after}"

@@ -16,6 +16,7 @@ EnvFactory = Callable[..., TextEnv]
 _BUILT_IN = {
     "alfworld": "envrl.envs.household.world:alfworld",
     "household": "envrl.envs.household.world:household",
+    "webshop": "envrl.envs.webshop.world:webshop",
 }
 _REGISTERED: dict[str, EnvFactory] = {}
 

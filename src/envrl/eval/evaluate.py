@@ -107,7 +107,7 @@ def _with_settings(
     actions: str | None,
     seed: int | None,
 ) -> Config:
-    """Return the configuration with what was asked for; another world does not inherit the run's data folder."""
+    """Return the configuration with what was asked for; another world inherits no data or keys of the old one."""
     if temperature is not None and not (temperature == 0.0 or 0.01 <= temperature < float("inf")):
         raise UserError(
             f"temperature must be 0 (the most likely token) or a number of at least 0.01, not {temperature}"
@@ -119,7 +119,9 @@ def _with_settings(
         raise UserError("split must name at least one split")
     where = config.env
     if env is not None and env != where.name:
-        where = replace(where, name=env, data="")
+        # The settings of any world stay; what is said to one world alone (data, a shop's products) does not.
+        kept = {name: getattr(where, name) for name in ("split", "max_steps", *(f.name for f in fields(WorldSettings)))}
+        where = EnvConfig(name=env, **kept)
     return replace(
         config,
         env=where if data is None else replace(where, data=str(data)),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from envrl.config.schema import Config
+from envrl.config.schema import Config, EnvConfig
 from envrl.envs.protocol import TextEnv
 from envrl.envs.registry import make
 from envrl.envs.settings import WorldSettings, with_settings
@@ -25,9 +25,14 @@ BATCH = 128
 
 def env_maker(config: Config) -> Callable[[], TextEnv]:
     """Return a function that makes the recipe's world, with the recipe's settings of it."""
-    options = {"data": config.env.data} if config.env.data else {}
     settings = WorldSettings(**{f.name: getattr(config.env, f.name) for f in fields(WorldSettings)})
-    return lambda: with_settings(make(config.env.name, **options), settings)
+    return lambda: with_settings(make(config.env.name, **env_options(config.env)), settings)
+
+
+def env_options(env: EnvConfig) -> dict[str, Any]:
+    """Return what a recipe says to its world: the keys of `env` that are the world's, where they are not at rest."""
+    own = {name: getattr(env, name) for name in ("data", "products", "goals", "fixes", "compact")}
+    return {name: value for name, value in own.items() if value}
 
 
 def play_settings(config: Config, temperature: float, actions: str | None = None) -> PlaySettings:

@@ -65,7 +65,7 @@ def build_model(config: ModelConfig, texts: Sequence[str], seed: int, device: st
     """Build `model.preset` from scratch: a tokenizer trained on `texts` and a network drawn with `seed`."""
     if config.preset not in PRESETS:
         raise UserError(f"unknown model.preset '{config.preset}'{suggest(config.preset, PRESETS)}")
-    tokenizer = train_tokenizer(texts, config.vocabulary, config.context)
+    tokenizer = train_tokenizer(texts, config.vocabulary, config.context, config.phrases)
     codec = Codec(tokenizer)
     network = build_tiny(config, len(codec), codec.marks["pad"], codec.marks["end"], seed)
     return _ready(LanguageModel(network, codec), device)

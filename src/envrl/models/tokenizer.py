@@ -50,12 +50,17 @@ def split_pattern(names: Sequence[str]) -> str:
     return rf"{_NUMBER}|{name}|(?:(?!{name}|{_NUMBER})[\s\S])+"
 
 
-def train_tokenizer(texts: Sequence[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer of at most `vocabulary` ids on texts; `decode(encode(x)) == x` for any text."""
+def train_tokenizer(
+    texts: Sequence[str], vocabulary: int, context: int, phrases: bool = True
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer of at most `vocabulary` ids on texts; `decode(encode(x)) == x` for any text.
+
+    Without `phrases` no token goes beyond a word, as where the world numbers nothing.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(split_pattern(names_in(texts))), "isolated"),
+            pre_tokenizers.Split(Regex(split_pattern(names_in(texts) if phrases else ())), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -17,7 +17,7 @@ from envrl.models.tokenizer import Codec
 from envrl.types import Observation
 
 _BANNER = re.compile(r"\A-= Welcome to TextWorld, ALFRED! =-\s*")
-_TASK = re.compile(r"Your task is to: (.+)")
+_TASK = re.compile(r"Your task is to: (.+)|Instruction: \[SEP\] (.+?) \[SEP\]")  # household games | WebShop
 
 Ids = tuple[int, ...]
 
@@ -30,14 +30,15 @@ def trim(text: str) -> str:
 def task_text(first: Observation) -> str:
     """Return the task's sentence from the first observation, or that whole text where none stands apart."""
     found = _TASK.search(first.text)
-    return found.group(1) if found else trim(first.text)
+    return found[1] or found[2] if found else trim(first.text)
 
 
 def commands_ids(codec: Codec, observation: Observation, show: bool) -> Ids:
     """Return the list of admissible commands as prompt tokens, empty where it is not shown."""
     if not show or observation.admissible is None:
         return ()
-    return (codec.marks["commands"], *codec.encode("\n".join(observation.admissible)))
+    listed = (*map(str, observation.templates), *observation.admissible)
+    return (codec.marks["commands"], *codec.encode("\n".join(listed)))
 
 
 def observation_ids(codec: Codec, observation: Observation, show_commands: bool = False, task: str = "") -> Ids:

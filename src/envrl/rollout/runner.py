@@ -99,7 +99,8 @@ def play_model(
             _prompt(model, episodes[index], commands, settings, fed=sampler.length(position))
             for position, index in enumerate(slots)
         ]
-        tries = [commands.trie(_choices(episodes[index], settings)) for index in slots]
+        free = settings.actions == "free"
+        tries = [None if free else commands.trie(episodes[index].observation) for index in slots]
         drafts = sampler.sample(prompts, tries, keys[slots], turn)
         began = time.perf_counter()
         for index, prompt, draft in zip(slots, prompts, drafts, strict=True):
@@ -146,16 +147,12 @@ def _prompt(
         turns = [(t.observation, t.action.text) for t in past]
         shown = settings.show_admissible
         prompt = steps_prompt(model.codec, episode.task_sentence, turns, episode.observation, shown)
-    room = max(settings.response_tokens, commands.longest(_choices(episode, settings)))
+    longest = 0 if settings.actions == "free" else commands.longest(episode.observation)
+    room = max(settings.response_tokens, longest)
     if fed + len(prompt) + room > model.context:
         episode.stop_reason = "context"
         return None
     return prompt
-
-
-def _choices(episode: _Episode, settings: PlaySettings) -> tuple[str, ...]:
-    """Return the commands that the next action is drawn from, none where it is free."""
-    return () if settings.actions == "free" else episode.observation.admissible or ()
 
 
 def _advance(episode: _Episode, prompt: Sequence[int], draft: Draft, codec: Codec, settings: PlaySettings) -> None:

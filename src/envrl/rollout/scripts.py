@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from envrl.envs.protocol import TextEnv
+from envrl.envs.protocol import TextEnv, draw_command
 from envrl.errors import UserError, suggest
 from envrl.rollout.randomness import key_of
 from envrl.rollout.runner import Script
-from envrl.types import Observation, Task
+from envrl.types import Task
 
 
 @runtime_checkable
@@ -28,14 +28,9 @@ class HasExpert(Protocol):
 
 
 def random_script(seed: int) -> Script:
-    """Return a script that draws uniformly from the admissible commands, hidden ones (`env.hide_admissible`) too."""
+    """Return a script that draws uniformly from what the world would accept, hidden (`env.hide_admissible`) or not."""
     generator = random.Random(seed)
-
-    def act(observation: Observation) -> str:
-        admissible = observation.info.get("plain", observation).admissible
-        return generator.choice(admissible) if admissible else "look"
-
-    return act
+    return lambda observation: draw_command(observation.info.get("plain", observation), generator) or "look"
 
 
 def _walkthrough(env: TextEnv, task: Task, seed: int) -> Script:

@@ -98,7 +98,8 @@ def _read(path: str | Path, convert: Callable[[_GameFile], _Result]) -> _Result:
 
 
 def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
+    """Return a sentence as the rest of another; a name in capitals stays."""
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
 def _problem(game: _GameFile) -> Problem:
