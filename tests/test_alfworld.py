@@ -151,8 +151,9 @@ def test_a_saved_state_serves_another_world(world: Household, alfworld_data: Pat
 
 def test_nothing_is_read_until_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALFWORLD_DATA", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", "/nowhere")
     world = alfworld()
-    with pytest.raises(UserError, match=r"needs env.data or \$ALFWORLD_DATA .* alfworld-download"):
+    with pytest.raises(UserError, match=r"no data .* /nowhere/envrl/alfworld; get it with 'envrl data get alfworld'"):
         world.tasks("train")
     with pytest.raises(RuntimeError, match="before the first reset"):
         world.step("look")
@@ -161,9 +162,9 @@ def test_nothing_is_read_until_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_data_folders_without_games(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere' of the world 'alfworld' does not exist; get the games with"):
+    with pytest.raises(UserError, match=r"nowhere' of the world 'alfworld' does not exist; get it with"):
         alfworld(str(tmp_path / "nowhere")).tasks("train")
-    with pytest.raises(UserError, match=r"is empty; get the games with"):
+    with pytest.raises(UserError, match=r"is empty; get it with"):
         alfworld(str(tmp_path)).tasks("train")
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match=r"holds neither json_2.1.1 nor a split"):
@@ -171,7 +172,7 @@ def test_data_folders_without_games(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"notes.txt' of the world 'alfworld' is not a folder"):
         alfworld(str(tmp_path / "notes.txt")).tasks("train")
     (tmp_path / "json_2.1.1" / "train").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"train' holds no game.tw-pddl; get the games with"):
+    with pytest.raises(UserError, match=r"train' holds no game.tw-pddl; get it with"):
         alfworld(str(tmp_path)).tasks("train")
     with pytest.raises(UserError, match=r"valid_seen' holds no game.tw-pddl"):
         alfworld(str(tmp_path)).tasks("valid_seen")

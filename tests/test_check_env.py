@@ -166,7 +166,8 @@ def test_what_cannot_be_checked_is_the_users_mistake(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("ALFWORLD_DATA", raising=False)
     with pytest.raises(UserError, match="unknown world 'houshold'; did you mean 'household'"):
         check_env("houshold")
-    with pytest.raises(UserError, match="alfworld-download"):
+    monkeypatch.setenv("XDG_DATA_HOME", "/nowhere")
+    with pytest.raises(UserError, match="envrl data get alfworld"):
         check_env("alfworld")
     with pytest.raises(UserError, match="has no split 'valid_sen'"):
         check_env("household", split="valid_sen")

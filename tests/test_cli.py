@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from envrl.cli import main as cli
+from envrl.cli.arguments import split_overrides
 from envrl.cli.main import COMMANDS, main
-from envrl.cli.train import split_overrides
 from envrl.cli.words import evaluation_lines
+from envrl.config.keys import KEYS
 from envrl.config.load import dump_config, load_recipe
 from envrl.errors import Interrupted, RunError, UserError
 
@@ -149,7 +150,7 @@ def test_train_passes_configuration_directory_and_resume(replaced: Replace) -> N
 
 def test_overrides_are_told_from_options_wherever_they_stand() -> None:
     given = ["--a.b", "1", "recipe", "--run", "x.y/z", "--c.d=e=f", "--run=./r", "--seed", "-1", "-v"]
-    overrides, rest = split_overrides(given)
+    overrides, rest = split_overrides(given, KEYS)
     assert overrides == [("a.b", "1"), ("c.d", "e=f"), ("seed", "-1")]
     assert rest == ["recipe", "--run", "x.y/z", "--run=./r", "-v"]
 
@@ -180,8 +181,8 @@ def test_eval_passes_its_options_prints_rates_and_writes_json(
     assert main(["eval", "runs/x", *options.split()]) == 0
     assert main(["eval", "random", "--episodes", "all"]) == 0
     passed = {"env": "alfworld", "data": "d", "split": ("a", "b"), "episodes": 7, "temperature": 0.0}
-    assert calls[0] == (("runs/x",), {**passed, "actions": "free", "seed": 3})
-    assert calls[1] == (("random",), dict.fromkeys([*passed, "actions", "seed"]))
+    assert calls[0] == (("runs/x",), {**passed, "actions": "free", "seed": 3, "settings": []})
+    assert calls[1] == (("random",), {**dict.fromkeys([*passed, "actions", "seed"]), "settings": []})
     assert json.loads(Path("out.json").read_text(encoding="utf-8")) == [RECORD]
     assert [path.name for path in empty_folder.iterdir()] == ["out.json"]
     assert "valid_seen: 72.1 % (64.2 to 78.9) of 140 episodes" in capsys.readouterr().out

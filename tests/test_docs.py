@@ -17,9 +17,8 @@ from typing import Any
 
 import pytest
 
-from envrl.cli.arguments import Parser
+from envrl.cli.arguments import Parser, split_overrides
 from envrl.cli.main import COMMANDS, main
-from envrl.cli.train import split_overrides
 from envrl.config.keys import KEYS
 from envrl.config.load import load_recipe
 from envrl.config.recipes_index import recipe_names
@@ -114,7 +113,7 @@ def test_command_lines_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             options = set(re.findall(r"--[a-z][a-z-]*(?![\w.])", command)) - {"--section", "--help"}
             assert options <= set(parsers[-1].options()), command
         elif name == "train" and arguments[0] in recipe_names():
-            load_recipe(arguments[0], split_overrides(arguments)[0])
+            load_recipe(arguments[0], split_overrides(arguments, KEYS)[0])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

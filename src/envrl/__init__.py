@@ -25,7 +25,7 @@ _LAZY = {
     "evaluate": "envrl.eval.evaluate",
     "train": "envrl.trainer.loop",
 }
-_PACKAGES = {"config", "envs", "eval", "models", "objective", "report", "rollout", "samples", "trainer"}
+_PACKAGES = {"config", "data", "envs", "eval", "models", "objective", "report", "rollout", "samples", "trainer"}
 
 
 def __getattr__(name: str) -> Any:

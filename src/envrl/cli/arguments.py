@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -65,6 +65,27 @@ def names(text: str) -> tuple[str, ...]:
     if not all(parts) or len(set(parts)) < len(parts):
         raise argparse.ArgumentTypeError(f"must be names separated by commas, each once, not '{text}'")
     return parts
+
+
+def split_overrides(arguments: Sequence[str], plain: Collection[str] = ()) -> tuple[list[tuple[str, str]], list[str]]:
+    """Split the arguments into settings of recipe keys (`--train.updates 3`, `--train.updates=3`) and all others.
+
+    `plain` are the keys without a section that are meant too. Raises `UserError` for a key without a value.
+    """
+    overrides: list[tuple[str, str]] = []
+    rest: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or ("." not in name and name not in plain):
+            rest.append(argument)
+            continue
+        if not equals:
+            value = next(remaining, "--")
+            if value.startswith("--"):
+                raise UserError(f"--{name} needs a value after it")
+        overrides.append((name, value))
+    return overrides, rest
 
 
 def check_output(path: Path, option: str, suffix: str = "") -> None:

@@ -6,13 +6,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from envrl.cli.arguments import Parser, check_output, names, number, whole_number
+from envrl.cli.arguments import Parser, check_output, names, number, split_overrides, whole_number
 from envrl.cli.words import evaluation_lines
+from envrl.config.keys import KEYS
 
 
 def run(arguments: Sequence[str]) -> int:
     """Evaluate an agent, print its success rates, and write all measurements where `--json` says."""
-    values = _parser().parse(arguments)
+    settings, rest = split_overrides(arguments)
+    values = _parser().parse(rest, also=[f"--{key}" for key in KEYS if key.startswith("env.")])
     if values.json is not None:
         check_output(values.json, "--json")
 
@@ -27,6 +29,7 @@ def run(arguments: Sequence[str]) -> int:
         temperature=values.temperature,
         actions=values.actions,
         seed=values.seed,
+        settings=settings,
     )
     if values.json is not None:
         from envrl.trainer.files import write_json
@@ -37,7 +40,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("eval", "Success rate with a 95 % interval, per task type; whole splits in a fixed order.")
+    parser = Parser(
+        "eval",
+        "Success rate with a 95 % interval, per task type; whole splits in a fixed order.",
+        epilog="--env.key value sets another key of [env] (docs/recipes.md), such as --env.distractors 3",
+    )
     parser.add_argument(
         "target",
         metavar="TARGET",

@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "several runs as one table, seeds together",
     "recipes": "list the recipes that ship, or print one with every key",
     "play": "play a world in the terminal",
+    "data": "downloaded data: what there is, getting it, checking it",
     "check-env": "the contract test of any world",
     "bench": "throughput, as JSON",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from envrl.cli.arguments import Parser
+from envrl.cli.arguments import Parser, split_overrides
 from envrl.config.keys import KEYS
 from envrl.config.load import load_recipe
 from envrl.errors import UserError
@@ -22,7 +22,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of one that ships ('envrl recipes')")
     parser.add_argument("--run", metavar="DIR", help="the run's directory (default: runs/ and the recipe's name)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in DIR")
-    overrides, rest = split_overrides(arguments)
+    overrides, rest = split_overrides(arguments, KEYS)
     values = parser.parse(rest, also=[f"--{key}" for key in KEYS])
     config = load_recipe(values.recipe, overrides)
     directory = Path("runs", Path(values.recipe).stem) if values.run is None else _directory(values.run)
@@ -31,27 +31,6 @@ def run(arguments: Sequence[str]) -> int:
 
     train(config, directory, values.resume)
     return 0
-
-
-def split_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Split the arguments into settings of recipe keys (`--train.updates 3`, `--train.updates=3`) and all others.
-
-    Raises `UserError` for a key without a value.
-    """
-    overrides: list[tuple[str, str]] = []
-    rest: list[str] = []
-    remaining = iter(arguments)
-    for argument in remaining:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or ("." not in name and name not in KEYS):
-            rest.append(argument)
-            continue
-        if not equals:
-            value = next(remaining, "--")
-            if value.startswith("--"):
-                raise UserError(f"--{name} needs a value after it")
-        overrides.append((name, value))
-    return overrides, rest
 
 
 def _directory(text: str) -> Path:

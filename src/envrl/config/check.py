@@ -22,6 +22,7 @@ def check_together(config: Config) -> None:
     if not config.env.split:
         raise UserError("env.split must name a split to train on, and is empty")
     _check_model(config)
+    check_world(config)
     _check_learning(config)
     if 0.0 < config.eval.temperature < 0.01:
         raise UserError(
@@ -53,6 +54,20 @@ def _check_model(config: Config) -> None:
             f"rollout.response_tokens = {rollout.response_tokens} leaves no room for a prompt "
             f"in model.context = {model.context}"
         )
+
+
+def check_world(config: Config) -> None:
+    """Raise `UserError` for settings of the world that leave a setting of the rollout without effect."""
+    if not config.env.hide_admissible:
+        return
+    rollout = config.rollout
+    hidden = "env.hide_admissible = true hides the world's list of commands, which"
+    if rollout.actions == "admissible":
+        raise UserError(f"{hidden} rollout.actions = 'admissible' restricts sampling to: set it to 'free'")
+    if rollout.show_admissible:
+        raise UserError(f"{hidden} rollout.show_admissible = true puts in the prompt: set one of them to false")
+    if rollout.invalid_penalty > 0:
+        raise UserError(f"{hidden} rollout.invalid_penalty needs to tell valid commands: set it to 0")
 
 
 def _check_learning(config: Config) -> None:

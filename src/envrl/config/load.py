@@ -36,14 +36,25 @@ def load_recipe(name_or_path: str, overrides: Sequence[tuple[str, str]] = ()) ->
     Raises `UserError` for an unknown recipe, section or key, a wrong type, a value out of its range, values that do not
     fit together, and TOML that cannot be read.
     """
-    settings = _recipe_settings(name_or_path, base=Path(), seen=())
+    settings = _recipe_settings(name_or_path, base=Path(), seen=()) | _given(overrides)
+    config = _build({name: _checked(name, setting) for name, setting in settings.items()})
+    check_together(config)
+    return config
+
+
+def override(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
+    """Return the configuration with keys set as on the command line; whether they fit together is not checked."""
+    given = {name: _checked(name, setting) for name, setting in _given(overrides).items()}
+    return _build(_values(config) | given)
+
+
+def _given(overrides: Sequence[tuple[str, str]]) -> dict[str, _Setting]:
+    settings: dict[str, _Setting] = {}
     for name, text in overrides:
         if name not in KEYS:
             raise UserError(f"unknown key '{name}' on the command line{suggest_key(name)}")
         settings[name] = _Setting(parse_value(text, KEYS[name].annotation), "on the command line")
-    config = _build({name: _checked(name, setting) for name, setting in settings.items()})
-    check_together(config)
-    return config
+    return settings
 
 
 def dump_config(config: Config) -> str:

@@ -22,13 +22,18 @@ AboveZero = Annotated[float, Meta(gt=0.0)]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvConfig:
     name: str = "household"  # the world
-    data: str = ""  # folder of downloaded data; empty: the world's environment variable
+    data: str = ""  # folder of downloaded data; empty: the world's environment variable, else its default folder
     split: str = "train"  # the split that RL and demonstrations draw tasks from
     max_steps: Positive = 30  # steps after which an episode is cut off, lost
     products: Count = 0  # webshop: only the first of the catalogue; 0: all (generated: 10,000)
     goals: str = ""  # webshop: human or synthetic goals; empty: synthetic on the 1,000-product catalogue, else human
     fixes: bool = False  # webshop: the original's plain bugs are mended (docs/worlds/webshop.md)
     compact: Count = 0  # webshop: texts of at most this many words, items by number; 0: the original's texts
+    distractors: Annotated[int, Meta(ge=0, le=40)] = 0  # irrelevant lines behind every observation
+    hide_admissible: bool = False  # the world does not say which commands it would accept
+    failing_actions: Annotated[float, Meta(ge=0.0, le=0.9)] = 0.0  # chance that an action does nothing
+    step_cost: NonNegative = 0.0  # taken from the reward of every step
+    subgoal_reward: NonNegative = 0.0  # paid once for each sub-goal, in worlds that name them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

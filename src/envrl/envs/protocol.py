@@ -43,6 +43,24 @@ class SavableEnv(TextEnv, Protocol):
         ...
 
 
+@runtime_checkable
+class HasSubgoals(Protocol):
+    """A world that knows how far an episode has come."""
+
+    def subgoals(self) -> frozenset[str]:
+        """Return the names of the parts of the task that hold at this moment; nothing before the first `reset`."""
+        ...
+
+
+@runtime_checkable
+class HasFingerprint(Protocol):
+    """A world on downloaded data that can say which data it is."""
+
+    def fingerprint(self, split: str) -> str:
+        """Return a SHA-256 over the content of the files that a split is made of, the same wherever they lie."""
+        ...
+
+
 def draw_command(observation: Observation, generator: random.Random) -> str | None:
     """Return one of the commands that the world would accept, with random words where they are free; None for none."""
     offered = (*(observation.admissible or ()), *(template for template in observation.templates if template.words))

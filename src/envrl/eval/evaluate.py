@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from envrl.config.load import load_recipe
-from envrl.config.schema import Config
+from envrl.config.check import check_world
+from envrl.config.load import load_recipe, override
+from envrl.config.schema import Config, EnvConfig
 from envrl.envs.protocol import TextEnv
+from envrl.envs.settings import WorldSettings
 from envrl.errors import UserError, suggest
+from envrl.eval.data import warn_of_other_data
 from envrl.eval.split import env_maker, evaluate_script, evaluate_split
 from envrl.models.checkpoints import MANIFEST, latest_checkpoint, verify_checkpoint
 from envrl.models.load import LanguageModel, find_device, load_model
@@ -20,11 +23,12 @@ from envrl.rollout.scripts import SCRIPTS
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is evaluated: a script's name or a model's folder, and the configuration that its run was made with."""
+    """What is evaluated: a script's name or a model's folder, and the run that it is of with its configuration."""
 
     script: str
     folder: Path
     config: Config
+    run: Path | None = None
 
 
 def evaluate(
@@ -37,23 +41,32 @@ def evaluate(
     temperature: float | None = None,
     actions: str | None = None,
     seed: int | None = None,
+    settings: Sequence[tuple[str, str]] = (),
 ) -> list[dict[str, Any]]:
     """Return one record a split, with the keys of eval.jsonl (docs/evaluation.md) after those that say what was played.
 
     `target` is a run (its latest checkpoint), a checkpoint or `RUN/warm_start` (verified), any folder that transformers
     loads, or `random`, `walkthrough`, `expert`. What is not given comes from the run's config.toml, else from the
-    recipe's defaults. Splits are played whole and in their order; `episodes` takes the first ones. Raises `UserError`.
+    recipe's defaults. `settings` are further keys of `[env]` with their values as text, such as
+    `("env.distractors", "3")`. Splits are played whole and in their order; `episodes` takes the first ones. Raises
+    `UserError`.
     """
     found = find_target(target)
     config = _with_settings(found.config, env, data, split, temperature, actions, seed)
+    config = _with_world_settings(config, settings)
+    if not found.script:
+        check_world(config)
     if found.script and (temperature is not None or actions is not None):
         raise UserError(f"temperature and actions mean nothing to the script '{found.script}'; leave them out")
     if episodes is not None and episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}; leave it out for whole splits")
     make_env = env_maker(config)
+    world = make_env()
     for name in config.eval.split:
-        if not make_env().tasks(name):
+        if not world.tasks(name):
             raise UserError(f"the split '{name}' of the world '{config.env.name}' is empty; there is nothing to play")
+    if found.run:
+        warn_of_other_data(found.run, config.env.name, world, config.eval.split)
     prepare_torch(config.train.threads)
     model = None if found.script else load_model(found.folder, _device(config))
     return [_record(found, model, make_env, name, config, episodes or 0) for name in config.eval.split]
@@ -68,7 +81,7 @@ def find_target(target: str | Path) -> Target:
         latest = latest_checkpoint(folder / "checkpoints")
         if latest is None:
             raise UserError(f"the run '{folder}' has no checkpoint yet; go on with it by --resume")
-        return Target("", latest, load_recipe(str(folder / "config.toml")))
+        return Target("", latest, load_recipe(str(folder / "config.toml")), folder)
     if not (folder / "config.json").is_file():
         hint = suggest(str(target), SCRIPTS) if len(folder.parts) == 1 else ""
         raise UserError(
@@ -81,7 +94,7 @@ def find_target(target: str | Path) -> Target:
     if ours or (folder / MANIFEST).is_file():  # what a run has written has a manifest, and is refused without it
         verify_checkpoint(folder)
     if runs:
-        return Target("", folder, load_recipe(str(runs[0] / "config.toml")))
+        return Target("", folder, load_recipe(str(runs[0] / "config.toml")), runs[0])
     return Target("", folder, Config())
 
 
@@ -94,7 +107,7 @@ def _with_settings(
     actions: str | None,
     seed: int | None,
 ) -> Config:
-    """Return the configuration with what was asked for; another world does not inherit the run's data folder."""
+    """Return the configuration with what was asked for; another world inherits no data or keys of the old one."""
     if temperature is not None and not (temperature == 0.0 or 0.01 <= temperature < float("inf")):
         raise UserError(
             f"temperature must be 0 (the most likely token) or a number of at least 0.01, not {temperature}"
@@ -106,7 +119,9 @@ def _with_settings(
         raise UserError("split must name at least one split")
     where = config.env
     if env is not None and env != where.name:
-        where = replace(where, name=env, data="")
+        # The settings of any world stay; what is said to one world alone (data, a shop's products) does not.
+        kept = {name: getattr(where, name) for name in ("split", "max_steps", *(f.name for f in fields(WorldSettings)))}
+        where = EnvConfig(name=env, **kept)
     return replace(
         config,
         env=where if data is None else replace(where, data=str(data)),
@@ -118,6 +133,23 @@ def _with_settings(
             seed=config.eval.seed if seed is None else seed,
         ),
     )
+
+
+def _with_world_settings(config: Config, settings: Sequence[tuple[str, str]]) -> Config:
+    """Return the configuration with keys of `[env]` set; raises `UserError` for other ones."""
+    own = {"env.name": "--env", "env.data": "--data", "env.split": "--split"}
+    for key, _ in settings:
+        if key in own:
+            raise UserError(f"an evaluation takes {own[key]} in place of {key}")
+        if not key.startswith("env."):
+            raise UserError(f"an evaluation can set keys of [env] alone, not '{key}': all others are the run's own")
+    return override(config, settings)
+
+
+def _world_settings(config: Config) -> dict[str, Any]:
+    """Return the settings of the world that are not the defaults."""
+    settings = {field.name: getattr(config.env, field.name) for field in fields(WorldSettings)}
+    return {name: value for name, value in settings.items() if value != getattr(EnvConfig(), name)}
 
 
 def _device(config: Config) -> str:
@@ -137,7 +169,10 @@ def _record(
     config: Config,
     episodes: int,
 ) -> dict[str, Any]:
-    played = {"env": config.env.name, "max_steps": config.env.max_steps, "seed": config.eval.seed}
+    played = {"env": config.env.name, "max_steps": config.env.max_steps, **_world_settings(config)}
+    if target.run and target.config.env.name != config.env.name:
+        played["trained_on"] = target.config.env.name
+    played["seed"] = config.eval.seed
     if model is None:
         record, _ = evaluate_script(target.script, make_env, split, config, episodes=episodes)
         return {"agent": target.script, **played, **record}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from envrl.config.schema import Config, EnvConfig
 from envrl.envs.protocol import TextEnv
 from envrl.envs.registry import make
+from envrl.envs.settings import WorldSettings, with_settings
 from envrl.eval.probe import probe, probe_episodes
 from envrl.eval.record import action_rates, success_summary, summarize
 from envrl.models.load import LanguageModel
@@ -23,8 +24,9 @@ BATCH = 128
 
 
 def env_maker(config: Config) -> Callable[[], TextEnv]:
-    """Return a function that makes the recipe's world."""
-    return lambda: make(config.env.name, **env_options(config.env))
+    """Return a function that makes the recipe's world, with the recipe's settings of it."""
+    settings = WorldSettings(**{f.name: getattr(config.env, f.name) for f in fields(WorldSettings)})
+    return lambda: with_settings(make(config.env.name, **env_options(config.env)), settings)
 
 
 def env_options(env: EnvConfig) -> dict[str, Any]:

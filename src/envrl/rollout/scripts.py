@@ -28,9 +28,9 @@ class HasExpert(Protocol):
 
 
 def random_script(seed: int) -> Script:
-    """Return a script that draws uniformly from what the world would accept."""
+    """Return a script that draws uniformly from what the world would accept, hidden (`env.hide_admissible`) or not."""
     generator = random.Random(seed)
-    return lambda observation: draw_command(observation, generator) or "look"
+    return lambda observation: draw_command(observation.info.get("plain", observation), generator) or "look"
 
 
 def _walkthrough(env: TextEnv, task: Task, seed: int) -> Script:

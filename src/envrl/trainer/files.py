@@ -94,8 +94,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def create_run(run: Path, config_toml: str) -> None:
-    """Make the run directory with its `config.toml`; it appears whole, by rename, or not at all.
+def create_run(run: Path, config_toml: str, others: Mapping[str, str] | None = None) -> None:
+    """Make the run directory with its `config.toml` and `others` (name to text); it appears whole, or not at all.
 
     Raises `UserError` where something of that name exists or the folder above it cannot be written to.
     """
@@ -108,7 +108,8 @@ def create_run(run: Path, config_toml: str) -> None:
         run.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        write_text(aside / "config.toml", config_toml)
+        for name, text in {"config.toml": config_toml, **(others or {})}.items():
+            write_text(aside / name, text)
         os.rename(aside, run)
         sync_folder(run.parent)
     except BaseException as error:

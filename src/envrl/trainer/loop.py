@@ -42,7 +42,7 @@ def train(config: Config, run: Path | str, resume: bool = False, reporter: Repor
     make_env = env_maker(config)
     prepare_torch(config.train.threads)
     check_inputs(config, make_env, warm_start=not (run / FOLDER).exists())
-    with held_run(run, config, resume), stop_on_signals() as stop:
+    with held_run(run, config, make_env, resume), stop_on_signals() as stop:
         return Run(config, run, make_env, reporter, stop).go()
 
 

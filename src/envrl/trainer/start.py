@@ -13,6 +13,7 @@ from envrl.config.load import config_differences, dump_config, load_recipe
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
+from envrl.eval.data import data_file, warn_of_other_data
 from envrl.models.load import find_device, load_model
 from envrl.models.runtime import usable_threads
 from envrl.objective.advantage import ESTIMATORS
@@ -108,10 +109,13 @@ def _warn_of_other_origin(source: Path, config: Config) -> None:
 
 
 @contextmanager
-def held_run(run: Path, config: Config, resume: bool) -> Iterator[None]:
+def held_run(run: Path, config: Config, make_env: Callable[[], TextEnv], resume: bool) -> Iterator[None]:
     """Make the run directory, or take up the one that is there (noting added updates), and hold its lock."""
-    if not resume:
-        create_run(run, dump_config(config))
+    splits = (config.env.split, *config.eval.split)
+    if resume:
+        warn_of_other_data(run, config.env.name, make_env(), splits)
+    else:
+        create_run(run, dump_config(config), data_file(config.env.name, make_env(), splits))
     with ExitStack() as locks:
         locks.enter_context(lock_run(run))
         if resume and config_differences(load_recipe(str(run / "config.toml")), config):

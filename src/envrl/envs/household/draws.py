@@ -29,7 +29,7 @@ class Draws:
         """Return one of low … high, both included."""
         return low + int(self._uniform() * (high - low + 1))
 
-    def chance(self, percent: int) -> bool:
+    def chance(self, percent: float) -> bool:
         return self._uniform() * 100 < percent
 
     def one_of(self, items: Sequence[T]) -> T:

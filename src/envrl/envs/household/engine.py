@@ -215,6 +215,27 @@ class Play:
                 return True
         return False
 
+    def subgoals(self) -> frozenset[str]:
+        """Return what of the goal holds now: "taken"; "clean", "hot" or "cool"; "lit"; "placed", and "both placed"."""
+        game, goal = self.game, self.game.problem.goal
+        reached = set()
+        if self._held != NOTHING_HELD and game.goal_items >> self._held & 1:
+            reached.add("taken")
+        if self._used & game.goal_lamps:
+            reached.add("lit")
+        fit = game.goal_items
+        treatments = {"clean": self._clean, "heat": self._hot, "cool": self._cool}
+        verb = goal.kind.removeprefix("pick_").partition("_")[0]
+        if verb in treatments:
+            fit &= treatments[verb]
+            if fit:
+                reached.add("hot" if verb == "heat" else verb)
+        there = [(self._views[p].configuration.contents[slot] & fit).bit_count() for p, slot in game.goal_slots]
+        reached.update(("placed", "both placed")[: min(max(there, default=0), 2)])
+        if goal.kind != "pick_two_obj_and_place":
+            reached.discard("both placed")
+        return frozenset(reached)
+
     def _name(self, slot: int) -> str:
         return self.game.receptacle_names[self._view.place.numbers[slot]]
 

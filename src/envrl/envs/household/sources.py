@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
+from envrl.envs.data import data_folder, fingerprint_of, how_to_get
 from envrl.envs.household.game import Game
 from envrl.envs.household.pddl import check_game, load_game
 from envrl.envs.household.problem import GOAL_KINDS, Problem
@@ -18,7 +19,7 @@ from envrl.types import Task
 ALFWORLD_SPLITS = ("train", "valid_seen", "valid_unseen", "valid_train")
 _GAME = "game.tw-pddl"
 _KEPT_GAMES = 320  # more than both validation splits together; a game with its views takes 0.1 to 1 MB
-_HOW_TO_GET = "get the games with `pip install alfworld && alfworld-download` (into ~/.cache/alfworld by default)"
+_HOW_TO_GET = how_to_get("alfworld")
 
 
 class Source(Protocol):
@@ -43,7 +44,7 @@ class Source(Protocol):
 
 
 class GameFiles:
-    """The games of a folder `json_2.1.1` (`data` is that folder, or the one that holds it; empty: $ALFWORLD_DATA).
+    """The games of a folder `json_2.1.1` (`data` is that folder, or the one that holds it; empty: see `data_folder`).
 
     A split is listed by walking its folder, and every game is checked for being whole JSON with all its fields, goal
     and sections (0.2 ms each). Single facts are only read when a game is played.
@@ -58,17 +59,11 @@ class GameFiles:
 
     @cached_property
     def _root(self) -> Path:
-        name = self._data or os.environ.get("ALFWORLD_DATA", "")
-        if not name:
-            raise UserError(f"the world 'alfworld' needs env.data or $ALFWORLD_DATA to name its data; {_HOW_TO_GET}")
-        data = Path(os.path.expanduser(name))  # Path.expanduser raises where there is no such user
-        if not data.is_dir():
-            state = "is not a folder" if data.exists() else "does not exist"
-            raise UserError(f"the data folder '{name}' of the world 'alfworld' {state}; {_HOW_TO_GET}")
+        data = data_folder("alfworld", self._data)
         root = data / "json_2.1.1" if (data / "json_2.1.1").is_dir() else data
         if not any((root / split).is_dir() for split in ALFWORLD_SPLITS):
             state = "is empty" if not any(data.iterdir()) else "holds neither json_2.1.1 nor a split such as valid_seen"
-            raise UserError(f"the data folder '{name}' of the world 'alfworld' {state}; {_HOW_TO_GET}")
+            raise UserError(f"the data folder '{data}' of the world 'alfworld' {state}; {_HOW_TO_GET}")
         return root
 
     def tasks(self, split: str) -> tuple[Sequence[Task], int]:
@@ -90,6 +85,10 @@ class GameFiles:
         if damage:
             warnings.warn(f"left out {len(damage)} of {len(found)} games of split '{split}': {damage[0]}", stacklevel=3)
         return tuple(tasks), len(damage)
+
+    def fingerprint(self, split: str) -> str:
+        """Return which games a split is made of, damaged ones included: see `fingerprint_of`."""
+        return fingerprint_of(self._root, _game_paths(self._root / split, split))
 
     def problem(self, task: Task) -> Problem:
         return load_game(self._root / task.id)

@@ -14,13 +14,14 @@ from envrl.types import Observation, Step, Task
 _PRIOR_GAMES = 400
 
 
-def alfworld(data: str = "") -> Household:
+def alfworld(data: str = "") -> Alfworld:
     """Return ALFWorld's own games, splits train, valid_seen, valid_unseen and valid_train.
 
-    `data` is the folder that holds json_2.1.1, or that folder itself; empty: $ALFWORLD_DATA. Nothing is read until
-    tasks are listed or played; `UserError` is raised then where there is no such folder, or no game in it.
+    `data` is the folder that holds json_2.1.1, or that folder itself; empty: $ALFWORLD_DATA, else where
+    `envrl data get alfworld` puts it. Nothing is read until tasks are listed or played; `UserError` is raised then
+    where there is no such folder, or no game in it.
     """
-    return Household(GameFiles(data or ""))
+    return Alfworld(GameFiles(data or ""))
 
 
 def household() -> Household:
@@ -80,6 +81,10 @@ class Household:
             self._task = state.task
         self._play.load(state.state)
 
+    def subgoals(self) -> frozenset[str]:
+        """Return what of the goal holds at this moment (see `Play.subgoals`); nothing before the first reset."""
+        return self._play.subgoals() if self._play else frozenset()
+
     def problem(self, task: Task) -> Problem:
         """Return a task's facts, walkthrough included."""
         return self._source.game(task).problem
@@ -93,6 +98,18 @@ class Household:
         from envrl.envs.household.expert import Expert
 
         return Expert(_placement_prior(self._source.key)).start(seed).act
+
+
+class Alfworld(Household):
+    """The household world on downloaded games."""
+
+    def __init__(self, files: GameFiles) -> None:
+        super().__init__(files)
+        self._files = files
+
+    def fingerprint(self, split: str) -> str:
+        """Return a SHA-256 over the content of all games of a split."""
+        return self._files.fingerprint(split)
 
 
 @lru_cache(maxsize=4)

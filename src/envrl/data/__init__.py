@@ -1,0 +1,1 @@
+"""Downloaded data: what there is, getting it, checking it."""
