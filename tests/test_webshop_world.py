@@ -341,7 +341,7 @@ def test_a_data_folder_is_read_once_and_its_oddities_are_told(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"items_shuffle_1000": None}, "holds no items_shuffle.json or items_shuffle_1000.json; get the files with"),
+        ({"items_shuffle_1000": None}, "holds no items_shuffle.json or items_shuffle_1000.json; get it with"),
         ({"items_ins_v2_1000": None}, "holds no items_ins_v2.json or items_ins_v2_1000.json; get"),
         ({"items_shuffle_1000": '[{"asin": "x"'}, "items_shuffle_1000.json is truncated or no list of products"),
         ({"items_shuffle_1000": ""}, "items_shuffle_1000.json is truncated or no list of products"),
@@ -365,7 +365,7 @@ def test_wrong_options_are_refused() -> None:
         make("webshop", goals="robot")
     with pytest.raises(UserError, match="at least 0, not -1"):
         make("webshop", products=-1)
-    with pytest.raises(UserError, match="'/none' of the world 'webshop' does not exist; get the files with"):
+    with pytest.raises(UserError, match="'/none' of the world 'webshop' does not exist; get it with"):
         make("webshop", data="/none").tasks("all")
     shop = lamp_shop(nouns="/none.json")
     visit(shop, "search[x]", "click[l000000001]")

@@ -59,6 +59,10 @@ class CompactShop:
         visit, self._page = state
         self.world.load(visit)
 
+    def subgoals(self) -> frozenset[str]:
+        """Return what has been reached in the world behind it."""
+        return self.world.subgoals()
+
     def expert(self, seed: int) -> Callable[[Observation], str]:
         """Return a shopper that reads no features, since they are cut here; it says `click[item 3]`."""
         shopper = Shopper(reads=0)
@@ -99,6 +103,14 @@ class CompactShop:
 
     def _cut(self, text: str) -> str:
         return " ".join(text.lower().split()[: self._words])
+
+
+class CompactDataShop(CompactShop):
+    """The same on downloaded data, which it can name."""
+
+    def fingerprint(self, split: str) -> str:
+        """Return that of the world behind it."""
+        return self.world.shop.fingerprint
 
 
 def original_action(action: str, page: Page) -> str:

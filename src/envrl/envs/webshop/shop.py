@@ -22,6 +22,9 @@ class Shop(Protocol):
     def name(self) -> str: ...
 
     @property
+    def fingerprint(self) -> str: ...
+
+    @property
     def products(self) -> Sequence[Product]: ...
 
     @property
@@ -38,6 +41,7 @@ class GivenShop:
     """A shop over products and goals in memory; prices not given are drawn with seed 0, as `make_goals` draws them."""
 
     name = "goal"
+    fingerprint = ""
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar, overload
 import msgspec
 import numpy as np
 
+from envrl.envs.data import data_folder, how_to_get, size_and_sha256
 from envrl.envs.webshop import catalogue
 from envrl.envs.webshop.goals import Goal, draw_goals
 from envrl.envs.webshop.index import Index, mapped
@@ -165,9 +166,7 @@ def stored_shop(data: str, count: int, seed: int, goals: str) -> StoredShop:
 
     `count` > 0 takes the first products only. Raises `UserError` for files that are missing or not what they should be.
     """
-    folder = Path(data).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"the data folder '{folder}' of the world 'webshop' does not exist; {GET}")
+    folder = data_folder("webshop", data)
     products = _one_of(folder, ("items_shuffle.json", "items_shuffle_1000.json"), small_first=0 < count <= 1000)
     small = products.name.endswith("_1000.json")
     goals = goals or ("synthetic" if small else "human")
@@ -183,21 +182,22 @@ def stored_shop(data: str, count: int, seed: int, goals: str) -> StoredShop:
     return cached_shop(key, build, products.stat().st_size // 3000)
 
 
-GET = "get the files with `envrl data get webshop`"
-
-
 def _one_of(folder: Path, names: Sequence[str], *, small_first: bool = False) -> Path:
     for name in reversed(names) if small_first else names:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"the data folder '{folder}' of the world 'webshop' holds no {' or '.join(names)}; {GET}")
+    raise UserError(
+        f"the data folder '{folder}' of the world 'webshop' holds no {' or '.join(names)}; {how_to_get('webshop')}"
+    )
 
 
 def _read_json(path: Path, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is truncated or not what the original has: {error}; {GET}") from error
+        raise UserError(
+            f"{path} is truncated or not what the original has: {error}; {how_to_get('webshop')}"
+        ) from error
 
 
 def _catalogue(path: Path, count: int) -> Iterator[Any]:
@@ -209,7 +209,7 @@ def _catalogue(path: Path, count: int) -> Iterator[Any]:
         for record in records[:count] if count else records:
             yield msgspec.json.decode(record)
     except (msgspec.MsgspecError, ValueError) as error:  # an empty file cannot be mapped: ValueError
-        raise UserError(f"{path} is truncated or no list of products: {error}; {GET}") from error
+        raise UserError(f"{path} is truncated or no list of products: {error}; {how_to_get('webshop')}") from error
 
 
 def fingerprint_of(inputs: Mapping[str, Any]) -> str:
@@ -256,13 +256,12 @@ def _sha256(file: Path) -> str:
     """Return a file's SHA-256; that of a large one is kept in the cache beside its size and time."""
     about = file.stat()
     if about.st_size < 1 << 26:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return size_and_sha256(file)[1]
     name = hashlib.sha256(f"{file.resolve()} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:32]
     note = cache_folder() / "files" / name
     if note.is_file():
         return note.read_text()
-    with open(file, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    _, found = size_and_sha256(file)
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(found)

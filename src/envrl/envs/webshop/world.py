@@ -157,6 +157,21 @@ class WebShop:
         """Return what a task asks for, which the shopper does not see."""
         return self._goal(task)
 
+    def subgoals(self) -> frozenset[str]:
+        """Return what has been reached of: the wanted product found, and opened; each wanted option chosen."""
+        visit = self._visit
+        if visit is None:
+            return frozenset()
+        goal, page = visit.goal, visit.page
+        wanted = goal["goal_options"]
+        values = set(wanted.values() if isinstance(wanted, Mapping) else wanted)
+        reached = {f"chosen {value}" for _, value in visit.state.options if value in values}
+        if page.product is not None and page.product.asin == goal["asin"]:
+            reached |= {"found", "opened"}
+        if any(item.asin == goal["asin"] for item in page.items):
+            reached.add("found")
+        return frozenset(reached)
+
     def expert(self, seed: int) -> Callable[[Observation], str]:
         """Return a scripted shopper for one episode; it uses only what it sees."""
         from envrl.envs.webshop.shopper import Shopper
@@ -191,6 +206,14 @@ class WebShop:
             {name: words for name, words in nouns.items() if words is not None},
             self._fixes,
         )
+
+
+class DataShop(WebShop):
+    """WebShop on downloaded data, which it can name."""
+
+    def fingerprint(self, split: str) -> str:
+        """Return a SHA-256 over the files that all splits are made of, and how goals are drawn from them."""
+        return self.shop.fingerprint
 
 
 def read_nouns(path: str) -> dict[str, list[str]]:
@@ -346,17 +369,18 @@ def webshop(
     if products < 0:
         raise UserError(f"the world 'webshop' takes a number of products of at least 0, not {products}")
 
+    folder = data or os.environ.get("WEBSHOP_DATA", "")
+
     def shop() -> Shop:
         from envrl.envs.webshop.store import generated_shop, stored_shop
 
-        folder = data or os.environ.get("WEBSHOP_DATA", "")
         if folder:
             return stored_shop(folder, products, seed, goals)
         return generated_shop(products or GENERATED, seed, goals or "human")
 
-    world = WebShop(shop=shop, nouns=nouns, fixes=fixes)
+    world = (DataShop if folder else WebShop)(shop=shop, nouns=nouns, fixes=fixes)
     if not compact:
         return world
-    from envrl.envs.webshop.compact import CompactShop
+    from envrl.envs.webshop.compact import CompactDataShop, CompactShop
 
-    return CompactShop(world, compact)
+    return (CompactDataShop if folder else CompactShop)(world, compact)
