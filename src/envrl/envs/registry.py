@@ -15,7 +15,9 @@ EnvFactory = Callable[..., TextEnv]
 
 _BUILT_IN = {
     "alfworld": "envrl.envs.household.world:alfworld",
+    "alfworld-textworld": "envrl.envs.household.original:alfworld_textworld",
     "household": "envrl.envs.household.world:household",
+    "household-textworld": "envrl.envs.household.original:household_textworld",
 }
 _REGISTERED: dict[str, EnvFactory] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -95,6 +96,16 @@ def _read(path: str | Path, convert: Callable[[_GameFile], _Result]) -> _Result:
         raise UserError(f"the game {path} is truncated or not JSON: {_lower_first(str(error))}") from error
     except _Bad as error:
         raise UserError(f"the game {path} is damaged: {error}") from error
+
+
+def goal_text(goal: Goal) -> str:
+    """Return a goal as it is written in PDDL, in lower case."""
+    pattern = next(text for text, kind in _GOALS.items() if kind == goal.kind)
+    first, second = goal.object_type, goal.target_type
+    if goal.kind == "look_at_obj_in_light":
+        first, second = second, first
+    types = itertools.cycle((first, second))
+    return re.sub(r"(?<= )\*\)", lambda _: f"{next(types)}type)", pattern)
 
 
 def _lower_first(text: str) -> str:
