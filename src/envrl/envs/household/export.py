@@ -18,6 +18,7 @@ from envrl.errors import UserError
 INSTALL = "pip install 'envrl[textworld]'"
 _AGENT = "agent1"
 _DOMAIN_TYPE = re.compile(r"\((receptacletype|objecttype) \?\w+ (\w+type)\)")
+_COMMENT = re.compile(";.*")
 _UNKNOWN_TASK = "UNKNOWN GOAL."
 
 
@@ -47,7 +48,7 @@ def pddl_problem(problem: Problem, domain: str) -> str:
     objects: defaultdict[str, set[str]] = defaultdict(set)
     objects["agent"] = {_AGENT}
     objects["location"] = {problem.start, *(receptacle.location for receptacle in problem.receptacles)}
-    for predicate, name in _DOMAIN_TYPE.findall(domain.lower()):
+    for predicate, name in _DOMAIN_TYPE.findall(_COMMENT.sub("", domain).lower()):
         objects["rtype" if predicate == "receptacletype" else "otype"].add(name)
     for receptacle in problem.receptacles:
         objects["receptacle"].add(receptacle.id)

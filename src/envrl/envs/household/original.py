@@ -52,13 +52,13 @@ class Original:
         return self._household.tasks(split)
 
     def reset(self, task: Task, seed: int = 0) -> Observation:
-        """Start a game; `seed` changes nothing, since games are fixed."""
+        """Start a game; `seed` changes nothing, since games are fixed. Raises `UserError` for a damaged game."""
         _require_packages()
         document = self._source.document(task)
         if self._engine is None:
             self._engine = _idle.pop() if _idle else _new_engine()
             finalize(self, _idle.append, self._engine)
-        with _same_arguments():
+        with _translator(task):
             self._engine.load(document)
             state = self._engine.reset()
         observation = _observation(state)
@@ -123,10 +123,12 @@ def _no_new_folder() -> Iterator[None]:
 
 
 @contextmanager
-def _same_arguments() -> Iterator[None]:
-    """The planner's translator reads its options from `sys.argv`, and leaves its own there."""
+def _translator(task: Task) -> Iterator[None]:
+    """Undo and catch what the planner's translator does as a script: it changes `sys.argv`, and exits on bad PDDL."""
     before = sys.argv
     try:
         yield
+    except SystemExit as error:
+        raise UserError(f"the original engine refuses the game '{task.id}': {error}") from error
     finally:
         sys.argv = before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -19,6 +20,7 @@ _FACT = re.compile(r"\(([a-z]+) (\w+)(?: (\w+))?\)")
 _TYPE = re.compile(r"\b(?!(?:object|receptacle)type\b)(\w+)type\)")
 _TASK = re.compile(r'"rhs": "Your task is to: ([^"\n]+)"')
 _HELP = re.compile(r'action help \{.*?feedback :: "\n?(.*?)";', re.DOTALL)
+_HELP_RULE = re.compile(r'"help\.feedback": \[\s*\{\s*"rhs": "((?:[^"\\]|\\.)*)"')
 _ONE_ARGUMENT = frozenset({*OBJECT_FLAGS, "openable"})
 _TWO_ARGUMENTS = frozenset(
     {
@@ -149,7 +151,13 @@ def _texts(game: _GameFile) -> _Texts:
     if task is None or manual is None:
         missing = '"Your task is to: …"' if task is None else "`action help`"
         raise _Bad(f"its field `grammar` has no {missing}")
-    return _Texts(init, _goal(goal), task[1], _shared_text(manual[1]))
+    return _Texts(init, _goal(goal), task[1], _shared_text(_help(game.grammar, manual[1])))
+
+
+def _help(grammar: str, manual: str) -> str:
+    """Return the answer to `help`: the text itself, or that of the rule which alfworld 0.4.2 writes in its place."""
+    rule = _HELP_RULE.search(grammar) if manual == "#help.feedback#" else None
+    return str(json.loads(f'"{rule[1]}"', strict=False)).removeprefix("\n") if rule else manual
 
 
 def _facts(init: str) -> defaultdict[str, list[tuple[str, str]]]:
