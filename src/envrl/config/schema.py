@@ -25,6 +25,8 @@ class EnvConfig:
     data: str = ""  # folder of downloaded data; empty: the world's environment variable
     split: str = "train"  # the split that RL and demonstrations draw tasks from
     max_steps: Positive = 30  # steps after which an episode is cut off, lost
+    workers: Annotated[int, Meta(ge=-1, le=1024)] = -1  # processes that play it; 0: none; -1: a core each if it is slow
+    timeout: AboveZero = 60.0  # seconds after which a worker process that does not answer is replaced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from envrl.config.schema import Config
+from envrl.envs.pool import Worlds
 from envrl.envs.protocol import TextEnv
-from envrl.envs.registry import make
+from envrl.envs.registry import maker
 from envrl.eval.probe import probe, probe_episodes
 from envrl.eval.record import action_rates, success_summary, summarize
 from envrl.models.load import LanguageModel
@@ -22,10 +23,10 @@ BATCH = 128
 """Episodes played at once; fixed, since log-probs depend on it in their last digits."""
 
 
-def env_maker(config: Config) -> Callable[[], TextEnv]:
-    """Return a function that makes the recipe's world."""
+def env_maker(config: Config) -> Worlds:
+    """Return a function that makes the recipe's world, and plays many at once as `env.workers` says."""
     options = {"data": config.env.data} if config.env.data else {}
-    return lambda: make(config.env.name, **options)
+    return Worlds(maker(config.env.name, **options), config.env.workers, config.env.timeout)
 
 
 def play_settings(config: Config, temperature: float, actions: str | None = None) -> PlaySettings:

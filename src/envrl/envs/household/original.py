@@ -40,6 +40,9 @@ def household_textworld() -> Original:
 class Original:
     """Household games in the original engine; tasks, walkthroughs and expert are those of `Household`."""
 
+    slow = True
+    """By default it is played in worker processes."""
+
     def __init__(self, source: Source) -> None:
         self._source = source
         self._household = Household(source)
