@@ -13,6 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from envrl.envs.process import Lost, WorkerProcess, wait
@@ -279,22 +280,26 @@ class Worlds:
     """How a recipe's world is made: one by calling this, many at once by `vector`."""
 
     def __init__(self, make_env: Callable[[], TextEnv], workers: int = 0, timeout: float = 60.0) -> None:
-        self._make_env, self._workers, self._timeout = make_env, workers, timeout
+        self._make_env, self._wanted, self._timeout = make_env, workers, timeout
         self._pool: ProcessPool | None = None
 
     def __call__(self) -> TextEnv:
         """Return a world in this process."""
         return self._make_env()
 
+    @cached_property
+    def workers(self) -> int:
+        """The number of worker processes, 0 where none are used; below 0 was asked for: a core each if it is slow."""
+        if self._wanted >= 0:
+            return self._wanted
+        return _cores() if getattr(self._make_env(), "slow", False) else 0
+
     def vector(self) -> VectorEnv:
         """Return a place to play many episodes: this process, or the one pool of worker processes, begun at need."""
-        workers = self._workers
-        if workers < 0:
-            workers = _cores() if getattr(self._make_env(), "slow", False) else 0
-        if not workers:
+        if not self.workers:
             return LocalWorlds(self._make_env)
         if self._pool is None:
-            self._pool = ProcessPool(self._make_env, workers, self._timeout)
+            self._pool = ProcessPool(self._make_env, self.workers, self._timeout)
         return self._pool
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import finalize
 
-from envrl.envs.wire import READY, Answer, Call, Garbled, Hello, Inbox, pack
+from envrl.envs.wire import READY, Answer, Call, Failure, Hello, Inbox, pack
 
 _BEGIN = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[4]); from envrl.envs.worker import serve; "
@@ -49,7 +49,7 @@ class WorkerProcess:
         self._end = finalize(self, _end, self._process, self._wire, write_end)
         self._inbox, self._outbox = Inbox(), bytearray(pack(Hello(make_env)))
         self._silent, self._looked = 0.0, time.monotonic()
-        self.begun = False
+        self.begun, self._closed = False, False
         self.pid = self._process.pid
 
     def fileno(self) -> int:
@@ -67,33 +67,39 @@ class WorkerProcess:
         self._flush()
 
     def receive(self) -> list[Any]:
-        """Return the messages that have come, and send what is left to send; raises `Lost`."""
+        """Return the messages that have come, and send what is left to send; what went wrong is for `check` to say."""
         self._flush()
         messages: list[Any] = []
         try:
             while data := self._wire.recv(_CHUNK):
                 messages += self._inbox.feed(data)
+            self._closed = True
         except BlockingIOError:
             pass
-        except Garbled as error:
-            raise Lost(f"it sent {error}") from error
-        except OSError as error:
-            raise Lost(self._how_it_ended()) from error
-        else:
-            if not messages:
-                raise Lost(self._how_it_ended())
+        except OSError:
+            self._closed = True
         if messages:
             self._silent = 0.0
-        if messages and messages[0] == Answer(READY, 0, None) and not self.begun:
-            self.begun = True
-            del messages[0]
+        if messages and not self.begun:
+            self._begin(messages.pop(0))
         return messages
 
+    def _begin(self, message: object) -> None:
+        if not isinstance(message, Answer) or message.number != READY:
+            raise Lost("it answered rubbish")
+        if isinstance(message.value, Failure):
+            raise Lost(message.value.what)
+        self.begun = True
+
     def check(self, timeout: float) -> None:
-        """Raise `Lost` where nothing was heard for `timeout` seconds.
+        """Raise `Lost` where the worker has ended, sent what is no message, or said nothing for `timeout` seconds.
 
         A long absence of this process itself (it was stopped, or the machine slept) counts as one short wait.
         """
+        if self._inbox.garbled:
+            raise Lost(f"it sent {self._inbox.garbled}")
+        if self._closed:
+            raise Lost(self._how_it_ended())
         now = time.monotonic()
         self._silent += min(now - self._looked, _SLICE)
         self._looked = now

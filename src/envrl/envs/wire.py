@@ -16,10 +16,6 @@ READY = -1
 """The number of the answer by which a worker says that it has begun."""
 
 
-class Garbled(Exception):
-    """What came over the wire is no message."""
-
-
 class Hello(NamedTuple):
     """The first message to a worker: the pickled function that makes a world."""
 
@@ -58,28 +54,35 @@ def pack(message: Any) -> bytes:
 
 
 class Inbox:
-    """Bytes as they come in, and the messages that they make."""
+    """Bytes as they come in, and the messages that they make; `garbled` says what came that is none."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
+        self.garbled = ""
 
     def feed(self, data: bytes) -> list[Any]:
-        """Return the messages that are whole now; raises `Garbled` where there can be none."""
+        """Return the messages that are whole now, up to the first that is garbled."""
         self._bytes += data
         messages = []
-        while len(self._bytes) >= _HEADER.size:
+        while not self.garbled and len(self._bytes) >= _HEADER.size:
             mark, length, checksum = _HEADER.unpack_from(self._bytes)
-            if mark != _MARK or length > _LONGEST:
-                raise Garbled("bytes that are no message")
             end = _HEADER.size + length
-            if len(self._bytes) < end:
+            if mark != _MARK or length > _LONGEST:
+                self.garbled = "bytes that are no message"
+            elif len(self._bytes) < end:
                 break
-            body = bytes(self._bytes[_HEADER.size : end])
-            del self._bytes[:end]
-            if zlib.crc32(body) != checksum:
-                raise Garbled("a message with a wrong checksum")
-            try:
-                messages.append(pickle.loads(body))
-            except Exception as error:  # a class that is not here, for one
-                raise Garbled(f"a message that cannot be read ({error})") from error
+            else:
+                body = bytes(self._bytes[_HEADER.size : end])
+                del self._bytes[:end]
+                messages += self._read(body, checksum)
         return messages
+
+    def _read(self, body: bytes, checksum: int) -> list[Any]:
+        if zlib.crc32(body) != checksum:
+            self.garbled = "a message with a wrong checksum"
+            return []
+        try:
+            return [pickle.loads(body)]
+        except Exception as error:  # a class that is not here, for one
+            self.garbled = f"a message that cannot be read ({type(error).__name__}: {error})"
+            return []

@@ -35,8 +35,12 @@ def serve(connection: int, lifeline: int, parent: int) -> None:
         while data := wire.recv(_CHUNK):
             for message in inbox.feed(data):
                 if isinstance(message, Hello):
-                    make_env = pickle.loads(message.make_env)
-                    wire.sendall(pack(Answer(READY, 0, None)))
+                    try:
+                        make_env = pickle.loads(message.make_env)
+                        wire.sendall(pack(Answer(READY, 0, None)))
+                    except Exception as error:  # a module that is not found, for one
+                        what = f"the world cannot be made there ({type(error).__name__}: {error})"
+                        wire.sendall(pack(Answer(READY, 0, Failure(what, mistake=False))))
                 elif make_env is not None:
                     for answer in _answers(envs, make_env, message):
                         wire.sendall(_packed(answer))
