@@ -1,9 +1,8 @@
-"""Our household engine beside the original one, live; and worlds that differ, so that a comparison is known to see it."""
+"""Our household engine beside the original one, live; and worlds that differ, which a comparison must see."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -55,7 +54,7 @@ class Games:
 
 
 def two_of_each_kind() -> list[Problem]:
-    tasks = [task for task in GeneratedTasks("valid_unseen")[:200]]
+    tasks = GeneratedTasks("valid_unseen")[:200]
     chosen = [[task for task in tasks if task.kind == kind][:2] for kind in GOAL_KINDS]
     return [generate_problem(*index_of(task)) for kind in chosen for task in kind]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from envrl.envs.check import ODD_COMMANDS, STEPS, spread
 from envrl.envs.protocol import TextEnv
@@ -97,14 +98,14 @@ def _play(
     one: TextEnv, other: TextEnv, task: Task, generator: random.Random, steps: int
 ) -> tuple[int, Difference | None]:
     """Play one game in both worlds up to their first difference, and return how many steps that took."""
-    answers = [_answer(lambda env=env: env.reset(task, seed=task.seed)) for env in (one, other)]
+    answers = [_answer(partial(env.reset, task, seed=task.seed)) for env in (one, other)]
     difference = _difference(task, 0, "", *answers)
     commands = _Commands(_walkthrough(one, task), generator)
     step, left = 0, steps
     while difference is None and left > 0 and not isinstance(answers[0], str):
         command = commands.after(answers[0])
         step += 1
-        answers = [_answer(lambda env=env: env.step(command)) for env in (one, other)]
+        answers = [_answer(partial(env.step, command)) for env in (one, other)]
         difference = _difference(task, step, command, *answers)
         ended = isinstance(answers[0], Step) and answers[0].done
         left = min(left - 1, _AFTER_THE_END) if ended else left - 1

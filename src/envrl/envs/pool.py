@@ -1,8 +1,8 @@
 """Many episodes at once, each in its slot: in this process for fast worlds, in worker processes for slow ones.
 
-A worker that dies, hangs or answers rubbish is killed and replaced, and its episodes are played again from the same task
-and seed with the same commands. Worlds are deterministic, so the answers must be the same again, and nothing that was
-recorded changes; a world that answers otherwise has failed once more.
+A worker that dies, hangs or answers rubbish is killed and replaced, and its episodes are played again from the same
+task and seed with the same commands. Worlds are deterministic, so the answers must be the same again, and nothing that
+was recorded changes; a world that answers otherwise has failed once more.
 """
 
 from __future__ import annotations

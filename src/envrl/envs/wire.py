@@ -43,7 +43,7 @@ class Answer(NamedTuple):
     """One item of the answer to a call: the first observation where a task was started, then a step a command."""
 
     number: int
-    index: int
+    item: int
     value: Observation | Step | Failure | None
 
 

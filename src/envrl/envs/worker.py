@@ -56,30 +56,30 @@ def _packed(answer: Answer) -> bytes:
 
 def _answers(envs: dict[int, TextEnv], make_env: Callable[[], TextEnv], call: Call) -> Iterator[Answer]:
     """Yield the items of a call's answer, the last one a failure where the world raised."""
-    index = 0
+    item = 0
     try:
         if call.task is not None:
             if call.slot not in envs:
                 envs[call.slot] = make_env()
-            yield Answer(call.number, index, envs[call.slot].reset(call.task, seed=call.seed))
-            index += 1
+            yield Answer(call.number, item, envs[call.slot].reset(call.task, seed=call.seed))
+            item += 1
         for command in call.commands:
-            yield Answer(call.number, index, envs[call.slot].step(command))
-            index += 1
+            yield Answer(call.number, item, envs[call.slot].step(command))
+            item += 1
     except UserError as error:
-        yield Answer(call.number, index, Failure(str(error), mistake=True))
+        yield Answer(call.number, item, Failure(str(error), mistake=True))
     except Exception as error:  # a world may raise anything; the pool decides what becomes of the episode
-        yield Answer(call.number, index, Failure(f"it raised {type(error).__name__}: {error}"[:300], mistake=False))
+        yield Answer(call.number, item, Failure(f"it raised {type(error).__name__}: {error}"[:300], mistake=False))
 
 
-def is_answer(message: object, number: int, index: int, starts: bool) -> bool:
-    """Return whether a message is item `index` of the answer to call `number`, which `starts` a task or not."""
-    if not isinstance(message, Answer) or (message.number, message.index) != (number, index):
+def is_answer(message: object, number: int, item: int, starts: bool) -> bool:
+    """Return whether a message is that item of the answer to call `number`, which `starts` a task or does not."""
+    if not isinstance(message, Answer) or (message.number, message.item) != (number, item):
         return False
     value = message.value
     if isinstance(value, Failure):
         return True
-    if starts and index == 0:
+    if starts and item == 0:
         return _is_observation(value)
     return (
         isinstance(value, Step)

@@ -58,7 +58,7 @@ def draw_episodes(tasks: Sequence[Task], seed: int, update: int, count: int, siz
 
 
 def whole_groups(trajectories: Sequence[Trajectory], size: int) -> list[Trajectory]:
-    """Return the groups of `size` episodes in a row none of which was set aside; raises `RunError` where none is left."""
+    """Return the groups of `size` in a row without an episode that was set aside; raises `RunError` if none is left."""
     groups = [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
     whole = [episode for group in groups if all(e.stop_reason != SET_ASIDE for e in group) for episode in group]
     if not whole:

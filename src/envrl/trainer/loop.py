@@ -48,9 +48,7 @@ def train(config: Config, run: Path | str, resume: bool = False, reporter: Repor
 class Run:
     """One process's work on a run directory."""
 
-    def __init__(
-        self, config: Config, folder: Path, make_env: Worlds, reporter: Reporter, stop: StopRequest
-    ) -> None:
+    def __init__(self, config: Config, folder: Path, make_env: Worlds, reporter: Reporter, stop: StopRequest) -> None:
         self.config, self.folder, self.make_env, self.reporter, self.stop = config, folder, make_env, reporter, stop
         self.checkpoints = folder / "checkpoints"
         self.tasks = make_env().tasks(config.env.split)

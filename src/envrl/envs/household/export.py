@@ -91,7 +91,7 @@ def _facts(problem: Problem) -> Iterator[tuple[str, ...]]:
 
 @cache
 def _rules() -> tuple[str, str]:
-    """Return the domain and the grammar of the installed `alfworld`; it is found, not imported: importing makes folders."""
+    """Return the domain and the grammar of the installed `alfworld`; found, not imported, which makes folders."""
     found = importlib.util.find_spec("alfworld")
     if found is None or not found.submodule_search_locations:
         raise UserError(f"the rules of ALFWorld's games come with the package alfworld; get it with `{INSTALL}`")
