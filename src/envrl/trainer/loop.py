@@ -133,7 +133,7 @@ class Run:
             write_trajectories(self.folder, f"update-{number:06d}", number, shown, state.model, config)
         record = self._record(state, number, trajectories) | batch.figures | figures
         if self.make_env.workers:
-            record |= {"env/replaced": clock.replaced, "env/set_aside": len(drawn) - len(trajectories)}
+            record["env/set_aside"] = len(drawn) - len(trajectories)
         done = time.perf_counter()
         record["seconds"] = {
             "rollout": played - began - clock.env,
@@ -145,6 +145,7 @@ class Run:
         record["rate"] = {
             "env_steps": record["train/steps"] / (done - began),
             "tokens": record["tokens"] / (done - began),
+            **({"workers_replaced": clock.replaced} if self.make_env.workers else {}),
         }
         self.metrics.append(record)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.optimization.guard.skips
