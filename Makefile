@@ -27,7 +27,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # ALFWorld's own engine, for the worlds alfworld-textworld and household-textworld.
 textworld: install
-	@$(BIN)/python -c 'import fast_downward, textworld' 2>/dev/null || { \
+	@$(BIN)/python -c 'import sys; from importlib.util import find_spec as found; \
+		sys.exit(not all(map(found, ("alfworld", "fast_downward", "textworld"))))' || { \
 		echo "installing ALFWorld's own engine (one to three minutes: it compiles a planner)"; \
 		$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[textworld]'; }
 
