@@ -1,4 +1,4 @@
-# make install | demo | test | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
+# make install | textworld | demo | test | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
 
 IS_NEW := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 ifeq ($(origin PYTHON),undefined)
@@ -9,7 +9,7 @@ endif
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test lint check docs clean
+.PHONY: install textworld demo test lint check docs clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -24,6 +24,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 	@echo "installed: 'source .venv/bin/activate' puts envrl on the path, 'envrl --help' lists its commands"
+
+# ALFWorld's own engine, for the worlds alfworld-textworld and household-textworld.
+textworld: install
+	@$(BIN)/python -c 'import sys; from importlib.util import find_spec as found; \
+		sys.exit(not all(map(found, ("alfworld", "fast_downward", "textworld"))))' || { \
+		echo "installing ALFWorld's own engine (one to three minutes: it compiles a planner)"; \
+		$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[alfworld-textworld]'; }
 
 # A second time it goes on with the run, or finds it finished and only writes the report.
 demo: install

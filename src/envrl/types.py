@@ -130,7 +130,8 @@ class Segment:
 class Trajectory:
     """One episode, recorded once: nothing is ever re-tokenised from it.
 
-    `stop_reason` is "done" (the world ended it), "max_steps", or "context" (the model's context was full);
+    `stop_reason` is "done" (the world ended it), "max_steps", "context" (the model's context was full), or "set aside"
+    (the world failed again and again in its worker process);
     `policy_version` is the update that it was played for.
     """
 

@@ -1,24 +1,38 @@
-"""`envrl check-env ENV`: the contract test of a world."""
+"""`envrl check-env ENV`: the contract test of a world, or a comparison with another."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envrl.cli.arguments import Parser
+from envrl.cli.arguments import Parser, whole_number
+from envrl.errors import UserError
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Test a world against the contract of environments; status 1 where it breaks it."""
+    """Test a world against the contract of environments, or against another world; status 1 where it fails."""
     parser = Parser(
-        "check-env", "Test a world: deterministic, resets independent, odd commands harmless, save/load exact."
+        "check-env",
+        "Test a world: deterministic, resets independent, odd commands harmless, save/load exact. With --against: the "
+        "same answers as another world over the same tasks.",
     )
     parser.add_argument("env", metavar="ENV", help="the world, such as household or alfworld")
-    parser.add_argument("--data", metavar="DIR", help="the world's downloaded data")
+    parser.add_argument("--against", metavar="OTHER", help="compare with this world instead, command by command")
+    parser.add_argument("--data", metavar="DIR", help="the worlds' downloaded data")
     parser.add_argument("--split", default="train", help="the split to try tasks of (default: train)")
+    parser.add_argument("--episodes", type=whole_number, default=8, metavar="N", help="tasks to try (default: 8)")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of the commands (default: 0)")
     values = parser.parse(arguments)
+    if values.episodes == 0:
+        raise UserError("--episodes must be at least 1")
+    options = {"data": values.data, "split": values.split, "episodes": values.episodes, "seed": values.seed}
 
-    from envrl.envs.check import check_env
+    if values.against is None:
+        from envrl.envs.check import check_env
 
-    report = check_env(values.env, data=values.data, split=values.split)
+        report = check_env(values.env, **options)
+    else:
+        from envrl.envs.against import compare_envs
+
+        report = compare_envs(values.env, values.against, **options)
     print(report)
     return 0 if report.passed else 1

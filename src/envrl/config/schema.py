@@ -34,6 +34,8 @@ class EnvConfig:
     failing_actions: Annotated[float, Meta(ge=0.0, le=0.9)] = 0.0  # chance that an action does nothing
     step_cost: NonNegative = 0.0  # taken from the reward of every step
     subgoal_reward: NonNegative = 0.0  # paid once for each sub-goal, in worlds that name them
+    workers: Annotated[int, Meta(ge=-1, le=1024)] = -1  # processes that play it; 0: none; -1: a core each if it is slow
+    timeout: AboveZero = 60.0  # seconds after which a worker process that does not answer is replaced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from envrl.types import Observation, Task
 
 EPISODE_STEPS = 30
 GAMES = 100
+LOADING = 20.0  # seconds
 _SPLITS = ("valid_seen", "valid", "train", "test", "all")
 
 
@@ -22,9 +23,10 @@ def bench_env(
 ) -> dict[str, Any]:
     """Return what random play of a world costs, as numbers for JSON.
 
-    Up to `games` tasks, spread over a split, are played in turn for `seconds`, 30 steps an episode at most;
-    `steps_per_second` counts the time of `step` and of choosing the command. `load_ms` is the first reset of a task,
-    reading it included, `reset_us` a later one; `save_us` and `load_us` are of an episode's state; all are medians.
+    Up to `games` tasks, spread over a split, are played in turn for `seconds`, 30 steps an episode at most (as many tasks
+    as are read in 20 seconds where the world is slow); `steps_per_second` counts the time of `step` and of choosing
+    the command. `load_ms` is the first reset of a task, reading it included, `reset_us` a later one; `save_us` and
+    `load_us` are of an episode's state; all are medians.
     Raises `UserError` for an unknown world, missing data, or no time to measure in.
     """
     if not seconds > 0:
@@ -33,7 +35,8 @@ def bench_env(
     began = time.perf_counter()
     split, tasks = _tasks(env, games)
     listing = time.perf_counter() - began
-    loads = [_timed_reset(env, task, seed)[0] for task in tasks]
+    loads = _loads(env, tasks, seed)
+    tasks = tasks[: len(loads)]
     play = _play(env, tasks, seconds, seed)
     return {
         "env": name,
@@ -59,6 +62,14 @@ def _tasks(env: TextEnv, games: int) -> tuple[str, list[Task]]:
             count = min(games, len(tasks))
             return split, [tasks[index * len(tasks) // count] for index in range(count)]
     raise problem or UserError(f"the world has no tasks in any of the splits {', '.join(_SPLITS)}")
+
+
+def _loads(env: TextEnv, tasks: list[Task], seed: int) -> list[float]:
+    """Return the seconds that the first reset of each task takes; a slow world loads fewer tasks."""
+    loads: list[float] = []
+    while len(loads) < len(tasks) and sum(loads) < LOADING:
+        loads.append(_timed_reset(env, tasks[len(loads)], seed)[0])
+    return loads
 
 
 def _timed_reset(env: TextEnv, task: Task, seed: int) -> tuple[float, Observation]:
@@ -91,8 +102,9 @@ def _play(env: TextEnv, tasks: list[Task], seconds: float, seed: int) -> dict[st
                 wins += step.success
                 break
         spent += time.perf_counter() - began
+    rate = steps / spent
     return {
-        "steps_per_second": round(steps / spent),
+        "steps_per_second": round(rate) if rate >= 100 else round(rate, 2),
         "steps": steps,
         "episodes": episodes,
         "wins": wins,

@@ -105,10 +105,14 @@ def check_env(
     listed = world.tasks(split)
     if not len(listed):
         raise UserError(f"split '{split}' of the world '{name}' has no tasks to check it on")
-    count = min(max(1, episodes), len(listed))
-    tasks = tuple(listed[index * len(listed) // count] for index in range(count))
-    subject = _Subject(world, another, split, listed, tasks, seed)
+    subject = _Subject(world, another, split, listed, spread(listed, episodes), seed)
     return Report(name, tuple(_outcome(title, check, subject) for title, check in _CHECKS.items()))
+
+
+def spread(tasks: Sequence[Task], count: int) -> tuple[Task, ...]:
+    """Return `count` tasks, evenly spaced, or all where there are fewer."""
+    count = min(max(1, count), len(tasks))
+    return tuple(tasks[index * len(tasks) // count] for index in range(count))
 
 
 def _factory(name: str, data: str | None) -> Callable[[], TextEnv]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -15,9 +16,11 @@ EnvFactory = Callable[..., TextEnv]
 
 _BUILT_IN = {
     "alfworld": "envrl.envs.household.world:alfworld",
+    "alfworld-textworld": "envrl.envs.household.original:alfworld_textworld",
     "babyai": "envrl.envs.adapters.babyai:babyai",
     "frozenlake": "envrl.envs.adapters.frozen_lake:frozen_lake",
     "household": "envrl.envs.household.world:household",
+    "household-textworld": "envrl.envs.household.original:household_textworld",
     "scienceworld": "envrl.envs.adapters.scienceworld_world:scienceworld",
     "sokoban": "envrl.envs.adapters.sokoban:sokoban",
     "textworld": "envrl.envs.adapters.textworld_world:textworld",
@@ -45,6 +48,19 @@ def make(name: str, **options: Any) -> TextEnv:
     Options are the world's own (`data=DIR` for those on downloaded data). Raises `UserError` for an unknown name or
     option.
     """
+    return _made(_factory(name), name, options)
+
+
+def maker(name: str, **options: Any) -> Callable[[], TextEnv]:
+    """Return a function that makes the world `name`, picklable where the factory of a registered world is.
+
+    Another process knows worlds by their entry points and modules, and nothing of `register_env`.
+    """
+    factory = _REGISTERED.get(name)
+    return partial(make, name, **options) if factory is None else partial(_made, factory, name, options)
+
+
+def _factory(name: str) -> EnvFactory:
     factory = _REGISTERED.get(name)
     if factory is None and name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
@@ -54,6 +70,10 @@ def make(name: str, **options: Any) -> TextEnv:
             factory = point.load()
     if factory is None:
         raise UserError(f"unknown world '{name}'{suggest(name, env_names())}")
+    return factory
+
+
+def _made(factory: EnvFactory, name: str, options: dict[str, Any]) -> TextEnv:
     try:
         return factory(**options)
     except TypeError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from envrl.envs.household.draws import Draws
@@ -103,13 +104,22 @@ def with_settings(env: TextEnv, settings: WorldSettings) -> TextEnv:
     return SetWorld(env, settings)
 
 
+def set_maker(make_env: Callable[[], TextEnv], settings: WorldSettings) -> Callable[[], TextEnv]:
+    """Return a function that makes the world with the settings applied, picklable where `make_env` is."""
+    return partial(_set, make_env, settings)
+
+
+def _set(make_env: Callable[[], TextEnv], settings: WorldSettings) -> TextEnv:
+    return with_settings(make_env(), settings)
+
+
 class SetWorld:
     """A world with settings; see `TextEnv` for the methods, `inner` for the world itself."""
 
     def __init__(self, inner: TextEnv, settings: WorldSettings) -> None:
         self.inner, self.settings = inner, settings
         self._now: _Moment | None = None
-        for name in ("subgoals", "fingerprint"):
+        for name in ("subgoals", "fingerprint", "slow"):
             if hasattr(inner, name):
                 setattr(self, name, getattr(inner, name))
         # Set on the instance, so that a world that offers none of them is not taken for one that does.

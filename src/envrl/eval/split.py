@@ -8,9 +8,10 @@ from dataclasses import fields, replace
 from typing import Any
 
 from envrl.config.schema import Config, EnvConfig
+from envrl.envs.pool import Worlds
 from envrl.envs.protocol import TextEnv
-from envrl.envs.registry import make
-from envrl.envs.settings import WorldSettings, with_settings
+from envrl.envs.registry import maker
+from envrl.envs.settings import WorldSettings, set_maker
 from envrl.eval.probe import probe, probe_episodes
 from envrl.eval.record import action_rates, success_summary, summarize
 from envrl.models.load import LanguageModel
@@ -23,10 +24,11 @@ BATCH = 128
 """Episodes played at once; fixed, since log-probs depend on it in their last digits."""
 
 
-def env_maker(config: Config) -> Callable[[], TextEnv]:
-    """Return a function that makes the recipe's world, with the recipe's settings of it."""
+def env_maker(config: Config) -> Worlds:
+    """Return a function that makes the recipe's world with its settings, and plays many at once by `env.workers`."""
     settings = WorldSettings(**{f.name: getattr(config.env, f.name) for f in fields(WorldSettings)})
-    return lambda: with_settings(make(config.env.name, **env_options(config.env)), settings)
+    make_env = set_maker(maker(config.env.name, **env_options(config.env)), settings)
+    return Worlds(make_env, config.env.workers, config.env.timeout)
 
 
 def env_options(env: EnvConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from envrl.envs.pool import Start, VectorEnv, vector_of
 from envrl.envs.protocol import TextEnv
 from envrl.models.load import LanguageModel
 from envrl.models.tokenizer import Codec
@@ -16,8 +17,10 @@ from envrl.rollout.formats import Ids, observation_ids, steps_prompt, task_text
 from envrl.rollout.randomness import key_of
 from envrl.rollout.sampler import Draft, Sampler
 from envrl.rollout.trie import Commands
-from envrl.types import Action, Observation, Segment, Span, Task, Trajectory, Transition
+from envrl.types import Action, Observation, Segment, Span, Step, Task, Trajectory, Transition
 
+SET_ASIDE = "set aside"
+"""Why an episode stopped whose world failed again and again."""
 _ANSWER = re.compile(r"\S\s*\n\s*\S|(?:\A|\s)You\s")
 """What a response holds that goes on beyond its command: another line, or a sentence that begins with "You"."""
 
@@ -39,9 +42,11 @@ class PlaySettings:
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds spent in the worlds, apart from those of the network."""
+    """Seconds spent in the worlds, apart from those of the network, and what befell their processes."""
 
     env: float = 0.0
+    replaced: int = 0
+    """Worker processes that were replaced meanwhile."""
 
 
 @dataclass(slots=True)
@@ -50,7 +55,6 @@ class _Episode:
 
     task: Task
     member: int
-    env: TextEnv
     observation: Observation
     task_sentence: str
     transitions: list[Transition] = field(default_factory=list)
@@ -83,8 +87,10 @@ def play_model(
     What is drawn depends on (seed, update, task, member, turn, token) alone. `poll` is called every turn and may raise.
     """
     clock = clock or Clock()
+    worlds = vector_of(make_env)
+    replaced = worlds.replaced
     began = time.perf_counter()
-    episodes = [_start(make_env(), task, member) for task, member in zip(tasks, members, strict=True)]
+    episodes = _start(worlds, tasks, members)
     clock.env += time.perf_counter() - began
     keys = np.array([key_of(seed, update, t.id, m) for t, m in zip(tasks, members, strict=True)], dtype=np.uint64)
     sampler = Sampler(model, len(episodes), settings.temperature, settings.response_tokens)
@@ -102,19 +108,30 @@ def play_model(
         free = settings.actions == "free"
         tries = [None if free else commands.trie(episodes[index].observation) for index in slots]
         drafts = sampler.sample(prompts, tries, keys[slots], turn)
+        actions = [
+            (index, _act(episodes[index], prompt, draft, model.codec, settings))
+            for index, prompt, draft in zip(slots, prompts, drafts, strict=True)
+            if prompt is not None and draft is not None
+        ]
         began = time.perf_counter()
-        for index, prompt, draft in zip(slots, prompts, drafts, strict=True):
-            if prompt is not None and draft is not None:
-                _advance(episodes[index], prompt, draft, model.codec, settings)
+        steps = worlds.step([(index, action.text) for index, action in actions])
+        for (index, action), step in zip(actions, steps, strict=True):
+            _advance(episodes[index], action, step, settings)
         clock.env += time.perf_counter() - began
+    clock.replaced += worlds.replaced - replaced
     for episode in episodes:
         episode.close_segment()
     return [_finish(episode, update) for episode in episodes]
 
 
-def _start(env: TextEnv, task: Task, member: int) -> _Episode:
-    observation = env.reset(task, seed=task.seed)
-    return _Episode(task, member, env, observation, task_text(observation))
+def _start(worlds: VectorEnv, tasks: Sequence[Task], members: Sequence[int]) -> list[_Episode]:
+    starts = [Start(slot, task, task.seed) for slot, task in enumerate(tasks)]
+    episodes = []
+    for task, member, observation in zip(tasks, members, worlds.reset(starts), strict=True):
+        stop_reason = SET_ASIDE if observation is None else ""
+        observation = observation or Observation("")
+        episodes.append(_Episode(task, member, observation, task_text(observation), stop_reason=stop_reason))
+    return episodes
 
 
 def _compact(sampler: Sampler, episodes: list[_Episode], slots: list[int], settings: PlaySettings) -> list[int]:
@@ -155,15 +172,22 @@ def _prompt(
     return prompt
 
 
-def _advance(episode: _Episode, prompt: Sequence[int], draft: Draft, codec: Codec, settings: PlaySettings) -> None:
-    """Record a response, carry it out, and see whether the episode is over."""
+def _act(episode: _Episode, prompt: Sequence[int], draft: Draft, codec: Codec, settings: PlaySettings) -> Action:
+    """Record the tokens of a response, and return what it does."""
     if settings.layout == "steps":
         episode.close_segment()
     start = len(episode.ids) + len(prompt)
     episode.ids += [*prompt, *draft.token_ids]
     episode.spans.append(Span(len(episode.transitions), start, start + len(draft.token_ids)))
-    action = to_action(draft, codec)
-    step = episode.env.step(action.text)
+    return to_action(draft, codec)
+
+
+def _advance(episode: _Episode, action: Action, step: Step | None, settings: PlaySettings) -> None:
+    """Record what the world answered, and see whether the episode is over."""
+    if step is None:
+        episode.stop_reason = SET_ASIDE
+        episode.spans.pop()  # a response without an answer is no step
+        return
     episode.transitions.append(
         Transition(
             episode.observation,
@@ -218,13 +242,15 @@ Script = Callable[[Observation], str]
 
 def play_script(env: TextEnv, task: Task, script: Script, max_steps: int) -> Trajectory:
     """Play one episode with a script (observation → command); its actions carry no tokens."""
-    return _finish(_run_script(_start(env, task, 0), script, max_steps))
+    observation = env.reset(task, seed=task.seed)
+    episode = _Episode(task, 0, observation, task_text(observation))
+    return _finish(_run_script(env, episode, script, max_steps))
 
 
-def _run_script(episode: _Episode, script: Script, max_steps: int) -> _Episode:
+def _run_script(env: TextEnv, episode: _Episode, script: Script, max_steps: int) -> _Episode:
     for _ in range(max_steps):
         command = script(episode.observation)
-        step = episode.env.step(command)
+        step = env.step(command)
         episode.transitions.append(
             Transition(episode.observation, Action(command), step.reward, step.observation, step.done, step.success)
         )

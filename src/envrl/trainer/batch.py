@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envrl.config.schema import Config, ObjectiveConfig
+from envrl.errors import RunError
 from envrl.eval.split import auxiliary_form
 from envrl.models.tokenizer import Codec
 from envrl.objective.advantage import ESTIMATORS
@@ -18,6 +19,7 @@ from envrl.objective.placebo import derange
 from envrl.objective.schedule import weight_at
 from envrl.rollout.auxiliary import Pair, inverse_pairs, observation_spans, state_pairs
 from envrl.rollout.randomness import key_of
+from envrl.rollout.runner import SET_ASIDE
 from envrl.samples.rows import pair_rows, policy_rows
 from envrl.trainer.demonstrations import sample_share
 from envrl.types import Row, Task, Trajectory
@@ -53,6 +55,15 @@ def draw_episodes(tasks: Sequence[Task], seed: int, update: int, count: int, siz
         drawn += [(task, met[task.id] + member) for member in range(size)]
         met[task.id] += size
     return drawn
+
+
+def whole_groups(trajectories: Sequence[Trajectory], size: int) -> list[Trajectory]:
+    """Return the groups of `size` in a row without an episode that was set aside; raises `RunError` if none is left."""
+    groups = [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
+    whole = [episode for group in groups if all(e.stop_reason != SET_ASIDE for e in group) for episode in group]
+    if not whole:
+        raise RunError("every task of an update was set aside, since the world failed again and again in all of them")
+    return whole
 
 
 def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -6,19 +6,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from envrl.config.schema import Config
-from envrl.envs.protocol import TextEnv
+from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted
 from envrl.eval.split import env_maker, evaluate_split, training_settings
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.runner import Clock, play_model
-from envrl.trainer.batch import aux_weights, build_batch, draw_episodes
+from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_groups
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
 from envrl.trainer.files import JsonLines
 from envrl.trainer.progress import Reporter
@@ -49,9 +48,7 @@ def train(config: Config, run: Path | str, resume: bool = False, reporter: Repor
 class Run:
     """One process's work on a run directory."""
 
-    def __init__(
-        self, config: Config, folder: Path, make_env: Callable[[], TextEnv], reporter: Reporter, stop: StopRequest
-    ) -> None:
+    def __init__(self, config: Config, folder: Path, make_env: Worlds, reporter: Reporter, stop: StopRequest) -> None:
         self.config, self.folder, self.make_env, self.reporter, self.stop = config, folder, make_env, reporter, stop
         self.checkpoints = folder / "checkpoints"
         self.tasks = make_env().tasks(config.env.split)
@@ -113,7 +110,7 @@ class Run:
         began, clock = time.perf_counter(), Clock()
         episodes = draw_episodes(self.tasks, config.seed, number, config.rollout.tasks, config.rollout.group_size)
         settings = training_settings(config)
-        trajectories = play_model(
+        drawn = play_model(
             state.model,
             self.make_env,
             [task for task, _ in episodes],
@@ -124,6 +121,7 @@ class Run:
             clock=clock,
             poll=self.stop.poll,
         )
+        trajectories = whole_groups(drawn, config.rollout.group_size)
         played = time.perf_counter()
         batch = build_batch(trajectories, config, state.model.codec, number)
         built = time.perf_counter()
@@ -134,6 +132,8 @@ class Run:
             shown = trajectories[: config.train.trajectories * config.rollout.group_size]
             write_trajectories(self.folder, f"update-{number:06d}", number, shown, state.model, config)
         record = self._record(state, number, trajectories) | batch.figures | figures
+        if self.make_env.workers:
+            record["env/set_aside"] = len(drawn) - len(trajectories)
         done = time.perf_counter()
         record["seconds"] = {
             "rollout": played - began - clock.env,
@@ -145,6 +145,7 @@ class Run:
         record["rate"] = {
             "env_steps": record["train/steps"] / (done - began),
             "tokens": record["tokens"] / (done - began),
+            **({"workers_replaced": clock.replaced} if self.make_env.workers else {}),
         }
         self.metrics.append(record)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.optimization.guard.skips
@@ -162,7 +163,7 @@ class Run:
         return {
             "update": number,
             "env_steps": state.env_steps,
-            "episodes": number * count,
+            "episodes": number * self.config.rollout.tasks * size,
             "tokens": tokens,
             "total_tokens": state.tokens,
             "train/steps": len(steps),

@@ -76,6 +76,9 @@ class ScienceWorld:
     focus on a wrong thing) ends the episode.
     """
 
+    slow = True
+    """By default it is played in worker processes."""
+
     def __init__(self, admissible: bool, simplifications: str) -> None:
         self._lists = admissible
         self._simplifications = simplifications

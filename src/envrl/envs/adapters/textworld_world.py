@@ -38,6 +38,9 @@ def textworld(challenges: str | Sequence[str] = tuple(CHALLENGES)) -> TextWorld:
 class TextWorld:
     """TextWorld's games; the reward is the share of the highest score that a step brings. See `TextEnv`."""
 
+    slow = True
+    """By default it is played in worker processes."""
+
     def __init__(self, challenges: tuple[str, ...]) -> None:
         self._tasks = SeededTasks("textworld", SPLITS, challenges)
         self._game: Any = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,6 +20,7 @@ _FACT = re.compile(r"\(([a-z]+) (\w+)(?: (\w+))?\)")
 _TYPE = re.compile(r"\b(?!(?:object|receptacle)type\b)(\w+)type\)")
 _TASK = re.compile(r'"rhs": "Your task is to: ([^"\n]+)"')
 _HELP = re.compile(r'action help \{.*?feedback :: "\n?(.*?)";', re.DOTALL)
+_HELP_RULE = re.compile(r'"help\.feedback": \[\s*\{\s*"rhs": "((?:[^"\\]|\\.)*)"')
 _ONE_ARGUMENT = frozenset({*OBJECT_FLAGS, "openable"})
 _TWO_ARGUMENTS = frozenset(
     {
@@ -97,6 +100,16 @@ def _read(path: str | Path, convert: Callable[[_GameFile], _Result]) -> _Result:
         raise UserError(f"the game {path} is damaged: {error}") from error
 
 
+def goal_text(goal: Goal) -> str:
+    """Return a goal as it is written in PDDL, in lower case."""
+    pattern = next(text for text, kind in _GOALS.items() if kind == goal.kind)
+    first, second = goal.object_type, goal.target_type
+    if goal.kind == "look_at_obj_in_light":
+        first, second = second, first
+    types = itertools.cycle((first, second))
+    return re.sub(r"(?<= )\*\)", lambda _: f"{next(types)}type)", pattern)
+
+
 def _lower_first(text: str) -> str:
     """Return a sentence as the rest of another; a name in capitals stays."""
     return text if text[:2].isupper() else text[:1].lower() + text[1:]
@@ -139,7 +152,13 @@ def _texts(game: _GameFile) -> _Texts:
     if task is None or manual is None:
         missing = '"Your task is to: …"' if task is None else "`action help`"
         raise _Bad(f"its field `grammar` has no {missing}")
-    return _Texts(init, _goal(goal), task[1], _shared_text(manual[1]))
+    return _Texts(init, _goal(goal), task[1], _shared_text(_help(game.grammar, manual[1])))
+
+
+def _help(grammar: str, manual: str) -> str:
+    """Return the answer to `help`: the text itself, or that of the rule which alfworld 0.4.2 writes in its place."""
+    rule = _HELP_RULE.search(grammar) if manual == "#help.feedback#" else None
+    return str(json.loads(f'"{rule[1]}"', strict=False)).removeprefix("\n") if rule else manual
 
 
 def _facts(init: str) -> defaultdict[str, list[tuple[str, str]]]:

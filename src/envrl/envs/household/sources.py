@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from envrl.envs.data import data_folder, fingerprint_of, how_to_get
 from envrl.envs.household.game import Game
@@ -40,6 +41,10 @@ class Source(Protocol):
 
     def game(self, task: Task) -> Game:
         """Return a task's game, shared by all who play it; raises as `problem` does."""
+        ...
+
+    def document(self, task: Task) -> dict[str, Any]:
+        """Return what a task's `game.tw-pddl` file holds, for the original engine; raises as `problem` does."""
         ...
 
 
@@ -93,6 +98,11 @@ class GameFiles:
     def problem(self, task: Task) -> Problem:
         return load_game(self._root / task.id)
 
+    def document(self, task: Task) -> dict[str, Any]:
+        path = self._root / task.id
+        check_game(path)
+        return json.loads(path.read_bytes())
+
     def game(self, task: Task) -> Game:
         path = f"{self._root}/{task.id}"
         try:
@@ -116,6 +126,11 @@ class GeneratedGames:
         from envrl.envs.household.generator import generate_problem, index_of
 
         return generate_problem(*index_of(task))
+
+    def document(self, task: Task) -> dict[str, Any]:
+        from envrl.envs.household.export import game_document
+
+        return game_document(self.problem(task))
 
     def game(self, task: Task) -> Game:
         return _generated_game(task.id)

@@ -246,18 +246,29 @@ def cached_shop(key: str, build: Callable[[Path], None], size: int) -> StoredSho
                 raise RunError(f"cannot write the search index to '{target}': {error.strerror}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    shop = StoredShop(target)
+    shop = _opened(target)
     if shop.oddities:
         warnings.warn(f"the product catalogue has records {shop.oddities}", stacklevel=2)
     return shop
 
 
+@lru_cache(maxsize=8)
+def _opened(folder: Path) -> StoredShop:
+    """Return the shop in a folder; all worlds of this process share it."""
+    return StoredShop(folder)
+
+
 def _sha256(file: Path) -> str:
     """Return a file's SHA-256; that of a large one is kept in the cache beside its size and time."""
     about = file.stat()
-    if about.st_size < 1 << 26:
+    return _hashed(file, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _hashed(file: Path, size: int, changed: int) -> str:
+    if size < 1 << 26:
         return size_and_sha256(file)[1]
-    name = hashlib.sha256(f"{file.resolve()} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{file.resolve()} {size} {changed}".encode()).hexdigest()[:32]
     note = cache_folder() / "files" / name
     if note.is_file():
         return note.read_text()
