@@ -1,31 +1,46 @@
-"""`envrl bench env NAME`: throughput, as JSON on stdout; `envrl bench env all`: a table of all worlds."""
+"""`envrl bench env NAME`: throughput, as JSON on stdout; `env all`: a table of all worlds; `search webshop`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 
-from envrl.cli.arguments import Parser, number
+from envrl.cli.arguments import Parser, number, whole_number
 from envrl.errors import UserError, suggest
 
 
 def run(arguments: Sequence[str]) -> int:
     """Measure a world's steps a second, and the time to load and to reset a task; status 1 where one of all fails."""
     parser = Parser("bench", "Measure throughput; prints JSON for one world, a table for all.")
-    parser.add_argument("what", metavar="env", help="what to measure")
+    parser.add_argument("what", metavar="env|search", help="a world's throughput, or the cost of WebShop's search")
     parser.add_argument("name", metavar="NAME", help="the world, such as household or alfworld; all: every one")
     parser.add_argument("--data", metavar="DIR", help="the world's downloaded data")
     parser.add_argument("--seconds", type=number, default=2.0, metavar="S", help="how long to play (default: 2)")
+    parser.add_argument("--products", type=whole_number, default=0, metavar="N", help="search: products (default: all)")
+    parser.add_argument("--workers", type=whole_number, default=8, metavar="N", help="search: processes side by side")
     parser.add_argument("--json", action="store_true", help="print JSON for all worlds, too")
     values = parser.parse(arguments)
-    if values.what != "env":
-        raise UserError(f"unknown benchmark '{values.what}'{suggest(values.what, ['env'])}")
+    if values.what not in ("env", "search"):
+        raise UserError(f"unknown benchmark '{values.what}'{suggest(values.what, ['env', 'search'])}")
+    if values.what == "search":
+        return _search(values.name, values.products, values.data, values.workers)
     if values.name == "all":
         return _all(values.data, values.seconds, values.json)
 
     from envrl.envs.bench import bench_env
 
     print(json.dumps(bench_env(values.name, data=values.data, seconds=values.seconds), indent=1))
+    return 0
+
+
+def _search(name: str, products: int, data: str | None, workers: int) -> int:
+    if name != "webshop":
+        raise UserError(f"only the world 'webshop' has a search to measure, not '{name}'")
+    if products < 0 or workers < 1:
+        raise UserError("--products must be at least 0, and --workers at least 1")
+    from envrl.envs.webshop.bench import bench_search
+
+    print(json.dumps(bench_search(products, data or "", workers), indent=1))
     return 0
 
 

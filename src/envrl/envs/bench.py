@@ -23,9 +23,9 @@ def bench_env(
 ) -> dict[str, Any]:
     """Return what random play of a world costs, as numbers for JSON.
 
-    Up to `games` tasks, spread over a split, are played in turn for `seconds`, 30 steps an episode at most (as many tasks
-    as are read in 20 seconds where the world is slow); `steps_per_second` counts the time of `step` and of choosing
-    the command. `load_ms` is the first reset of a task, reading it included, `reset_us` a later one; `save_us` and
+    Up to `games` tasks, spread over a split, are played in turn for `seconds`, 30 steps an episode at most (of a slow
+    world as many as are read in 20 seconds); `steps_per_second` counts the time of `step` and of choosing the command.
+    `load_ms` is the first reset of a task, reading it included, `reset_us` a later one; `save_us` and
     `load_us` are of an episode's state; all are medians.
     Raises `UserError` for an unknown world, missing data, or no time to measure in.
     """

@@ -24,6 +24,7 @@ from envrl.envs.webshop.products import Product, read_products, search_text
 
 K1, B = 0.9, 0.4
 _EXACT_BELOW = 40
+_LONG = 2_000  # entries of a list that is worth being spared
 _ARRAYS = ("asins", "starts", "documents", "codes", "weights")
 
 
@@ -88,33 +89,22 @@ class Index:
         order = sorted(counts, key=lambda term: (frequencies[term], term))
         remaining = sum(idf.values())  # tf / (tf + …) < 1
         total = self._dense
-        seen: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        parts: list[NDArray[np.int64]] = []
-        closed = False
+        seen: NDArray[np.int64] | None = None  # the only ones that can still be among the best
         for place, term in enumerate(order):
             documents, weights = self._postings(term)
-            if closed:
-                place_in_list = np.minimum(np.searchsorted(documents, seen), len(documents) - 1)
-                found = documents[place_in_list] == seen
-                total[seen[found]] += idf[term] * weights(place_in_list[found])
-            else:
+            if seen is None:
                 total[documents] += idf[term] * weights(slice(None))
-                parts.append(documents)
+            else:
+                places = np.minimum(np.searchsorted(documents, seen), len(documents) - 1)
+                found = documents[places] == seen
+                total[seen[found]] += idf[term] * weights(places[found])
             remaining -= idf[term]
-            if place == len(order) - 1:
-                break
-            if not closed and frequencies[order[place + 1]] > 2_000:
-                seen = _union(parts)
-                closed = len(seen) >= limit and _threshold(total[seen], limit) > remaining
-                parts = [seen]
-            if closed:
-                seen = seen[total[seen] + remaining * (1 + 1e-9) >= _threshold(total[seen], limit)]
-        touched = _union(parts)
-        if closed:
-            scores = total[seen].copy()
-        else:
-            seen, scores = touched, total[touched].copy()
-        total[touched] = 0.0
+            if place + 1 < len(order) and frequencies[order[place + 1]] > _LONG:
+                seen = _still_possible(total, seen, remaining, limit)
+        if seen is None:
+            seen = np.flatnonzero(total)
+        scores = total[seen]
+        total.fill(0.0)
         if len(seen) > 4 * limit:
             keep = scores.astype(np.float32) >= np.float32(_threshold(scores, limit))
             seen, scores = seen[keep], scores[keep]
@@ -133,8 +123,15 @@ def mapped(folder: Path, name: str) -> NDArray[Any]:
     return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))  # numpy's own class for it is slow to index
 
 
-def _union(parts: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
-    return np.asarray(parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts)))
+def _still_possible(
+    total: NDArray[np.float64], seen: NDArray[np.int64] | None, remaining: float, limit: int
+) -> NDArray[np.int64] | None:
+    """Return the documents that can still be among the best when each can gain `remaining`, None for any."""
+    documents = np.flatnonzero(total) if seen is None else seen
+    threshold = _threshold(total[documents], limit)
+    if seen is None and threshold <= remaining:
+        return None
+    return documents[total[documents] + remaining * (1 + 1e-9) >= threshold]
 
 
 def _threshold(scores: NDArray[np.float64], limit: int) -> float:

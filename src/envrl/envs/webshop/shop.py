@@ -16,7 +16,7 @@ SEARCHED = 50
 
 
 class Shop(Protocol):
-    """Products in catalogue order, their prices in dollars, the goals, and what searches find."""
+    """Products in catalogue order, their prices in dollars, the goals, and which of the products searches find."""
 
     @property
     def name(self) -> str: ...
@@ -64,7 +64,8 @@ class GivenShop:
         return self._prices[asin]
 
     def search(self, query: str) -> Sequence[str]:
-        return self._search(query) if self._search else [asin for asin, _ in self._index.search(query, SEARCHED)]
+        found = self._search(query) if self._search else [asin for asin, _ in self._index.search(query, SEARCHED)]
+        return [asin for asin in found if asin in self._by_asin]
 
     @cached_property
     def _index(self) -> Index:

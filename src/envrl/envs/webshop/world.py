@@ -317,9 +317,7 @@ class _Visit:
 
     def _search(self, query: str) -> None:
         searches = self.state.searches + 1
-        found = self._found(query, searches)
-        known = tuple(asin for asin in found if self.shop.product(asin) is not None)
-        self.go(_State("results", known, searches=searches))
+        self.go(_State("results", tuple(self._found(query, searches)), searches=searches))
 
     def _found(self, query: str, searches: int) -> Sequence[str]:
         """Return what a search finds; its first word may be one of the original's marks instead of a word."""
