@@ -45,7 +45,7 @@ def webshop_data() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Built shops go into a folder of this test run, for the processes that tests start too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ENVRL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

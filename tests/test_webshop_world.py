@@ -324,18 +324,18 @@ def data_folder(tmp_path: Path, **files: Any) -> Path:
 
 
 def test_a_data_folder_is_read_once_and_its_oddities_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ENVRL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = data_folder(tmp_path)
     with pytest.warns(UserWarning, match="1 with a price that is no number"):
         goals = len(make("webshop", data=str(folder)).tasks("all"))
     assert goals == 9
-    built = sorted((tmp_path / "cache" / "webshop").iterdir())
+    built = sorted((tmp_path / "cache" / "envrl" / "webshop").iterdir())
     with pytest.warns(UserWarning, match="1 with a price"):
         make("webshop", data=str(folder)).tasks("all")
-    assert sorted((tmp_path / "cache" / "webshop").iterdir()) == built
+    assert sorted((tmp_path / "cache" / "envrl" / "webshop").iterdir()) == built
     (folder / "items_shuffle_1000.json").write_text(json.dumps([LAMP]))
     assert len(make("webshop", data=str(folder)).tasks("all")) == 9
-    assert len(list((tmp_path / "cache" / "webshop").iterdir())) == 2, "other inputs, another shop"
+    assert len(list((tmp_path / "cache" / "envrl" / "webshop").iterdir())) == 2, "other inputs, another shop"
 
 
 @pytest.mark.parametrize(
@@ -353,10 +353,10 @@ def test_a_data_folder_is_read_once_and_its_oddities_are_told(tmp_path: Path, mo
 def test_missing_and_wrong_files_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setenv("ENVRL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(UserError, match=message):
         make("webshop", data=str(data_folder(tmp_path, **files))).tasks("all")
-    cached = tmp_path / "cache" / "webshop"
+    cached = tmp_path / "cache" / "envrl" / "webshop"
     assert not cached.exists() or not list(cached.iterdir()), "nothing half built stays"
 
 

@@ -1,4 +1,4 @@
-"""Downloaded data: where a world looks for it, how to get it, and which data it is."""
+"""Files of worlds: where downloaded data lies, how to get it, which data it is, and where built things are kept."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def default_folder(name: str) -> Path:
     home = os.environ.get("XDG_DATA_HOME", "")
     # The XDG specification has relative paths ignored.
     base = Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~/.local/share"))
+    return base / "envrl" / name
+
+
+def cache_folder(name: str) -> Path:
+    """Return where a world keeps what it has built: ${XDG_CACHE_HOME:-~/.cache}/envrl/NAME, which need not exist."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~/.cache"))
     return base / "envrl" / name
 
 

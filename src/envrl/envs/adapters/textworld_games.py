@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from envrl.envs.data import cache_folder
 from envrl.errors import RunError, UserError
 from envrl.types import Task
 
@@ -24,18 +25,12 @@ CHALLENGES: dict[str, dict[str, Any]] = {
 _SECONDS_TO_END = 5
 
 
-def cache_folder() -> Path:
-    """Return the folder of built games, `$XDG_CACHE_HOME/envrl/textworld-VERSION`, which need not exist."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "envrl" / f"textworld-{version('textworld')}"
-
-
 def game_file(task: Task) -> Path:
     """Return the file of a task's game, building it (about a second) where it is not in the cache.
 
     Raises `UserError` where the cache cannot be written, and `RunError` where TextWorld cannot build the game.
     """
-    path = cache_folder() / task.kind / f"{task.seed:07d}.z8"
+    path = cache_folder(f"textworld-{version('textworld')}") / task.kind / f"{task.seed:07d}.z8"
     if path.is_file():
         return path
     folder = next(parent for parent in path.parents if parent.exists())

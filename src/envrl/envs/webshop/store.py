@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar, overload
 import msgspec
 import numpy as np
 
-from envrl.envs.data import data_folder, how_to_get, size_and_sha256
+from envrl.envs.data import cache_folder, data_folder, how_to_get, size_and_sha256
 from envrl.envs.webshop import catalogue
 from envrl.envs.webshop.goals import Goal, draw_goals
 from envrl.envs.webshop.index import Index, mapped
@@ -218,16 +218,9 @@ def fingerprint_of(inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def cache_folder() -> Path:
-    """Return the folder of built shops: $ENVRL_CACHE, else envrl in $XDG_CACHE_HOME or ~/.cache."""
-    if os.environ.get("ENVRL_CACHE"):
-        return Path(os.environ["ENVRL_CACHE"]) / "webshop"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "envrl" / "webshop"
-
-
 def cached_shop(key: str, build: Callable[[Path], None], size: int) -> StoredShop:
     """Return the shop cached under a key; where there is none it is built aside and appears whole, by rename."""
-    target = cache_folder() / key
+    target = cache_folder("webshop") / key
     if not (target / "about.json").is_file():
         if size > 100_000:
             warnings.warn(f"building the search index of {size:,} products once, into {target}", stacklevel=2)
@@ -236,7 +229,7 @@ def cached_shop(key: str, build: Callable[[Path], None], size: int) -> StoredSho
             aside = Path(tempfile.mkdtemp(prefix=f".{key[:8]}-", dir=target.parent))
         except OSError as error:
             raise UserError(
-                f"the cache '{target.parent}' cannot be written ({error.strerror}); let $ENVRL_CACHE name another"
+                f"the cache '{target.parent}' cannot be written ({error.strerror}); let $XDG_CACHE_HOME name another"
             ) from error
         try:
             build(aside)
@@ -269,7 +262,7 @@ def _hashed(file: Path, size: int, changed: int) -> str:
     if size < 1 << 26:
         return size_and_sha256(file)[1]
     name = hashlib.sha256(f"{file.resolve()} {size} {changed}".encode()).hexdigest()[:32]
-    note = cache_folder() / "files" / name
+    note = cache_folder("webshop") / "files" / name
     if note.is_file():
         return note.read_text()
     _, found = size_and_sha256(file)
