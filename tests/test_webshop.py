@@ -22,7 +22,7 @@ from envrl.envs.webshop.index import stored_length
 from envrl.envs.webshop.nouns import title_nouns
 from envrl.envs.webshop.reward import COLORS
 from envrl.envs.webshop.similarity import alike, token_set_ratio
-from envrl.envs.webshop.world import parse_action
+from envrl.envs.webshop.visit import parse_action
 
 Files = dict[str, Any]
 

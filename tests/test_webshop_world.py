@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +18,10 @@ from envrl.envs.protocol import draw_command
 from envrl.envs.webshop import Index, WebShop, score
 from envrl.envs.webshop.catalogue import generate, generate_product
 from envrl.envs.webshop.compact import CompactShop
+from envrl.envs.webshop.nouns import noun_source
 from envrl.envs.webshop.products import Oddities, read_options, read_price, read_products
 from envrl.envs.webshop.shopper import Shopper
-from envrl.envs.webshop.world import search_template
+from envrl.envs.webshop.visit import search_template
 from envrl.errors import UserError
 from envrl.rollout.runner import play_script
 from envrl.types import Observation, Task
@@ -378,6 +381,29 @@ def test_a_list_of_nouns_is_used(tmp_path: Path) -> None:
     shop = lamp_shop(nouns=str(tmp_path / "nouns.json"))
     visit(shop, "search[x]", "click[l000000001]")
     assert shop.step("click[buy now]").info["scores"]["title_score"] == 1.0
+
+
+def test_the_tagger_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    with pytest.raises(UserError, match=r"needs spaCy: pip install 'envrl\[spacy\]'"):
+        noun_source("spacy")
+
+    def no_model(name: str) -> None:
+        raise OSError(f"[E050] Can't find model '{name}'.")
+
+    monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=no_model))
+    with pytest.raises(UserError, match="spaCy lacks the model en_core_web_sm: python -m spacy download"):
+        noun_source("spacy")
+
+
+def test_the_taggers_nouns_and_names_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = {"The": "DET", "Oak": "PROPN", "lamp": "NOUN", "shines": "VERB"}
+
+    def tag(title: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(text=word, pos_=tags[word]) for word in title.split()]
+
+    monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=lambda name: tag))
+    assert noun_source("spacy")("L000000001", "The Oak lamp shines") == ("oak", "lamp")
 
 
 def test_a_stored_index_answers_as_the_one_in_memory() -> None:

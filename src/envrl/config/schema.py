@@ -27,6 +27,7 @@ class EnvConfig:
     max_steps: Positive = 30  # steps after which an episode is cut off, lost
     products: Count = 0  # webshop: only the first of the catalogue; 0: all (generated: 10,000)
     goals: str = ""  # webshop: human or synthetic goals; empty: synthetic on the 1,000-product catalogue, else human
+    nouns: str = ""  # webshop: a JSON file of title nouns by asin, or spacy; empty: guessed
     fixes: bool = False  # webshop: the original's plain bugs are mended (docs/worlds/webshop.md)
     compact: Count = 0  # webshop: texts of at most this many words, items by number; 0: the original's texts
     distractors: Annotated[int, Meta(ge=0, le=40)] = 0  # irrelevant lines behind every observation

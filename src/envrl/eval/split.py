@@ -33,7 +33,7 @@ def env_maker(config: Config) -> Worlds:
 
 def env_options(env: EnvConfig) -> dict[str, Any]:
     """Return what a recipe says to its world: the keys of `env` that are the world's, where they are not at rest."""
-    own = {name: getattr(env, name) for name in ("data", "products", "goals", "fixes", "compact")}
+    own = {name: getattr(env, name) for name in ("data", "products", "goals", "nouns", "fixes", "compact")}
     return {name: value for name, value in own.items() if value}
 
 

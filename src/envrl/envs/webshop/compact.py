@@ -20,7 +20,8 @@ from dataclasses import replace
 from envrl.envs.webshop.pages import Page, group_of
 from envrl.envs.webshop.products import Product
 from envrl.envs.webshop.shopper import Shopper
-from envrl.envs.webshop.world import SavedVisit, WebShop, parse_action
+from envrl.envs.webshop.visit import parse_action
+from envrl.envs.webshop.world import SavedVisit, WebShop
 from envrl.types import Observation, Step, Task
 
 _ITEM = re.compile(r"click\[item (\d+)\]")

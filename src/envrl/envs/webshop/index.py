@@ -24,7 +24,7 @@ from envrl.envs.webshop.products import Product, read_products, search_text
 
 K1, B = 0.9, 0.4
 _EXACT_BELOW = 40
-_LONG = 2_000  # entries of a list that is worth being spared
+_LONG = 100_000  # entries of a list in which it takes too long to find the best
 _ARRAYS = ("asins", "starts", "documents", "codes", "weights")
 
 
@@ -80,8 +80,8 @@ class Index:
     def _score(self, counts: Mapping[int, int], limit: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return documents and their scores, among them the best `limit`.
 
-        Rare terms come first. Once what the remaining terms could add lies below the limit-th score, no new document
-        can enter, and only those seen are looked up in the longer lists.
+        Rare terms come first. Once what the remaining terms could add lies below a score that `limit` documents have,
+        no new document can enter, and only those that can still be among the best are looked up in the longer lists.
         """
         starts = self._arrays["starts"]
         frequencies = {term: int(starts[term + 1] - starts[term]) for term in counts}
@@ -89,20 +89,26 @@ class Index:
         order = sorted(counts, key=lambda term: (frequencies[term], term))
         remaining = sum(idf.values())  # tf / (tf + …) < 1
         total = self._dense
+        lower = 0.0  # `limit` documents have this score already
         seen: NDArray[np.int64] | None = None  # the only ones that can still be among the best
-        for place, term in enumerate(order):
+        for term in order:
             documents, weights = self._postings(term)
+            remaining = max(0.0, remaining - idf[term])
+            gain = remaining * (1 + 1e-9)
             if seen is None:
                 total[documents] += idf[term] * weights(slice(None))
-            else:
-                places = np.minimum(np.searchsorted(documents, seen), len(documents) - 1)
-                found = documents[places] == seen
-                total[seen[found]] += idf[term] * weights(places[found])
-            remaining -= idf[term]
-            if place + 1 < len(order) and frequencies[order[place + 1]] > _LONG:
-                seen = _still_possible(total, seen, remaining, limit)
+                if len(documents) <= _LONG:
+                    lower = max(lower, _threshold(total[documents], limit))
+                if lower > gain:
+                    seen = np.flatnonzero(total >= lower - gain)
+                continue
+            places = np.minimum(np.searchsorted(documents, seen), len(documents) - 1)
+            found = documents[places] == seen
+            total[seen[found]] += idf[term] * weights(places[found])
+            lower = max(lower, _threshold(total[seen], limit))
+            seen = seen[total[seen] + gain >= lower]
         if seen is None:
-            seen = np.flatnonzero(total)
+            seen = np.flatnonzero(total >= lower if lower > 0.0 else total)
         scores = total[seen]
         total.fill(0.0)
         if len(seen) > 4 * limit:
@@ -121,17 +127,6 @@ class Index:
 def mapped(folder: Path, name: str) -> NDArray[Any]:
     """Return an array of a folder, memory-mapped and read-only."""
     return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))  # numpy's own class for it is slow to index
-
-
-def _still_possible(
-    total: NDArray[np.float64], seen: NDArray[np.int64] | None, remaining: float, limit: int
-) -> NDArray[np.int64] | None:
-    """Return the documents that can still be among the best when each can gain `remaining`, None for any."""
-    documents = np.flatnonzero(total) if seen is None else seen
-    threshold = _threshold(total[documents], limit)
-    if seen is None and threshold <= remaining:
-        return None
-    return documents[total[documents] + remaining * (1 + 1e-9) >= threshold]
 
 
 def _threshold(scores: NDArray[np.float64], limit: int) -> float:

@@ -84,7 +84,7 @@ class StoredShop:
         self._places = mapped(folder, "places")
         self._place = lru_cache(maxsize=100_000)(self._find)
         self._search = lru_cache(maxsize=20_000)(self._searched)
-        self._folder = folder
+        self.folder = folder
 
     def product(self, asin: str) -> Product | None:
         place = self._place(asin)
@@ -101,7 +101,7 @@ class StoredShop:
 
     @cached_property
     def _index(self) -> Index:
-        return Index.open(self._folder)
+        return Index.open(self.folder)
 
     def _find(self, asin: str) -> int | None:
         found = int(np.searchsorted(self._asins, asin.encode()))
