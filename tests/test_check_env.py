@@ -200,7 +200,7 @@ def test_all_worlds_are_measured_each_in_a_process_of_its_own(
     assert 10 < int(memory) < 2000
     assert (blank, title) == ("", "not available here")
     assert missing.startswith("alfworld: ")
-    assert "alfworld-download" in missing
+    assert "envrl data get alfworld" in missing
 
 
 def test_a_world_that_fails_is_named_and_the_status_is_1(

@@ -114,10 +114,10 @@ def test_an_exported_game_is_read_back_as_it_was(tmp_path: Path) -> None:
 
 def test_without_the_engine_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"not installed \(textworld, .*pip install 'envrl\[textworld\]'"):
+    with pytest.raises(UserError, match=r"not installed \(textworld, .*pip install 'envrl\[alfworld-textworld\]'"):
         envrl.make("household-textworld").tasks("train")
     export._rules.cache_clear()
-    with pytest.raises(UserError, match=r"pip install 'envrl\[textworld\]'"):
+    with pytest.raises(UserError, match=r"pip install 'envrl\[alfworld-textworld\]'"):
         game_document(two_of_each_kind()[0])
 
 

@@ -35,7 +35,7 @@ def trained(
 def test_a_run_in_workers_is_the_run_without_them_though_they_die(tmp_path: Path) -> None:
     changing = {"seconds", "rate", "memory", "env/set_aside"}
     plain, frail = [
-        trained(tmp_path, "plain-boxes", Boxes, 0),
+        trained(tmp_path, "boxes-without-workers", Boxes, 0),
         trained(tmp_path, "frail-boxes", partial(Frail, tmp_path, os.getpid(), EVEN), 2),
     ]
     assert [{k: v for k, v in r.items() if k not in changing} for r in plain] == [
