@@ -19,7 +19,7 @@ from envrl.envs.webshop import Index, WebShop, score
 from envrl.envs.webshop.catalogue import generate, generate_product
 from envrl.envs.webshop.compact import CompactShop
 from envrl.envs.webshop.nouns import noun_source
-from envrl.envs.webshop.products import Oddities, read_options, read_price, read_products
+from envrl.envs.webshop.products import Oddities, read_options, read_price, read_products, score_record
 from envrl.envs.webshop.shopper import Shopper
 from envrl.envs.webshop.visit import search_template
 from envrl.errors import UserError
@@ -101,17 +101,8 @@ def test_the_product_that_was_asked_for_has_the_full_reward() -> None:
         goal = env.goal(task)
         product = env.shop.product(goal["asin"])
         assert product is not None
-        record = {
-            "asin": product.asin,
-            "name": product.name,
-            "query": product.query,
-            "product_category": product.product_category,
-            "attributes": product.attributes,
-            "bullet_points": product.bullet_points,
-            "description": product.description,
-        }
         options = {str(n): value for n, value in enumerate(goal["goal_options"])}
-        assert score(record, goal, options, env.shop.price(goal["asin"]))["reward"] == 1.0, goal
+        assert score(score_record(product), goal, options, env.shop.price(goal["asin"]))["reward"] == 1.0, goal
 
 
 @pytest.mark.parametrize("options", [{"products": 300}, {"products": 300, "goals": "synthetic"}, {"compact": 8}])

@@ -150,3 +150,9 @@ def search_text(product: Product) -> str:
     options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in product.options.items())
     first = product.bullet_points[0] if product.bullet_points else ""
     return " ".join((product.name, product.description, first, options)).lower()
+
+
+def score_record(product: Product) -> dict[str, Any]:
+    """Return what `score` reads of a product, as the reference cases have it."""
+    names = ("asin", "name", "query", "product_category", "attributes", "bullet_points", "description")
+    return {name: getattr(product, name) for name in names}

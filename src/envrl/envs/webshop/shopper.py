@@ -13,7 +13,10 @@ from envrl.types import Observation
 _LIMIT = re.compile(r"price lower than ([\d.]+) dollars")
 _PRICE = re.compile(r"\$(\d+(?:\.\d+)?)")
 _ASKING = frozenset(
-    analyze("i am looking for need want would like to buy find me show can you please some a an get with")
+    analyze(
+        "i am looking for need want would like to buy find me show can you please some a an get with price and "
+        "lower than dollars"
+    )
 )
 
 
@@ -85,7 +88,7 @@ class Shopper:
 
 
 def _wanted(instruction: str) -> set[str]:
-    return set(analyze(_LIMIT.sub("", instruction.lower()))) - _ASKING - set(analyze("price and lower than dollars"))
+    return set(analyze(_LIMIT.sub("", instruction.lower()))) - _ASKING
 
 
 def _on_page(product: Product) -> str:

@@ -122,11 +122,8 @@ def build_shop(
     oddities, generator = Oddities(), random.Random(seed)
     Records.write(folder, "products", read_products(records, attributes, oddities))
     products: Sequence[Product] = Records(folder, "products", Product)
-    asins, prices = array("d"), {}
-    for product in products:
-        prices[product.asin] = draw_price(product, generator)
-        asins.append(prices[product.asin])
-    np.save(folder / "prices.npy", np.array(asins, dtype=np.float64))
+    prices = {product.asin: draw_price(product, generator) for product in products}
+    np.save(folder / "prices.npy", np.array(list(prices.values()), dtype=np.float64))
     names = np.array([asin.encode() for asin in prices] or [b""])[: len(prices)]
     order = np.argsort(names, kind="stable")
     np.save(folder / "sorted.npy", names[order])
@@ -143,7 +140,7 @@ def build_shop(
 
 def generated_shop(count: int, seed: int, goals: str) -> StoredShop:
     """Return the shop of a generated catalogue, built where it is not cached yet."""
-    key = fingerprint_of({"generated": catalogue.VERSION, "products": count, "seed": seed, "goals": goals})
+    key = _key_of({"generated": catalogue.VERSION, "products": count, "seed": seed, "goals": goals})
 
     def build(folder: Path) -> None:
         attributes: dict[str, Any] = {}
@@ -173,7 +170,7 @@ def stored_shop(data: str, count: int, seed: int, goals: str) -> StoredShop:
     extra = _one_of(folder, ("items_ins_v2.json", "items_ins_v2_1000.json"), small_first=small)
     human = _one_of(folder, ("items_human_ins.json", "items_human_ins_1000.json")) if goals == "human" else None
     inputs = {file.name: _sha256(file) for file in (products, extra, human) if file}
-    key = fingerprint_of({"inputs": inputs, "products": count, "seed": seed, "goals": goals})
+    key = _key_of({"inputs": inputs, "products": count, "seed": seed, "goals": goals})
 
     def build(into: Path) -> None:
         people = _read_json(human, dict) if human else None
@@ -212,7 +209,7 @@ def _catalogue(path: Path, count: int) -> Iterator[Any]:
         raise UserError(f"{path} is truncated or no list of products: {error}; {how_to_get('webshop')}") from error
 
 
-def fingerprint_of(inputs: Mapping[str, Any]) -> str:
+def _key_of(inputs: Mapping[str, Any]) -> str:
     """Return a short hash of what a shop is made from."""
     text = json.dumps({"layout": LAYOUT, **inputs}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

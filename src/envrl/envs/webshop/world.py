@@ -12,7 +12,7 @@ from envrl.envs.protocol import TextEnv
 from envrl.envs.webshop.catalogue import PRODUCTS as GENERATED
 from envrl.envs.webshop.goals import Goal
 from envrl.envs.webshop.nouns import Nouns, noun_source
-from envrl.envs.webshop.products import Product, read_products
+from envrl.envs.webshop.products import Product, read_products, score_record
 from envrl.envs.webshop.reward import score
 from envrl.envs.webshop.shop import GivenShop, Shop
 from envrl.envs.webshop.visit import State, Visit, parse_action
@@ -148,15 +148,7 @@ class WebShop:
             "goal": self._nouns(goal["asin"], goal["name"]),
         }
         return score(
-            {
-                "asin": product.asin,
-                "name": product.name,
-                "query": product.query,
-                "product_category": product.product_category,
-                "attributes": product.attributes,
-                "bullet_points": product.bullet_points,
-                "description": product.description,
-            },
+            score_record(product),
             goal,
             dict(visit.state.options),
             self.shop.price(product.asin),
