@@ -62,6 +62,26 @@ def test_seeds_make_one_line_with_their_mean(make_run: Make, capsys: pytest.Capt
     assert envrl[2:4] == ["40.0 % (30.9 to 49.8)", "60.0 % (50.2 to 69.1)"]
 
 
+def test_scores_come_beside_success_where_they_say_more(
+    make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Means 0.5 and 0.7 of 100 games each with s = 0.2 and 0.4: the mean is 0.6; the sum of squares is 99 (0.04 + 0.16)
+    + 200 x 0.1^2 = 21.8, so s = sqrt(21.8 / 199) = 0.33098, and the half-width 1.96 s / sqrt(200) = 0.04587."""
+    runs = [make_run("a", 0.2, 0.3), make_run("b", 0.2, 0.5, seed=1)]
+    for run, score, spread in zip(runs, (0.5, 0.7), (0.2, 0.4), strict=True):
+        records = [json.loads(line) for line in (Path(run) / "eval.jsonl").read_text().splitlines()]
+        shown = [record | {"score": score, "score_sd": spread} for record in records]
+        (Path(run) / "eval.jsonl").write_text("".join(json.dumps(record) + "\n" for record in shown))
+    assert main(["compare", *runs, "--picture", str(tmp_path / "all.svg")]) == 0
+    head, _, line = cells(capsys)
+    assert head[1:5] == ["valid before RL", "valid after RL", "valid, score before RL", "valid, score after RL"]
+    assert line[3] == "40.0 % (33.5 to 46.9): 30.0, 50.0"
+    assert line[5] == "0.600 (0.554 to 0.646): 0.500, 0.700"
+    drawn = (tmp_path / "all.svg").read_text()
+    assert "GRPO update 2: 0.6" in drawn
+    assert ">valid, score<" in drawn
+
+
 def test_demonstrations_are_those_of_the_run_that_made_the_warm_start(
     make_run: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from envrl.eval.record import action_rates, summarize
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.auxiliary import Form, Pair, inverse_pairs, state_pairs
-from envrl.statistics import wilson
+from envrl.statistics import deviation, mean_interval, pooled, wilson
 from envrl.trainer.loop import train
 from envrl.types import Action, Observation, Task, Trajectory, Transition
 
@@ -59,6 +60,23 @@ def test_wilson_contains_the_rate_and_mirrors(won: int, played: int) -> None:
     assert high <= wider_high
     more_low, more_high = wilson(4 * won, 4 * played)
     assert more_high - more_low < high - low
+
+
+_SCORES = st.lists(st.floats(-5, 5), min_size=1, max_size=20)
+
+
+@given(st.lists(_SCORES, min_size=1, max_size=4).filter(lambda samples: sum(map(len, samples)) > 1))
+def test_pooled_samples_are_those_of_all_values_together(samples: list[list[float]]) -> None:
+    values = [value for sample in samples for value in sample]
+    mean, spread, count = pooled([(fmean(sample), deviation(sample), len(sample)) for sample in samples])
+    assert (mean, spread, count) == pytest.approx((fmean(values), stdev(values), len(values)), abs=1e-7)
+
+
+def test_the_interval_of_a_mean_by_hand() -> None:
+    """Of 0, 0, 1, 1 the deviation is sqrt(1 / 3), and that of the mean half as much: 0.288675; times 1.96 is 0.5658."""
+    assert deviation([0.0, 0.0, 1.0, 1.0]) == pytest.approx(0.577350, abs=1e-6)
+    assert mean_interval(0.5, 0.577350, 4) == pytest.approx((-0.0658, 1.0658), abs=1e-4)
+    assert deviation([3.0]) == deviation([]) == 0.0
 
 
 def test_wilson_of_nothing_is_everything() -> None:

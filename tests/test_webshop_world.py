@@ -412,20 +412,44 @@ def test_a_stored_index_answers_as_the_one_in_memory() -> None:
 
 def test_the_compact_shop_by_hand() -> None:
     shop = CompactShop(lamp_shop(12), words=1)
-    assert visit(shop).text == f"Your task is to: {GOAL['instruction_text']}"
+    assert visit(shop).text == "Your task is to: shop for oak lamp red, price lower than 30.00 dollars"
+    assert visit(shop).templates[0].words == ("oak", "lamp", "red"), "neither asking nor stop words"
     results = visit(shop, "search[x]")
     assert results.text.splitlines()[:3] == ["found 12, page 1", "item 1: oak $20.0", "item 2: lamp $20.0"]
     assert results.admissible is not None
     assert results.admissible[:3] == ("click[back to search]", "click[next >]", "click[item 1]")
-    assert visit(shop, "search[x]", "click[item 1]").text == (
-        "oak $20.0\ncolor: dark red, covered | oak, description\nsize: large, dark red, next >"
-    )
-    assert visit(shop, "search[x]", "click[item 1]", "click[large]").text == "size: large"
+    item = visit(shop, "search[x]", "click[item 1]")
+    assert item.text == (
+        "oak $20.0\nlacks 0\nasked: nothing\ncolor: option 1 dark red, ...\nsize: option 3 large, ..."
+    ), "one word a text, one value a line"
+    assert item.admissible is not None
+    offered = [*("description", "features", "reviews", "buy now"), *(f"option {n}" for n in (1, 2, 3, 4))]
+    assert item.admissible[2:] == tuple(f"click[{name}]" for name in offered), "'description' stays the button"
+    large = visit(shop, "search[x]", "click[item 1]", "click[option 3]")
+    assert large.text == "size: large\nasked: nothing"
+    assert visit(shop, "search[x]", "click[item 1]", "click[large]") == large, "the shop's own commands, too"
+    assert visit(shop, "search[x]", "click[item 1]", "click[option 9]").text == item.text, "there is none"
     assert visit(shop, "search[x]", "click[item 1]", "click[features]").text == "features\ndimmable\n\n"
     assert visit(shop, "search[x]", "click[item 11]").text == results.text, "there is none on this page"
     last = visit(shop, "search[x]", "click[next >]")
     assert last.text.splitlines()[0] == "found 12, page 2"
     assert shop.step("click[item 2]").observation.info["page"].product.asin == "L000000012"
+
+
+def test_the_compact_shop_marks_what_is_asked_for_and_what_is_too_dear() -> None:
+    instruction = "find me a brass lamp in dark red and large, and price lower than 15.00 dollars"
+    colors, sizes = [{"value": "Dark Red"}, {"value": "covered/Oak"}], [{"value": "next >"}, {"value": "large"}]
+    lamp = LAMP | {"customization_options": {"Color": colors, "Size": sizes}}
+    goal = GOAL | {"instruction_text": instruction}
+    shop = CompactShop(WebShop([lamp], {}, [goal], search=lambda query: [LAMP["asin"]]))
+    assert visit(shop, "search[x]").text == "found 1, page 1\nitem 1: oak lamp $20.0, too dear"
+    item = visit(shop, "search[x]", "click[item 1]").text.splitlines()
+    assert item[1:3] == ["lacks 1", "asked: option 1 dark red, option 2 large"], "brass"
+    assert item[3:] == ["color: option 3 covered | oak", "size: option 4 next >"]
+    chosen = visit(shop, "search[x]", "click[item 1]", "click[option 1]")
+    assert chosen.text == "color: dark red\nasked: option 2 large"
+    chosen = shop.step("click[option 3]").observation
+    assert chosen.text == "color: covered | oak\nasked: option 1 dark red, option 2 large", "it took the other's place"
 
 
 def test_the_compact_shop_gives_the_same_rewards() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 Z95 = 1.959963984540054
 
@@ -21,3 +22,28 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     # Where all or none succeeded the bound on that side is exact, and rounding must not move it.
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     return low, 1.0 if successes == trials else min(1.0, centre + half)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the sample's standard deviation, divisor n - 1; 0 for fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    centre = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
+
+
+def mean_interval(mean: float, deviation: float, count: int, z: float = Z95) -> tuple[float, float]:
+    """Return the normal interval of a mean, mean -/+ z s/sqrt(n), for samples that are not small."""
+    half = z * deviation / math.sqrt(count)
+    return mean - half, mean + half
+
+
+def pooled(samples: Sequence[tuple[float, float, int]]) -> tuple[float, float, int]:
+    """Return (mean, deviation, count) of samples taken together, from the same three figures of each.
+
+    The sum of squares about the common mean is the sum over samples of (n - 1) s^2 + n (mean - common mean)^2.
+    """
+    total = sum(count for _, _, count in samples)
+    centre = math.fsum(mean * count for mean, _, count in samples) / total
+    squares = math.fsum((n - 1) * s * s + n * (mean - centre) ** 2 for mean, s, n in samples)
+    return centre, math.sqrt(squares / (total - 1)) if total > 1 else 0.0, total

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from envrl.report.read import has_scores
+from envrl.report.summary import score_words
+
 _RATES = {
     "valid_action_rate": "valid actions",
     "admissible_action_rate": "admissible",
@@ -15,7 +18,8 @@ _KNOWLEDGE = {"inverse_accuracy": "acts recognised", "inverse_accuracy_unnamed":
 
 def evaluation_lines(record: Mapping[str, Any]) -> list[str]:
     """Return an evaluation: its success rate with the interval, each task type's, and its other measurements."""
-    lines = [f"{record['split']}: {success(record)} of {record['episodes']} episodes"]
+    scored = f", score {score_words(record)}" if has_scores([record]) else ""
+    lines = [f"{record['split']}: {success(record)} of {record['episodes']} episodes{scored}"]
     by_task: Mapping[str, Any] = record.get("by_task") or {}
     width = max(map(len, by_task), default=0)
     for kind, part in by_task.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from envrl.statistics import wilson
+from envrl.statistics import deviation, mean_interval, wilson
 from envrl.types import Trajectory
 
 
@@ -30,10 +30,14 @@ def action_rates(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 def summarize(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     """Return what eval.jsonl says of a split's episodes: success overall and by kind of task, score, turns, rates."""
     count = max(len(trajectories), 1)
+    scores = [trajectory.total_reward for trajectory in trajectories]
+    score, spread = sum(scores) / count, deviation(scores)
     kinds = sorted({trajectory.task.kind for trajectory in trajectories})
     return {
         **success_summary(trajectories),
-        "score": sum(trajectory.total_reward for trajectory in trajectories) / count,
+        "score": score,
+        "score_sd": spread,
+        "score_ci95": list(mean_interval(score, spread, count)),
         "turns": sum(len(trajectory.transitions) for trajectory in trajectories) / count,
         "by_task": {kind: success_summary([t for t in trajectories if t.task.kind == kind]) for kind in kinds if kind},
         **action_rates(trajectories),

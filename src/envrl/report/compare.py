@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -10,13 +10,23 @@ from typing import Any
 
 from envrl.errors import UserError
 from envrl.report.plots import Line, line_chart
-from envrl.report.read import Record, RunData, load_run, number, series, setting, write_whole
+from envrl.report.read import Record, RunData, has_scores, load_run, number, series, setting, write_whole
 from envrl.report.summary import duration, method, stage_seconds
 from envrl.report.svg import document, label, placed
-from envrl.statistics import wilson
+from envrl.statistics import mean_interval, pooled, wilson
 
 _DASH = "\N{EN DASH}"
 _WIDTH, _HEIGHT, _TOP = 860.0, 340.0, 34.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What runs are compared by: its name, its key in eval.jsonl, and its value and interval over some records."""
+
+    name: str
+    key: str
+    pool: Callable[[Sequence[Record]], tuple[float, float, float] | None]
+    rate: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +92,20 @@ def load_arms(runs: Sequence[Path]) -> list[Arm]:
 def comparison_table(arms: Sequence[Arm]) -> str:
     """Return a Markdown table: success before and after RL for each split, over all seeds, and the time taken.
 
-    "After" is the last evaluation that all seeds have. The interval is Wilson's over the episodes of all seeds
-    together, as if they were different games; the seeds' own figures follow.
+    Where episodes have scores other than their success, so are they. "After" is the last evaluation that all seeds
+    have. The interval (Wilson's of success, the normal one of the score) is over the episodes of all seeds together, as
+    if they were different games; the seeds' own figures follow.
     """
-    splits = _splits(arms)
-    header = ["", "demonstrations", *[f"{split} {when}" for split in splits for when in ("before RL", "after RL")]]
+    columns = [(split, measure) for split in _splits(arms) for measure in _measures(arms, split)]
+    header = ["", "demonstrations"]
+    for split, measure in columns:
+        header += [f"{split}{measure.name} {when}" for when in ("before RL", "after RL")]
     header += ["updates", "time a run after the warm start", "seconds an update: rollout, worlds, optimiser"]
     rows = [header, ["---"] * len(header)]
     for arm in arms:
         cells = [arm.name, _demonstrations(arm)]
-        for split in splits:
-            cells += [_success(arm.records(split, after)) for after in (False, True)]
+        for split, measure in columns:
+            cells += [_cell(measure, arm.records(split, after)) for after in (False, True)]
         stages = [stage_seconds(run) for run in arm.runs]
         whole = [seconds["updates"] + seconds["evaluations"] for seconds in stages]
         phases = [arm.seconds(phase) for phase in ("rollout", "env", "update")]
@@ -105,27 +118,30 @@ def comparison_table(arms: Sequence[Arm]) -> str:
 def comparison_picture(arms: Sequence[Arm]) -> str:
     """Return an SVG with a chart for each split: success over updates, the mean over seeds thick, each seed thin.
 
-    Raises `UserError` where no run was evaluated.
+    Where episodes have scores other than their success, a chart of them follows. Raises `UserError` where no run was
+    evaluated.
     """
-    splits = _splits(arms)
-    if not splits:
+    drawn = [(split, measure) for split in _splits(arms) for measure in _measures(arms, split)]
+    if not drawn:
         raise UserError("none of the runs holds an evaluation yet, so there is nothing to draw")
     charts = []
-    for index, split in enumerate(splits):
+    for index, (split, measure) in enumerate(drawn):
         top = index * (_HEIGHT + _TOP)
-        lines = _lines(arms, split)
+        lines = _lines(arms, split, measure)
         heights = [y for line in lines for _, y in line.points]
         heights += [end for line in lines for _, *ends in line.intervals for end in ends]
         chart = line_chart(
             lines,
             width=_WIDTH,
             height=_HEIGHT,
-            name=f"Success on {split} over updates",
-            rate=True,
-            y_range=(max(0.0, min(heights) - 0.02), min(1.0, max(heights) + 0.02)),
+            name=f"{'Success' if measure.rate else 'Score'} on {split} over updates",
+            rate=measure.rate,
+            y_range=(max(0.0, min(heights) - 0.02), min(1.0, max(heights) + 0.02)) if measure.rate else None,
         )
-        charts.append(label(16, top + 24, split, "name") + placed(chart, 0, top + _TOP, _WIDTH, _HEIGHT))
-    return document(_WIDTH + 10, len(splits) * (_HEIGHT + _TOP) + 8, "".join(charts), "Success over updates")
+        charts.append(
+            label(16, top + 24, f"{split}{measure.name}", "name") + placed(chart, 0, top + _TOP, _WIDTH, _HEIGHT)
+        )
+    return document(_WIDTH + 10, len(drawn) * (_HEIGHT + _TOP) + 8, "".join(charts), "Success over updates")
 
 
 def write_comparison_picture(arms: Sequence[Arm], file: Path) -> None:
@@ -162,28 +178,26 @@ def _demonstrations(arm: Arm) -> str:
     return f"{count:,}" if isinstance(count, int) else _DASH
 
 
-def _success(records: Sequence[Record]) -> str:
-    rates = [number(record, "success_rate") or 0.0 for record in records]
-    pooled = _pooled(records)
-    if pooled is None:
+def _cell(measure: Measure, records: Sequence[Record]) -> str:
+    found = measure.pool(records)
+    if found is None:
         return _DASH
-    rate, low, high = pooled
-    words = f"{100 * rate:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-    if len(rates) == 1:
-        return words
-    return f"{words}: {', '.join(f'{100 * rate:.1f}' for rate in rates)}"
+    values = [number(record, measure.key) or 0.0 for record in records]
+    shown = [f"{100 * value:.1f}" if measure.rate else f"{value:.3f}" for value in (*found, *values)]
+    words = f"{shown[0]}{' %' if measure.rate else ''} ({shown[1]} to {shown[2]})"
+    return words if len(values) == 1 else f"{words}: {', '.join(shown[3:])}"
 
 
-def _lines(arms: Sequence[Arm], split: str) -> list[Line]:
+def _lines(arms: Sequence[Arm], split: str, measure: Measure) -> list[Line]:
     lines = []
     for index, arm in enumerate(arms):
         colour = 1 + index % 6
-        seeds = [series(run.evals.get(split, ()), "update", "success_rate") for run in arm.runs]
+        seeds = [series(run.evals.get(split, ()), "update", measure.key) for run in arm.runs]
         if len(seeds) > 1:
             lines += [Line("", points, colour, faint=True) for points in seeds if points]
         name = arm.name.replace("state prediction", "state").replace("inverse dynamics", "inverse")
         name = name.replace("placebo: exchanged targets", "placebo")
-        lines.append(Line(name, _means(seeds), colour, _last_interval(arm, split), marks=True))
+        lines.append(Line(name, _means(seeds), colour, _last_interval(arm, split, measure), marks=True))
     return lines
 
 
@@ -195,19 +209,35 @@ def _different(records: Sequence[Record]) -> list[Record]:
     return list(found.values())
 
 
-def _last_interval(arm: Arm, split: str) -> list[tuple[float, float, float]]:
-    """Return (update, low, high): Wilson's interval over all seeds' episodes at the last evaluation of all of them."""
+def _last_interval(arm: Arm, split: str, measure: Measure) -> list[tuple[float, float, float]]:
+    """Return (update, low, high): the interval over all seeds' episodes at the last evaluation of all of them."""
     records = arm.records(split, True)
-    pooled = _pooled(records)
-    return [] if pooled is None else [(number(records[0], "update") or 0.0, *pooled[1:])]
+    found = measure.pool(records)
+    return [] if found is None else [(number(records[0], "update") or 0.0, *found[1:])]
 
 
-def _pooled(records: Sequence[Record]) -> tuple[float, float, float] | None:
+def _measures(arms: Sequence[Arm], split: str) -> list[Measure]:
+    """Return what a split's evaluations can be compared by."""
+    records = [record for arm in arms for run in arm.runs for record in run.evals.get(split, ())]
+    return [_SUCCESS, _SCORE] if has_scores(records) else [_SUCCESS]
+
+
+def _pooled_success(records: Sequence[Record]) -> tuple[float, float, float] | None:
     """Return the share of all records' episodes that were won, and Wilson's interval."""
     episodes = [round(number(record, "episodes") or 0.0) for record in records]
     rates = [number(record, "success_rate") or 0.0 for record in records]
     wins = sum(round(rate * count) for rate, count in zip(rates, episodes, strict=True))
     return (wins / sum(episodes), *wilson(wins, sum(episodes))) if records and all(episodes) else None
+
+
+def _pooled_score(records: Sequence[Record]) -> tuple[float, float, float] | None:
+    """Return the mean score of all records' episodes, and its normal interval; None where a record lacks it."""
+    known = [(number(r, "score"), number(r, "score_sd"), round(number(r, "episodes") or 0.0)) for r in records]
+    samples = [(mean, sd, count) for mean, sd, count in known if mean is not None and sd is not None and count]
+    if not samples or len(samples) < len(records):
+        return None
+    centre, sd, count = pooled(samples)
+    return (centre, *mean_interval(centre, sd, count))
 
 
 def _means(seeds: Iterable[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
@@ -217,3 +247,7 @@ def _means(seeds: Iterable[Sequence[tuple[float, float]]]) -> list[tuple[float, 
         return []
     common = sorted(set(tables[0]).intersection(*tables[1:]))
     return [(update, mean(table[update] for table in tables)) for update in common]
+
+
+_SUCCESS = Measure("", "success_rate", _pooled_success, rate=True)
+_SCORE = Measure(", score", "score", _pooled_score, rate=False)

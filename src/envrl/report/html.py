@@ -12,8 +12,18 @@ from pathlib import Path
 
 from envrl.report import curves
 from envrl.report.episodes import episodes_section
-from envrl.report.read import Record, RunData, before_and_after, interval, load_run, number, setting, write_whole
-from envrl.report.summary import apart, duration, method, stage_seconds
+from envrl.report.read import (
+    Record,
+    RunData,
+    before_and_after,
+    has_scores,
+    interval,
+    load_run,
+    number,
+    setting,
+    write_whole,
+)
+from envrl.report.summary import apart, duration, method, score_words, stage_seconds
 from envrl.report.svg import figure, percent
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -87,7 +97,7 @@ def _headline(run: RunData) -> str:
         chart = curves.split_chart(records, 1 + index % 6, f"Success on {split} before and after")
         cards.append(
             f'<div class="card"><div class="split">{escape(split)}</div>{_change(records)}{chart}'
-            f'<p class="soft">{_verdict(records)}</p></div>'
+            f'<p class="soft">{_verdict(records)}{_scores(records)}</p></div>'
         )
     lead = '<p class="soft">Share of games won, before and after reinforcement learning, with 95 % intervals.</p>'
     return _section("What it learned", f'{lead}<div class="grid">{"".join(cards)}</div>')
@@ -125,6 +135,14 @@ def _verdict(records: Sequence[Record]) -> str:
     elif before:
         words += ". No evaluation after it yet."
     return words[:1].upper() + words[1:]
+
+
+def _scores(records: Sequence[Record]) -> str:
+    """Return the mean score before and after, where it says more than success."""
+    if not has_scores(records):
+        return ""
+    known = [score_words(record) for record in before_and_after(records) if record]
+    return f" Mean score {f' {_ARROW} '.join(known)}."
 
 
 def _learning(run: RunData) -> str:

@@ -118,9 +118,9 @@ def series(records: Iterable[Record], x: str, y: str) -> list[tuple[float, float
     return [(a, b) for a, b in pairs if a is not None and b is not None]
 
 
-def interval(record: Record) -> tuple[float, float] | None:
-    """Return `ci95` where it is a pair of numbers."""
-    bounds = record.get("ci95")
+def interval(record: Record, key: str = "ci95") -> tuple[float, float] | None:
+    """Return an interval of a record where it is a pair of numbers."""
+    bounds = record.get(key)
     if isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(bound, (int, float)) for bound in bounds):
         return float(bounds[0]), float(bounds[1])
     return None
@@ -135,6 +135,16 @@ def before_and_after(evals: Iterable[Record]) -> tuple[Record | None, Record | N
         else:
             after = record
     return before, after
+
+
+def has_scores(records: Iterable[Record]) -> bool:
+    """Return whether some evaluation's score says more than its success: rewards in part, or other than 1 for a win."""
+    return any(
+        (score := number(record, "score")) is not None
+        and number(record, "score_sd") is not None
+        and abs(score - (number(record, "success_rate") or 0.0)) > 1e-9
+        for record in records
+    )
 
 
 def setting(config: Mapping[str, Any], key: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from envrl.report.read import Record, RunData, before_and_after, interval, load_run, number, setting
+from envrl.report.read import Record, RunData, before_and_after, has_scores, interval, load_run, number, setting
 
 
 def summarize(run: Path) -> str:
@@ -18,7 +18,7 @@ def summarize(run: Path) -> str:
 
 
 def learned(run: RunData) -> list[str]:
-    """Return a line for each split: its success before RL and at the last evaluation after it."""
+    """Return for each split its success before RL and at the last evaluation after it; its score where that differs."""
     if not run.evals:
         return ["no evaluation yet"]
     width = max(map(len, run.evals))
@@ -30,6 +30,9 @@ def learned(run: RunData) -> list[str]:
         games = f"{number(latest, 'episodes') or 0:.0f} games" if latest else ""
         when = f", after {number(after, 'update') or 0:.0f} updates" if after else ", before any update"
         lines.append(f"{split:<{width}}  {' -> '.join(rates)}   {games}{when}")
+        if has_scores(records):
+            scores = [score_words(record) for record in (before, after) if record]
+            lines.append(f"{'':<{width}}  score {' -> '.join(scores)}")
     return lines
 
 
@@ -74,6 +77,13 @@ def method(run: RunData) -> str:
     if setting(run.config, "objective.placebo") is True:
         parts.append("placebo: exchanged targets")
     return " + ".join(parts)
+
+
+def score_words(record: Record) -> str:
+    """Return an evaluation's mean score with its interval: `0.565 (0.540 to 0.590)`."""
+    bounds = interval(record, "score_ci95")
+    words = f" ({bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else ""
+    return f"{number(record, 'score') or 0.0:.3f}{words}"
 
 
 def _total(records: Iterable[Record]) -> float:

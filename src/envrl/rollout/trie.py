@@ -35,10 +35,11 @@ class FreeWords:
 
     def __init__(self, codec: Codec, template: Template) -> None:
         words = tuple(dict.fromkeys(template.words))
-        self._first = [codec.encode(word) for word in words]
+        before = template.before.rstrip(" ")  # a blank belongs to the token behind it, as the tokenizer has it
+        self._first = [codec.encode(template.before[len(before) :] + word) for word in words]
         self._later = [codec.encode(f" {word}") for word in words]
         self._end = (*codec.encode(template.after), codec.marks["end"])
-        self.start: tuple[Ids, int | None] = (codec.encode(template.before), -1)
+        self.start: tuple[Ids, int | None] = (codec.encode(before), -1)
         self.longest = len(self.start[0]) + sum(map(len, self._later)) + len(self._end)
 
     def after(self, word: int) -> list[tuple[Ids, int | None]]:

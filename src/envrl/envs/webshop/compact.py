@@ -1,30 +1,32 @@
-"""The shop in few words, for small models: the same pages and rules, short texts, and numbers in place of item codes.
+"""The shop in few words, for small models: the same pages and rules, short texts, numbers to click, and reading aids.
 
-    search[words]             → found 50, page 1
-                                item 1: rosmere easy clean table lamp $76.51
-                                item 2: …
-    click[item 1]             → rosmere easy clean table lamp $76.51
-                                color: grey, khaki, pink
-    click[khaki]              → color: khaki                (the original shows the same page again)
-    click[buy now]            → bought
+    search[for words]   → found 50, page 1
+                          item 1: rosmere easy clean table lamp $76.51, too dear
+                          item 2: …
+    click[item 2]       → lumero table lamp $23.0
+                          lacks 1 word
+                          asked: option 1 khaki
+                          color: option 2 grey, option 3 pink
+    click[option 1]     → color: khaki              (the original shows the same page again)
+                          asked: nothing
+    click[buy now]      → bought
 
+An item above the price limit is "too dear", an opened one "lacks" some of the instruction's words, and the options that
+the instruction names come first, as "asked", until they are chosen: all taken from the page and the instruction alone.
 Everything else, rewards included, is the world behind it: a command is translated and carried out there.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from envrl.envs.webshop.pages import Page, group_of
+from envrl.envs.webshop.pages import ITEM_BUTTONS, Page, group_of
 from envrl.envs.webshop.products import Product
-from envrl.envs.webshop.shopper import Shopper
-from envrl.envs.webshop.visit import parse_action
+from envrl.envs.webshop.shopper import Shopper, affordable, lacking, mentioned, price_limit, telling
+from envrl.envs.webshop.visit import parse_action, search_template
 from envrl.envs.webshop.world import SavedVisit, WebShop
-from envrl.types import Observation, Step, Task
-
-_ITEM = re.compile(r"click\[item (\d+)\]")
+from envrl.types import Observation, Step, Task, Template
 
 
 class CompactShop:
@@ -47,8 +49,9 @@ class CompactShop:
         """Carry out `search[words]` or a click; `click[item 3]` opens the third item of the page."""
         if self._page is None:
             raise RuntimeError("step was called before the first reset")
-        verb, name = parse_action(action)
-        step = self.world.step(original_action(action, self._page))
+        told = original_action(action, self._page)
+        verb, name = parse_action(told)
+        step = self.world.step(told)
         return replace(step, observation=self._shown(step.observation, name if verb == "click" else ""))
 
     def save(self) -> tuple[SavedVisit, Page | None]:
@@ -69,38 +72,58 @@ class CompactShop:
         shopper = Shopper(reads=0)
 
         def act(observation: Observation) -> str:
-            return _alias(shopper.act(observation), observation.info["page"])
+            page: Page = observation.info["page"]
+            return aliases(page).get(command := shopper.act(observation), command)
 
         return act
 
     def _shown(self, observation: Observation, clicked: str) -> Observation:
         page: Page = observation.info["page"]
         before, self._page = self._page, page
-        commands = tuple(_alias(command, page) for command in observation.admissible or ())
+        short = aliases(page)
+        commands = tuple(short.get(command, command) for command in observation.admissible or ())
         text = self._text(page, clicked if before is not None and before.kind == page.kind == "item" else "")
-        return replace(observation, text=text, admissible=commands)
+        free = tuple(Template("search[for ", telling(t.words), t.after) for t in observation.templates)
+        return replace(observation, text=text, admissible=commands, templates=free)
 
     def _text(self, page: Page, chosen: str) -> str:
-        product = page.product
         if page.kind == "start":
-            return f"Your task is to: {page.instruction}"
+            limit = price_limit(page.instruction)
+            dear = f", price lower than {limit:.2f} dollars" if limit is not None else ""
+            return f"Your task is to: shop for {' '.join(telling(search_template(page.instruction).words))}{dear}"
         if page.kind == "results":
-            items = (f"item {n}: {self._line(item)}" for n, item in enumerate(page.items, start=1))
+            items = (f"item {n}: {self._line(item, page)}" for n, item in enumerate(page.items, start=1))
             return "\n".join((f"found {page.total}, page {page.number}", *items))
-        assert product is not None
         if page.kind == "item":
-            group = group_of(product, chosen) if chosen else None
-            if group is not None:
-                return f"{group}: {chosen}"
-            groups = (f"{name}: {', '.join(values)}" for name, values in product.options.items())
-            return "\n".join((self._line(product), *groups))
+            return "\n".join(self._item_lines(page, chosen))
         if page.kind == "sub":
-            texts = {"description": (product.description,), "features": product.bullet_points}.get(page.sub, ())
-            return "\n".join((page.sub, *(self._cut(text) for text in texts)))
+            assert page.product is not None
+            texts = {"description": (page.product.description,), "features": page.product.bullet_points}
+            return "\n".join((page.sub, *(self._cut(text) for text in texts.get(page.sub, ()))))
         return "bought"
 
-    def _line(self, product: Product) -> str:
-        return f"{self._cut(product.name)} {product.price_tag}"
+    def _item_lines(self, page: Page, chosen: str) -> list[str]:
+        """Return what an item's page says; after a click on an option, that option and what else was asked for."""
+        product = page.product
+        assert product is not None
+        numbers = option_numbers(page)
+        asked = [v for v in dict.fromkeys(mentioned(page)) if v in numbers]
+        left = [f"option {numbers[v]} {v}" for v in asked if v not in page.options.values()]
+        asks = f"asked: {', '.join(left) or 'nothing'}"
+        group = group_of(product, chosen) if chosen else None
+        if group is not None:
+            return [f"{group}: {chosen}", asks]
+        lines = [self._line(product, page), f"lacks {lacking(page, product)}", asks]
+        for name, values in product.options.items():
+            others = [f"option {numbers[v]} {v}" for v in values if v in numbers and v not in asked]
+            more = ["..."] if len(others) > self._words else []
+            if others:
+                lines.append(f"{name}: {', '.join(others[: self._words] + more)}")
+        return lines
+
+    def _line(self, product: Product, page: Page) -> str:
+        dear = "" if affordable(product, page.instruction) else ", too dear"
+        return f"{self._cut(product.name)} {product.price_tag}{dear}"
 
     def _cut(self, text: str) -> str:
         return " ".join(text.lower().split()[: self._words])
@@ -114,15 +137,24 @@ class CompactDataShop(CompactShop):
         return self.world.shop.fingerprint
 
 
+def option_numbers(page: Page) -> dict[str, int]:
+    """Return the number of each option that a command can name and that is no button, those "asked" for first."""
+    product = page.product
+    assert product is not None
+    values = dict.fromkeys((*mentioned(page), *(v for group in product.options.values() for v in group)))
+    named = [v for v in values if parse_action(f"click[{v}]") == ("click", v) and v not in ITEM_BUTTONS]
+    return {value: number for number, value in enumerate(named, start=1)}
+
+
+def aliases(page: Page) -> dict[str, str]:
+    """Return for each command with an item's code or an option's value the one with its number."""
+    if page.kind == "results":
+        return {f"click[{item.asin.lower()}]": f"click[item {n}]" for n, item in enumerate(page.items, start=1)}
+    if page.kind == "item":
+        return {f"click[{value}]": f"click[option {n}]" for value, n in option_numbers(page).items()}
+    return {}
+
+
 def original_action(action: str, page: Page) -> str:
-    """Return a command with an item's code in place of its number; any other command as it is."""
-    found = _ITEM.fullmatch(action)
-    if found and page.kind == "results" and 1 <= int(found[1]) <= len(page.items):
-        return f"click[{page.items[int(found[1]) - 1].asin.lower()}]"
-    return action
-
-
-def _alias(command: str, page: Page) -> str:
-    """Return a command with an item's number on the page in place of its code."""
-    codes = [f"click[{item.asin.lower()}]" for item in page.items]
-    return f"click[item {codes.index(command) + 1}]" if command in codes else command
+    """Return a command with an item's code or an option's value in place of its number; any other as it is."""
+    return {alias: command for command, alias in aliases(page).items()}.get(action, action)

@@ -17,7 +17,7 @@ SEPARATOR = " [SEP] "
 PAGE_SIZE = 10
 BACK, PREVIOUS, NEXT, BUY = "back to search", "< prev", "next >", "buy now"
 SUB_PAGES = ("description", "features", "reviews")
-_ITEM_BUTTONS = (BACK, PREVIOUS, *SUB_PAGES, BUY)
+ITEM_BUTTONS = (BACK, PREVIOUS, *SUB_PAGES, BUY)
 _BLANK = frozenset(" \t\n\f\r")
 _DONE = (
     (
@@ -65,7 +65,7 @@ def clickables(page: Page) -> tuple[str, ...]:
         return tuple(dict.fromkeys((BACK, *previous, NEXT, *(item.asin.lower() for item in page.items))))
     if page.kind == "item" and page.product is not None:
         values = (value for group in page.product.options.values() for value in group)
-        return tuple(dict.fromkeys((*_ITEM_BUTTONS, *values)))
+        return tuple(dict.fromkeys((*ITEM_BUTTONS, *values)))
     return (BACK, PREVIOUS) if page.kind == "sub" else ()
 
 

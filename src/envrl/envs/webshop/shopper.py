@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from envrl.envs.webshop.analysis import analyze
@@ -37,7 +38,8 @@ class Shopper:
     def act(self, observation: Observation) -> str:
         page: Page = observation.info["page"]
         if page.kind == "start":
-            return f"search[{' '.join(observation.templates[0].words)}]"
+            search = observation.templates[0]
+            return f"{search.before}{' '.join(search.words)}{search.after}"
         if page.kind == "results":
             return self._open(page)
         if page.kind == "sub":
@@ -52,7 +54,7 @@ class Shopper:
             self._settled = max(self._seen, key=lambda asin: self._seen[asin])
             return f"click[{self._settled.lower()}]"
         fresh = [item for item in page.items if item.asin not in self._seen] or list(page.items)
-        best = max(fresh, key=lambda item: _affordable(item, page.instruction))
+        best = max(fresh, key=lambda item: affordable(item, page.instruction))
         return f"click[{best.asin.lower()}]"
 
     def _shop(self, page: Page) -> str:
@@ -60,14 +62,14 @@ class Shopper:
         assert product is not None
         if self._settled != product.asin and self.reads:
             if product.asin not in self._seen:
-                missing = _wanted(page.instruction) - set(analyze(_on_page(product)))
-                self._seen[product.asin] = -len(missing)
+                missing = lacking(page, product)
+                self._seen[product.asin] = -missing
                 if missing:
                     return "click[features]"
             elif self._is_worse(product.asin):
                 return f"click[{PREVIOUS}]"
             self._settled = product.asin
-        for value in _mentioned(page):
+        for value in mentioned(page):
             if value not in self._chosen:
                 self._chosen.add(value)
                 return f"click[{value}]"
@@ -87,8 +89,18 @@ class Shopper:
         return f"click[{PREVIOUS}]"
 
 
+def telling(words: Iterable[str]) -> tuple[str, ...]:
+    """Return the words that say what is wanted, without "I am looking for a", and without stop words."""
+    return tuple(word for word in words if set(analyze(word)) - _ASKING)
+
+
 def _wanted(instruction: str) -> set[str]:
     return set(analyze(_LIMIT.sub("", instruction.lower()))) - _ASKING
+
+
+def lacking(page: Page, product: Product) -> int:
+    """Return how many of the words that say what is wanted an item's page does not have."""
+    return len(_wanted(page.instruction) - set(analyze(_on_page(product))))
 
 
 def _on_page(product: Product) -> str:
@@ -97,12 +109,19 @@ def _on_page(product: Product) -> str:
     return f"{product.name} {options}"
 
 
-def _affordable(product: Product, instruction: str) -> bool:
-    limit, price = _LIMIT.search(instruction), _PRICE.search(product.price_tag)
-    return not limit or not price or float(price[1]) <= float(limit[1])
+def affordable(product: Product, instruction: str) -> bool:
+    """Return whether a product's lowest price is within the instruction's limit, where both say one."""
+    limit, price = price_limit(instruction), _PRICE.search(product.price_tag)
+    return limit is None or not price or float(price[1]) <= limit
 
 
-def _mentioned(page: Page) -> list[str]:
+def price_limit(instruction: str) -> float | None:
+    """Return the price, in dollars, that an instruction wants to stay below; None where it says none."""
+    found = _LIMIT.search(instruction)
+    return float(found[1]) if found else None
+
+
+def mentioned(page: Page) -> list[str]:
     """Return for each option group the longest of its values that the instruction holds, as words of their own."""
     product = page.product
     assert product is not None
