@@ -360,6 +360,14 @@ checks = {
 }
 
 
+def test_training_on_success_alone_does_not_see_the_worlds_other_rewards(plain: Path, tmp_path: Path) -> None:
+    run = variant(tmp_path, rollout={"reward": "success"}, env={"step_cost": 0.25})
+    last = Path("checkpoints", "step-000002", "model.safetensors")
+    assert (run / last).read_bytes() == (plain / last).read_bytes(), "the world itself pays 1 for a win, too"
+    for record in lines(run / "eval.jsonl"):
+        assert record["score"] == pytest.approx(record["success_rate"] - 0.25 * record["turns"])
+
+
 def test_no_updates_is_warm_start_and_evaluation_only(tmp_path: Path) -> None:
     run = train(tiny(train={"updates": 0}), tmp_path / "run")
     assert metrics(run) == []

@@ -20,11 +20,11 @@ from envrl.envs.webshop.catalogue import generate, generate_product
 from envrl.envs.webshop.compact import CompactShop
 from envrl.envs.webshop.nouns import noun_source
 from envrl.envs.webshop.products import Oddities, read_options, read_price, read_products, score_record
-from envrl.envs.webshop.shopper import Shopper
+from envrl.envs.webshop.shopper import Shopper, wanted_phrases
 from envrl.envs.webshop.visit import search_template
 from envrl.errors import UserError
 from envrl.rollout.runner import play_script
-from envrl.types import Observation, Task
+from envrl.types import Observation, Task, Template
 
 LAMP = {
     "asin": "L000000001",
@@ -412,15 +412,16 @@ def test_a_stored_index_answers_as_the_one_in_memory() -> None:
 
 def test_the_compact_shop_by_hand() -> None:
     shop = CompactShop(lamp_shop(12), words=1)
-    assert visit(shop).text == "Your task is to: shop for oak lamp red, price lower than 30.00 dollars"
-    assert visit(shop).templates[0].words == ("oak", "lamp", "red"), "neither asking nor stop words"
+    start = visit(shop)
+    assert start.text == "Your task is to: shop for oak lamp, red, price lower than 30.00 dollars"
+    assert start.templates == (Template("search[for ", ("oak lamp", "red"), "]"),)
     results = visit(shop, "search[x]")
     assert results.text.splitlines()[:3] == ["found 12, page 1", "item 1: oak $20.0", "item 2: lamp $20.0"]
     assert results.admissible is not None
     assert results.admissible[:3] == ("click[back to search]", "click[next >]", "click[item 1]")
     item = visit(shop, "search[x]", "click[item 1]")
     assert item.text == (
-        "oak $20.0\nlacks 0\nasked: nothing\ncolor: option 1 dark red, ...\nsize: option 3 large, ..."
+        "item oak $20.0\nlacks 0\nasked: nothing\ncolor: option 1 dark red, ...\nsize: option 3 large, ..."
     ), "one word a text, one value a line"
     assert item.admissible is not None
     offered = [*("description", "features", "reviews", "buy now"), *(f"option {n}" for n in (1, 2, 3, 4))]
@@ -442,7 +443,7 @@ def test_the_compact_shop_marks_what_is_asked_for_and_what_is_too_dear() -> None
     lamp = LAMP | {"customization_options": {"Color": colors, "Size": sizes}}
     goal = GOAL | {"instruction_text": instruction}
     shop = CompactShop(WebShop([lamp], {}, [goal], search=lambda query: [LAMP["asin"]]))
-    assert visit(shop, "search[x]").text == "found 1, page 1\nitem 1: oak lamp $20.0, too dear"
+    assert visit(shop, "search[x]").text == "found 1, page 1\ndear 1: oak lamp $20.0"
     item = visit(shop, "search[x]", "click[item 1]").text.splitlines()
     assert item[1:3] == ["lacks 1", "asked: option 1 dark red, option 2 large"], "brass"
     assert item[3:] == ["color: option 3 covered | oak", "size: option 4 next >"]
@@ -460,6 +461,19 @@ def test_the_compact_shop_gives_the_same_rewards() -> None:
         expected = play_script(plain, task, Shopper(reads=0).act, 15)
         assert [t.reward for t in found.transitions] == [t.reward for t in expected.transitions]
         assert found.transitions[-1].done
+
+
+@pytest.mark.parametrize(
+    ("instruction", "phrases"),
+    [
+        ("i want a red rug for kids, please", ("red rug", "kids")),
+        ("Find a (long) polo, cotton. And polo, and price lower than 3.00 dollars", ("long polo", "cotton", "polo")),
+        ("i am looking for a", ()),
+        ("", ()),
+    ],
+)
+def test_what_an_instruction_wants_in_phrases(instruction: str, phrases: tuple[str, ...]) -> None:
+    assert wanted_phrases(instruction) == phrases
 
 
 def test_the_words_to_search_with_are_those_of_the_instruction() -> None:

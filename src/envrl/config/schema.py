@@ -84,7 +84,8 @@ class RolloutConfig:
     show_admissible: bool = False  # put the admissible commands in the prompt
     repeat_task: bool = False  # concat layout: put the task's sentence behind every observation
     response_tokens: Positive = 24  # longest response; restricted sampling ends with its command
-    reward_scale: AboveZero = 1.0  # the world's rewards are multiplied by this
+    reward: Literal["world", "success"] = "world"  # training learns from the world's rewards | from 1 for a win alone
+    reward_scale: AboveZero = 1.0  # these are multiplied by this
     invalid_penalty: NonNegative = 0.0  # taken from a step whose command the world would not accept
 
 

@@ -49,7 +49,6 @@ def play_settings(config: Config, temperature: float, actions: str | None = None
         show_admissible=rollout.show_admissible,
         repeat_task=rollout.repeat_task,
         response_tokens=rollout.response_tokens,
-        reward_scale=1.0,
     )
 
 
@@ -59,6 +58,7 @@ def training_settings(config: Config) -> PlaySettings:
     return replace(
         play_settings(config, rollout.temperature),
         max_steps=rollout.max_steps or config.env.max_steps,
+        reward=rollout.reward,
         reward_scale=rollout.reward_scale,
     )
 

@@ -37,6 +37,7 @@ class PlaySettings:
     show_admissible: bool = False
     repeat_task: bool = False
     response_tokens: int = 24
+    reward: str = "world"
     reward_scale: float = 1.0
 
 
@@ -192,7 +193,7 @@ def _advance(episode: _Episode, action: Action, step: Step | None, settings: Pla
         Transition(
             episode.observation,
             action,
-            step.reward * settings.reward_scale,
+            (step.reward if settings.reward == "world" else float(step.done and step.success)) * settings.reward_scale,
             step.observation,
             step.done,
             step.success,

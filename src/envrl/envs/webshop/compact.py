@@ -1,18 +1,19 @@
 """The shop in few words, for small models: the same pages and rules, short texts, numbers to click, and reading aids.
 
-    search[for words]   → found 50, page 1
-                          item 1: rosmere easy clean table lamp $76.51, too dear
-                          item 2: …
-    click[item 2]       → lumero table lamp $23.0
-                          lacks 1 word
-                          asked: option 1 khaki
-                          color: option 2 grey, option 3 pink
-    click[option 1]     → color: khaki              (the original shows the same page again)
-                          asked: nothing
-    click[buy now]      → bought
+                                       Your task is to: shop for table lamp, color khaki, price lower than 30.00 dollars
+    search[for table lamp color khaki] found 50, page 1
+                                       dear 1: rosmere easy clean table $76.51
+                                       item 2: lumero table lamp $23.0
+    click[item 2]                      item lumero table lamp $23.0
+                                       lacks 0
+                                       asked: option 1 khaki
+                                       color: option 2 grey, option 3 pink
+    click[option 1]                    color: khaki
+                                       asked: nothing
+    click[buy now]                     bought
 
-An item above the price limit is "too dear", an opened one "lacks" some of the instruction's words, and the options that
-the instruction names come first, as "asked", until they are chosen: all taken from the page and the instruction alone.
+What is above the price limit is "dear"; an opened item "lacks" so many of the instruction's words; the options that the
+instruction names come first, as "asked", until they are chosen: all taken from the page and the instruction alone.
 Everything else, rewards included, is the world behind it: a command is translated and carried out there.
 """
 
@@ -23,10 +24,12 @@ from dataclasses import replace
 
 from envrl.envs.webshop.pages import ITEM_BUTTONS, Page, group_of
 from envrl.envs.webshop.products import Product
-from envrl.envs.webshop.shopper import Shopper, affordable, lacking, mentioned, price_limit, telling
-from envrl.envs.webshop.visit import parse_action, search_template
+from envrl.envs.webshop.shopper import Shopper, affordable, lacking, mentioned, price_limit, wanted_phrases
+from envrl.envs.webshop.visit import parse_action
 from envrl.envs.webshop.world import SavedVisit, WebShop
 from envrl.types import Observation, Step, Task, Template
+
+_PHRASES = 20
 
 
 class CompactShop:
@@ -83,16 +86,16 @@ class CompactShop:
         short = aliases(page)
         commands = tuple(short.get(command, command) for command in observation.admissible or ())
         text = self._text(page, clicked if before is not None and before.kind == page.kind == "item" else "")
-        free = tuple(Template("search[for ", telling(t.words), t.after) for t in observation.templates)
-        return replace(observation, text=text, admissible=commands, templates=free)
+        search = observation.templates and (Template("search[for ", wanted_phrases(page.instruction)[:_PHRASES], "]"),)
+        return replace(observation, text=text, admissible=commands, templates=search)
 
     def _text(self, page: Page, chosen: str) -> str:
         if page.kind == "start":
             limit = price_limit(page.instruction)
             dear = f", price lower than {limit:.2f} dollars" if limit is not None else ""
-            return f"Your task is to: shop for {' '.join(telling(search_template(page.instruction).words))}{dear}"
+            return f"Your task is to: shop for {', '.join(wanted_phrases(page.instruction))}{dear}"
         if page.kind == "results":
-            items = (f"item {n}: {self._line(item, page)}" for n, item in enumerate(page.items, start=1))
+            items = (f"{self._label(item, page)} {n}: {self._line(item)}" for n, item in enumerate(page.items, start=1))
             return "\n".join((f"found {page.total}, page {page.number}", *items))
         if page.kind == "item":
             return "\n".join(self._item_lines(page, chosen))
@@ -113,7 +116,7 @@ class CompactShop:
         group = group_of(product, chosen) if chosen else None
         if group is not None:
             return [f"{group}: {chosen}", asks]
-        lines = [self._line(product, page), f"lacks {lacking(page, product)}", asks]
+        lines = [f"{self._label(product, page)} {self._line(product)}", f"lacks {lacking(page, product)}", asks]
         for name, values in product.options.items():
             others = [f"option {numbers[v]} {v}" for v in values if v in numbers and v not in asked]
             more = ["..."] if len(others) > self._words else []
@@ -121,9 +124,11 @@ class CompactShop:
                 lines.append(f"{name}: {', '.join(others[: self._words] + more)}")
         return lines
 
-    def _line(self, product: Product, page: Page) -> str:
-        dear = "" if affordable(product, page.instruction) else ", too dear"
-        return f"{self._cut(product.name)} {product.price_tag}{dear}"
+    def _label(self, product: Product, page: Page) -> str:
+        return "item" if affordable(product, page.instruction) else "dear"
+
+    def _line(self, product: Product) -> str:
+        return f"{self._cut(product.name)} {product.price_tag}"
 
     def _cut(self, text: str) -> str:
         return " ".join(text.lower().split()[: self._words])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from envrl.envs.webshop.analysis import analyze
 from envrl.envs.webshop.pages import BACK, BUY, PREVIOUS, Page
 from envrl.envs.webshop.products import Product
+from envrl.envs.webshop.visit import asked_words
 from envrl.types import Observation
 
 _LIMIT = re.compile(r"price lower than ([\d.]+) dollars")
@@ -89,9 +89,19 @@ class Shopper:
         return f"click[{PREVIOUS}]"
 
 
-def telling(words: Iterable[str]) -> tuple[str, ...]:
-    """Return the words that say what is wanted, without "I am looking for a", and without stop words."""
-    return tuple(word for word in words if set(analyze(word)) - _ASKING)
+def wanted_phrases(instruction: str) -> tuple[str, ...]:
+    """Return what an instruction wants, in phrases: of "i want a red rug for kids, please" red rug and kids.
+
+    A phrase ends with a comma, before a stop word, and before a word of asking; the price limit is none of them.
+    """
+    phrases: list[list[str]] = [[]]
+    for part, word in asked_words(instruction):
+        tells = bool(set(analyze(word)) - _ASKING)
+        if tells:
+            phrases[-1].append(word)
+        if phrases[-1] and (not tells or part.endswith(",")):
+            phrases.append([])
+    return tuple(dict.fromkeys(" ".join(phrase) for phrase in phrases if phrase))
 
 
 def _wanted(instruction: str) -> set[str]:

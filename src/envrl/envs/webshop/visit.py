@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, cast
@@ -150,6 +150,12 @@ def _click_commands(offered: tuple[str, ...]) -> tuple[str, ...]:
 @lru_cache(maxsize=20_000)
 def search_template(instruction: str) -> Template:
     """Return the search command with the words of an instruction, its price limit left out, as its free words."""
-    asked = _PRICE_LIMIT.sub("", instruction.lower())
-    words = (word.strip(_EDGES) for word in asked.split())
-    return Template("search[", tuple(dict.fromkeys(word for word in words if word))[:_WORDS_OF_TASK], "]")
+    words = dict.fromkeys(word for _, word in asked_words(instruction))
+    return Template("search[", tuple(words)[:_WORDS_OF_TASK], "]")
+
+
+def asked_words(instruction: str) -> Iterator[tuple[str, str]]:
+    """Yield an instruction's words, as written and without what surrounds them; its price limit is left out."""
+    for part in _PRICE_LIMIT.sub("", instruction.lower()).split():
+        if word := part.strip(_EDGES):
+            yield part, word
