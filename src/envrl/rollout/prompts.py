@@ -78,7 +78,8 @@ def _write_call(_: str, command: str) -> str:
 _TAGS = PromptFormat(
     "tags",
     "Think first about what you know and what the task still needs, between <think> and </think>. Then give one "
-    "command between <action> and </action>. Write nothing else:\n<think>your thoughts</think><action>your command</action>",
+    "command between <action> and </action>. Write nothing else:\n"
+    "<think>your thoughts</think><action>your command</action>",
     parse_think,
     lambda thought, command: f"<think>{thought}</think><action>{command}</action>",
 )
