@@ -33,15 +33,16 @@ class Endpoint:
 
 def check_endpoint(endpoint: Endpoint) -> None:
     """Raise `UserError` for an address, a key or numbers that cannot be meant, and where the package is missing."""
+    if "@" in endpoint.base_url or "?" in endpoint.base_url:
+        raise UserError(f"base_url must not hold a key; put the key into the variable {endpoint.key_variable}")
     try:
         parts = urlsplit(endpoint.base_url)
         host, _ = parts.hostname, parts.port
     except ValueError:
         host, parts = None, urlsplit("")
-    if parts.scheme not in ("http", "https") or not host:
+    plain = endpoint.base_url.isprintable() and " " not in endpoint.base_url
+    if parts.scheme not in ("http", "https") or not host or not plain or parts.fragment:
         raise UserError(f"base_url must be an address such as http://localhost:8000/v1, not '{endpoint.base_url}'")
-    if parts.username is not None or parts.query:
-        raise UserError(f"base_url must not hold a key; put the key into the variable {endpoint.key_variable}")
     if not endpoint.model.strip():
         raise UserError("the model needs a name: the one that the endpoint knows it by")
     for name in ("concurrency", "max_tokens"):
@@ -74,12 +75,15 @@ def connected(endpoint: Endpoint) -> Iterator[Ask]:
     else:
         raise UserError("an event loop is running here, as in a notebook; evaluate in another thread, or by envrl eval")
     openai = importlib.import_module("openai")
-    client = openai.AsyncOpenAI(
-        base_url=endpoint.base_url,
-        api_key=_key(endpoint) or "none",  # endpoints on one's own machine want none, the package does
-        max_retries=endpoint.retries,
-        timeout=endpoint.timeout,
-    )
+    try:
+        client = openai.AsyncOpenAI(
+            base_url=endpoint.base_url,
+            api_key=_key(endpoint) or "none",  # endpoints on one's own machine want none, the package does
+            max_retries=endpoint.retries,
+            timeout=endpoint.timeout,
+        )
+    except Exception as error:  # of the address or a proxy's; its type is that of a package below, not always the same
+        raise UserError(f"nothing can be asked of {endpoint.base_url}: {_cut(str(error))}") from error
     with asyncio.Runner() as runner:
         try:
             yield lambda questions: runner.run(_ask_all(openai, client, endpoint, questions))
