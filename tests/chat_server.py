@@ -39,6 +39,7 @@ class ChatServer:
     plan: list[Behaviour] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     under_way: int = 0
+    """Requests that came and are not answered."""
     most_at_once: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     release: threading.Event = field(default_factory=threading.Event)
@@ -57,28 +58,19 @@ class Handler(BaseHTTPRequestHandler):
             behaviour = here.plan.pop(0) if here.plan else here.otherwise
             here.under_way += 1
             here.most_at_once = max(here.most_at_once, here.under_way)
-        try:
-            with suppress(ConnectionError):
-                behaviour(self)
-        finally:
-            with here.lock:
-                here.under_way -= 1
+        with suppress(ConnectionError):
+            behaviour(self)
 
     def send(self, status: int, content: bytes, kind: str = "application/json", **headers: str) -> None:
-        # Before the client can have read it, so that a request that follows is never counted beside this one.
         with self.server_of.lock:
-            self.server_of.under_way -= 1
-        try:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            self.wfile.write(content)
-        finally:
-            with self.server_of.lock:
-                self.server_of.under_way += 1
+            self.server_of.under_way -= 1  # before it can be read: a request that follows is never counted beside it
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
         pass

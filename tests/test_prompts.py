@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from envrl.errors import UserError
@@ -91,8 +91,14 @@ def test_faults_by_hand(name: str, response: str, fault: str) -> None:
 def test_every_fault_has_an_example_and_a_line_in_the_documentation() -> None:
     assert {fault for *_, fault in FAULTY} == set(FAULTS)
     page = PAGE.read_text(encoding="utf-8")
-    table = re.findall(r"^\| `([^`]+)` \| (.+?) \|", page.partition("## Faults")[2].partition("\n## ")[0], re.M)
-    assert dict(table) == {fault: meaning.replace("|", r"\|") for fault, meaning in FAULTS.items()}
+    rows = re.findall(
+        r"^\| `([^`]+)` \| (.+?) \| (.+?) \|$", page.partition("## Faults")[2].partition("\n## ")[0], re.M
+    )
+    assert {fault: meaning for fault, meaning, _ in rows} == FAULTS
+    for fault, _, where in rows:
+        named = set(re.findall(r"`(\w+)`", where))
+        possible = set(FORMATS) - named if where.startswith("all") else named
+        assert {name for name, _, kind in FAULTY if kind == fault} <= possible, fault
     assert set(FORMATS) <= set(re.findall(r"`(\w+)`", page))
 
 
@@ -133,6 +139,7 @@ _ANY = st.one_of(
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@settings(deadline=None)
 @given(response=_ANY)
 @example(response="\x1c")
 @example(response="\x85look")
@@ -156,6 +163,7 @@ _THOUGHTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@settings(deadline=None)
 @given(thought=_THOUGHTS, command=_COMMANDS)
 def test_a_well_formed_response_reads_back(name: str, thought: str, command: str) -> None:
     written = FORMATS[name].write(thought, command)
