@@ -324,7 +324,9 @@ def test_the_command_line_writes_what_the_function_returns(
         (["m", "--base-url", "http://host/v1", "--price", "3,x"], "must be a number of at least 0, not 'x'"),
         (["m", "--base-url", "http://host/v1", "--show-admissible", "maybe"], "must be yes or no"),
         (["m", "--base-url", "http://host/v1", "--temperature", "0.001"], "temperature must be 0"),
-        (["m", "--base-url", "http://host/v1", "--split", "valid_z"], "no split 'valid_z'"),
+        pytest.param(
+            ["m", "--base-url", "http://host/v1", "--split", "valid_z"], "no split 'valid_z'", marks=needs_openai
+        ),
         (["m", "--base-url", "http://host/v1", "--key-variable", "BAD_KEY"], "the variable BAD_KEY holds no key"),
         ([" ", "--base-url", "http://host/v1"], "the model needs a name"),
     ],
