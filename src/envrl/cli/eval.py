@@ -1,14 +1,23 @@
-"""`envrl eval RUN|CHECKPOINT|MODEL|random|walkthrough|expert`: whole splits, with intervals."""
+"""`envrl eval RUN|CHECKPOINT|MODEL|random|walkthrough|expert`: whole splits, with intervals.
+
+With `--base-url` MODEL is a name that an OpenAI-compatible endpoint knows.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from envrl.cli.arguments import Parser, check_output, names, number, split_overrides, whole_number
 from envrl.cli.words import evaluation_lines
 from envrl.config.keys import KEYS
+from envrl.errors import UserError
+
+_ASKING = ("key_variable", "max_tokens", "concurrency", "timeout", "retries")
+"""The options that are fields of an `Endpoint`."""
+_PROMPTING = ("format", "show_admissible", "history", "price")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -18,25 +27,49 @@ def run(arguments: Sequence[str]) -> int:
     if values.json is not None:
         check_output(values.json, "--json")
 
-    from envrl.eval.evaluate import evaluate
-
-    records = evaluate(
-        values.target,
-        env=values.env,
-        data=values.data,
-        split=values.split,
-        episodes=values.episodes,
-        temperature=values.temperature,
-        actions=values.actions,
-        seed=values.seed,
-        settings=settings,
-    )
+    records = _evaluate(values, settings) if values.base_url is None else _evaluate_endpoint(values, settings)
     if values.json is not None:
         from envrl.trainer.files import write_json
 
         write_json(values.json, records)
     print("\n".join(line for record in records for line in evaluation_lines(record)))
     return 0
+
+
+def _evaluate(values: argparse.Namespace, settings: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    for name in (*_ASKING, *_PROMPTING):
+        if getattr(values, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is for a model behind an endpoint; name it by --base-url")
+
+    from envrl.eval.evaluate import evaluate
+
+    return evaluate(
+        values.target,
+        temperature=values.temperature,
+        actions=values.actions,
+        settings=settings,
+        **_played(values),
+    )
+
+
+def _evaluate_endpoint(values: argparse.Namespace, settings: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    if values.actions is not None:
+        raise UserError("--actions means nothing to an endpoint, whose model writes freely; leave it out")
+
+    from envrl.eval.client import Endpoint
+    from envrl.eval.endpoint import evaluate_endpoint
+
+    endpoint = Endpoint(model=values.target, base_url=values.base_url, **_given(values, ("temperature", *_ASKING)))
+    return evaluate_endpoint(endpoint, settings=settings, **_played(values), **_given(values, _PROMPTING))
+
+
+def _played(values: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(values, name) for name in ("env", "data", "split", "episodes", "seed")}
+
+
+def _given(values: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]:
+    """Return the options that were given; the defaults of the others are the functions' own."""
+    return {name: getattr(values, name) for name in options if getattr(values, name) is not None}
 
 
 def _parser() -> Parser:
@@ -48,7 +81,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help="a run, a checkpoint, a folder that transformers loads, or random, walkthrough, expert",
+        help="a run, a checkpoint, a folder that transformers loads, or random, walkthrough, expert; a model's name "
+        "with --base-url",
     )
     parser.add_argument("--env", metavar="NAME", help="the world (default: the run's)")
     parser.add_argument("--data", metavar="DIR", help="the world's downloaded data (default: the run's)")
@@ -58,7 +92,36 @@ def _parser() -> Parser:
     parser.add_argument("--actions", choices=("admissible", "free"), help="what may be said (default: the run's)")
     parser.add_argument("--seed", metavar="N", type=whole_number, help="of sampling")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all measurements to this file")
+    _add_endpoint(parser)
     return parser
+
+
+def _add_endpoint(parser: Parser) -> None:
+    """Add the options of docs/prompts.md, absent (None) unless they are given."""
+    add = parser.add_argument_group("a chat model behind an OpenAI-compatible endpoint").add_argument
+    add("--base-url", metavar="URL", help="its address, such as http://localhost:8000/v1")
+    add("--key-variable", metavar="NAME", help="the environment variable with its key (default: OPENAI_API_KEY)")
+    add("--format", metavar="NAME", help="of the prompt: tags (default), action, react, json, plan")
+    add("--show-admissible", metavar="yes|no", type=_yes_or_no, help="list the accepted commands (default: yes)")
+    add("--history", metavar="N", type=whole_number, help="turns in the prompt (default: 2)")
+    add("--max-tokens", metavar="N", type=whole_number, help="of a response (default: 512)")
+    add("--concurrency", metavar="N", type=whole_number, help="requests at once (default: 8)")
+    add("--timeout", metavar="SECONDS", type=number, help="that a request may take (default: 120)")
+    add("--retries", metavar="N", type=whole_number, help="of a request that failed (default: 5)")
+    add("--price", metavar="IN,OUT", type=_price, help="of a million prompt and a million completion tokens")
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"must be yes or no, not '{text}'")
+    return text == "yes"
+
+
+def _price(text: str) -> tuple[float, float]:
+    prices = text.split(",")
+    if len(prices) != 2:
+        raise argparse.ArgumentTypeError(f"must be two numbers with a comma between them, not '{text}'")
+    return number(prices[0]), number(prices[1])
 
 
 def _episodes(text: str) -> int | None:

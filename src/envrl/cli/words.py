@@ -26,6 +26,8 @@ def evaluation_lines(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {kind:<{width}}  {success(part)} of {part['episodes']}")
     turns = [f"{record['turns']:.1f} turns an episode"] if "turns" in record else []
     lines.append("  " + "; ".join([*turns, *_percentages(record, _RATES)]))
+    if "requests" in record:
+        lines += _request_lines(record)
     if record.get("free/episodes"):
         free = {"success_rate": "success", **_RATES}
         said = _percentages(record, {f"free/{key}": words for key, words in free.items()})
@@ -34,6 +36,16 @@ def evaluation_lines(record: Mapping[str, Any]) -> list[str]:
         known = [f"state prediction {record['state_nll']:.3f} nats a token", *_percentages(record, _KNOWLEDGE)]
         lines.append(f"  {'; '.join(known)}")
     return lines
+
+
+def _request_lines(record: Mapping[str, Any]) -> list[str]:
+    """Return what an endpoint was asked, and what was wrong with its answers."""
+    counts = record["prompt_tokens"], record["completion_tokens"]
+    tokens = "tokens not counted by the endpoint" if None in counts else "{:,} + {:,} tokens".format(*counts)
+    cost = f", cost {record['cost']:.4g}" if record.get("cost") is not None else ""
+    faults = ", ".join(f"{count} {fault}" for fault, count in record["faults"].items())
+    lines = [f"  {record['requests']} requests, {record['retries']} asked again; {tokens}{cost}"]
+    return [*lines, f"  faults: {faults}"] if faults else lines
 
 
 def success(record: Mapping[str, Any]) -> str:

@@ -52,19 +52,15 @@ def evaluate(
     `UserError`.
     """
     found = find_target(target)
-    config = _with_settings(found.config, env, data, split, temperature, actions, seed)
-    config = _with_world_settings(config, settings)
+    config = with_settings(found.config, env, data, split, temperature, actions, seed)
+    config = with_world_settings(config, settings)
     if not found.script:
         check_world(config)
     if found.script and (temperature is not None or actions is not None):
         raise UserError(f"temperature and actions mean nothing to the script '{found.script}'; leave them out")
-    if episodes is not None and episodes < 1:
-        raise UserError(f"episodes must be at least 1, not {episodes}; leave it out for whole splits")
     make_env = env_maker(config)
     world = make_env()
-    for name in config.eval.split:
-        if not world.tasks(name):
-            raise UserError(f"the split '{name}' of the world '{config.env.name}' is empty; there is nothing to play")
+    check_splits(world, config, episodes)
     if found.run:
         warn_of_other_data(found.run, config.env.name, world, config.eval.split)
     prepare_torch(config.train.threads)
@@ -98,7 +94,16 @@ def find_target(target: str | Path) -> Target:
     return Target("", folder, Config())
 
 
-def _with_settings(
+def check_splits(world: TextEnv, config: Config, episodes: int | None) -> None:
+    """Raise `UserError` for a split that is unknown or empty, and for a number of episodes below 1."""
+    if episodes is not None and episodes < 1:
+        raise UserError(f"episodes must be at least 1, not {episodes}; leave it out for whole splits")
+    for name in config.eval.split:
+        if not world.tasks(name):
+            raise UserError(f"the split '{name}' of the world '{config.env.name}' is empty; there is nothing to play")
+
+
+def with_settings(
     config: Config,
     env: str | None,
     data: str | Path | None,
@@ -135,7 +140,7 @@ def _with_settings(
     )
 
 
-def _with_world_settings(config: Config, settings: Sequence[tuple[str, str]]) -> Config:
+def with_world_settings(config: Config, settings: Sequence[tuple[str, str]]) -> Config:
     """Return the configuration with keys of `[env]` set; raises `UserError` for other ones."""
     own = {"env.name": "--env", "env.data": "--data", "env.split": "--split"}
     for key, _ in settings:
@@ -146,7 +151,7 @@ def _with_world_settings(config: Config, settings: Sequence[tuple[str, str]]) ->
     return override(config, settings)
 
 
-def _world_settings(config: Config) -> dict[str, Any]:
+def world_settings(config: Config) -> dict[str, Any]:
     """Return the settings of the world that are not the defaults."""
     settings = {field.name: getattr(config.env, field.name) for field in fields(WorldSettings)}
     return {name: value for name, value in settings.items() if value != getattr(EnvConfig(), name)}
@@ -169,7 +174,7 @@ def _record(
     config: Config,
     episodes: int,
 ) -> dict[str, Any]:
-    played = {"env": config.env.name, "max_steps": config.env.max_steps, **_world_settings(config)}
+    played = {"env": config.env.name, "max_steps": config.env.max_steps, **world_settings(config)}
     if target.run and target.config.env.name != config.env.name:
         played["trained_on"] = target.config.env.name
     played["seed"] = config.eval.seed

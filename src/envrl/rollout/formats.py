@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from envrl.models.tokenizer import Codec
 from envrl.types import Observation
+
+if TYPE_CHECKING:
+    from envrl.models.tokenizer import Codec
 
 _BANNER = re.compile(r"\A-= Welcome to TextWorld, ALFRED! =-\s*")
 _TASK = re.compile(r"Your task is to: (.+)|Instruction: \[SEP\] (.+?) \[SEP\]")  # household games | WebShop

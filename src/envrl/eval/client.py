@@ -1,0 +1,195 @@
+"""Asking a model behind an OpenAI-compatible endpoint: several questions at once, every failure one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from envrl.errors import RunError, UserError
+from envrl.rollout.chat import Ask, Question, Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A model behind a chat-completions API, and how it is asked; `key_variable` names where the key is read from."""
+
+    model: str
+    base_url: str
+    key_variable: str = "OPENAI_API_KEY"
+    temperature: float = 0.4
+    max_tokens: int = 512
+    concurrency: int = 8
+    timeout: float = 120.0  # seconds without a byte
+    retries: int = 5
+
+
+def check_endpoint(endpoint: Endpoint) -> None:
+    """Raise `UserError` for an address, a key or numbers that cannot be meant, and where the package is missing."""
+    if "@" in endpoint.base_url or "?" in endpoint.base_url:
+        raise UserError(f"base_url must not hold a key; put the key into the variable {endpoint.key_variable}")
+    try:
+        parts = urlsplit(endpoint.base_url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host, parts = None, urlsplit("")
+    plain = endpoint.base_url.isprintable() and " " not in endpoint.base_url
+    if parts.scheme not in ("http", "https") or not host or not plain or parts.fragment:
+        raise UserError(f"base_url must be an address such as http://localhost:8000/v1, not '{endpoint.base_url}'")
+    if not endpoint.model.strip():
+        raise UserError("the model needs a name: the one that the endpoint knows it by")
+    for name in ("concurrency", "max_tokens"):
+        if getattr(endpoint, name) < 1:
+            raise UserError(f"{name} must be at least 1, not {getattr(endpoint, name)}")
+    if not 0 < endpoint.timeout < float("inf"):
+        raise UserError(f"timeout must be a number of seconds above 0, not {endpoint.timeout}")
+    if endpoint.retries < 0:
+        raise UserError(f"retries must be at least 0, not {endpoint.retries}")
+    key = _key(endpoint)
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"the variable {endpoint.key_variable} holds no key: a key has no such characters")
+    if importlib.util.find_spec("openai") is None:
+        raise UserError("an endpoint needs the package 'openai': pip install 'envrl[endpoint]'")
+
+
+@contextmanager
+def connected(endpoint: Endpoint) -> Iterator[Ask]:
+    """Yield a function that puts questions to the endpoint, `concurrency` at a time; raises as `check_endpoint` does.
+
+    Rate limits, server errors, timeouts and broken connections are tried again, later and later, or when Retry-After
+    says. The function raises `UserError` for a wrong key or model, `RunError` where the endpoint is down or answers
+    rubbish.
+    """
+    check_endpoint(endpoint)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise UserError("an event loop is running here, as in a notebook; evaluate in another thread, or by envrl eval")
+    openai = importlib.import_module("openai")
+    try:
+        client = openai.AsyncOpenAI(
+            base_url=endpoint.base_url,
+            api_key=_key(endpoint) or "none",  # endpoints on one's own machine want none, the package does
+            max_retries=endpoint.retries,
+            timeout=endpoint.timeout,
+        )
+    except Exception as error:  # of the address or a proxy's; its type is that of a package below, not always the same
+        raise UserError(f"nothing can be asked of {endpoint.base_url}: {_cut(str(error))}") from error
+    with asyncio.Runner() as runner:
+        try:
+            yield lambda questions: runner.run(_ask_all(openai, client, endpoint, questions))
+        finally:
+            runner.run(client.close())
+
+
+async def _ask_all(openai: Any, client: Any, endpoint: Endpoint, questions: Sequence[Question]) -> list[Reply | None]:
+    turnstile = asyncio.Semaphore(endpoint.concurrency)
+
+    async def ask(question: Question) -> Reply | None:
+        async with turnstile:
+            return await _ask(openai, client, endpoint, question)
+
+    asked = [asyncio.ensure_future(ask(question)) for question in questions]
+    try:
+        return list(await asyncio.gather(*asked))
+    finally:
+        for each in asked:
+            each.cancel()  # where one has failed, no other is waited for
+
+
+async def _ask(openai: Any, client: Any, endpoint: Endpoint, question: Question) -> Reply | None:
+    """Return the reply, None where the chat does not fit the model's context."""
+    try:
+        raw = await client.chat.completions.with_raw_response.create(
+            model=endpoint.model,
+            messages=[{"role": message.role, "content": message.content} for message in question.messages],
+            temperature=endpoint.temperature,
+            max_tokens=endpoint.max_tokens,
+            seed=question.seed,
+        )
+    except openai.APIError as error:
+        if isinstance(error, openai.BadRequestError) and _too_long(error):
+            return None
+        raise _failure(openai, error, endpoint) from error
+    return _read(raw.http_response.content, raw.retries_taken, endpoint)
+
+
+def _read(content: bytes, retries: int, endpoint: Endpoint) -> Reply:
+    """Return what a completion says; no text at all is the model's own fault, any other shape the endpoint's."""
+    where = f"the endpoint {endpoint.base_url}"
+    try:
+        completion = json.loads(content)
+    except (ValueError, RecursionError):
+        raise RunError(f"{where} answers what is not JSON: {_cut(content)}; is the address right?") from None
+    match completion:
+        case {"choices": [{"message": {"content": str() | None as text}}, *_]}:
+            pass
+        case {"choices": [{"message": {"role": "assistant"} as message}, *_]} if "content" not in message:
+            text = None
+        case _:
+            raise RunError(f"{where} answers JSON that is no chat completion: {_cut(content)}; is the address right?")
+    usage = completion.get("usage")
+    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+    said, written = [count if isinstance(count, int) and count >= 0 else None for count in counts]
+    return Reply(text or "", said, written, retries)
+
+
+def _too_long(error: Any) -> bool:
+    return error.code == "context_length_exceeded" or "context length" in str(error).lower()
+
+
+def _failure(openai: Any, error: Any, endpoint: Endpoint) -> Exception:
+    """Return what to raise in place of the package's error."""
+    where, variable = f"the endpoint {endpoint.base_url}", endpoint.key_variable
+    tried = f"tried {endpoint.retries + 1} times" if endpoint.retries else "tried once"
+    if isinstance(error, openai.APITimeoutError):
+        return RunError(
+            f"{where} did not answer within {endpoint.timeout:g} s, {tried}; raise --timeout or lower --concurrency"
+        )
+    if isinstance(error, openai.APIConnectionError):
+        cause = error.__cause__ or error
+        why = _cut(str(cause)) or type(cause).__name__
+        return RunError(f"{where} cannot be reached, {tried} ({why}); is it running?")
+    said, status = _words(error, endpoint), getattr(error, "status_code", 0)
+    if status in (401, 403):
+        state = f"refuses the key in {variable}" if _key(endpoint) else f"wants a key, and {variable} is not set"
+        return UserError(f"{where} {state} (status {status}): {said}")
+    if status == 404:
+        return UserError(
+            f"{where} does not know the model '{endpoint.model}', or is at another address (status 404): {said}"
+        )
+    if status == 429:
+        return RunError(
+            f"{where} limits the rate (status 429, {tried}): {said}; lower --concurrency or raise --retries"
+        )
+    if status >= 500:
+        return RunError(f"{where} failed (status {status}, {tried}): {said}")
+    return UserError(f"{where} refuses the request (status {status}): {said}")
+
+
+def _words(error: Any, endpoint: Endpoint) -> str:
+    """Return what the endpoint itself says, without the key."""
+    body = error.body
+    said = body.get("message") if isinstance(body, dict) else body
+    text = said if isinstance(said, str) and said.strip() else str(error)
+    return _cut(text.replace(_key(endpoint), "…") if _key(endpoint) else text)
+
+
+def _cut(text: str | bytes) -> str:
+    """Return the beginning of a text on one line."""
+    plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    line = " ".join(plain.split())
+    return line if len(line) <= 160 else f"{line[:160]}…"
+
+
+def _key(endpoint: Endpoint) -> str:
+    return os.environ.get(endpoint.key_variable, "").strip()

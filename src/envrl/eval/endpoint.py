@@ -1,0 +1,102 @@
+"""`evaluate_endpoint`: a chat model behind an OpenAI-compatible endpoint on whole splits, measured as any agent is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from envrl.config.schema import Config
+from envrl.envs.protocol import TextEnv
+from envrl.errors import UserError
+from envrl.eval.client import Endpoint, check_endpoint, connected
+from envrl.eval.evaluate import check_splits, with_settings, with_world_settings, world_settings
+from envrl.eval.record import summarize
+from envrl.eval.split import BATCH, env_maker
+from envrl.rollout.chat import Ask, ChatSettings, Tally, play_chat
+from envrl.rollout.prompts import find_format
+from envrl.rollout.runner import batches
+
+
+def evaluate_endpoint(
+    endpoint: Endpoint,
+    *,
+    format: str = "tags",
+    show_admissible: bool = True,
+    history: int = 2,
+    price: tuple[float, float] | None = None,
+    env: str | None = None,
+    data: str | Path | None = None,
+    split: str | Sequence[str] | None = None,
+    episodes: int | None = None,
+    seed: int | None = None,
+    settings: Sequence[tuple[str, str]] = (),
+) -> list[dict[str, Any]]:
+    """Return one record a split, with the keys of `evaluate` and those of the requests (docs/evaluation.md).
+
+    `price` is the cost of a million prompt and of a million completion tokens; all else is as for `evaluate`. Raises
+    `UserError` for what was asked, and `RunError` where the endpoint cannot go on.
+    """
+    config = with_settings(Config(), env, data, split, endpoint.temperature, "free", seed)
+    config = with_world_settings(config, settings)
+    form = find_format(format)
+    if history < 0:
+        raise UserError(f"history must be at least 0, not {history}")
+    check_endpoint(endpoint)
+    make_env = env_maker(config)
+    check_splits(make_env(), config, episodes)
+    chat = ChatSettings(form, config.env.max_steps, history, show_admissible, config.eval.seed)
+    played = {
+        "agent": endpoint.model,
+        "base_url": endpoint.base_url,
+        "env": config.env.name,
+        "max_steps": config.env.max_steps,
+        **world_settings(config),
+        "seed": config.eval.seed,
+        "temperature": endpoint.temperature,
+        "format": format,
+        "show_admissible": show_admissible,
+        "history": history,
+        "max_tokens": endpoint.max_tokens,
+    }
+    with connected(endpoint) as ask:
+        return [
+            {**played, **_play_split(ask, make_env, name, chat, episodes or 0, price)} for name in config.eval.split
+        ]
+
+
+def _play_split(
+    ask: Ask,
+    make_env: Callable[[], TextEnv],
+    split: str,
+    settings: ChatSettings,
+    episodes: int,
+    price: tuple[float, float] | None,
+) -> dict[str, Any]:
+    began, tally = time.perf_counter(), Tally()
+    tasks = list(make_env().tasks(split))
+    tasks = tasks[:episodes] if episodes else tasks
+    played = [
+        trajectory
+        for part in batches(len(tasks), BATCH)
+        for trajectory in play_chat(ask, make_env, [tasks[i] for i in part], settings, tally)
+    ]
+    return {
+        "split": split,
+        **summarize(played),
+        "requests": tally.requests,
+        "retries": tally.retries,
+        "prompt_tokens": tally.prompt_tokens,
+        "completion_tokens": tally.completion_tokens,
+        **({"cost": _cost(tally, price)} if price else {}),
+        "faults": dict(sorted(tally.faults.items())),
+        "seconds": {"total": time.perf_counter() - began, "env": tally.env},
+    }
+
+
+def _cost(tally: Tally, price: tuple[float, float]) -> float | None:
+    """Return the tokens' cost, None where the endpoint did not count them."""
+    if tally.prompt_tokens is None or tally.completion_tokens is None:
+        return None
+    return (tally.prompt_tokens * price[0] + tally.completion_tokens * price[1]) / 1e6

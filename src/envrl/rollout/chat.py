@@ -1,0 +1,149 @@
+"""Playing episodes with a chat model: every turn all of them are asked at once, then their worlds go on in order."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from envrl.envs.pool import Start, VectorEnv, vector_of
+from envrl.envs.protocol import TextEnv
+from envrl.rollout.formats import task_text
+from envrl.rollout.prompts import Message, PromptFormat
+from envrl.rollout.randomness import key_of
+from envrl.rollout.runner import SET_ASIDE
+from envrl.types import Action, Observation, Task, Trajectory, Transition
+
+
+class Question(NamedTuple):
+    """A chat to be continued, and the seed (31 bits) of what is drawn for it."""
+
+    messages: tuple[Message, ...]
+    seed: int
+
+
+class Reply(NamedTuple):
+    """A model's response, its cost in tokens (None where nobody counted them), and how often it was asked for again."""
+
+    text: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    retries: int = 0
+
+
+Ask = Callable[[Sequence[Question]], Sequence[Reply | None]]
+"""Returns the reply to each question, None where the chat is longer than the model's context."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSettings:
+    """How episodes are played with a chat model; the keys are those of the recipe's `rollout` and `env`."""
+
+    form: PromptFormat
+    max_steps: int
+    history: int = 2
+    show_admissible: bool = True
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the questions came to: their number, tokens (None once a reply came without a count), faults by kind."""
+
+    requests: int = 0
+    retries: int = 0
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    env: float = 0.0
+    """Seconds spent in the worlds."""
+
+    def add(self, reply: Reply | None) -> None:
+        self.requests += 1
+        if reply is not None:
+            self.retries += reply.retries
+            self.prompt_tokens = _sum(self.prompt_tokens, reply.prompt_tokens)
+            self.completion_tokens = _sum(self.completion_tokens, reply.completion_tokens)
+
+
+@dataclass(slots=True)
+class _Episode:
+    task: Task
+    observation: Observation
+    task_sentence: str
+    transitions: list[Transition] = field(default_factory=list)
+    stop_reason: str = ""
+
+
+def play_chat(
+    ask: Ask, make_env: Callable[[], TextEnv], tasks: Sequence[Task], settings: ChatSettings, tally: Tally
+) -> list[Trajectory]:
+    """Play one episode a task, all at once, and return their trajectories in that order; `tally` is added to.
+
+    A response at fault gives its world the empty command, which means nothing to it. Seeds are of (seed, task, turn).
+    """
+    began = time.perf_counter()
+    worlds = vector_of(make_env)
+    observations = worlds.reset([Start(slot, task, task.seed) for slot, task in enumerate(tasks)])
+    tally.env += time.perf_counter() - began
+    episodes = [_begin(task, observation) for task, observation in zip(tasks, observations, strict=True)]
+    for turn in range(settings.max_steps):
+        slots = [slot for slot, episode in enumerate(episodes) if not episode.stop_reason]
+        if not slots:
+            break
+        replies = ask([_question(episodes[slot], settings, turn) for slot in slots])
+        actions: list[tuple[int, Action]] = []
+        for slot, reply in zip(slots, replies, strict=True):
+            tally.add(reply)
+            if reply is None:
+                episodes[slot].stop_reason = "context"
+            else:
+                actions.append((slot, _act(reply.text, settings.form, tally)))
+        _step(worlds, episodes, actions, tally)
+    return [
+        Trajectory(episode.task, 0, tuple(episode.transitions), (), episode.stop_reason or "max_steps")
+        for episode in episodes
+    ]
+
+
+def _begin(task: Task, observation: Observation | None) -> _Episode:
+    if observation is None:
+        return _Episode(task, Observation(""), "", stop_reason=SET_ASIDE)
+    return _Episode(task, observation, task_text(observation))
+
+
+def _question(episode: _Episode, settings: ChatSettings, turn: int) -> Question:
+    past = episode.transitions[-settings.history :] if settings.history else []
+    turns = [(step.observation, step.action.text) for step in past]
+    messages = settings.form.messages(episode.task_sentence, turns, episode.observation, settings.show_admissible)
+    return Question(messages, key_of(settings.seed, episode.task.id, turn) % 2**31)
+
+
+def _act(response: str, form: PromptFormat, tally: Tally) -> Action:
+    parsed = form.parse(response)
+    if parsed.fault:
+        tally.faults[parsed.fault] += 1
+    return Action(parsed.command, well_formed=not parsed.fault, imagined=parsed.fault == "imagined observation")
+
+
+def _step(worlds: VectorEnv, episodes: list[_Episode], actions: list[tuple[int, Action]], tally: Tally) -> None:
+    """Carry out the actions, each in its slot's world, and record what the worlds answered."""
+    began = time.perf_counter()
+    steps = worlds.step([(slot, action.text) for slot, action in actions])
+    tally.env += time.perf_counter() - began
+    for (slot, action), step in zip(actions, steps, strict=True):
+        episode = episodes[slot]
+        if step is None:
+            episode.stop_reason = SET_ASIDE
+            continue
+        episode.transitions.append(
+            Transition(episode.observation, action, step.reward, step.observation, step.done, step.success)
+        )
+        episode.observation = step.observation
+        episode.stop_reason = "done" if step.done else ""
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other

@@ -1,0 +1,115 @@
+"""Prompt formats for chat models: what is asked in one user message a turn, and what of the response is the command.
+
+Pure functions of text; how a model's tokenizer writes a chat is the model's own affair.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from envrl.errors import UserError, suggest
+from envrl.rollout.formats import trim
+from envrl.rollout.responses import Parsed, parse_bare, parse_json, parse_plan, parse_react, parse_think
+from envrl.types import Observation
+
+NO_COMMAND = "(none: the answer was not in the form that was asked for)"
+"""What the history shows in place of a command where the response was at fault."""
+
+
+class Message(NamedTuple):
+    """One message of a chat: who says it ("user" or "assistant"), and what."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """A form of prompts and responses: what it asks for, how a response is read, and how a well-formed one is written.
+
+    `parse` never raises. `write(thought, command)` leaves the thought out where the form has no place for it.
+    """
+
+    name: str
+    asks: str
+    parse: Callable[[str], Parsed]
+    write: Callable[[str, str], str]
+
+    def messages(
+        self,
+        task: str,
+        history: Sequence[tuple[Observation, str]],
+        observation: Observation,
+        show_admissible: bool = True,
+    ) -> tuple[Message, ...]:
+        """Return the chat of one turn: a user message with the task, the last turns, the observation, its commands.
+
+        `history` holds (observation, command), oldest first; the command is empty where a response was at fault.
+        """
+        text = trim(observation.text)
+        parts = ["You act in a world that is described in words. Every turn you give it one command."]
+        if task != text:
+            parts.append(f"Your task: {task}")
+        if history:
+            parts.append("Your last turns, oldest first:")
+            parts += [f"Observation: {trim(seen.text)}\nCommand: {said or NO_COMMAND}" for seen, said in history]
+        parts.append(f"What you see now:\n{text}")
+        if show_admissible and observation.admissible is not None:
+            listed = (*map(str, observation.templates), *observation.admissible)
+            own = ", where <words> stands for words of your own" if observation.templates else ""
+            parts.append("\n".join([f"The commands that the world accepts now, one a line{own}:", *listed]))
+        return (Message("user", "\n\n".join([*parts, self.asks])),)
+
+
+def find_format(name: str) -> PromptFormat:
+    """Return the format of a name; raises `UserError` for an unknown one."""
+    if name not in FORMATS:
+        raise UserError(f"unknown prompt format '{name}'{suggest(name, FORMATS)}")
+    return FORMATS[name]
+
+
+def _write_call(_: str, command: str) -> str:
+    return json.dumps({"name": "act", "arguments": {"command": command}}, ensure_ascii=False)
+
+
+_TAGS = PromptFormat(
+    "tags",
+    "Think first about what you know and what the task still needs, between <think> and </think>. Then give one "
+    "command between <action> and </action>. Write nothing else:\n"
+    "<think>your thoughts</think><action>your command</action>",
+    parse_think,
+    lambda thought, command: f"<think>{thought}</think><action>{command}</action>",
+)
+_ACTION = PromptFormat(
+    "action",
+    "Answer with your command alone, on one line, without quotes or any other word.",
+    parse_bare,
+    lambda _, command: command,
+)
+_REACT = PromptFormat(
+    "react",
+    "Answer in two lines, a thought and one command, and stop there; the world gives the next observation:\n"
+    "Thought: your thoughts\nAction: your command",
+    parse_react,
+    lambda thought, command: f"Thought: {thought}\nAction: {command}",
+)
+_JSON = PromptFormat(
+    "json",
+    "Answer by calling the tool act, which takes your command, a string: one JSON object of just this form, without a "
+    'fence or any text around it:\n{"name": "act", "arguments": {"command": "your command"}}',
+    parse_json,
+    _write_call,
+)
+_PLAN = PromptFormat(
+    "plan",
+    "First write your plan, the steps that are left until the task is done, between <plan> and </plan>. Then give the "
+    "one command that begins it between <action> and </action>. Write nothing else:\n"
+    "<plan>the steps that are left</plan><action>your command</action>",
+    parse_plan,
+    lambda thought, command: f"<plan>{thought}</plan><action>{command}</action>",
+)
+FORMATS = {form.name: form for form in (_TAGS, _ACTION, _REACT, _JSON, _PLAN)}
+"""Every format by its name; `tags` is the published protocol's."""

@@ -1,0 +1,141 @@
+"""What a chat model's response does: one command, or a named fault. Every text is one or the other; nothing is guessed.
+
+A blank thought counts: what is asked for is its marks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+from unicodedata import category
+
+FAULTS = {
+    "empty": "nothing but blanks",
+    "no action": "no command where the form has one",
+    "no thought": "no thought in its marks before the action",
+    "no plan": "no plan in its tags before the action",
+    "unclosed": "a tag is opened and not closed, as where the response was cut off at its longest",
+    "several actions": "more than one action",
+    "imagined observation": "behind the action it writes the world's answer itself: Observation …, You …",
+    "text after the action": "behind the action it goes on with anything else",
+    "stray text": "text before the thought or plan, or between it and the action",
+    "several lines": "the command goes over several lines",
+    "control characters": "the command holds control characters or half of a surrogate pair",
+    "not JSON": "it does not begin with a JSON value: a fence or a sentence before the object, a missing bracket",
+    "wrong fields": 'it is JSON, and not just {"name": "act", "arguments": {"command": …}}',
+}
+"""Every fault of a response, and what it means."""
+_IMAGINED = re.compile(r"<?[Oo]bservation\b|You\s")
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """The command that a response holds, or the fault (a key of `FAULTS`) for which it holds none."""
+
+    command: str = ""
+    fault: str = ""
+
+
+def parse_bare(response: str) -> Parsed:
+    """Read a response that is the command alone."""
+    first, *others = response.strip().splitlines() or [""]
+    if not first:
+        return Parsed(fault="empty")
+    if others and _IMAGINED.match("\n".join(others).strip()):
+        return Parsed(fault="imagined observation")
+    return Parsed(fault="several lines") if others else _command(first)
+
+
+def parse_think(response: str) -> Parsed:
+    """Read `<think>…</think><action>…</action>`."""
+    return _tagged(response, "think", "no thought")
+
+
+def parse_plan(response: str) -> Parsed:
+    """Read `<plan>…</plan><action>…</action>`."""
+    return _tagged(response, "plan", "no plan")
+
+
+def parse_react(response: str) -> Parsed:
+    """Read `Thought: …` and, on a line of its own, `Action: …`."""
+    lines = [line.strip() for line in response.strip().splitlines()]
+    if not lines:
+        return Parsed(fault="empty")
+    place = next((i for i, line in enumerate(lines) if line.startswith("Action:")), None)
+    if place is None:
+        return Parsed(fault="no action")
+    if not any(line.startswith("Thought:") for line in lines[:place]):
+        return Parsed(fault="no thought")
+    if not lines[0].startswith("Thought:"):
+        return Parsed(fault="stray text")
+    command, after = lines[place].removeprefix("Action:"), lines[place + 1 :]
+    more = any(line.startswith("Action:") for line in after)
+    return _command(command, after="\n".join(after), more=more)
+
+
+def parse_json(response: str) -> Parsed:
+    """Read `{"name": "act", "arguments": {"command": …}}`."""
+    text = response.strip()
+    if not text:
+        return Parsed(fault="empty")
+    try:
+        value, end = _DECODER.raw_decode(text)
+    except (ValueError, RecursionError):
+        return Parsed(fault="not JSON")
+    after = text[end:]
+    if after.strip() and not isinstance(value, dict):
+        return Parsed(fault="not JSON")  # "3 doors" begins with a number
+    match value:
+        case {"name": "act", "arguments": {"command": str(command), **others}, **rest} if not others and not rest:
+            return _command(command, after=after, more="{" in after)
+    return Parsed(fault="wrong fields")
+
+
+def _tagged(response: str, lead: str, missing: str) -> Parsed:
+    """Read `<lead>…</lead><action>…</action>`; what stands inside the first part is free."""
+    text = response.strip()
+    if not text:
+        return Parsed(fault="empty")
+    before, opened, rest = text.partition(f"<{lead}>")
+    if not opened or "<action>" in before:
+        return Parsed(fault=missing if "<action>" in text else "no action")
+    _, closed, rest = rest.partition(f"</{lead}>")
+    if not closed:
+        return Parsed(fault="unclosed")
+    between, opened, rest = rest.partition("<action>")
+    if not opened:
+        return Parsed(fault="no action")
+    if before.strip() or between.strip():
+        return Parsed(fault="stray text")
+    command, closed, after = rest.partition("</action>")
+    if "<action>" in command:
+        return Parsed(fault="several actions")
+    if not closed:
+        return Parsed(fault="unclosed")
+    return _command(command, after=after, more="<action>" in after)
+
+
+def _command(text: str, *, after: str = "", more: bool = False) -> Parsed:
+    """Return a command given what stands behind it; `more`: another action stands there."""
+    command, after = text.strip(), after.strip()
+    if not command:
+        return Parsed(fault="no action")
+    if _IMAGINED.match(after):
+        return Parsed(fault="imagined observation")
+    if after:
+        return Parsed(fault="several actions" if more else "text after the action")
+    if len(command.splitlines()) > 1:
+        return Parsed(fault="several lines")
+    if any(category(character) in ("Cc", "Cs") for character in command):
+        return Parsed(fault="control characters")
+    return Parsed(command)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | None:
+    """Return an object, or None where it says a field twice."""
+    return dict(pairs) if len({name for name, _ in pairs}) == len(pairs) else None
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
