@@ -199,12 +199,13 @@ def webshop(
     `products` takes only the first of the catalogue (0: all; generated: 10,000), `goals` is human or synthetic (empty:
     synthetic on the 1,000-product catalogue, else human), `seed` draws prices, their limits and the generated
     catalogue, `nouns` says where title nouns come from (`noun_source`). `compact` shows texts of at most that many
-    words, and items by number (`CompactShop`). Nothing is read until needed.
+    words, with numbers to click and reading aids (`CompactShop`). Nothing is read until needed.
     """
     if goals not in ("", "human", "synthetic"):
         raise UserError(f"the goals of the world 'webshop' are human or synthetic, not '{goals}'")
-    if products < 0:
-        raise UserError(f"the world 'webshop' takes a number of products of at least 0, not {products}")
+    for name, count in (("products", products), ("compact", compact)):
+        if count < 0:
+            raise UserError(f"the world 'webshop' takes a number of at least 0 for {name}, not {count}")
 
     folder = data or os.environ.get("WEBSHOP_DATA", "")
 
