@@ -357,6 +357,8 @@ def test_missing_and_wrong_files_are_named(
 def test_wrong_options_are_refused() -> None:
     with pytest.raises(UserError, match="human or synthetic, not 'robot'"):
         make("webshop", goals="robot")
+    with pytest.raises(UserError, match="compact of the world 'webshop' must be at least 0, not -2"):
+        make("webshop", compact=-2)
     with pytest.raises(UserError, match="at least 0, not -1"):
         make("webshop", products=-1)
     with pytest.raises(UserError, match="'/none' of the world 'webshop' does not exist; get it with"):

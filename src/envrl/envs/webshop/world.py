@@ -205,7 +205,7 @@ def webshop(
         raise UserError(f"the goals of the world 'webshop' are human or synthetic, not '{goals}'")
     for name, count in (("products", products), ("compact", compact)):
         if count < 0:
-            raise UserError(f"the world 'webshop' takes a number of at least 0 for {name}, not {count}")
+            raise UserError(f"{name} of the world 'webshop' must be at least 0, not {count}")
 
     folder = data or os.environ.get("WEBSHOP_DATA", "")
 
