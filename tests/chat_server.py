@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+from server import running
+
 Behaviour = Callable[["Handler"], None]
 
 
@@ -125,12 +127,5 @@ def chat_server(otherwise: Behaviour) -> Iterator[ChatServer]:
     here = ChatServer(otherwise)
     http = Quiet(("127.0.0.1", 0), type("Handler", (Handler,), {"server_of": here}))
     here.address = f"http://127.0.0.1:{http.server_address[1]}/v1"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with running(http, here.release):
         yield here
-    finally:
-        here.release.set()
-        http.shutdown()
-        http.server_close()
-        thread.join()

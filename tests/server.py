@@ -128,12 +128,19 @@ def serving() -> Iterator[Server]:
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     http.daemon_threads = True
     here.address = f"http://127.0.0.1:{http.server_address[1]}"
+    with running(http, here.release):
+        yield here
+
+
+@contextmanager
+def running(http: ThreadingHTTPServer, release: threading.Event) -> Iterator[None]:
+    """Serve in a thread; at the end `release` is set, for requests that wait for it, and all is closed."""
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield here
+        yield
     finally:
-        here.release.set()
+        release.set()
         http.shutdown()
         http.server_close()
         thread.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import stdev
 
 Z95 = 1.959963984540054
 
@@ -26,10 +27,7 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
 
 def deviation(values: Sequence[float]) -> float:
     """Return the sample's standard deviation, divisor n - 1; 0 for fewer than two values."""
-    if len(values) < 2:
-        return 0.0
-    centre = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def mean_interval(mean: float, deviation: float, count: int, z: float = Z95) -> tuple[float, float]:

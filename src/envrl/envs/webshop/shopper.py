@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from envrl.envs.webshop.analysis import analyze
 from envrl.envs.webshop.pages import BACK, BUY, PREVIOUS, Page
@@ -89,6 +90,7 @@ class Shopper:
         return f"click[{PREVIOUS}]"
 
 
+@lru_cache(maxsize=20_000)
 def wanted_phrases(instruction: str) -> tuple[str, ...]:
     """Return what an instruction wants, in phrases: of "i want a red rug for kids, please" red rug and kids.
 
@@ -104,8 +106,9 @@ def wanted_phrases(instruction: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(" ".join(phrase) for phrase in phrases if phrase))
 
 
-def _wanted(instruction: str) -> set[str]:
-    return set(analyze(_LIMIT.sub("", instruction.lower()))) - _ASKING
+@lru_cache(maxsize=20_000)
+def _wanted(instruction: str) -> frozenset[str]:
+    return frozenset(analyze(_LIMIT.sub("", instruction.lower()))) - _ASKING
 
 
 def lacking(page: Page, product: Product) -> int:
