@@ -226,6 +226,21 @@ def test_the_trainer_finds_the_log_probs_that_the_sampler_recorded(rollout: dict
         assert all(len(row.terms[0].positions_T) == len(row.terms[0].advantages_T) <= 3 for row in rows)
 
 
+def test_layers_that_are_run_again_change_no_update(tmp_path: Path) -> None:
+    """Also in bf16 and with several steps."""
+    plain = tiny(objective=AUXILIARY, train={"epochs": 2, "precision": "bf16"})
+    again = replace(plain, train=replace(plain.train, checkpointing=True))
+    models = [make_model(plain), make_model(plain)]
+    rows = make_rows(models[0], plain)
+    figures = [
+        optimization(config, model, tmp_path).step(rows, {"state": 0.2, "inverse": 0.1}, 1)
+        for config, model in zip((plain, again), models, strict=True)
+    ]
+    assert figures[0] == figures[1]
+    weights = [list(model.network.parameters()) for model in models]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*weights, strict=True))
+
+
 # --- several steps, the reference ------------------------------------------------------------------------------------
 
 

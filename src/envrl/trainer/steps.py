@@ -47,6 +47,7 @@ class Optimization:
             temperature=self.config.rollout.temperature,
             precision=train.precision,
             micro_batch_tokens=train.micro_batch_tokens,
+            checkpointing=train.checkpointing,
         )
 
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:

@@ -17,8 +17,9 @@ import torch
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted, UserError
-from envrl.models.forward import log_softmax_and_entropy, row_states
+from envrl.models.forward import log_softmax_and_entropy
 from envrl.models.load import LanguageModel, build_model, load_model, save_model
+from envrl.models.rows import states_of_rows
 from envrl.models.scores import logits_in_chunks
 from envrl.rollout.randomness import key_of
 from envrl.samples.packing import pack
@@ -34,7 +35,7 @@ from envrl.trainer.demonstrations import Demonstration, auxiliary_rows, collect,
 from envrl.trainer.files import JsonLines
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer, adamw, muon
-from envrl.trainer.update import LossSettings, pad_rows
+from envrl.trainer.update import LossSettings
 from envrl.types import Row
 
 FOLDER = "warm_start"
@@ -165,6 +166,7 @@ class _Stage:
             {"imitation": 1.0, "state": warm.state_weight, "inverse": warm.inverse_weight},
             precision=config.train.precision,
             micro_batch_tokens=config.train.micro_batch_tokens,
+            checkpointing=config.train.checkpointing,
         )
         factor = learning_rate_factor(self.step, self.steps)
         self.optimizer.scale(factor)
@@ -234,12 +236,14 @@ def measure_imitation(
     tokens = right = actions = 0
     end = model.codec.marks["end"]
     for batch in pack(rows, config.train.micro_batch_tokens):
-        states = row_states(model.network, pad_rows(batch, model.codec.marks["pad"], model.device))
+        states = states_of_rows(model.network, [row.token_ids for row in batch], model.codec.marks["pad"])
         for number, row in enumerate(batch):
-            positions = torch.from_numpy(row.terms[0].positions_T.astype(np.int64))
+            positions = torch.from_numpy(row.terms[0].positions_T.astype(np.int64)).to(model.device)
             targets = torch.from_numpy(row.token_ids[row.terms[0].positions_T].astype(np.int64)).to(model.device)
             hits: list[bool] = []
-            for part, logits in logits_in_chunks(model.network, states[number, positions - 1]):
+            for part, logits in logits_in_chunks(
+                model.network, states.at(states.starts.new_tensor(number), positions - 1)
+            ):
                 logprobs, entropies = log_softmax_and_entropy(logits)
                 loss -= float(logprobs.gather(1, targets[part, None]).sum())
                 entropy += float(entropies.sum())
