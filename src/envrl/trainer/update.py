@@ -54,8 +54,13 @@ class Totals:
 
 
 def precision_context(precision: str, device: torch.device) -> torch.autocast | nullcontext[None]:
-    """Return the context in which the network runs: bf16 products over fp32 weights, or plain fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    """Return the context in which the network runs: bf16 products over fp32 weights, or plain fp32.
+
+    Each weight is used once a pass, so its bf16 copy is not kept longer than that use or its gradient needs it.
+    """
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
 def score_terms(
