@@ -49,6 +49,8 @@ class ModelConfig:
     key_heads: Positive = 2  # preset only: heads of keys and values, shared by the attention heads
     vocabulary: Annotated[int, Meta(ge=300)] = 1500  # preset only: the tokenizer's largest size
     context: Positive = 2048  # preset only: longest sequence, tokens
+    lora_rank: Count = 0  # with `path`: train an adapter of this rank, the model's own weights stay; 0: train them all
+    lora_alpha: AboveZero = 32.0  # the adapter's part is multiplied by this over lora_rank
     phrases: bool = True  # preset only: tokens of several words, in a world that numbers its things
 
 

@@ -65,7 +65,7 @@ def _in_one_go(model: LanguageModel) -> dict[str, bool]:
 
 def adamw(model: LanguageModel, learning_rate: float, weight_decay: float = 0.0) -> Optimizer:
     """Return AdamW (β 0.9, 0.99; Loshchilov and Hutter, arXiv 1711.05101); matrices decay, vectors do not."""
-    parameters = list(model.network.parameters())
+    parameters = [p for p in model.network.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -81,7 +81,7 @@ def muon(model: LanguageModel, learning_rate: float, matrix_learning_rate: float
     embedding = {id(p) for p in model.network.get_input_embeddings().parameters()}
     head = model.network.get_output_embeddings()
     embedding |= {id(p) for p in head.parameters()} if head is not None else set()
-    parameters = list(model.network.parameters())
+    parameters = [p for p in model.network.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in embedding]
     rest = [p for p in parameters if p.ndim != 2 or id(p) in embedding]
     return Optimizer(

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from envrl.config.schema import Config
+from envrl.models.adapters import has_adapter, other_adapter, read_adapter
 from envrl.models.load import LanguageModel, load_model
 from envrl.rollout.randomness import key_of
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer
-from envrl.trainer.update import LossSettings, policy_logprobs
+from envrl.trainer.update import LossSettings, OldLogprobs, policy_logprobs
 from envrl.types import Row
 
 
@@ -31,7 +33,10 @@ class Optimization:
         self.config, self.model, self.poll = config, model, poll
         self.guard = Guard(model, optimizer, config.train.max_grad_norm, run, say)
         self.reference: LanguageModel | None = None
-        if config.objective.kl_weight > 0:
+        self.start: dict[str, Tensor] | None = None
+        if config.objective.kl_weight > 0 and has_adapter(model.network):
+            self.start = read_adapter(run / "warm_start")
+        elif config.objective.kl_weight > 0:
             self.reference = load_model(run / "warm_start", config.train.device)
 
     def _settings(self, weights: Mapping[str, float]) -> LossSettings:
@@ -58,7 +63,7 @@ class Optimization:
             return {"grad_norm": 0.0, "skipped": 0.0}
         steps = train.epochs * train.minibatches
         old = policy_logprobs(self.model, rows, settings) if steps > 1 else None
-        reference = policy_logprobs(self.reference, rows, settings) if self.reference else None
+        reference = self._reference(rows, settings)
         parts = [
             [rows[i] for i in part]
             for epoch in range(train.epochs)
@@ -75,6 +80,13 @@ class Optimization:
                 for name, part, poll in zip(names, parts, polls, strict=True)
             ]
         )
+
+    def _reference(self, rows: Sequence[Row], settings: LossSettings) -> OldLogprobs | None:
+        """Return the log-probs under the model that RL started from: another network, or ours with that adapter."""
+        if self.start is None:
+            return policy_logprobs(self.reference, rows, settings) if self.reference else None
+        with other_adapter(self.model.network, self.start):
+            return policy_logprobs(self.model, rows, settings)
 
     def _order(self, count: int, update: int, epoch: int) -> np.ndarray:
         if self.config.train.minibatches == 1:

@@ -17,6 +17,7 @@ import torch
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted, UserError
+from envrl.models.adapters import add_adapter, put_tensors, trained_tensors
 from envrl.models.forward import log_softmax_and_entropy
 from envrl.models.load import LanguageModel, build_model, load_model, save_model
 from envrl.models.rows import states_of_rows
@@ -88,7 +89,7 @@ class _Stage:
             self.model = self._fresh_model()
             self.step, self.tokens = 0, 0
             self.optimizer = self._fresh_optimizer()
-            self.best_weights = copy.deepcopy(self.model.network.state_dict())
+            self.best_weights = copy.deepcopy(trained_tensors(self.model.network))
             self.log.truncate(0)
         else:
             self._restore(latest)
@@ -107,7 +108,11 @@ class _Stage:
     def _fresh_model(self) -> LanguageModel:
         config = self.config
         if config.model.path:
-            return load_model(config.model.path, config.train.device)
+            model = load_model(config.model.path, config.train.device)
+            if config.model.lora_rank:
+                folder, rank, alpha = Path(config.model.path), config.model.lora_rank, config.model.lora_alpha
+                add_adapter(model.network, folder, rank, alpha, config.seed)
+            return model
         texts = world_texts([*self.training, *self.held_out], self.make_env(), config)
         return build_model(config.model, texts, config.seed, config.train.device)
 
@@ -148,7 +153,7 @@ class _Stage:
             if self.step % self.config.warm_start.every == 0:
                 self._save()
         if self.steps:
-            self.model.network.load_state_dict(self.best_weights)
+            put_tensors(self.model.network, self.best_weights)
         self.log.close()
         save_folder(self.run_folder / FOLDER, lambda aside: save_model(self.model, aside))
 
@@ -186,7 +191,7 @@ class _Stage:
         loss = measured["held_out/imitation"]
         if loss < self.best:
             self.best, self.waited = loss, 0
-            self.best_weights = copy.deepcopy(self.model.network.state_dict())
+            self.best_weights = copy.deepcopy(trained_tensors(self.model.network))
         else:
             self.waited += 1
         return measured
