@@ -89,6 +89,11 @@ def _check_learning(config: Config) -> None:
         )
     if 0.0 < objective.dual_clip <= 1.0:
         raise UserError(f"objective.dual_clip must be above 1, or 0 to switch it off, not {objective.dual_clip}")
+    if 0.0 < objective.importance_cap < 1.0:
+        raise UserError(
+            f"objective.importance_cap must be at least 1, or 0 to switch it off, not {objective.importance_cap}: a "
+            "lower one would shrink tokens that sampler and trainer agree on"
+        )
     if rollout.repeat_task and rollout.layout == "steps":
         raise UserError(
             "rollout.repeat_task = true needs rollout.layout = 'concat': every prompt of the layout 'steps' begins "

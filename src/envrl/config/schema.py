@@ -104,6 +104,7 @@ class ObjectiveConfig:
     clip_low: Fraction = 0.2  # the policy's ratio is clipped below at 1 - clip_low
     clip_high: NonNegative = 0.2  # the policy's ratio is clipped above at 1 + clip_high
     dual_clip: NonNegative = 0.0  # bound of the loss where the advantage is negative, above 1; 0: off
+    importance_cap: NonNegative = 0.0  # tokens weigh trainer's over sampler's probability, at most this; 0: off
     kl_weight: Weight = 0.0  # KL to the policy that RL started from, k3 estimator
     entropy_weight: Weight = 0.0  # of the entropy bonus; 0: off
     state_weight: Weight = 0.0  # state prediction; 0: off

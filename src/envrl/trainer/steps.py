@@ -53,6 +53,7 @@ class Optimization:
             precision=train.precision,
             micro_batch_tokens=train.micro_batch_tokens,
             checkpointing=train.checkpointing,
+            importance_cap=objective.importance_cap,
         )
 
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:
@@ -74,7 +75,7 @@ class Optimization:
         polls = [self.poll, *([_never] * (len(parts) - 1))]
         name = f"update-{update:06d}"
         names = [name] if len(parts) == 1 else [f"{name}-step-{number}" for number in range(1, len(parts) + 1)]
-        return _mean(
+        return _summary(
             [
                 self.guard.step(name, part, settings, old, reference, poll).figures
                 for name, part, poll in zip(names, parts, polls, strict=True)
@@ -100,6 +101,7 @@ def _never() -> None:
     """Let nothing interrupt."""
 
 
-def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _summary(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for record in figures for name in record)
-    return {name: float(np.mean([record[name] for record in figures if name in record])) for name in names}
+    found = {name: [record[name] for record in figures if name in record] for name in names}
+    return {name: max(each) if name.endswith("_max") else float(np.mean(each)) for name, each in found.items()}
