@@ -10,7 +10,7 @@ from torch import Tensor
 
 from envrl.config.schema import Config
 from envrl.models.adapters import has_adapter, other_adapter, read_adapter
-from envrl.models.load import LanguageModel, load_model
+from envrl.models.load import LanguageModel, load_policy
 from envrl.rollout.randomness import key_of
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer
@@ -37,7 +37,7 @@ class Optimization:
         if config.objective.kl_weight > 0 and has_adapter(model.network):
             self.start = read_adapter(run / "warm_start")
         elif config.objective.kl_weight > 0:
-            self.reference = load_model(run / "warm_start", config.train.device)
+            self.reference = load_policy(run / "warm_start", config)
 
     def _settings(self, weights: Mapping[str, float]) -> LossSettings:
         objective, train = self.config.objective, self.config.train

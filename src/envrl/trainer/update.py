@@ -138,7 +138,7 @@ def micro_loss(
         states = states_of_rows(
             model.network,
             [row.token_ids for row in rows],
-            model.codec.marks["pad"],
+            model.codec.pad,
             checkpointing=settings.checkpointing,
         )
     totals.tokens += sum(len(row.token_ids) for row in rows)
@@ -216,7 +216,7 @@ def policy_logprobs(model: LanguageModel, rows: Sequence[Row], settings: LossSet
     ]
     for batch in micro_batches(model, with_policy, settings):
         with precision_context(settings.precision, model.device):
-            states = states_of_rows(model.network, [row.token_ids for row in batch], model.codec.marks["pad"])
+            states = states_of_rows(model.network, [row.token_ids for row in batch], model.codec.pad)
         scores = score_terms(model, batch, "policy", states, settings.temperature, settings.precision)
         logprobs = scores.logprobs.float().cpu().numpy()
         ends = np.cumsum([len(row.terms[0].positions_T) for row in batch])
