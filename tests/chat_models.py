@@ -91,7 +91,7 @@ def make_tokenizer(
 
 
 def save_chat_model(family: str, folder: Path, seed: int = 0, context: int = 4096, **tokens: Any) -> Path:
-    """Write a random model of a family and its tokenizer, and return the folder; `tokens` are those of `make_tokenizer`."""
+    """Write a random model of a family and its tokenizer; `tokens` are those of `make_tokenizer`."""
     architecture, _, _, settings = FAMILIES[family]
     tokenizer = make_tokenizer(family, **tokens)
     config = getattr(transformers, f"{architecture}Config")(

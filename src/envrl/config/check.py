@@ -37,6 +37,11 @@ def _check_model(config: Config) -> None:
     model, rollout = config.model, config.rollout
     if model.path:
         return
+    if model.lora_rank:
+        raise UserError(
+            f"model.lora_rank = {model.lora_rank} needs model.path, a trained model for the adapter to belong to; set "
+            "that, or lora_rank = 0"
+        )
     if model.preset not in PRESETS:
         raise UserError(f"unknown model.preset '{model.preset}'{suggest(model.preset, PRESETS)}")
     if model.hidden_size % (2 * model.heads):
@@ -89,6 +94,11 @@ def _check_learning(config: Config) -> None:
         )
     if 0.0 < objective.dual_clip <= 1.0:
         raise UserError(f"objective.dual_clip must be above 1, or 0 to switch it off, not {objective.dual_clip}")
+    if 0.0 < objective.importance_cap < 1.0:
+        raise UserError(
+            f"objective.importance_cap must be at least 1, or 0 to switch it off, not {objective.importance_cap}: a "
+            "lower one would shrink tokens that sampler and trainer agree on"
+        )
     if rollout.repeat_task and rollout.layout == "steps":
         raise UserError(
             "rollout.repeat_task = true needs rollout.layout = 'concat': every prompt of the layout 'steps' begins "

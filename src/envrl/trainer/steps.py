@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from envrl.config.schema import Config
+from envrl.models.adapters import has_adapter, other_adapter, read_adapter
 from envrl.models.load import LanguageModel, load_policy
 from envrl.rollout.randomness import key_of
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer
-from envrl.trainer.update import LossSettings, policy_logprobs
+from envrl.trainer.update import LossSettings, OldLogprobs, policy_logprobs
 from envrl.types import Row
 
 
@@ -32,7 +34,10 @@ class Optimization:
         self.config, self.model, self.poll = config, model, poll
         self.guard = Guard(model, optimizer, config.train.max_grad_norm, run, say)
         self.reference: LanguageModel | None = None
-        if config.objective.kl_weight > 0:
+        self.start: dict[str, Tensor] | None = None
+        if config.objective.kl_weight > 0 and has_adapter(model.network):
+            self.start = read_adapter(run / "warm_start")
+        elif config.objective.kl_weight > 0:
             self.reference = load_policy(run / "warm_start", config)
 
     def _settings(self, weights: Mapping[str, float]) -> LossSettings:
@@ -48,6 +53,8 @@ class Optimization:
             temperature=self.config.rollout.temperature,
             precision=train.precision,
             micro_batch_tokens=train.micro_batch_tokens,
+            checkpointing=train.checkpointing,
+            importance_cap=objective.importance_cap,
         )
 
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:
@@ -57,17 +64,24 @@ class Optimization:
             return {"grad_norm": 0.0, "skipped": 0.0}
         parts = self._parts(rows, update)
         old = policy_logprobs(self.model, rows, settings) if len(parts) > 1 else None
-        reference = policy_logprobs(self.reference, rows, settings) if self.reference else None
+        reference = self._reference(rows, settings)
         # Between two optimiser steps of one update the weights are no update's: a stop waits until the last of them.
         polls = [self.poll, *([_never] * (len(parts) - 1))]
         name = f"update-{update:06d}"
         names = [name] if len(parts) == 1 else [f"{name}-step-{number}" for number in range(1, len(parts) + 1)]
-        return _mean(
+        return _summary(
             [
                 self.guard.step(name, part, settings, old, reference, poll).figures
                 for name, part, poll in zip(names, parts, polls, strict=True)
             ]
         )
+
+    def _reference(self, rows: Sequence[Row], settings: LossSettings) -> OldLogprobs | None:
+        """Return the log-probs under the model that RL started from: another network, or ours with that adapter."""
+        if self.start is None:
+            return policy_logprobs(self.reference, rows, settings) if self.reference else None
+        with other_adapter(self.model.network, self.start):
+            return policy_logprobs(self.model, rows, settings)
 
     def _parts(self, rows: Sequence[Row], update: int) -> list[list[Row]]:
         """Return the rows of every optimiser step, in order."""
@@ -94,6 +108,7 @@ def _never() -> None:
     """Let nothing interrupt."""
 
 
-def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _summary(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for record in figures for name in record)
-    return {name: float(np.mean([record[name] for record in figures if name in record])) for name in names}
+    found = {name: [record[name] for record in figures if name in record] for name in names}
+    return {name: max(each) if name.endswith("_max") else float(np.mean(each)) for name, each in found.items()}
