@@ -379,8 +379,8 @@ def test_settings_that_a_chat_cannot_have(
 @pytest.mark.parametrize(
     ("prompt", "response", "says"),
     [
-        (4000, 97, r"prompt_tokens = 4000 and rollout\.response_tokens = 97 does not fit the 4096 tokens"),
-        (0, 4096, r"^rollout\.response_tokens = 4096 does not fit"),
+        (4000, 97, r"4096 tokens, is too short for rollout\.prompt_tokens = 4000 and rollout\.response_tokens = 97:"),
+        (0, 4096, r"4096 tokens, is too short for rollout\.response_tokens = 4096:"),
     ],
 )
 def test_more_context_than_the_model_has_is_refused(

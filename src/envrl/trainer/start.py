@@ -104,10 +104,10 @@ def _check_context(config: Config, context: int) -> None:
     """Refuse prompts and responses that the model has no room for."""
     prompt, response = config.rollout.prompt_tokens, config.rollout.response_tokens
     if prompt + response > context or response == context:
-        longest = f"rollout.prompt_tokens = {prompt} and " if prompt else ""
+        asked = f"rollout.prompt_tokens = {prompt} and " if prompt else ""
         raise UserError(
-            f"{longest}rollout.response_tokens = {response} does not fit the {context} tokens of context of "
-            f"'{config.model.path}': lower them, or take a model with a longer context"
+            f"the context of '{config.model.path}', {context} tokens, is too short for {asked}rollout.response_tokens = "
+            f"{response}: lower what is asked, or take another model"
         )
 
 
