@@ -106,8 +106,8 @@ def _check_context(config: Config, context: int) -> None:
     if prompt + response > context or response == context:
         asked = f"rollout.prompt_tokens = {prompt} and " if prompt else ""
         raise UserError(
-            f"the context of '{config.model.path}', {context} tokens, is too short for {asked}rollout.response_tokens = "
-            f"{response}: lower what is asked, or take another model"
+            f"the context of '{config.model.path}', {context} tokens, is too short for {asked}"
+            f"rollout.response_tokens = {response}: lower what is asked, or take another model"
         )
 
 
