@@ -16,7 +16,8 @@ from envrl.eval.probe import probe, probe_episodes
 from envrl.eval.record import action_rates, success_summary, summarize
 from envrl.models.load import LanguageModel
 from envrl.rollout.auxiliary import Form
-from envrl.rollout.runner import Clock, PlaySettings, batches, play_model, play_script
+from envrl.rollout.crowd import Crowd
+from envrl.rollout.runner import Clock, PlaySettings, play_model, play_script
 from envrl.rollout.scripts import make_script
 from envrl.types import Task, Trajectory
 
@@ -80,16 +81,22 @@ def evaluate_split(
     *,
     episodes: int = 0,
     poll: Callable[[], None] = lambda: None,
+    crowd: Crowd | None = None,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
     """Return the line of eval.jsonl for a split (its first `episodes` tasks, 0: all) and the trajectories behind it."""
-    began, clock = time.perf_counter(), Clock()
+    began, clock, crowd = time.perf_counter(), Clock(), crowd or Crowd()
     env = make_env()
     tasks = list(env.tasks(split))
     chosen = tasks[:episodes] if episodes else tasks
 
     def play(some: Sequence[Task], actions: str) -> list[Trajectory]:
         settings = play_settings(config, config.eval.temperature, actions)
-        return _play_tasks(model, make_env, some, settings, config.eval.seed, clock, poll)
+
+        def play_part(part: range) -> list[Trajectory]:
+            tasks, members = [some[i] for i in part], [0] * len(part)
+            return play_model(model, make_env, tasks, members, settings, seed=config.eval.seed, clock=clock, poll=poll)
+
+        return crowd.play(len(some), play_part, BATCH)
 
     played = play(chosen, config.rollout.actions)
     record: dict[str, Any] = {"split": split, **summarize(played)}
@@ -119,20 +126,3 @@ def evaluate_script(
     ]
     record = {"split": split, **summarize(played), "seconds": {"total": time.perf_counter() - began}}
     return record, played
-
-
-def _play_tasks(
-    model: LanguageModel,
-    make_env: Callable[[], TextEnv],
-    tasks: Sequence[Task],
-    settings: PlaySettings,
-    seed: int,
-    clock: Clock,
-    poll: Callable[[], None],
-) -> list[Trajectory]:
-    """Return one episode a task, in order."""
-    played: list[Trajectory] = []
-    for part in batches(len(tasks), BATCH):
-        chosen = [tasks[i] for i in part]
-        played += play_model(model, make_env, chosen, [0] * len(chosen), settings, seed=seed, clock=clock, poll=poll)
-    return played

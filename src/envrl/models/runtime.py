@@ -1,8 +1,10 @@
-"""What results may depend on beside the recipe: the number of threads and the choice of kernels."""
+"""What results may depend on beside the recipe (threads, kernels), and how much memory was taken."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 
 import torch
 import torch.utils.deterministic
@@ -20,3 +22,17 @@ def prepare_torch(threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory would cost time, and nothing here reads what it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Count the peak of a CUDA device anew; a process's own cannot be counted anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes held at once: by tensors on a CUDA device since the reset, else by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -13,9 +13,11 @@ import numpy as np
 
 from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
-from envrl.errors import Interrupted
+from envrl.errors import Interrupted, RunError
 from envrl.eval.split import env_maker, evaluate_split, training_settings
-from envrl.models.runtime import prepare_torch
+from envrl.models.out_of_memory import is_out_of_memory
+from envrl.models.runtime import peak_memory, prepare_torch, reset_peak_memory
+from envrl.rollout.crowd import Crowd
 from envrl.rollout.runner import Clock, play_model
 from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_groups
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
@@ -42,7 +44,15 @@ def train(config: Config, run: Path | str, resume: bool = False, reporter: Repor
     prepare_torch(config.train.threads)
     check_inputs(config, make_env, warm_start=not (run / FOLDER).exists())
     with held_run(run, config, make_env, resume), stop_on_signals() as stop:
-        return Run(config, run, make_env, reporter, stop).go()
+        try:
+            return Run(config, run, make_env, reporter, stop).go()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(
+                f"memory ran out, and not where less could be tried; the last checkpoint is kept: 'envrl doctor "
+                f"{run / 'config.toml'}' says what the run needs and what to lower ({str(error).splitlines()[0]})"
+            ) from error
 
 
 class Run:
@@ -52,6 +62,7 @@ class Run:
         self.config, self.folder, self.make_env, self.reporter, self.stop = config, folder, make_env, reporter, stop
         self.checkpoints = folder / "checkpoints"
         self.tasks = make_env().tasks(config.env.split)
+        self.crowd = Crowd(reporter.say)
 
     def go(self) -> Path:
         """Bring the run to its last update."""
@@ -110,17 +121,23 @@ class Run:
         began, clock = time.perf_counter(), Clock()
         episodes = draw_episodes(self.tasks, config.seed, number, config.rollout.tasks, config.rollout.group_size)
         settings = training_settings(config)
-        drawn = play_model(
-            state.model,
-            self.make_env,
-            [task for task, _ in episodes],
-            [member for _, member in episodes],
-            settings,
-            seed=config.seed,
-            update=number,
-            clock=clock,
-            poll=self.stop.poll,
-        )
+        reset_peak_memory(state.model.device)
+
+        def play(part: range) -> list[Trajectory]:
+            tasks, members = zip(*(episodes[i] for i in part), strict=True)
+            return play_model(
+                state.model,
+                self.make_env,
+                tasks,
+                members,
+                settings,
+                seed=config.seed,
+                update=number,
+                clock=clock,
+                poll=self.stop.poll,
+            )
+
+        drawn = self.crowd.play(len(episodes), play)
         trajectories = whole_groups(drawn, config.rollout.group_size)
         played = time.perf_counter()
         batch = build_batch(trajectories, config, state.model.codec, number)
@@ -147,10 +164,20 @@ class Run:
             "tokens": record["tokens"] / (done - began),
             **({"workers_replaced": clock.replaced} if self.make_env.workers else {}),
         }
+        record["memory"] = self._memory(state)
         self.metrics.append(record)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.optimization.guard.skips
         state.evaluated = not self._evaluation_due(number)
         return _few(record)
+
+    def _memory(self, state: RunState) -> dict[str, int]:
+        """Return the update's peak in bytes, and how much of the batch was held at once."""
+        episodes = self.config.rollout.tasks * self.config.rollout.group_size
+        return {
+            "peak": peak_memory(state.model.device),
+            "micro_batch_tokens": self.optimization.guard.budget.limit or self.config.train.micro_batch_tokens,
+            "episodes_at_once": min(self.crowd.limit or episodes, episodes),
+        }
 
     def _record(self, state: RunState, number: int, trajectories: list[Trajectory]) -> dict[str, Any]:
         steps = [step for trajectory in trajectories for step in trajectory.transitions]
@@ -187,7 +214,7 @@ class Run:
         for split in self.config.eval.split:
             episodes = 0 if last else self.config.eval.episodes
             record, played = evaluate_split(
-                state.model, self.make_env, split, self.config, episodes=episodes, poll=self.stop.poll
+                state.model, self.make_env, split, self.config, episodes=episodes, poll=self.stop.poll, crowd=self.crowd
             )
             self.evals.append({"stage": "rl", "update": state.update, **record}, sync=True)
             if last and self.config.train.trajectories:

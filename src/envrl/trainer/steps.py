@@ -12,7 +12,7 @@ from envrl.models.load import LanguageModel, load_model
 from envrl.rollout.randomness import key_of
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer
-from envrl.trainer.update import LossSettings, policy_logprobs
+from envrl.trainer.update import LossSettings, OldLogprobs, policy_logprobs
 from envrl.types import Row
 
 
@@ -56,8 +56,9 @@ class Optimization:
         if not rows:
             return {"grad_norm": 0.0, "skipped": 0.0}
         steps = train.epochs * train.minibatches
-        old = policy_logprobs(self.model, rows, settings) if steps > 1 else None
-        reference = policy_logprobs(self.reference, rows, settings) if self.reference else None
+        name = f"update-{update:06d}"
+        old = self._logprobs(self.model, name, rows, settings) if steps > 1 else None
+        reference = self._logprobs(self.reference, name, rows, settings) if self.reference else None
         parts = [
             [rows[i] for i in part]
             for epoch in range(train.epochs)
@@ -66,7 +67,6 @@ class Optimization:
         ]
         # Between two optimiser steps of one update the weights are no update's: a stop waits until the last of them.
         polls = [self.poll, *([_never] * (len(parts) - 1))]
-        name = f"update-{update:06d}"
         names = [name] if len(parts) == 1 else [f"{name}-step-{number}" for number in range(1, len(parts) + 1)]
         return _mean(
             [
@@ -74,6 +74,9 @@ class Optimization:
                 for name, part, poll in zip(names, parts, polls, strict=True)
             ]
         )
+
+    def _logprobs(self, model: LanguageModel, name: str, rows: Sequence[Row], settings: LossSettings) -> OldLogprobs:
+        return self.guard.budget.run(name, settings, lambda within: policy_logprobs(model, rows, within))
 
     def _order(self, count: int, update: int, epoch: int) -> np.ndarray:
         if self.config.train.minibatches == 1:

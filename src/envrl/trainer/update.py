@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from envrl.models.forward import log_softmax_and_entropy, logits_of, restricted_logits, row_states
 from envrl.models.load import LanguageModel
+from envrl.models.out_of_memory import counted_memory
 from envrl.objective.policy import TOKEN_LOSSES, kl_k3
 from envrl.samples.packing import denominators, pack
 from envrl.types import Row, Term
@@ -201,13 +202,19 @@ def policy_logprobs(model: LanguageModel, rows: Sequence[Row], settings: LossSet
         if any(t.component == "policy" for t in row.terms)
     ]
     for batch in pack(with_policy, settings.micro_batch_tokens):
-        with precision_context(settings.precision, model.device):
-            states = row_states(model.network, pad_rows(batch, model.codec.marks["pad"], model.device))
-        logprobs = score_terms(model, batch, "policy", states, settings.temperature).logprobs.float().cpu().numpy()
+        with row_memory(batch):
+            with precision_context(settings.precision, model.device):
+                states = row_states(model.network, pad_rows(batch, model.codec.marks["pad"], model.device))
+            logprobs = score_terms(model, batch, "policy", states, settings.temperature).logprobs.float().cpu().numpy()
         ends = np.cumsum([len(row.terms[0].positions_T) for row in batch])
         for row, part in zip(batch, np.split(logprobs, ends[:-1]), strict=True):
             result[row.origin] = part
     return result
+
+
+def row_memory(rows: Sequence[Row]) -> AbstractContextManager[None]:
+    """Return the context in which a failed allocation is `OutOfMemory` in work on these rows."""
+    return counted_memory(len(rows), max(len(row.token_ids) for row in rows))
 
 
 def accumulate(
@@ -221,14 +228,16 @@ def accumulate(
     """Add the gradient of the whole step's loss, micro-batch by micro-batch; return the sums and the loss.
 
     The gradient does not depend on the size of the micro-batches: every term is divided by the whole step's N_c.
+    Raises `OutOfMemory` where one does not fit; what was added before it stays.
     """
     totals, value = Totals(), 0.0
     denominator = denominators(rows)
     for batch in pack(rows, settings.micro_batch_tokens):
         poll()
-        loss = micro_loss(model, batch, totals, denominator, settings, old, reference)
-        loss.backward()
-        value += float(loss.detach())
+        with row_memory(batch):
+            loss = micro_loss(model, batch, totals, denominator, settings, old, reference)
+            loss.backward()
+            value += float(loss.detach())
     return totals, value
 
 
