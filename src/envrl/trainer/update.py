@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envrl.models.forward import log_softmax_and_entropy, logits_of, restricted_logits, row_states
+from envrl.models.forward import row_states
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import counted_memory
+from envrl.models.scores import TokenScores, score_tokens
 from envrl.objective.policy import TOKEN_LOSSES, kl_k3
 from envrl.samples.packing import denominators, pack
-from envrl.types import Row, Term
+from envrl.types import Ragged, Row, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +53,13 @@ class Totals:
         return float(self.sums[name]) / max(self.counts[name], 1)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenScores:
-    """Log-probs (n,) and entropies (n,) of a term's tokens under the present network."""
-
-    logprobs: Tensor
-    entropies: Tensor
-
-
 def precision_context(precision: str, device: torch.device) -> torch.autocast | nullcontext[None]:
     """Return the context in which the network runs: bf16 products over fp32 weights, or plain fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def score_terms(
-    model: LanguageModel, rows: Sequence[Row], component: str, states: Tensor, temperature: float
+    model: LanguageModel, rows: Sequence[Row], component: str, states: Tensor, temperature: float, precision: str
 ) -> TokenScores:
     """Return the scores of all tokens that `component` asks for in these rows, row by row."""
     terms = [(number, term) for number, row in enumerate(rows) for term in row.terms if term.component == component]
@@ -76,33 +69,26 @@ def score_terms(
     targets = torch.from_numpy(
         np.concatenate([rows[n].token_ids[t.positions_T] for n, t in terms]).astype(np.int64)
     ).to(device)
-    logits = logits_of(model.network, states[row_index, positions - 1]) / temperature
-    allowed = _allowed([t for _, t in terms], logits.shape[1])
-    if allowed is None:
-        logprobs, entropies = log_softmax_and_entropy(logits)
-        return TokenScores(logprobs.gather(1, targets[:, None])[:, 0], entropies)
-    ids = torch.from_numpy(allowed).to(device)
-    logprobs, entropies = log_softmax_and_entropy(restricted_logits(logits, ids))
-    column = (ids == targets[:, None]).int().argmax(1, keepdim=True)
-    return TokenScores(logprobs.gather(1, column)[:, 0], entropies)
+    return score_tokens(
+        model.network,
+        states[row_index, positions - 1],
+        targets,
+        _allowed([term for _, term in terms]),
+        temperature,
+        bf16=precision == "bf16" and device.type == "cuda",
+    )
 
 
-def _allowed(terms: Sequence[Term], vocabulary: int) -> np.ndarray | None:
-    """Return the padded allowed ids (tokens, most choices), -1 beyond a token's own; None where none is restricted."""
-    lists: list[np.ndarray] = []
-    for term in terms:
-        if term.allowed is None:
-            lists += [np.zeros(0, dtype=np.int32)] * len(term.positions_T)
-        else:
-            lists += np.split(term.allowed.values, term.allowed.offsets[1:-1])
-    lengths = np.array([len(ids) for ids in lists])
-    if not lengths.any():
+_NO_IDS = np.zeros(0, dtype=np.int32)
+
+
+def _allowed(terms: Sequence[Term]) -> Ragged | None:
+    """Return the allowed ids of all tokens of these terms, or None where none of them is restricted."""
+    if all(term.allowed is None for term in terms):
         return None
-    lengths[lengths == 0] = vocabulary
-    padded = np.full((len(lists), int(lengths.max())), -1, dtype=np.int64)
-    for number, ids in enumerate(lists):
-        padded[number, : lengths[number]] = ids if len(ids) else np.arange(vocabulary)
-    return padded
+    lists = [term.allowed or Ragged(_NO_IDS, np.zeros(len(term.positions_T) + 1, dtype=np.int32)) for term in terms]
+    counts = np.concatenate([[0], *(np.diff(each.offsets) for each in lists)])
+    return Ragged(np.concatenate([each.values for each in lists]), counts.cumsum().astype(np.int32))
 
 
 def pad_rows(rows: Sequence[Row], pad: int, device: torch.device) -> Tensor:
@@ -148,10 +134,10 @@ def micro_loss(
         weight = settings.weights.get(component, 0.0)
         weights_N = gather_term(rows, component, "weights_T", device) / denominator[component]
         if component == "policy":
-            scores = score_terms(model, rows, component, states, settings.temperature)
+            scores = score_terms(model, rows, component, states, settings.temperature, settings.precision)
             loss = loss + _policy_part(rows, scores, weights_N, totals, settings, old, reference)
         else:
-            scores = score_terms(model, rows, component, states, 1.0)
+            scores = score_terms(model, rows, component, states, 1.0, settings.precision)
             loss = loss - weight * (weights_N * scores.logprobs).sum()
             totals.add(f"loss/{component}", -scores.logprobs)
     return loss
@@ -205,7 +191,8 @@ def policy_logprobs(model: LanguageModel, rows: Sequence[Row], settings: LossSet
         with row_memory(batch):
             with precision_context(settings.precision, model.device):
                 states = row_states(model.network, pad_rows(batch, model.codec.marks["pad"], model.device))
-            logprobs = score_terms(model, batch, "policy", states, settings.temperature).logprobs.float().cpu().numpy()
+            scores = score_terms(model, batch, "policy", states, settings.temperature, settings.precision)
+            logprobs = scores.logprobs.float().cpu().numpy()
         ends = np.cumsum([len(row.terms[0].positions_T) for row in batch])
         for row, part in zip(batch, np.split(logprobs, ends[:-1]), strict=True):
             result[row.origin] = part

@@ -17,8 +17,9 @@ import torch
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted, UserError
-from envrl.models.forward import log_softmax_and_entropy, logits_of, row_states
+from envrl.models.forward import log_softmax_and_entropy, row_states
 from envrl.models.load import LanguageModel, build_model, load_model, save_model
+from envrl.models.scores import logits_in_chunks
 from envrl.rollout.randomness import key_of
 from envrl.samples.packing import pack
 from envrl.trainer.checkpoint import (
@@ -236,12 +237,14 @@ def measure_imitation(
         states = row_states(model.network, pad_rows(batch, model.codec.marks["pad"], model.device))
         for number, row in enumerate(batch):
             positions = torch.from_numpy(row.terms[0].positions_T.astype(np.int64))
-            targets = torch.from_numpy(row.token_ids[row.terms[0].positions_T].astype(np.int64))
-            logprobs, entropies = log_softmax_and_entropy(logits_of(model.network, states[number, positions - 1]))
-            loss -= float(logprobs.gather(1, targets[:, None]).sum())
-            entropy += float(entropies.sum())
+            targets = torch.from_numpy(row.token_ids[row.terms[0].positions_T].astype(np.int64)).to(model.device)
+            hits: list[bool] = []
+            for part, logits in logits_in_chunks(model.network, states[number, positions - 1]):
+                logprobs, entropies = log_softmax_and_entropy(logits)
+                loss -= float(logprobs.gather(1, targets[part, None]).sum())
+                entropy += float(entropies.sum())
+                hits += (logprobs.argmax(-1) == targets[part]).tolist()
             tokens += len(targets)
-            hits = (logprobs.argmax(-1) == targets).tolist()
             start = 0
             for index, target in enumerate(targets.tolist()):
                 if target == end:
