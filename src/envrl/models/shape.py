@@ -79,7 +79,10 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     config = config.get("text_config") or config
     kind = str(config.get("model_type", ""))
     try:
-        width, layers = int(_first(config, "hidden_size", "n_embd")), int(_first(config, "num_hidden_layers", "n_layer"))
+        width, layers = (
+            int(_first(config, "hidden_size", "n_embd")),
+            int(_first(config, "num_hidden_layers", "n_layer")),
+        )
         heads, vocabulary = int(_first(config, "num_attention_heads", "n_head")), int(config["vocab_size"])
         inner = _inner(config, kind) if "intermediate_size" in config else 8 * width // 3
         key_heads = int(config.get("num_key_value_heads") or heads)
