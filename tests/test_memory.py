@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +44,7 @@ from envrl.models.memory import (
     trainable,
 )
 from envrl.models.shape import preset_shape, published_shape, shape_of
+from envrl.rollout.sampler import Sampler
 from envrl.trainer.optimizer import adamw
 from envrl.trainer.update import LossSettings, accumulate
 from envrl.types import Row, Term
@@ -117,7 +118,7 @@ def test_a_configuration_without_a_shape_is_one_sentence() -> None:
 # --- by hand ---------------------------------------------------------------------------------------------------------
 
 QWEN = shape_of(Qwen2Config(**SMALL, vocab_size=320).to_dict())
-LOAD = Load(micro_batch=1000, scored=100, slots=8, positions=300, chunk=200, fed=1600)
+LOAD = Load(micro_batch=1000, scored=100, slots=8, positions=300, chunk=200, fed=1600, later=8)
 
 
 def test_a_layer_keeps_what_is_counted_by_hand() -> None:
@@ -145,7 +146,17 @@ def test_the_1_5b_model_by_hand() -> None:
     """Weights, gradients, moments and reference are 4, 4, 8 and 4 bytes a weight; 7 GB of keys and values at 2,560."""
     shape = published_shape("qwen2.5-1.5b")
     assert shape is not None
-    load = Load(micro_batch=16384, scored=3277, slots=128, positions=2560, chunk=2048, fed=1 << 18, bf16=True, copies=1)
+    load = Load(
+        micro_batch=16384,
+        scored=3277,
+        slots=128,
+        positions=2560,
+        chunk=2048,
+        fed=1 << 18,
+        later=128,
+        bf16=True,
+        copies=1,
+    )
     found = footprint(shape, load).phases
     assert found["update"]["weights"] == found["update"]["gradients"] == 4 * 1_543_714_304
     assert found["update"]["Adam's moments"] == 8 * 1_543_714_304
@@ -255,3 +266,43 @@ def test_the_peak_of_an_update_is_the_predicted_one(case: str, kind: str, precis
     load = replace(LOAD, micro_batch=rows * length, scored=rows * scored, bf16=precision == "bf16")
     expected = 4 * shape.parameters + sum(pass_parts(shape, load).values())
     assert allocated.peak == pytest.approx(expected, rel=0.05)
+
+
+def test_the_peak_of_an_optimiser_step_is_the_predicted_one() -> None:
+    model = network("qwen2", vocab_size=2000)
+    optimizer = adamw(model, 1e-3)
+    for parameter in model.network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    parameters = list(model.network.parameters())
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    with Allocations([*parameters, *grads, *optimizer.tensors().values()]) as allocated:
+        optimizer.step()
+    shape = shape_of(model.network.config.to_dict())
+    assert allocated.peak == pytest.approx(footprint(shape, LOAD).phases["optimiser step"]["temporary"], rel=0.05)
+    moments = sum(tensor.nbytes for tensor in optimizer.tensors().values() if tensor.ndim)
+    assert moments == footprint(shape, LOAD).phases["optimiser step"]["Adam's moments"]
+
+
+@pytest.mark.parametrize("steps", [False, True])
+@pytest.mark.parametrize("kind", ["qwen2", "lfm2"])
+def test_the_peak_of_a_rollout_is_at_most_the_predicted_one(kind: str, steps: bool) -> None:
+    """Slots fed prompts and tokens; the prediction is of the worst batch, so it may be a third above a usual one."""
+    model = network(kind, vocab_size=500, num_hidden_layers=6)
+    slots, prompt, response = 12, 180, 40
+    sampler = Sampler(model, slots, 1.0, response, frozenset({499}))
+    random = np.random.default_rng(0)
+    keys = np.arange(slots, dtype=np.uint64)
+    with Allocations([*model.network.parameters(), *model.network.buffers()]) as allocated:
+        for turn in range(1 if steps else 4):
+            length = prompt if turn == 0 else 60
+            prompts = [random.integers(1, 400, length).tolist() for _ in range(slots)]
+            sampler.sample(prompts, [None] * slots, keys, turn)
+        positions = max(sampler.length(slot) for slot in range(slots))
+    shape = shape_of(model.network.config.to_dict())
+    load = replace(
+        LOAD, slots=slots, positions=positions, chunk=prompt, fed=slots * prompt, later=slots * (1 if steps else 61)
+    )
+    parts = footprint(shape, load).phases["rollout"]
+    expected = parts["keys and values"] + parts["sampling"]
+    assert 0.7 * expected < allocated.peak <= expected

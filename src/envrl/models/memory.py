@@ -28,8 +28,8 @@ class Load:
     """What a run asks of memory: its batch in tokens, and how it is trained.
 
     `scored` tokens of a micro-batch have a loss. `slots` episodes are played at once, with at most `positions` tokens
-    each, of which `chunk` come first; a pass of the sampler runs up to `fed` tokens of them all. `copies` is the number
-    of further models (a reference, best weights).
+    each. The first pass of the sampler runs `fed` tokens, `chunk` of an episode, and a later one `later` tokens of them
+    all. `copies` is the number of further models (a reference, best weights).
     """
 
     micro_batch: int
@@ -38,6 +38,7 @@ class Load:
     positions: int
     chunk: int
     fed: int
+    later: int
     bf16: bool = False
     checkpointing: bool = False
     lora_rank: int = 0
@@ -152,7 +153,8 @@ def saved_bytes(shape: Shape, load: Load) -> int:
     ends = FULL * (2 * shape.width + 1) + 8
     layers = shape.attention_layers * attention + shape.convolutions * convolution
     if load.checkpointing:
-        layers = shape.layers * FULL * shape.width + max(attention, convolution)
+        whole = max(attention, convolution if shape.convolutions else 0)
+        layers = shape.layers * FULL * shape.width + whole
     return load.micro_batch * (layers + ends)
 
 
@@ -195,9 +197,18 @@ def cache_positions(load: Load) -> int:
 
 
 def sampling_bytes(shape: Shape, load: Load) -> int:
-    """Return what a pass over a turn's new tokens takes, or drawing a token from the logits of all slots."""
+    """Return what a pass of the sampler takes for a moment, the first or a later one, or drawing from all logits.
+
+    In attention the mask exists once, and once more for each query head that shares a key head; in the feed-forward
+    part there are three values of the inner width. Drawing takes log-probs, and their running sum in double precision.
+    """
     groups = shape.heads // shape.key_heads
-    working = load.fed * FULL * (6 * shape.width + 3 * shape.inner)
-    mask = load.fed * load.positions * (FULL * (1 + groups) + 1)
-    drawing = load.slots * shape.vocabulary * 9 * FULL
-    return max(working + mask, drawing)
+    masks = 1 + groups if groups > 1 else 1
+    width, attention, key = shape.width, shape.attention_width, shape.key_width
+
+    def one_pass(tokens: int, seen: int) -> int:
+        attending = 3 * width + 4 * attention + 3 * key // 2 + masks * seen
+        return tokens * FULL * max(attending, 5 * width + 3 * shape.inner + seen)
+
+    drawing = load.slots * shape.vocabulary * 34
+    return max(one_pass(load.fed, load.chunk), one_pass(load.later, load.positions), drawing)

@@ -141,11 +141,6 @@ def memory_load(config: Config, work: Workload, shape: Shape, cuda: bool | None 
     """Return what a recipe with that workload asks of memory, at its worst: full micro-batches of the longest rows."""
     context = min(shape.context, config.model.context) if not config.model.path else shape.context
     longest, prompt = work.longest(context)
-    together = (
-        work.episodes * prompt
-        if work.steps
-        else max(config.rollout.tasks * prompt, int(work.episodes * min(LONGEST * work.added, context)))
-    )
     micro_batch = max(config.train.micro_batch_tokens, longest)
     scored = min(micro_batch, int(micro_batch * work.response * (1 if work.steps else work.turns) / work.sequence))
     if config.objective.state_weight and config.objective.state_rows == "in_pass":
@@ -157,7 +152,8 @@ def memory_load(config: Config, work: Workload, shape: Shape, cuda: bool | None 
         slots=work.episodes,
         positions=longest,
         chunk=prompt,
-        fed=together,
+        fed=prompt * (work.episodes if work.steps else config.rollout.tasks),
+        later=work.episodes * (1 if work.steps else min(context, int(LONGEST * work.added) + 1)),
         bf16=config.train.precision == "bf16",
         copies=max(int(config.objective.kl_weight > 0), int(stored_best)),
         cuda=config.train.device.startswith("cuda") if cuda is None else cuda,
