@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from envrl.config.schema import Config
 from envrl.models.memory import Load
@@ -14,6 +15,10 @@ TURNS = 0.6
 """Mean length of an episode as a share of the longest; ours, from runs that win half of their games."""
 WRITTEN = 0.5
 """Mean length of a free response as a share of `rollout.response_tokens`; ours."""
+LONGEST_WRITTEN = 0.8
+"""The longest free response of a turn's batch as a share of that limit; ours."""
+CHOSEN = 0.4
+"""The share of a restricted command's tokens that are not forced (docs/rollout.md)."""
 LONGEST = 1.6
 """The longest prompt of a batch over the mean one."""
 INSTRUCTIONS = 600
@@ -44,7 +49,8 @@ _OTHER = Texts(500, 250, 400, 20)
 class Workload:
     """An update's batch in tokens, means except where a name says otherwise.
 
-    `prompt` opens an episode (concat) or every turn (steps); `added` is what a later turn adds to the former.
+    `prompt` opens an episode (concat) or every turn (steps); `added` is what a later turn adds to the former. A turn
+    takes the sampler so many `passes`: as many as its longest response has tokens that are not forced.
     """
 
     episodes: int
@@ -55,6 +61,7 @@ class Workload:
     added: float
     response: float
     longest_response: int
+    passes: float
     auxiliary_rows: float
     auxiliary_tokens: float
 
@@ -100,8 +107,9 @@ def workload(config: Config) -> Workload:
     steps = rollout.layout == "steps"
     turn = texts.later + (texts.admissible if rollout.show_admissible else 0)
     command = texts.command / characters + 1
-    response = max(command, WRITTEN * rollout.response_tokens) if rollout.actions == "free" else command
-    limit = max(rollout.response_tokens, int(command) if rollout.actions == "free" else 0)
+    free = rollout.actions == "free"
+    response = max(command, WRITTEN * rollout.response_tokens) if free else command
+    limit = max(rollout.response_tokens, int(command) if free else 0)
     earlier = rollout.history * (texts.later + texts.command) if steps else 0
     instructions = INSTRUCTIONS if steps and config.model.path else 0
     task = 80 if rollout.repeat_task or steps else 0
@@ -119,6 +127,7 @@ def workload(config: Config) -> Workload:
         added=(turn + task) / characters,
         response=response,
         longest_response=limit,
+        passes=max(response, LONGEST_WRITTEN * rollout.response_tokens) if free else 1 + CHOSEN * command,
         auxiliary_rows=episodes * turns * _auxiliary_share(config),
         auxiliary_tokens=pair + (texts.later + texts.command) / characters,
     )
@@ -138,15 +147,17 @@ def _texts(config: Config) -> Texts:
 
 
 def memory_load(config: Config, work: Workload, shape: Shape, cuda: bool | None = None) -> Load:
-    """Return what a recipe with that workload asks of memory, at its worst: full micro-batches of the longest rows."""
+    """Return what a recipe with that workload asks of memory, at its worst: full micro-batches of the longest rows.
+
+    The warm start holds the best weights so far where the updates hold the reference of the KL term.
+    """
     context = min(shape.context, config.model.context) if not config.model.path else shape.context
     longest, prompt = work.longest(context)
     micro_batch = max(config.train.micro_batch_tokens, longest)
     scored = min(micro_batch, int(micro_batch * work.response * (1 if work.steps else work.turns) / work.sequence))
     if config.objective.state_weight and config.objective.state_rows == "in_pass":
         scored = micro_batch
-    stored_best = config.warm_start.demonstrations > 0 and not config.warm_start.path
-    return Load(
+    load = Load(
         micro_batch=micro_batch,
         scored=scored,
         slots=work.episodes,
@@ -154,7 +165,13 @@ def memory_load(config: Config, work: Workload, shape: Shape, cuda: bool | None 
         chunk=prompt,
         fed=prompt * (work.episodes if work.steps else config.rollout.tasks),
         later=work.episodes * (1 if work.steps else min(context, int(LONGEST * work.added) + 1)),
-        bf16=config.train.precision == "bf16",
-        copies=max(int(config.objective.kl_weight > 0), int(stored_best)),
         cuda=config.train.device.startswith("cuda") if cuda is None else cuda,
+        **trained_how(config),
     )
+    stores_best = config.warm_start.demonstrations > 0 and not config.warm_start.path
+    return replace(load, copies=max(load.copies, int(stores_best)))
+
+
+def trained_how(config: Config) -> dict[str, Any]:
+    """Return the fields of a `Load` that are a recipe's own settings."""
+    return {"bf16": config.train.precision == "bf16", "copies": int(config.objective.kl_weight > 0)}

@@ -22,6 +22,7 @@ from envrl.rollout.runner import Clock, play_model
 from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_groups
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
 from envrl.trainer.files import JsonLines
+from envrl.trainer.footprint import predicted_memory
 from envrl.trainer.progress import Reporter
 from envrl.trainer.signals import StopRequest, stop_on_signals
 from envrl.trainer.start import check_inputs, held_run, new_config, resumed_config
@@ -29,7 +30,7 @@ from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, 
 from envrl.trainer.steps import Optimization
 from envrl.trainer.trajectories import write_trajectories
 from envrl.trainer.warm_start import FOLDER, Hooks, warm_start
-from envrl.types import Trajectory
+from envrl.types import Row, Trajectory
 
 
 def train(config: Config, run: Path | str, resume: bool = False, reporter: Reporter | None = None) -> Path:
@@ -164,19 +165,22 @@ class Run:
             "tokens": record["tokens"] / (done - began),
             **({"workers_replaced": clock.replaced} if self.make_env.workers else {}),
         }
-        record["memory"] = self._memory(state)
+        record["memory"] = self._memory(state, trajectories, batch.rows)
         self.metrics.append(record)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.optimization.guard.skips
         state.evaluated = not self._evaluation_due(number)
         return _few(record)
 
-    def _memory(self, state: RunState) -> dict[str, int]:
-        """Return the update's peak in bytes, and how much of the batch was held at once."""
+    def _memory(self, state: RunState, played: list[Trajectory], rows: list[Row]) -> dict[str, int]:
+        """Return the update's peak in bytes, the predicted one, and how much of the batch was held at once."""
         episodes = self.config.rollout.tasks * self.config.rollout.group_size
+        at_once = min(self.crowd.limit or episodes, episodes)
+        budget = self.optimization.guard.budget.limit or self.config.train.micro_batch_tokens
         return {
             "peak": peak_memory(state.model.device),
-            "micro_batch_tokens": self.optimization.guard.budget.limit or self.config.train.micro_batch_tokens,
-            "episodes_at_once": min(self.crowd.limit or episodes, episodes),
+            "predicted": predicted_memory(self.config, state.model, played, rows, budget, at_once),
+            "micro_batch_tokens": budget,
+            "episodes_at_once": at_once,
         }
 
     def _record(self, state: RunState, number: int, trajectories: list[Trajectory]) -> dict[str, Any]:

@@ -1,0 +1,179 @@
+"""What a recipe asks of a device: memory by part, hours, cost, and what to change where it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from envrl.config.keys import KEYS
+from envrl.config.load import override
+from envrl.config.schema import Config
+from envrl.errors import UserError
+from envrl.models.memory import FULL, PROCESS, Footprint, Load, footprint
+from envrl.models.shape import Shape, preset_shape, published_shape, read_shape
+from envrl.models.speed import UTILISATION, Accelerator, Passes, Times, forward_flops, update_times
+from envrl.models.workload import Workload, memory_load, workload
+
+USABLE = 0.92
+"""The share of a GPU's memory that tensors can fill before the allocator's gaps are in the way; assumed."""
+GAMES = {"household": 500, "alfworld": 140, "webshop": 500}
+"""Games of a whole split; of other worlds 200 are assumed."""
+AT_ONCE = 128
+"""Episodes that an evaluation plays at once, as in `envrl.eval.split`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run asks of one device; `hours` by stage."""
+
+    shape: Shape
+    work: Workload
+    load: Load
+    memory: Footprint
+    process: int
+    times: Times
+    hours: dict[str, float]
+    kept: int
+
+    @property
+    def total_hours(self) -> float:
+        return sum(self.hours.values())
+
+    @property
+    def bytes(self) -> int:
+        """The most that is taken at once, the process's own included."""
+        return self.memory.peak + self.process
+
+    @property
+    def disk(self) -> int:
+        """What the checkpoints take: weights and moments of each that is kept, of one being written, the warm start."""
+        return FULL * (3 * (self.kept + 1) + 1) * self.shape.parameters
+
+    def fits(self, memory: float) -> bool:
+        """Return whether it fits a device of so many bytes."""
+        return self.bytes <= (USABLE * memory if self.load.cuda else memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A setting that makes a run smaller: its key and value, the bytes that it saves, and whether results stay."""
+
+    key: str
+    value: str
+    saves: int
+    harmless: bool
+
+
+def recipe_shape(config: Config) -> Shape:
+    """Return the shape of a recipe's model, also of a published one that is not there yet; raises `UserError`."""
+    if not config.model.path:
+        return preset_shape(config.model)
+    folder = Path(config.model.path)
+    if (folder / "config.json").is_file():
+        return read_shape(folder)
+    known = published_shape(config.model.path)
+    if known is None:
+        raise UserError(
+            f"model.path = '{folder}' has no config.json, and its name is none whose shape is known: put the model "
+            "there, or at least its config.json"
+        )
+    return known
+
+
+def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool) -> Estimate:
+    """Return what a recipe asks of a device."""
+    work = workload(config)
+    load = memory_load(config, work, shape, cuda)
+    passes = _passes(config)
+    scored = work.trained * load.scored / load.micro_batch
+    times = update_times(shape, work, load, passes, scored, device)
+    hours = {
+        "warm start": _warm_start_seconds(config, shape, work, load, device) / 3600,
+        "updates": config.train.updates * times.total / 3600,
+        "evaluations": _evaluated(config) / work.episodes * times.rollout * _stretch(config) / 3600,
+    }
+    return Estimate(
+        shape,
+        work,
+        load,
+        footprint(shape, load),
+        PROCESS["cuda" if cuda else "cpu"],
+        times,
+        hours,
+        config.checkpoint.keep,
+    )
+
+
+def _passes(config: Config) -> Passes:
+    train = config.train
+    steps = train.epochs * train.minibatches
+    forward = int(steps > 1) + int(config.objective.kl_weight > 0)
+    return Passes(forward, train.epochs, again=load_checkpointing(config))
+
+
+def load_checkpointing(config: Config) -> bool:
+    return bool(getattr(config.train, "checkpointing", False))
+
+
+def _warm_start_seconds(config: Config, shape: Shape, work: Workload, load: Load, device: Accelerator) -> float:
+    warm = config.warm_start
+    if warm.path or not warm.demonstrations:
+        return 0.0
+    turns = work.turns if work.steps else 1.0
+    tokens = warm.demonstrations * warm.epochs * turns * work.sequence
+    return 3 * forward_flops(shape, tokens, work.sequence) / (UTILISATION * device.flops(load.bf16))
+
+
+def _evaluated(config: Config) -> float:
+    """Return how many episodes all evaluations play, the unrestricted ones included."""
+    splits, every = len(config.eval.split), config.eval.every
+    whole = GAMES.get(config.env.name, 200)
+    part = config.eval.episodes or whole
+    between = (config.train.updates - 1) // every if every else 0
+    free = config.eval.free_episodes if config.rollout.actions != "free" else 0
+    return splits * (2 * (whole + free) + between * (part + free))
+
+
+def _stretch(config: Config) -> float:
+    """Return how much longer an evaluation's episodes may be than training's."""
+    return config.env.max_steps / (config.rollout.max_steps or config.env.max_steps)
+
+
+# --- what to change --------------------------------------------------------------------------------------------------
+
+
+def changes(config: Config, shape: Shape, device: Accelerator, memory: float, *, cuda: bool) -> list[Change]:
+    """Return settings to change, those first that leave results as they are, until the run fits or nothing is left."""
+    chosen: list[Change] = []
+    now = estimate(config, shape, device, cuda=cuda)
+    for key, value, harmless in _candidates(config, now.work.longest(shape.context)[0], cuda):
+        if now.fits(memory):
+            break
+        smaller = override(config, [(key, value)])
+        then = estimate(smaller, shape, device, cuda=cuda)
+        if then.bytes < 0.99 * now.bytes:
+            before = next((change for change in chosen if change.key == key), None)
+            saves = now.bytes - then.bytes + (before.saves if before else 0)
+            chosen = [change for change in chosen if change.key != key] + [Change(key, value, saves, harmless)]
+            config, now = smaller, then
+    return chosen
+
+
+def _candidates(config: Config, longest: int, cuda: bool) -> Iterator[tuple[str, str, bool]]:
+    if cuda and config.train.precision == "fp32":
+        yield "train.precision", "bf16", True
+    tokens = config.train.micro_batch_tokens
+    while tokens // 2 >= longest:
+        tokens //= 2
+        yield "train.micro_batch_tokens", str(tokens), True
+    if "train.checkpointing" in KEYS and not load_checkpointing(config):
+        yield "train.checkpointing", "true", True
+    if config.objective.kl_weight:
+        yield "objective.kl_weight", "0", False
+    if config.model.path and "model.lora_rank" in KEYS and not getattr(config.model, "lora_rank", 0):
+        yield "model.lora_rank", "16", False
+    tasks = config.rollout.tasks
+    while tasks > 1:
+        tasks //= 2
+        yield "rollout.tasks", str(tasks), False
