@@ -160,7 +160,7 @@ def test_the_1_5b_model_by_hand() -> None:
     found = footprint(shape, load).phases
     assert found["update"]["weights"] == found["update"]["gradients"] == 4 * 1_543_714_304
     assert found["update"]["Adam's moments"] == 8 * 1_543_714_304
-    assert found["update"]["reference model"] == 4 * 1_543_714_304
+    assert found["update"]["a second model"] == 4 * 1_543_714_304
     assert found["rollout"]["keys and values"] == 128 * 3072 * 29 * 2 * 256 * 4
     assert "gradients" not in found["rollout"]
     assert found["update"]["bf16 copies"] == 2 * 28 * (2 * 1536 * (1536 + 256) + 3 * 1536 * 8960)

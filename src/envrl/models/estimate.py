@@ -143,9 +143,18 @@ def _stretch(config: Config) -> float:
 # --- what to change --------------------------------------------------------------------------------------------------
 
 
-def changes(config: Config, shape: Shape, device: Accelerator, memory: float, *, cuda: bool) -> list[Change]:
-    """Return settings to change, those first that leave results as they are, until the run fits or nothing is left."""
-    chosen: list[Change] = []
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """Settings to change, and the bytes that are taken then; `enough` says whether they fit."""
+
+    changes: tuple[Change, ...]
+    bytes: int
+    enough: bool
+
+
+def remedy(config: Config, shape: Shape, device: Accelerator, memory: float, *, cuda: bool) -> Remedy:
+    """Return what to change, first what leaves results as they are, until the run fits or nothing is left to try."""
+    chosen: dict[str, Change] = {}
     now = estimate(config, shape, device, cuda=cuda)
     for key, value, harmless in _candidates(config, now.work.longest(shape.context)[0], cuda):
         if now.fits(memory):
@@ -153,11 +162,10 @@ def changes(config: Config, shape: Shape, device: Accelerator, memory: float, *,
         smaller = override(config, [(key, value)])
         then = estimate(smaller, shape, device, cuda=cuda)
         if then.bytes < 0.99 * now.bytes:
-            before = next((change for change in chosen if change.key == key), None)
-            saves = now.bytes - then.bytes + (before.saves if before else 0)
-            chosen = [change for change in chosen if change.key != key] + [Change(key, value, saves, harmless)]
+            saved = now.bytes - then.bytes + (chosen[key].saves if key in chosen else 0)
+            chosen[key] = Change(key, value, saved, harmless)
             config, now = smaller, then
-    return chosen
+    return Remedy(tuple(chosen.values()), now.bytes, now.fits(memory))
 
 
 def _candidates(config: Config, longest: int, cuda: bool) -> Iterator[tuple[str, str, bool]]:

@@ -73,7 +73,7 @@ def footprint(shape: Shape, load: Load) -> Footprint:
     resident = {
         "weights": FULL * (shape.parameters + adapters),
         "Adam's moments": 2 * FULL * trained,
-        "reference model": FULL * shape.parameters * load.copies,
+        "a second model": FULL * shape.parameters * load.copies,
     }
     gradients = {"gradients": FULL * trained}
     phases = {

@@ -136,15 +136,15 @@ def accelerators(file: Path | None = None) -> tuple[list[Accelerator], str]:
     return found, str(table.get("prices_as_of", ""))
 
 
-def measure_cpu(product: Callable[[int], None], memory: float, seconds: float = 0.1, size: int = 512) -> Accelerator:
-    """Return this processor as an accelerator: `product(size)`, a product of two square fp32 matrices, is timed.
+def measure_cpu(product: Callable[[], object], memory: float, seconds: float = 0.1, size: int = 512) -> Accelerator:
+    """Return this processor as an accelerator: a product of two fp32 matrices (size, size) is timed.
 
     Bandwidth is taken as 10 GB/s, and beginning a layer as 0.3 ms.
     """
-    product(size)
+    product()
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
-        product(size)
+        product()
         done += 1
     rate = 2 * size**3 * done / (time.perf_counter() - began) / 1e12
     return Accelerator("this CPU", memory, rate, rate, 10.0, layer_seconds=0.3e-3)
