@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from envrl.config.keys import KEYS
@@ -97,12 +97,23 @@ def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool) -
         shape,
         work,
         load,
-        footprint(shape, load),
+        footprint(shape, load, _evaluation_load(config, shape, load)),
         PROCESS["cuda" if cuda else "cpu"],
         times,
         hours,
         config.checkpoint.keep,
     )
+
+
+def _evaluation_load(config: Config, shape: Shape, load: Load) -> Load:
+    """Return what an evaluation asks of memory: up to 128 episodes at once, as long as `env.max_steps` allows."""
+    rollout = replace(config.rollout, max_steps=0)
+    if config.eval.free_episodes:
+        rollout = replace(rollout, actions="free")
+    longest, prompt = workload(replace(config, rollout=rollout)).longest(shape.context)
+    slots = min(AT_ONCE, GAMES.get(config.env.name, AT_ONCE))
+    fed, later = slots * prompt, slots * max(1, load.later // load.slots)
+    return replace(load, slots=slots, positions=longest, chunk=prompt, fed=fed, later=later)
 
 
 def _passes(config: Config) -> Passes:

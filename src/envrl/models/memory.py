@@ -66,8 +66,8 @@ class Footprint:
         return self.total(self.largest)
 
 
-def footprint(shape: Shape, load: Load) -> Footprint:
-    """Return what the phases of an update hold: a rollout, a micro-batch's two passes, the optimiser's step."""
+def footprint(shape: Shape, load: Load, evaluation: Load | None = None) -> Footprint:
+    """Return what a run's phases hold: a rollout, a micro-batch's two passes, the optimiser's step, an evaluation."""
     trained = trainable(shape, load.lora_rank)
     adapters = trained if load.lora_rank else 0
     resident = {
@@ -76,10 +76,15 @@ def footprint(shape: Shape, load: Load) -> Footprint:
         "a second model": FULL * shape.parameters * load.copies,
     }
     gradients = {"gradients": FULL * trained}
+
+    def playing(load: Load) -> dict[str, int]:
+        return {"keys and values": cache_bytes(shape, load), "sampling": sampling_bytes(shape, load)}
+
     phases = {
-        "rollout": resident | {"keys and values": cache_bytes(shape, load), "sampling": sampling_bytes(shape, load)},
+        "rollout": resident | playing(load),
         "update": resident | gradients | pass_parts(shape, load),
         "optimiser step": resident | gradients | {"temporary": FULL * trained},
+        **({"evaluation": resident | playing(evaluation)} if evaluation else {}),
     }
     return Footprint({name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()})
 
