@@ -120,15 +120,15 @@ def test_a_single_row_that_does_not_fit_ends_the_run_and_says_what_to_lower(
 
 def test_the_log_probs_of_the_reference_survive_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = budgeted(BUDGET, epochs=2)
-    whole, calls, said = update.row_states, iter(range(1, 10**6)), []
+    whole, calls, said = update.states_of_rows, iter(range(1, 10**6)), []
 
-    def fails_once(*arguments: Any) -> torch.Tensor:
+    def fails_once(*arguments: Any, **options: Any) -> Any:
         if next(calls) == 2:
             raise torch.OutOfMemoryError(CUDA)
-        return whole(*arguments)
+        return whole(*arguments, **options)
 
     _, half = stepped(budgeted(BUDGET // 2, epochs=2), tmp_path, said)
-    monkeypatch.setattr(update, "row_states", fails_once)
+    monkeypatch.setattr(update, "states_of_rows", fails_once)
     _, found = stepped(config, tmp_path, said)
     assert torch.equal(found, half)
     assert len(said) == 1

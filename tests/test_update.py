@@ -226,6 +226,21 @@ def test_the_trainer_finds_the_log_probs_that_the_sampler_recorded(rollout: dict
         assert all(len(row.terms[0].positions_T) == len(row.terms[0].advantages_T) <= 3 for row in rows)
 
 
+def test_layers_that_are_run_again_change_no_update(tmp_path: Path) -> None:
+    """Also in bf16 and with several steps."""
+    plain = tiny(objective=AUXILIARY, train={"epochs": 2, "precision": "bf16"})
+    again = replace(plain, train=replace(plain.train, checkpointing=True))
+    models = [make_model(plain), make_model(plain)]
+    rows = make_rows(models[0], plain)
+    figures = [
+        optimization(config, model, tmp_path).step(rows, {"state": 0.2, "inverse": 0.1}, 1)
+        for config, model in zip((plain, again), models, strict=True)
+    ]
+    assert figures[0] == figures[1]
+    weights = [list(model.network.parameters()) for model in models]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*weights, strict=True))
+
+
 # --- several steps, the reference ------------------------------------------------------------------------------------
 
 
@@ -312,6 +327,34 @@ def test_bf16_is_near_fp32_and_leaves_fp32_weights(tmp_path: Path) -> None:
     changes = [float((p.detach() - old).abs().max()) for p, old in zip(model.network.parameters(), before, strict=True)]
     # Adam's first step is the learning rate in every entry: far below what a bf16 weight near 1 could hold
     assert max(changes) == pytest.approx(1e-3, rel=0.01)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_parameter_costs_16_bytes_and_2_more_while_the_graph_holds_its_bf16_copy(checkpointing: bool) -> None:
+    """fp32 weight, gradient and two moments; a layer that is run again keeps no copy."""
+    config = tiny()
+    model, copies = make_model(config), dict[int, torch.Tensor]()
+    rows = make_rows(model, config)
+    optimizer = adamw(model, 1e-3)
+    loss = LossSettings({"policy": 1.0}, precision="bf16", checkpointing=checkpointing)
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype == torch.bfloat16 and tuple(tensor.shape) in shapes:
+            copies[tensor.data_ptr()] = tensor
+        return tensor
+
+    layers = [p for p in model.network.get_decoder().layers.parameters() if p.ndim > 1]
+    shapes = {size for p in layers for size in (tuple(p.shape), tuple(p.shape)[::-1])}
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        part = micro_loss(model, rows, Totals(), denominators(rows), loss)
+    assert sum(t.nbytes for t in copies.values()) == (0 if checkpointing else 2 * sum(p.numel() for p in layers))
+    part.backward()
+    optimizer.step()
+    count = model.parameters()
+    held = [*model.network.parameters(), *(p.grad for p in model.network.parameters() if p.grad is not None)]
+    moments = [tensor for name, tensor in optimizer.tensors().items() if not name.endswith(".step")]
+    assert sum(t.nbytes for t in held) == 8 * count
+    assert sum(t.nbytes for t in moments) == 8 * count
 
 
 def test_gradients_are_scaled_to_the_norm_asked_for() -> None:

@@ -64,6 +64,9 @@ def _needs(config: Config) -> Iterator[Finding]:
     extra = EXTRA_OF_WORLD.get(config.env.name)
     if extra is None and config.env.nouns == "spacy":
         extra = "spacy"
+    if config.model.lora_rank:
+        found = extra_finding("lora")
+        yield Finding(section, "extra lora", bool(found.good), found.detail)
     if extra is not None:
         found = extra_finding(extra)
         yield Finding(section, f"extra {extra}", bool(found.good), found.detail)

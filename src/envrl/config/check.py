@@ -37,6 +37,11 @@ def _check_model(config: Config) -> None:
     model, rollout = config.model, config.rollout
     if model.path:
         return
+    if model.lora_rank:
+        raise UserError(
+            f"model.lora_rank = {model.lora_rank} needs model.path, a trained model for the adapter to belong to; set "
+            "that, or lora_rank = 0"
+        )
     if model.preset not in PRESETS:
         raise UserError(f"unknown model.preset '{model.preset}'{suggest(model.preset, PRESETS)}")
     if model.hidden_size % (2 * model.heads):

@@ -49,6 +49,8 @@ class ModelConfig:
     key_heads: Positive = 2  # preset only: heads of keys and values, shared by the attention heads
     vocabulary: Annotated[int, Meta(ge=300)] = 1500  # preset only: the tokenizer's largest size
     context: Positive = 2048  # preset only: longest sequence, tokens
+    lora_rank: Count = 0  # with `path`: train an adapter of this rank, the model's own weights stay; 0: train them all
+    lora_alpha: AboveZero = 32.0  # the adapter's part is multiplied by this over lora_rank
     phrases: bool = True  # preset only: tokens of several words, in a world that numbers its things
 
 
@@ -125,6 +127,7 @@ class TrainConfig:
     max_grad_norm: AboveZero = 1.0  # longer gradients are scaled down to this norm
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward and backward pass; master weights are fp32
     micro_batch_tokens: Positive = 1024  # token budget of a forward and backward pass with padding; a GPU wants more
+    checkpointing: bool = False  # layers are run again in the backward pass: a third more time, far less memory
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # torch threads; 0: as many as the process may use, at most 2
     device: str = "cpu"  # cpu, cuda or cuda:N
     trajectories: Count = 4  # groups of an update written to trajectories/

@@ -15,6 +15,7 @@ from envrl.envs.settings import WorldSettings
 from envrl.errors import UserError, suggest
 from envrl.eval.data import warn_of_other_data
 from envrl.eval.split import env_maker, evaluate_script, evaluate_split
+from envrl.models.adapters import holds_adapter
 from envrl.models.checkpoints import MANIFEST, latest_checkpoint, verify_checkpoint
 from envrl.models.load import LanguageModel, find_device, load_model
 from envrl.models.runtime import prepare_torch
@@ -78,7 +79,7 @@ def find_target(target: str | Path) -> Target:
         if latest is None:
             raise UserError(f"the run '{folder}' has no checkpoint yet; go on with it by --resume")
         return Target("", latest, load_recipe(str(folder / "config.toml")), folder)
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not holds_adapter(folder):
         hint = suggest(str(target), SCRIPTS) if len(folder.parts) == 1 else ""
         raise UserError(
             f"'{target}' is neither a run (config.toml), nor a folder that transformers loads (config.json), "

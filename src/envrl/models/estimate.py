@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from envrl.config.keys import KEYS
 from envrl.config.load import override
 from envrl.config.schema import Config
 from envrl.errors import UserError
-from envrl.models.memory import FULL, PROCESS, Footprint, Load, footprint
+from envrl.models.memory import FULL, PROCESS, Footprint, Load, footprint, trainable
 from envrl.models.shape import Shape, preset_shape, published_shape, read_shape
 from envrl.models.speed import UTILISATION, Accelerator, Passes, Times, forward_flops, update_times
 from envrl.models.workload import Workload, memory_load, workload
@@ -48,7 +47,7 @@ class Estimate:
     @property
     def disk(self) -> int:
         """What the checkpoints take: weights and moments of each that is kept, of one being written, the warm start."""
-        return FULL * (3 * (self.kept + 1) + 1) * self.shape.parameters
+        return FULL * (3 * (self.kept + 1) + 1) * trainable(self.shape, self.load.lora_rank)
 
     def fits(self, memory: float) -> bool:
         """Return whether it fits a device of so many bytes."""
@@ -120,11 +119,7 @@ def _passes(config: Config) -> Passes:
     train = config.train
     steps = train.epochs * train.minibatches
     forward = int(steps > 1) + int(config.objective.kl_weight > 0)
-    return Passes(forward, train.epochs, again=load_checkpointing(config))
-
-
-def load_checkpointing(config: Config) -> bool:
-    return bool(getattr(config.train, "checkpointing", False))
+    return Passes(forward, train.epochs, again=train.checkpointing)
 
 
 def _warm_start_seconds(config: Config, shape: Shape, work: Workload, load: Load, device: Accelerator) -> float:
@@ -186,11 +181,11 @@ def _candidates(config: Config, longest: int, cuda: bool) -> Iterator[tuple[str,
     while tokens // 2 >= longest:
         tokens //= 2
         yield "train.micro_batch_tokens", str(tokens), True
-    if "train.checkpointing" in KEYS and not load_checkpointing(config):
+    if not config.train.checkpointing:
         yield "train.checkpointing", "true", True
     if config.objective.kl_weight:
         yield "objective.kl_weight", "0", False
-    if config.model.path and "model.lora_rank" in KEYS and not getattr(config.model, "lora_rank", 0):
+    if config.model.path and not config.model.lora_rank:
         yield "model.lora_rank", "16", False
     tasks = config.rollout.tasks
     while tasks > 1:

@@ -83,7 +83,7 @@ def footprint(shape: Shape, load: Load, evaluation: Load | None = None) -> Footp
     phases = {
         "rollout": resident | playing(load),
         "update": resident | gradients | pass_parts(shape, load),
-        "optimiser step": resident | gradients | {"temporary": FULL * trained},
+        "optimiser step": resident | gradients | {"temporary": 0 if load.cuda else FULL * trained},
         **({"evaluation": resident | playing(evaluation)} if evaluation else {}),
     }
     return Footprint({name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()})
@@ -111,62 +111,77 @@ def trainable(shape: Shape, lora_rank: int) -> int:
 def pass_parts(shape: Shape, load: Load) -> dict[str, int]:
     """Return what a micro-batch's passes take beside weights and gradients, at the worst moment of three.
 
-    At the loss the activations of all layers are held and so are logits; in the last layer's backward pass temporaries
-    take their place; at the very end there are only the gradients of embedding and head, until they are added up.
+    At the loss there are the activations that all layers keep, and logits. In a layer's backward pass there are
+    temporaries in place of logits, and with checkpointing all that this layer has made again. At the very end there are
+    only the gradients of embedding and head, until they are added up.
     """
-    copies = {"bf16 copies": HALF * shape.matrix_count if load.bf16 else 0}
-    activations = saved_bytes(shape, load)
+    copied = shape.matrix_count // (shape.layers if load.checkpointing else 1)
+    copies = {"bf16 copies": HALF * copied if load.bf16 else 0}
+    kept, again = saved_bytes(shape, load)
     embedding = 0 if load.lora_rank else FULL * shape.embedding_count
-    logits = logits_bytes(shape, load)
-    temporary = temporary_bytes(shape, load) + (embedding if shape.tied else 0)
-    ending = embedding * (3 if shape.tied else 1)
-    if ending > activations + max(logits, temporary):
-        return copies | {"temporary": ending}
-    if logits > temporary:
-        return copies | {"activations": activations, "logits": logits}
-    return copies | {"activations": activations, "temporary": temporary}
+    held = embedding if shape.tied else 0
+    moments = (
+        {"activations": kept, "logits": logits_bytes(shape, load)},
+        {"activations": kept + again, "temporary": temporary_bytes(shape, load) + held},
+        {"temporary": embedding * (3 if shape.tied else 1)},
+    )
+    return copies | max(moments, key=lambda parts: sum(parts.values()))
 
 
-def layer_bytes(shape: Shape, bf16: bool) -> tuple[int, int]:
+def layer_bytes(shape: Shape, bf16: bool, cuda: bool = False) -> tuple[int, int]:
     """Return what an attention and a convolution layer keep of a token, bytes.
 
     Of each norm its input, the normed value, their scale, and its output; of attention q, k, v, the result and a
     log-sum a head; of SwiGLU four values of the inner width. Under autocast the matrices' inputs are bf16 copies, one
-    for each matrix.
+    for each matrix. Where rows lie end to end the result is kept twice (once for all of them), or, in the kernel that
+    takes them all, k and v are kept once a query head.
     """
     width, inner = shape.width, shape.inner
     rotated = shape.attention_width + shape.key_width
+    attended = 2 * rotated
+    if not shape.padded:
+        attended = 4 * shape.attention_width if bf16 and cuda else attended + shape.attention_width
     heads = FULL * shape.heads
     if shape.query_norms:
         heads += (HALF + FULL if bf16 else 2 * FULL) * rotated + FULL * (shape.heads + shape.key_heads)
     if bf16:
         norms = FULL * (4 * width + 2)
-        attention = HALF * (3 * width + 2 * rotated) + heads
+        attention = HALF * (3 * width + attended) + heads
         convolution = HALF * (width + 6 * width)
         feed_forward = HALF * (2 * width + 4 * inner)
     else:
         norms = FULL * (6 * width + 2)
-        attention = FULL * 2 * rotated + heads
+        attention = FULL * attended + heads
         convolution = FULL * 6 * width
         feed_forward = FULL * 4 * inner
     return norms + attention + feed_forward, norms + convolution + feed_forward
 
 
-def saved_bytes(shape: Shape, load: Load) -> int:
-    """Return what the layers keep of a micro-batch; with checkpointing their inputs, and one layer's all."""
-    attention, convolution = layer_bytes(shape, load.bf16)
-    ends = FULL * (2 * shape.width + 1) + 8
-    layers = shape.attention_layers * attention + shape.convolutions * convolution
+def saved_bytes(shape: Shape, load: Load) -> tuple[int, int]:
+    """Return what all layers keep of a micro-batch, and what one makes again: with checkpointing its all, else nothing.
+
+    An adapter adds its inner value for each matrix; that frozen norms keep less is left out.
+    """
+    attention, convolution = layer_bytes(shape, load.bf16, load.cuda)
+    ends = FULL * (2 * shape.width + 1) + 8 + (0 if shape.padded else 2 * FULL * shape.head_size)
+    adapter = 7 * load.lora_rank * (HALF if load.bf16 else FULL)
     if load.checkpointing:
-        whole = max(attention, convolution if shape.convolutions else 0)
-        layers = shape.layers * FULL * shape.width + whole
-    return load.micro_batch * (layers + ends)
+        whole = max(attention, convolution if shape.convolutions else 0) + adapter
+        return load.micro_batch * (shape.layers * FULL * shape.width + ends), load.micro_batch * whole
+    layers = shape.attention_layers * attention + shape.convolutions * convolution + shape.layers * adapter
+    return load.micro_batch * (layers + ends), 0
 
 
 def temporary_bytes(shape: Shape, load: Load) -> int:
-    """Return what the backward pass of one layer takes for a moment: two gradients of the inner width, or of norms."""
-    size = HALF if load.bf16 else FULL
-    return load.micro_batch * max(2 * size * shape.inner - FULL * shape.width, FULL * 17 * shape.width // 4)
+    """Return what the backward pass of one layer takes for a moment: two gradients of the inner width, or of norms.
+
+    With checkpointing norms come when most of their layer is gone.
+    """
+    inner = 2 * (HALF if load.bf16 else FULL) * shape.inner
+    if load.checkpointing:
+        return load.micro_batch * max(inner - 2 * FULL * shape.width, 0)
+    norms = (5 if shape.padded else 4) * FULL * shape.width
+    return load.micro_batch * max(inner - FULL * shape.width, norms)
 
 
 def logits_bytes(shape: Shape, load: Load) -> int:

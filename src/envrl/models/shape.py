@@ -15,6 +15,8 @@ _QUERY_NORMS = ("qwen3", "lfm2", "gemma3_text")
 """Types with an RMSNorm of a head's width on queries and on keys."""
 _TIED = ("gemma2", "gemma3_text", "gpt2", "lfm2", "smollm3")
 """Types whose head is the embedding where config.json does not say."""
+_CAPPED = ("gemma2",)
+"""Types whose attention scores are capped."""
 _FOUR_NORMS = ("gemma2", "gemma3_text")
 """Types with a norm behind both parts of a layer, too."""
 
@@ -47,6 +49,11 @@ class Shape:
     @property
     def key_width(self) -> int:
         return self.key_heads * self.head_size
+
+    @property
+    def padded(self) -> bool:
+        """Whether rows must be padded for training, since layers mix tokens otherwise than by plain attention."""
+        return self.convolutions > 0 or self.kind in _CAPPED
 
     @property
     def attention_layers(self) -> int:

@@ -168,10 +168,17 @@ def memory_load(config: Config, work: Workload, shape: Shape, cuda: bool | None 
         cuda=config.train.device.startswith("cuda") if cuda is None else cuda,
         **trained_how(config),
     )
-    stores_best = config.warm_start.demonstrations > 0 and not config.warm_start.path
+    warm = config.warm_start
+    stores_best = warm.demonstrations > 0 and not warm.path and not config.model.lora_rank
     return replace(load, copies=max(load.copies, int(stores_best)))
 
 
 def trained_how(config: Config) -> dict[str, Any]:
     """Return the fields of a `Load` that are a recipe's own settings."""
-    return {"bf16": config.train.precision == "bf16", "copies": int(config.objective.kl_weight > 0)}
+    rank = config.model.lora_rank
+    return {
+        "bf16": config.train.precision == "bf16",
+        "checkpointing": config.train.checkpointing,
+        "lora_rank": rank,
+        "copies": int(config.objective.kl_weight > 0 and not rank),
+    }

@@ -12,8 +12,10 @@ from envrl.trainer.update import LossSettings
 
 T = TypeVar("T")
 
-LOWER = "rollout.response_tokens, rollout.history or env.max_steps"
-"""The settings that rows grow with."""
+ADVICE = (
+    "lower rollout.response_tokens, rollout.history or env.max_steps, set train.checkpointing = true, train an adapter "
+    "(model.lora_rank), or take a smaller model"
+)
 
 
 class Budget:
@@ -48,8 +50,8 @@ class Budget:
             release_memory()
             if rows <= 1 or budget <= 1:
                 raise RunError(
-                    f"memory ran out in {name} on a single row of {longest} tokens; its weights are untouched and the "
-                    f"last checkpoint is kept: lower {LOWER}, or take a smaller model"
+                    f"memory ran out in {name} on a single row of {longest} tokens; the weights are untouched and the "
+                    f"last checkpoint is kept: {ADVICE}"
                 )
             self.limit = budget // 2
             self.say(

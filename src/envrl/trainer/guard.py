@@ -81,8 +81,8 @@ class Guard:
                 self.optimizer.step()
         except OutOfMemory:  # some weights may have changed already: smaller micro-batches would not mend that
             raise RunError(
-                f"memory ran out in {name} while the optimiser changed the weights; the last checkpoint is kept: take "
-                "a smaller model, or set objective.kl_weight = 0 to do without the reference"
+                f"memory ran out in {name} while the optimiser changed the weights; the last checkpoint is kept: train "
+                "an adapter (model.lora_rank), set objective.kl_weight = 0, or take a smaller model"
             ) from None
 
     def _skip(

@@ -14,6 +14,7 @@ from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.eval.data import data_file, warn_of_other_data
+from envrl.models.adapters import check_peft
 from envrl.models.load import find_device, load_model
 from envrl.models.runtime import usable_threads
 from envrl.objective.advantage import ESTIMATORS
@@ -65,6 +66,8 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     """
     _ = ESTIMATORS[config.objective.estimator], TOKEN_LOSSES[config.objective.loss]
     find_device(config.train.device)
+    if config.model.lora_rank:
+        check_peft()
     env = make_env()
     for split in (config.env.split, *config.eval.split):
         if not env.tasks(split):

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from envrl.config.schema import Config
+from envrl.models.adapters import has_adapter, other_adapter, read_adapter
 from envrl.models.load import LanguageModel, load_model
 from envrl.rollout.randomness import key_of
 from envrl.trainer.guard import Guard
@@ -31,7 +33,10 @@ class Optimization:
         self.config, self.model, self.poll = config, model, poll
         self.guard = Guard(model, optimizer, config.train.max_grad_norm, run, say)
         self.reference: LanguageModel | None = None
-        if config.objective.kl_weight > 0:
+        self.start: dict[str, Tensor] | None = None
+        if config.objective.kl_weight > 0 and has_adapter(model.network):
+            self.start = read_adapter(run / "warm_start")
+        elif config.objective.kl_weight > 0:
             self.reference = load_model(run / "warm_start", config.train.device)
 
     def _settings(self, weights: Mapping[str, float]) -> LossSettings:
@@ -47,6 +52,7 @@ class Optimization:
             temperature=self.config.rollout.temperature,
             precision=train.precision,
             micro_batch_tokens=train.micro_batch_tokens,
+            checkpointing=train.checkpointing,
         )
 
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:
@@ -58,7 +64,7 @@ class Optimization:
         steps = train.epochs * train.minibatches
         name = f"update-{update:06d}"
         old = self._logprobs(self.model, name, rows, settings) if steps > 1 else None
-        reference = self._logprobs(self.reference, name, rows, settings) if self.reference else None
+        reference = self._reference(name, rows, settings)
         parts = [
             [rows[i] for i in part]
             for epoch in range(train.epochs)
@@ -77,6 +83,13 @@ class Optimization:
 
     def _logprobs(self, model: LanguageModel, name: str, rows: Sequence[Row], settings: LossSettings) -> OldLogprobs:
         return self.guard.budget.run(name, settings, lambda within: policy_logprobs(model, rows, within))
+
+    def _reference(self, name: str, rows: Sequence[Row], settings: LossSettings) -> OldLogprobs | None:
+        """Return the log-probs under the model that RL started from: another network, or ours with that adapter."""
+        if self.start is None:
+            return self._logprobs(self.reference, name, rows, settings) if self.reference else None
+        with other_adapter(self.model.network, self.start):
+            return self._logprobs(self.model, name, rows, settings)
 
     def _order(self, count: int, update: int, epoch: int) -> np.ndarray:
         if self.config.train.minibatches == 1:

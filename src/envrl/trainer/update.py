@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envrl.models.forward import row_states
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import counted_memory
+from envrl.models.rows import RowStates, packs, states_of_rows
 from envrl.models.scores import TokenScores, score_tokens
 from envrl.objective.policy import TOKEN_LOSSES, kl_k3
 from envrl.samples.packing import denominators, pack
@@ -34,6 +34,7 @@ class LossSettings:
     temperature: float = 1.0
     precision: str = "fp32"
     micro_batch_tokens: int = 16384
+    checkpointing: bool = False
 
 
 @dataclass(slots=True)
@@ -54,16 +55,21 @@ class Totals:
 
 
 def precision_context(precision: str, device: torch.device) -> torch.autocast | nullcontext[None]:
-    """Return the context in which the network runs: bf16 products over fp32 weights, or plain fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    """Return the context in which the network runs: bf16 products over fp32 weights, or plain fp32.
+
+    Each weight is used once a pass, so its bf16 copy is not kept longer than that use or its gradient needs it.
+    """
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
 def score_terms(
-    model: LanguageModel, rows: Sequence[Row], component: str, states: Tensor, temperature: float, precision: str
+    model: LanguageModel, rows: Sequence[Row], component: str, states: RowStates, temperature: float, precision: str
 ) -> TokenScores:
     """Return the scores of all tokens that `component` asks for in these rows, row by row."""
     terms = [(number, term) for number, row in enumerate(rows) for term in row.terms if term.component == component]
-    device = states.device
+    device = model.device
     row_index = torch.from_numpy(np.repeat([n for n, _ in terms], [len(t.positions_T) for _, t in terms])).to(device)
     positions = torch.from_numpy(np.concatenate([t.positions_T for _, t in terms]).astype(np.int64)).to(device)
     targets = torch.from_numpy(
@@ -71,7 +77,7 @@ def score_terms(
     ).to(device)
     return score_tokens(
         model.network,
-        states[row_index, positions - 1],
+        states.at(row_index, positions - 1),
         targets,
         _allowed([term for _, term in terms]),
         temperature,
@@ -89,14 +95,6 @@ def _allowed(terms: Sequence[Term]) -> Ragged | None:
     lists = [term.allowed or Ragged(_NO_IDS, np.zeros(len(term.positions_T) + 1, dtype=np.int32)) for term in terms]
     counts = np.concatenate([[0], *(np.diff(each.offsets) for each in lists)])
     return Ragged(np.concatenate([each.values for each in lists]), counts.cumsum().astype(np.int32))
-
-
-def pad_rows(rows: Sequence[Row], pad: int, device: torch.device) -> Tensor:
-    """Return ids (rows, longest) of rows, padded on the right."""
-    ids = np.full((len(rows), max(len(row.token_ids) for row in rows)), pad, dtype=np.int64)
-    for number, row in enumerate(rows):
-        ids[number, : len(row.token_ids)] = row.token_ids
-    return torch.from_numpy(ids).to(device)
 
 
 def gather_term(rows: Sequence[Row], component: str, name: str, device: torch.device) -> Tensor:
@@ -127,9 +125,14 @@ def micro_loss(
     """Return a micro-batch's part of the loss; sums for the metrics go to `totals`."""
     device = model.device
     with precision_context(settings.precision, device):
-        states = row_states(model.network, pad_rows(rows, model.codec.marks["pad"], device))
+        states = states_of_rows(
+            model.network,
+            [row.token_ids for row in rows],
+            model.codec.marks["pad"],
+            checkpointing=settings.checkpointing,
+        )
     totals.tokens += sum(len(row.token_ids) for row in rows)
-    loss = states.new_zeros((), dtype=torch.promote_types(states.dtype, torch.float32))
+    loss = states.states.new_zeros((), dtype=torch.promote_types(states.states.dtype, torch.float32))
     for component in dict.fromkeys(term.component for row in rows for term in row.terms):
         weight = settings.weights.get(component, 0.0)
         weights_N = gather_term(rows, component, "weights_T", device) / denominator[component]
@@ -178,6 +181,13 @@ def _lookup(rows: Sequence[Row], table: OldLogprobs, device: torch.device) -> Te
     return torch.from_numpy(np.concatenate([table[row.origin] for row in rows])).to(device)
 
 
+def micro_batches(model: LanguageModel, rows: Sequence[Row], settings: LossSettings) -> list[list[Row]]:
+    """Return the rows in parts that go through the network at once; padding counts where the model needs it."""
+    with precision_context(settings.precision, model.device):
+        padded = not packs(model.network)
+    return pack(rows, settings.micro_batch_tokens, padded=padded)
+
+
 @torch.no_grad()
 def policy_logprobs(model: LanguageModel, rows: Sequence[Row], settings: LossSettings) -> dict[str, np.ndarray]:
     """Return the log-probs of every row's policy tokens under this network, by row origin."""
@@ -187,10 +197,10 @@ def policy_logprobs(model: LanguageModel, rows: Sequence[Row], settings: LossSet
         for row in rows
         if any(t.component == "policy" for t in row.terms)
     ]
-    for batch in pack(with_policy, settings.micro_batch_tokens):
+    for batch in micro_batches(model, with_policy, settings):
         with row_memory(batch):
             with precision_context(settings.precision, model.device):
-                states = row_states(model.network, pad_rows(batch, model.codec.marks["pad"], model.device))
+                states = states_of_rows(model.network, [row.token_ids for row in batch], model.codec.marks["pad"])
             scores = score_terms(model, batch, "policy", states, settings.temperature, settings.precision)
             logprobs = scores.logprobs.float().cpu().numpy()
         ends = np.cumsum([len(row.terms[0].positions_T) for row in batch])
@@ -219,7 +229,7 @@ def accumulate(
     """
     totals, value = Totals(), 0.0
     denominator = denominators(rows)
-    for batch in pack(rows, settings.micro_batch_tokens):
+    for batch in micro_batches(model, rows, settings):
         poll()
         with row_memory(batch):
             loss = micro_loss(model, batch, totals, denominator, settings, old, reference)
