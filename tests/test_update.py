@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from boxes import Boxes, tiny
 from envrl.config.schema import Config
 from envrl.errors import RunError
-from envrl.eval.split import play_settings
+from envrl.eval.split import form_of, play_settings, wording_of
 from envrl.models.load import LanguageModel, build_model, save_model
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.runner import play_model
@@ -45,12 +45,19 @@ def play(model: LanguageModel, config: Config, tasks: int = 4) -> list[Trajector
     chosen = [task for task in Boxes().tasks("train")[:tasks] for _ in range(config.rollout.group_size)]
     members = [i % config.rollout.group_size for i in range(len(chosen))]
     return play_model(
-        model, Boxes, chosen, members, play_settings(config, config.rollout.temperature), seed=0, update=1
+        model,
+        wording_of(model, form_of(config)),
+        Boxes,
+        chosen,
+        members,
+        play_settings(config, config.rollout.temperature),
+        seed=0,
+        update=1,
     )
 
 
 def make_rows(model: LanguageModel, config: Config) -> list[Row]:
-    return build_batch(play(model, config), config, model.codec, 1).rows
+    return build_batch(play(model, config), config, wording_of(model, form_of(config)), 1).rows
 
 
 def gradient(model: LanguageModel) -> torch.Tensor:
@@ -239,6 +246,63 @@ def test_layers_that_are_run_again_change_no_update(tmp_path: Path) -> None:
     assert figures[0] == figures[1]
     weights = [list(model.network.parameters()) for model in models]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*weights, strict=True))
+
+
+# --- sampler and trainer ---------------------------------------------------------------------------------------------
+
+
+def as_sampled(rows: list[Row], gaps: np.ndarray, logprobs: dict[str, np.ndarray]) -> list[Row]:
+    """Return the rows as a sampler would have left them that found each token's log-prob lower by its gap."""
+    result, start = [], 0
+    for row in rows:
+        term = row.terms[0]
+        own = gaps[start : start + len(term.positions_T)].astype(np.float32)
+        start += len(own)
+        result.append(replace(row, terms=(replace(term, sampled_logprobs_T=logprobs[row.origin] - own),)))
+    return result
+
+
+def test_truncated_importance_weighs_each_token_by_what_the_sampler_missed(tmp_path: Path) -> None:
+    """min(exp(gap), 2) times the token's own gradient: compared with rows whose weights say the same."""
+    config = tiny(objective={"aggregation": "token_mean"})
+    model = make_model(config)
+    rows = [row for row in make_rows(model, config) if row.terms[0].component == "policy"]
+    count = sum(len(row.terms[0].positions_T) for row in rows)
+    gaps = np.linspace(-1.0, 1.5, count)
+    settings_ = LossSettings({"policy": 1.0}, knobs={"clip_low": 0.2, "clip_high": 0.2})
+    rows = as_sampled(rows, gaps, policy_logprobs(model, rows, settings_))
+    totals, value = accumulate(model, rows, replace(settings_, importance_cap=2.0))
+    found = gradient(model)
+    weights, start, weighted = np.minimum(np.exp(gaps), 2.0).astype(np.float32), 0, []
+    for row in rows:
+        term = row.terms[0]
+        own = weights[start : start + len(term.positions_T)]
+        start += len(own)
+        weighted.append(replace(row, terms=(replace(term, weights_T=term.weights_T * own),)))
+    _, expected = accumulate(model, weighted, settings_)
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(gradient(model), found, rtol=1e-4, atol=1e-6)
+    assert totals.mean("importance") == pytest.approx(weights.mean(), rel=1e-5)
+    assert totals.mean("importance_capped") == pytest.approx((gaps >= math.log(2.0)).mean())
+    figures = totals.figures()
+    assert figures["sampler_mismatch"] == pytest.approx(np.abs(gaps).mean(), rel=1e-4)
+    assert figures["sampler_mismatch_max"] == pytest.approx(1.5, rel=1e-4)
+    accumulate(model, rows, settings_)
+    assert not torch.allclose(gradient(model), found, rtol=1e-2, atol=1e-5), "without a cap nothing is weighed"
+
+
+def test_the_largest_mismatch_of_an_update_is_that_of_all_its_steps(tmp_path: Path) -> None:
+    config = tiny(train={"minibatches": 3, "micro_batch_tokens": 64}, objective={"importance_cap": 5.0})
+    model = make_model(config)
+    rows = [row for row in make_rows(model, config) if row.terms[0].component == "policy"]
+    gaps = np.zeros(sum(len(row.terms[0].positions_T) for row in rows))
+    gaps[1] = -2.5
+    rows = as_sampled(rows, gaps, policy_logprobs(model, rows, LossSettings({"policy": 1.0})))
+    figures = optimization(config, model, tmp_path, 1e-5).step(rows, {}, 1)
+    assert figures["sampler_mismatch_max"] == pytest.approx(2.5, rel=1e-4)
+    assert figures["sampler_mismatch"] < 0.5
+    assert figures["importance"] < 1.0
+    assert figures["importance_capped"] == 0.0
 
 
 # --- several steps, the reference ------------------------------------------------------------------------------------

@@ -102,6 +102,12 @@ class SlotCache:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return int(self.lengths.max())
 
+    def clear(self, slots: Tensor) -> None:
+        """Empty some slots; the keys and values that they held are beyond their length now."""
+        self.lengths[slots] = 0
+        for states in self._states.values():
+            states[slots] = 0
+
     def select(self, slots: Tensor) -> None:
         """Keep these slots only, in this order; a slot named twice is copied."""
         self.lengths = self.lengths[slots]

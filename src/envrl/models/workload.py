@@ -22,7 +22,7 @@ CHOSEN = 0.4
 LONGEST = 1.6
 """The longest prompt of a batch over the mean one."""
 INSTRUCTIONS = 600
-"""Characters of a prompt in `steps` that are neither the task nor the world's; ours."""
+"""Characters of a chat's prompt that are neither the task nor the world's; ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,8 @@ class Workload:
     passes: float
     auxiliary_rows: float
     auxiliary_tokens: float
+    prompt_limit: int = 0
+    """`rollout.prompt_tokens`, of the longest prompt alone; 0: the context."""
 
     @property
     def sequence(self) -> float:
@@ -93,7 +95,7 @@ class Workload:
 
     def longest(self, context: int) -> tuple[int, int]:
         """Return the tokens of the longest sequence, and of its longest prompt, within a context."""
-        prompt = int(LONGEST * self.prompt)
+        prompt = min(int(LONGEST * self.prompt), self.prompt_limit or context)
         if self.steps:
             return min(context, prompt + self.longest_response), min(context, prompt)
         whole = prompt + self.longest_response + (self.longest_turns - 1) * (self.added + self.response)
@@ -111,7 +113,7 @@ def workload(config: Config) -> Workload:
     response = max(command, WRITTEN * rollout.response_tokens) if free else command
     limit = max(rollout.response_tokens, int(command) if free else 0)
     earlier = rollout.history * (texts.later + texts.command) if steps else 0
-    instructions = INSTRUCTIONS if steps and config.model.path else 0
+    instructions = INSTRUCTIONS if rollout.format != "marks" else 0
     task = 80 if rollout.repeat_task or steps else 0
     prompt = ((turn if steps else texts.first) + earlier + instructions + task) / characters
     most = rollout.max_steps or config.env.max_steps
@@ -128,6 +130,7 @@ def workload(config: Config) -> Workload:
         response=response,
         longest_response=limit,
         passes=max(response, LONGEST_WRITTEN * rollout.response_tokens) if free else 1 + CHOSEN * command,
+        prompt_limit=rollout.prompt_tokens,
         auxiliary_rows=episodes * turns * _auxiliary_share(config),
         auxiliary_tokens=pair + (texts.later + texts.command) / characters,
     )

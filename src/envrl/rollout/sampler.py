@@ -30,7 +30,7 @@ class Draft:
 
 
 class Sampler:
-    """Samples responses for many sequences at once; a free one ends with one of `stops` (default: the closing mark).
+    """Samples responses for many sequences at once; a free one ends with one of `stops`.
 
     A sequence is a slot of the cache. Each call feeds what is new to it, then draws tokens until every response is
     closed; tokens that a trie leaves no choice about are taken without running the network.
@@ -42,18 +42,19 @@ class Sampler:
         slots: int,
         temperature: float,
         max_tokens: int,
-        stops: frozenset[int] = frozenset(),
+        stops: frozenset[int],
     ) -> None:
         self.model = model
         self.temperature = temperature
         self.max_tokens = max_tokens
-        self._stops = stops or frozenset({model.codec.marks["end"]})
+        self._stops = stops
         self.reset(slots)
 
     def reset(self, slots: int) -> None:
         """Forget every sequence and open that many empty ones."""
         self._cache = self._new_cache(slots)
         self._pending: list[list[int]] = [[] for _ in range(slots)]
+        self._fed: list[list[int]] = [[] for _ in range(slots)]
 
     def _new_cache(self, slots: int) -> SlotCache:
         weight = next(self.model.network.parameters())
@@ -63,10 +64,29 @@ class Sampler:
         """Return how many tokens slot's sequence holds, those not fed yet included."""
         return int(self._cache.lengths[slot]) + len(self._pending[slot])
 
+    def ends_with(self, slot: int, ids: Sequence[int], last: int = 4096) -> bool:
+        """Return whether a slot's sequence is as long as `ids` and its `last` tokens are theirs.
+
+        It is the sequence that the network was given, recorded where that happens.
+        """
+        held = [*self._fed[slot][-last:], *self._pending[slot]]
+        return self.length(slot) == len(ids) and held[-last:] == list(ids[-last:])
+
     def keep(self, slots: Sequence[int]) -> None:
         """Drop all other sequences; the slots are renumbered in this order."""
         self._cache.select(torch.tensor(slots, dtype=torch.long, device=self.model.device))
         self._pending = [self._pending[slot] for slot in slots]
+        self._fed = [self._fed[slot] for slot in slots]
+
+    def forget(self, slots: Sequence[int]) -> None:
+        """Empty some slots."""
+        used = [slot for slot in slots if self.length(slot)]
+        if len(used) == len(self._pending):
+            self.reset(len(used))
+        elif used:
+            self._cache.clear(torch.tensor(used, dtype=torch.long, device=self.model.device))
+            for slot in used:
+                self._pending[slot], self._fed[slot] = [], []
 
     @torch.no_grad()
     def sample(
@@ -95,21 +115,23 @@ class Sampler:
     def _feed(self, waiting: list[int]) -> Tensor:
         """Run the pending tokens of these slots; return the logits (len(waiting), vocabulary) that follow them."""
         if self._cache.get_seq_length() > 0:
-            return self._run(self._cache, self._pending, waiting)
+            return self._run(self._cache, self._pending, waiting, self._fed)
         # A slot that rests has nothing pending: all such share one empty row.
         unique: dict[tuple[int, ...], int] = {}
         rows = [unique.setdefault(tuple(ids), len(unique)) for ids in self._pending]
         self._cache = self._new_cache(len(unique))
-        logits = self._run(self._cache, [list(ids) for ids in unique], [rows[slot] for slot in waiting])
+        fed: list[list[int]] = [[] for _ in unique]
+        logits = self._run(self._cache, [list(ids) for ids in unique], [rows[slot] for slot in waiting], fed)
         self._cache.select(torch.tensor(rows, dtype=torch.long, device=self.model.device))
         self._pending = [[] for _ in rows]
+        self._fed = [list(fed[row]) for row in rows]
         return logits
 
-    def _run(self, cache: SlotCache, chunks: list[list[int]], wanted: list[int]) -> Tensor:
+    def _run(self, cache: SlotCache, chunks: list[list[int]], wanted: list[int], fed: list[list[int]]) -> Tensor:
         """Feed the chunks of the wanted slots; return the logits (len(wanted), vocabulary) that follow them.
 
-        What is fed is taken from `chunks`. Where a pass holds all slots, the others feed what they have in place of
-        padding.
+        What is fed goes from `chunks` to `fed`. Where a pass holds all slots, the others feed what they have in place
+        of padding.
         """
         lengths = {slot: len(chunks[slot]) for slot in wanted}
         states: Tensor | None = None
@@ -119,6 +141,7 @@ class Sampler:
             parts = [chunks[slot][: step.stop - step.start] for slot in slots]
             found = self._pass(cache, parts, slots)
             for slot, part in zip(slots, parts, strict=True):
+                fed[slot] += part
                 del chunks[slot][: len(part)]
             states = found.new_zeros(len(chunks), found.shape[-1]) if states is None else states
             rows = busy if step.whole else list(range(len(busy)))
@@ -129,7 +152,7 @@ class Sampler:
     def _pass(self, cache: SlotCache, parts: list[list[int]], slots: list[int]) -> Tensor:
         """Run one chunk a slot; return its hidden states (slots, longest, width)."""
         counts = [len(part) for part in parts]
-        ids = np.full((len(parts), max(counts)), self.model.codec.marks["pad"], dtype=np.int64)
+        ids = np.full((len(parts), max(counts)), self.model.codec.pad, dtype=np.int64)
         for row, part in enumerate(parts):
             ids[row, : len(part)] = part
         device = self.model.device

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from envrl.config.schema import Config
 from envrl.models.adapters import has_adapter, other_adapter, read_adapter
-from envrl.models.load import LanguageModel, load_model
+from envrl.models.load import LanguageModel, load_policy
 from envrl.rollout.randomness import key_of
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer
@@ -37,7 +37,7 @@ class Optimization:
         if config.objective.kl_weight > 0 and has_adapter(model.network):
             self.start = read_adapter(run / "warm_start")
         elif config.objective.kl_weight > 0:
-            self.reference = load_model(run / "warm_start", config.train.device)
+            self.reference = load_policy(run / "warm_start", config)
 
     def _settings(self, weights: Mapping[str, float]) -> LossSettings:
         objective, train = self.config.objective, self.config.train
@@ -53,6 +53,7 @@ class Optimization:
             precision=train.precision,
             micro_batch_tokens=train.micro_batch_tokens,
             checkpointing=train.checkpointing,
+            importance_cap=objective.importance_cap,
         )
 
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:
@@ -74,7 +75,7 @@ class Optimization:
         # Between two optimiser steps of one update the weights are no update's: a stop waits until the last of them.
         polls = [self.poll, *([_never] * (len(parts) - 1))]
         names = [name] if len(parts) == 1 else [f"{name}-step-{number}" for number in range(1, len(parts) + 1)]
-        return _mean(
+        return _summary(
             [
                 self.guard.step(name, part, settings, old, reference, poll).figures
                 for name, part, poll in zip(names, parts, polls, strict=True)
@@ -103,6 +104,7 @@ def _never() -> None:
     """Let nothing interrupt."""
 
 
-def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _summary(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for record in figures for name in record)
-    return {name: float(np.mean([record[name] for record in figures if name in record])) for name in names}
+    found = {name: [record[name] for record in figures if name in record] for name in names}
+    return {name: max(each) if name.endswith("_max") else float(np.mean(each)) for name, each in found.items()}

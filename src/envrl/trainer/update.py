@@ -19,7 +19,7 @@ from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import counted_memory
 from envrl.models.rows import RowStates, packs, states_of_rows
 from envrl.models.scores import TokenScores, score_tokens
-from envrl.objective.policy import TOKEN_LOSSES, kl_k3
+from envrl.objective.policy import TOKEN_LOSSES, kl_k3, truncated_importance
 from envrl.samples.packing import denominators, pack
 from envrl.types import Ragged, Row, Term
 
@@ -35,6 +35,8 @@ class LossSettings:
     precision: str = "fp32"
     micro_batch_tokens: int = 16384
     checkpointing: bool = False
+    importance_cap: float = 0.0
+    """Where a token's weight exp(old − sampled log-prob) is cut off; 0: tokens are not weighted by it."""
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class Totals:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    largest: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
 
     def add(self, name: str, values: Tensor) -> None:
@@ -50,8 +53,16 @@ class Totals:
         self.sums[name] = self.sums[name] + total if name in self.sums else total
         self.counts[name] += values.numel()
 
+    def add_largest(self, name: str, values: Tensor) -> None:
+        found = values.detach().double().max()
+        self.largest[name] = torch.maximum(self.largest[name], found) if name in self.largest else found
+
     def mean(self, name: str) -> float:
         return float(self.sums[name]) / max(self.counts[name], 1)
+
+    def figures(self) -> dict[str, float]:
+        """Return the mean of every sum and the largest of every other quantity."""
+        return {name: self.mean(name) for name in self.sums} | {name: float(x) for name, x in self.largest.items()}
 
 
 def precision_context(precision: str, device: torch.device) -> torch.autocast | nullcontext[None]:
@@ -128,7 +139,7 @@ def micro_loss(
         states = states_of_rows(
             model.network,
             [row.token_ids for row in rows],
-            model.codec.marks["pad"],
+            model.codec.pad,
             checkpointing=settings.checkpointing,
         )
     totals.tokens += sum(len(row.token_ids) for row in rows)
@@ -163,11 +174,18 @@ def _policy_part(
     losses, clipped = TOKEN_LOSSES[settings.policy_loss](
         scores.logprobs, before, advantages, row_numbers(rows, "policy", device), **settings.knobs
     )
+    mismatch = before - sampled
+    if settings.importance_cap:
+        importance = truncated_importance(before, sampled, settings.importance_cap)
+        losses = importance * losses
+        totals.add("importance", importance)
+        totals.add("importance_capped", (importance == settings.importance_cap).float())
     part = (weights_N * losses).sum() * settings.weights.get("policy", 1.0)
     totals.add("loss/policy", losses)
     totals.add("clip_fraction", clipped.float())
     totals.add("entropy", scores.entropies)
-    totals.add("sampler_mismatch", (before - sampled).abs())
+    totals.add("sampler_mismatch", mismatch.abs())
+    totals.add_largest("sampler_mismatch_max", mismatch.abs())
     if settings.weights.get("entropy"):
         part = part - settings.weights["entropy"] * (weights_N * scores.entropies).sum()
     if reference is not None:
@@ -200,7 +218,7 @@ def policy_logprobs(model: LanguageModel, rows: Sequence[Row], settings: LossSet
     for batch in micro_batches(model, with_policy, settings):
         with row_memory(batch):
             with precision_context(settings.precision, model.device):
-                states = states_of_rows(model.network, [row.token_ids for row in batch], model.codec.marks["pad"])
+                states = states_of_rows(model.network, [row.token_ids for row in batch], model.codec.pad)
             scores = score_terms(model, batch, "policy", states, settings.temperature, settings.precision)
             logprobs = scores.logprobs.float().cpu().numpy()
         ends = np.cumsum([len(row.terms[0].positions_T) for row in batch])
