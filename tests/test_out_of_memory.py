@@ -218,4 +218,4 @@ def test_a_run_survives_and_plays_the_same_episodes(tmp_path: Path, monkeypatch:
         assert theirs["memory"]["episodes_at_once"] == len(Boxes().tasks("train")[:12]) == 12
         assert theirs["memory"]["micro_batch_tokens"] == BUDGET
         assert theirs["memory"]["peak"] > 10**7
-        assert theirs["memory"]["predicted"] > 700 * 2**20, "the process's own"
+        assert theirs["memory"]["predicted"] > 600 * 2**20, "the process's own"

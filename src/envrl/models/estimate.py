@@ -51,7 +51,16 @@ class Estimate:
 
     def fits(self, memory: float) -> bool:
         """Return whether it fits a device of so many bytes."""
-        return self.bytes <= (USABLE * memory if self.load.cuda else memory)
+        return self.excess(memory) == 0
+
+    def excess(self, memory: float) -> float:
+        """Return by how much the phases pass what a device of so many bytes can hold, all added up."""
+        usable = (USABLE * memory if self.load.cuda else memory) - self.process
+        return sum(max(0.0, self.memory.total(phase) - usable) for phase in self.memory.phases)
+
+    def saved(self, other: Estimate) -> int:
+        """Return the bytes by which the phase that changes most is smaller in another estimate."""
+        return max((self.memory.total(phase) - other.memory.total(phase) for phase in self.memory.phases), key=abs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +89,10 @@ def recipe_shape(config: Config) -> Shape:
     return known
 
 
-def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool) -> Estimate:
-    """Return what a recipe asks of a device."""
+def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool, at_once: int = 0) -> Estimate:
+    """Return what a recipe asks of a device, if it plays at most `at_once` episodes at once (0: all)."""
     work = workload(config)
-    load = memory_load(config, work, shape, cuda)
+    load = _crowded(memory_load(config, work, shape, cuda), at_once)
     passes = _passes(config)
     scored = work.trained * load.scored / load.micro_batch
     times = update_times(shape, work, load, passes, scored, device)
@@ -96,7 +105,7 @@ def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool) -
         shape,
         work,
         load,
-        footprint(shape, load, _evaluation_load(config, shape, load)),
+        footprint(shape, load, _evaluation_load(config, shape, load, at_once)),
         PROCESS["cuda" if cuda else "cpu"],
         times,
         hours,
@@ -104,13 +113,21 @@ def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool) -
     )
 
 
-def _evaluation_load(config: Config, shape: Shape, load: Load) -> Load:
+def _crowded(load: Load, at_once: int) -> Load:
+    """Return the load with its episodes played in parts."""
+    if not at_once or at_once >= load.slots:
+        return load
+    share = at_once / load.slots
+    return replace(load, slots=at_once, fed=int(share * load.fed), later=int(share * load.later))
+
+
+def _evaluation_load(config: Config, shape: Shape, load: Load, at_once: int) -> Load:
     """Return what an evaluation asks of memory: up to 128 episodes at once, as long as `env.max_steps` allows."""
     rollout = replace(config.rollout, max_steps=0)
     if config.eval.free_episodes:
         rollout = replace(rollout, actions="free")
     longest, prompt = workload(replace(config, rollout=rollout)).longest(shape.context)
-    slots = min(AT_ONCE, GAMES.get(config.env.name, AT_ONCE))
+    slots = min(AT_ONCE, GAMES.get(config.env.name, AT_ONCE), at_once or AT_ONCE)
     fed, later = slots * prompt, slots * max(1, load.later // load.slots)
     return replace(load, slots=slots, positions=longest, chunk=prompt, fed=fed, later=later)
 
@@ -159,27 +176,44 @@ class Remedy:
 
 
 def remedy(config: Config, shape: Shape, device: Accelerator, memory: float, *, cuda: bool) -> Remedy:
-    """Return what to change, first what leaves results as they are, until the run fits or nothing is left to try."""
+    """Return what to change until the run fits or nothing is left to try: first what leaves results as they are."""
     chosen: dict[str, Change] = {}
+    at_once = 0
     now = estimate(config, shape, device, cuda=cuda)
-    for key, value, harmless in _candidates(config, now.work.longest(shape.context)[0], cuda):
-        if now.fits(memory):
+    while not now.fits(memory):
+        for key, value, harmless in _candidates(config, now, cuda):
+            crowd = int(value) if key == AT_ONCE_KEY else at_once
+            smaller = config if key == AT_ONCE_KEY else override(config, [(key, value)])
+            then = estimate(smaller, shape, device, cuda=cuda, at_once=crowd)
+            if then.excess(memory) < now.excess(memory) - 0.01 * now.bytes:
+                saved = now.saved(then) + (chosen[key].saves if key in chosen else 0)
+                chosen[key] = Change(key, value, saved, harmless)
+                config, at_once, now = smaller, crowd, then
+                break
+        else:
             break
-        smaller = override(config, [(key, value)])
-        then = estimate(smaller, shape, device, cuda=cuda)
-        if then.bytes < 0.99 * now.bytes:
-            saved = now.bytes - then.bytes + (chosen[key].saves if key in chosen else 0)
-            chosen[key] = Change(key, value, saved, harmless)
-            config, now = smaller, then
+    while at_once and now.fits(memory):  # what came later may have made room for more of them again
+        more = estimate(config, shape, device, cuda=cuda, at_once=2 * at_once)
+        if not more.fits(memory) or 2 * at_once >= now.work.episodes:
+            break
+        at_once *= 2
+        saved = chosen[AT_ONCE_KEY].saves + now.saved(more)
+        chosen[AT_ONCE_KEY], now = Change(AT_ONCE_KEY, str(at_once), saved, True), more
     return Remedy(tuple(chosen.values()), now.bytes, now.fits(memory))
 
 
-def _candidates(config: Config, longest: int, cuda: bool) -> Iterator[tuple[str, str, bool]]:
+AT_ONCE_KEY = "episodes at once"
+"""What a run halves by itself where memory runs out; no setting."""
+
+
+def _candidates(config: Config, now: Estimate, cuda: bool) -> Iterator[tuple[str, str, bool]]:
+    """Yield what could be tried next: key, value, and whether results stay the same."""
+    if now.load.slots > 1:
+        yield AT_ONCE_KEY, str(now.load.slots // 2), True
     if cuda and config.train.precision == "fp32":
         yield "train.precision", "bf16", True
-    tokens = config.train.micro_batch_tokens
-    while tokens // 2 >= longest:
-        tokens //= 2
+    tokens = config.train.micro_batch_tokens // 2
+    if tokens >= now.work.longest(now.shape.context)[0]:
         yield "train.micro_batch_tokens", str(tokens), True
     if not config.train.checkpointing:
         yield "train.checkpointing", "true", True
@@ -187,7 +221,3 @@ def _candidates(config: Config, longest: int, cuda: bool) -> Iterator[tuple[str,
         yield "objective.kl_weight", "0", False
     if config.model.path and not config.model.lora_rank:
         yield "model.lora_rank", "16", False
-    tasks = config.rollout.tasks
-    while tasks > 1:
-        tasks //= 2
-        yield "rollout.tasks", str(tasks), False

@@ -19,7 +19,7 @@ LOGITS_CHUNK = 1 << 27
 """Most logits at once, as in `envrl.models.scores`, which computes them twice where there are more than an eighth."""
 BLOCK = 128
 """Positions by which the sampler's cache grows, as in `envrl.models.slots`."""
-PROCESS = {"cpu": 700 * 2**20, "cuda": 600 * 2**20}
+PROCESS = {"cpu": 600 * 2**20, "cuda": 600 * 2**20}
 """What a process takes before any model: Python and torch's code; on a GPU its context, kernels and workspaces."""
 
 

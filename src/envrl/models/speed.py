@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
+from math import ceil
 from pathlib import Path
 
 from envrl.errors import UserError
@@ -111,7 +112,8 @@ def rollout_seconds(shape: Shape, work: Workload, load: Load, device: Accelerato
     prompts = forward_flops(shape, work.fed, work.sequence) / (PREFILL * device.flops(False))
     cached = load.slots * cache_positions(load) * shape.attention_layers * 2 * shape.key_width / 2
     read = FULL * (shape.parameters + cached) / (1e9 * device.bandwidth)
-    return prompts + work.longest_turns * work.passes * (read + shape.layers * device.layer_seconds)
+    passes = work.longest_turns * work.passes * ceil(work.episodes / load.slots)
+    return prompts + passes * (read + shape.layers * device.layer_seconds)
 
 
 # --- devices ---------------------------------------------------------------------------------------------------------
