@@ -13,13 +13,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import envrl.trainer.loop as loop
 from boxes import Boxes, files, tiny
+from chat_models import save_chat_model
 from envrl.cli.main import main
 from envrl.config.load import load_recipe
 from envrl.config.schema import Config
 from envrl.errors import Interrupted, UserError
 from envrl.eval.evaluate import evaluate
 from envrl.models.adapters import add_adapter, check_peft, merge_adapter, other_adapter, read_adapter, trained_tensors
-from envrl.models.load import load_model
+from envrl.models.load import load_model, load_policy
 from envrl.models.tokenizer import Codec, train_tokenizer
 from envrl.trainer.loop import train
 from envrl.trainer.optimizer import adamw
@@ -189,6 +190,34 @@ def test_runs_are_evaluated_with_their_adapter(run: Path) -> None:
     assert record["episodes"] == 10
     (same,) = evaluate(run / "checkpoints" / "latest", split="valid_a")
     assert same["success_rate"] == record["success_rate"]
+
+
+@needs_peft
+@pytest.mark.parametrize("rollout", [{"format": "action", "layout": "steps"}, {"format": "marks"}], ids=str)
+def test_a_chat_model_with_or_without_marks_added_is_adapted_and_exported(rollout: dict, tmp_path: Path) -> None:
+    """Qwen2 with every setting of a large run; marks that its tokenizer lacks need rows that each load makes alike."""
+    base = save_chat_model("qwen2", tmp_path / "base")
+    rollout = {**rollout, "response_tokens": 12}
+    large = {"updates": 1, "precision": "bf16", "checkpointing": True}
+    run = train(
+        recipe(base, rollout=rollout, train=large, objective={"importance_cap": 2.0, "kl_weight": 0.01}),
+        tmp_path / "run",
+    )
+    (record,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert 0.0 < record["sampler_mismatch"] <= record["sampler_mismatch_max"] < 0.1
+    assert record["importance"] == pytest.approx(1.0, abs=0.1)
+    config, latest = load_recipe(str(run / "config.toml")), run / "checkpoints" / "latest"
+    assert main(["export", str(run), str(tmp_path / "plain")]) == 0
+    first, second = load_policy(latest, config), load_policy(latest, config)
+    plain = load_policy(tmp_path / "plain", config)
+    assert all("lora_" in name for name in read_adapter(latest)), "no embedding among them"
+    ids = torch.arange(len(first.codec))[None]
+    with torch.no_grad():
+        logits = [model.network(input_ids=ids).logits for model in (first, second, plain)]
+    assert torch.equal(logits[0], logits[1])
+    assert float((logits[2] - logits[0]).abs().max()) < 1e-5 * float(logits[0].abs().max())
+    text = "<|im_start|>user\nopen box 2<|im_end|>"
+    assert plain.codec.encode_special(text) == first.codec.encode_special(text)
 
 
 @needs_peft

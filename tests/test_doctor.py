@@ -100,6 +100,8 @@ def test_an_update_takes_so_long() -> None:
     read = 4 * (shape.parameters + 4 * 640 * 28 * 256) / 1e12
     prompts = forward_flops(shape, 16_000, 400) / 2.5e13
     assert times.rollout == pytest.approx(prompts + 2200 * (read + 0.028))
+    three = update_times(shape, SIMPLE, load, Passes(0, 1, steps=3), 4000, DEVICE)
+    assert three.update - times.update == pytest.approx(2 * 36 * shape.parameters / 1e12)
     halves = update_times(shape, SIMPLE, replace(load, slots=2), Passes(0, 1), 4000, DEVICE)
     assert halves.rollout > prompts + 4400 * 0.028
 

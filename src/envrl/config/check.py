@@ -87,6 +87,11 @@ def _check_learning(config: Config) -> None:
             f"rollout.max_steps = {rollout.max_steps} is above env.max_steps = {config.env.max_steps}, at which every "
             "episode ends; lower it, or set 0 for the same"
         )
+    if config.train.minibatch_rows and config.train.minibatches > 1:
+        raise UserError(
+            f"train.minibatch_rows = {config.train.minibatch_rows} and train.minibatches = "
+            f"{config.train.minibatches} say the same in two ways: leave one of them out"
+        )
     if 0.0 < objective.dual_clip <= 1.0:
         raise UserError(f"objective.dual_clip must be above 1, or 0 to switch it off, not {objective.dual_clip}")
     if 0.0 < objective.importance_cap < 1.0:
@@ -99,7 +104,7 @@ def _check_learning(config: Config) -> None:
             "rollout.repeat_task = true needs rollout.layout = 'concat': every prompt of the layout 'steps' begins "
             "with the task already"
         )
-    _check_format(config)
+    check_format(config)
     warm = config.warm_start
     if warm.noise > 0 and warm.demonstrator == "walkthrough":
         raise UserError(
@@ -117,7 +122,8 @@ def _check_learning(config: Config) -> None:
         )
 
 
-def _check_format(config: Config) -> None:
+def check_format(config: Config) -> None:
+    """Raise `UserError` for settings that a prompt format cannot have."""
     rollout, model = config.rollout, config.model
     if rollout.format == "marks":
         if rollout.summary or rollout.prompt_tokens:

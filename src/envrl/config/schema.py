@@ -135,6 +135,7 @@ class TrainConfig:
     weight_decay: Fraction = 0.0  # of AdamW
     epochs: Positive = 1  # passes over a batch
     minibatches: Positive = 1  # optimiser steps a pass
+    minibatch_rows: Count = 0  # policy rows an optimiser step, in place of minibatches; 0: by their number
     max_grad_norm: AboveZero = 1.0  # longer gradients are scaled down to this norm
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward and backward pass; master weights are fp32
     micro_batch_tokens: Positive = 1024  # token budget of a forward and backward pass with padding; a GPU wants more
@@ -149,6 +150,7 @@ class TrainConfig:
 class EvalConfig:
     every: Count = 20  # updates between evaluations; 0: only before and after RL
     split: tuple[str, ...] = ("valid_seen", "valid_unseen")  # splits, in this order
+    protocol: Literal["whole", "published"] = "whole"  # every task of a split once | 128 drawn, as the papers did
     episodes: Count = 0  # of each split in evaluations between the first and the last; 0: the whole split
     temperature: Annotated[float, Meta(ge=0.0)] = 0.4  # 0: the most likely token
     free_episodes: Count = 64  # of each split played again unrestricted, to measure what the model says by itself

@@ -140,7 +140,7 @@ def _read_base(folder: Path) -> Base:
 
 def adapter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return the adapter's matrices by their layers."""
-    return _peft().get_peft_model_state_dict(model)
+    return _peft().get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
 def trained_tensors(model: PreTrainedModel) -> dict[str, Tensor]:

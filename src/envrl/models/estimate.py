@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 
 from envrl.config.load import override
@@ -93,7 +94,7 @@ def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool, a
     """Return what a recipe asks of a device, if it plays at most `at_once` episodes at once (0: all)."""
     work = workload(config)
     load = _crowded(memory_load(config, work, shape, cuda), at_once)
-    passes = _passes(config)
+    passes = _passes(config, work)
     scored = work.trained * load.scored / load.micro_batch
     times = update_times(shape, work, load, passes, scored, device)
     hours = {
@@ -132,11 +133,12 @@ def _evaluation_load(config: Config, shape: Shape, load: Load, at_once: int) -> 
     return replace(load, slots=slots, positions=longest, chunk=prompt, fed=fed, later=later)
 
 
-def _passes(config: Config) -> Passes:
+def _passes(config: Config, work: Workload) -> Passes:
     train = config.train
-    steps = train.epochs * train.minibatches
+    each = ceil(work.rows / train.minibatch_rows) if train.minibatch_rows else train.minibatches
+    steps = train.epochs * each
     forward = int(steps > 1) + int(config.objective.kl_weight > 0)
-    return Passes(forward, train.epochs, again=train.checkpointing)
+    return Passes(forward, train.epochs, again=train.checkpointing, steps=steps)
 
 
 def _warm_start_seconds(config: Config, shape: Shape, work: Workload, load: Load, device: Accelerator) -> float:
@@ -185,7 +187,7 @@ def remedy(config: Config, shape: Shape, device: Accelerator, memory: float, *, 
             crowd = int(value) if key == AT_ONCE_KEY else at_once
             smaller = config if key == AT_ONCE_KEY else override(config, [(key, value)])
             then = estimate(smaller, shape, device, cuda=cuda, at_once=crowd)
-            if then.excess(memory) < now.excess(memory) - 0.01 * now.bytes:
+            if then.excess(memory) < 0.95 * now.excess(memory):
                 saved = now.saved(then) + (chosen[key].saves if key in chosen else 0)
                 chosen[key] = Change(key, value, saved, harmless)
                 config, at_once, now = smaller, crowd, then

@@ -15,7 +15,7 @@ from math import ceil
 from pathlib import Path
 
 from envrl.errors import UserError
-from envrl.models.memory import FULL, Load, cache_positions
+from envrl.models.memory import FULL, Load, cache_positions, trainable
 from envrl.models.shape import Shape
 from envrl.models.workload import Workload
 
@@ -77,6 +77,8 @@ class Passes:
     both: int
     again: bool = False
     """Whether layers are run again in the backward pass."""
+    steps: float = 1.0
+    """Optimiser steps."""
 
 
 def update_flops(shape: Shape, work: Workload, passes: Passes, scored: float) -> float:
@@ -97,7 +99,7 @@ def update_times(shape: Shape, work: Workload, load: Load, passes: Passes, score
     """Return the seconds that an update takes on a device."""
     operations = update_flops(shape, work, passes, scored)
     micro_batches = max(1.0, work.trained * passes.both / load.micro_batch)
-    optimiser = 9 * FULL * shape.parameters / (1e9 * device.bandwidth)
+    optimiser = passes.steps * 9 * FULL * trainable(shape, load.lora_rank) / (1e9 * device.bandwidth)
     update = operations / (UTILISATION * device.flops(load.bf16)) + optimiser
     update += micro_batches * 3 * shape.layers * device.layer_seconds
     return Times(rollout_seconds(shape, work, load, device), update)

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 from envrl.errors import UserError
-from envrl.eval.evaluate import find_target
+from envrl.eval.evaluate import Target, find_target
 from envrl.models.adapters import holds_adapter, merge_adapter
 from envrl.models.checkpoints import MANIFEST, files_below
-from envrl.models.load import load_model, save_model
+from envrl.models.load import load_policy, save_model
 from envrl.trainer.checkpoint import save_folder
 
 
@@ -25,12 +25,14 @@ def export_model(target: str | Path, folder: Path) -> None:
         raise UserError(f"'{folder}' is there already; name a folder that is not")
     if not folder.parent.is_dir():
         raise UserError(f"'{folder}' cannot be made: there is no folder {folder.parent}")
-    write = _merge if holds_adapter(found.folder) else _copy
-    save_folder(folder, lambda aside: write(found.folder, aside))
+    if holds_adapter(found.folder):
+        save_folder(folder, lambda aside: _merge(found, aside))
+    else:
+        save_folder(folder, lambda aside: _copy(found.folder, aside))
 
 
-def _merge(source: Path, target: Path) -> None:
-    model = load_model(source)
+def _merge(source: Target, target: Path) -> None:
+    model = load_policy(source.folder, source.config, "cpu")
     merge_adapter(model.network)
     save_model(model, target)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -58,20 +59,12 @@ class Optimization:
 
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:
         """Take the update's optimiser steps; return its metrics. A batch with a bad number changes nothing."""
-        train = self.config.train
         settings = self._settings(weights)
         if not rows:
             return {"grad_norm": 0.0, "skipped": 0.0}
-        steps = train.epochs * train.minibatches
-        name = f"update-{update:06d}"
-        old = self._logprobs(self.model, name, rows, settings) if steps > 1 else None
+        name, parts = f"update-{update:06d}", self._parts(rows, update)
+        old = self._logprobs(self.model, name, rows, settings) if len(parts) > 1 else None
         reference = self._reference(name, rows, settings)
-        parts = [
-            [rows[i] for i in part]
-            for epoch in range(train.epochs)
-            for part in np.array_split(self._order(len(rows), update, epoch), train.minibatches)
-            if len(part)
-        ]
         # Between two optimiser steps of one update the weights are no update's: a stop waits until the last of them.
         polls = [self.poll, *([_never] * (len(parts) - 1))]
         names = [name] if len(parts) == 1 else [f"{name}-step-{number}" for number in range(1, len(parts) + 1)]
@@ -92,8 +85,21 @@ class Optimization:
         with other_adapter(self.model.network, self.start):
             return self._logprobs(self.model, name, rows, settings)
 
-    def _order(self, count: int, update: int, epoch: int) -> np.ndarray:
-        if self.config.train.minibatches == 1:
+    def _parts(self, rows: Sequence[Row], update: int) -> list[list[Row]]:
+        """Return the rows of every optimiser step, in order."""
+        train, count = self.config.train, self.config.train.minibatches
+        if train.minibatch_rows:
+            policy = sum(any(term.component == "policy" for term in row.terms) for row in rows)
+            count = max(1, math.ceil(policy / train.minibatch_rows))
+        return [
+            [rows[i] for i in part]
+            for epoch in range(train.epochs)
+            for part in np.array_split(self._order(len(rows), update, epoch, count), count)
+            if len(part)
+        ]
+
+    def _order(self, count: int, update: int, epoch: int, parts: int) -> np.ndarray:
+        if parts == 1:
             return np.arange(count)
         return np.random.Generator(np.random.PCG64(key_of(self.config.seed, update, epoch, "minibatches"))).permutation(
             count
