@@ -58,7 +58,7 @@ def recorder(calls: list[Any], answer: Any = None) -> Callable[..., Any]:
 WRONG = [
     ([], "no command given"),
     (["trian"], "unknown command 'trian'; did you mean 'train'?"),
-    (["doctor"], "unknown command 'doctor'; choose from bench, check-env"),
+    (["physician"], "unknown command 'physician'; choose from bench, check-env"),
     (["--verbose"], "unknown option '--verbose'"),
     (["train"], "the following arguments are required: RECIPE"),
     (["train", "household-dmeo"], "unknown recipe 'household-dmeo'; did you mean 'household-demo'?"),
@@ -119,7 +119,7 @@ def test_help_lists_the_commands_and_each_has_its_own(capsys: pytest.CaptureFixt
         assert f"\n  {command} " in text
         assert main([command, "--help"]) == 0
         assert f"usage: envrl {command} " in capsys.readouterr().out
-    assert not {"doctor", "view"} & set(COMMANDS)
+    assert "view" not in COMMANDS
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == "envrl 0.1.0\n"
 
