@@ -177,10 +177,12 @@ def test_eval_passes_its_options_prints_rates_and_writes_json(
 ) -> None:
     calls: list[Any] = []
     replaced("envrl.eval.evaluate", "evaluate", recorder(calls, [RECORD]))
-    options = "--env alfworld --data d --split a,b --episodes 7 --temperature 0 --actions free --seed 3 --json out.json"
+    options = "--env alfworld --data d --split a,b --episodes 7 --temperature 0 --actions free --seed 3 "
+    options += "--protocol published --json out.json"
     assert main(["eval", "runs/x", *options.split()]) == 0
     assert main(["eval", "random", "--episodes", "all"]) == 0
     passed = {"env": "alfworld", "data": "d", "split": ("a", "b"), "episodes": 7, "temperature": 0.0}
+    passed |= {"protocol": "published"}
     assert calls[0] == (("runs/x",), {**passed, "actions": "free", "seed": 3, "settings": []})
     assert calls[1] == (("random",), {**dict.fromkeys([*passed, "actions", "seed"]), "settings": []})
     assert json.loads(Path("out.json").read_text(encoding="utf-8")) == [RECORD]
