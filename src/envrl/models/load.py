@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from envrl.config.schema import ModelConfig
 from envrl.errors import UserError, suggest
-from envrl.models.forward import admit, vocabulary_size
+from envrl.models.forward import admit, longest_sequence, vocabulary_size
 from envrl.models.tiny import PRESETS, build_tiny
 from envrl.models.tokenizer import MARKS, Codec, train_tokenizer
 
@@ -38,7 +38,7 @@ class LanguageModel:
     @property
     def context(self) -> int:
         """The longest sequence that the network takes, tokens."""
-        return int(getattr(self.network.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+        return longest_sequence(self.network)
 
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.network.parameters())

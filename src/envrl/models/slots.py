@@ -39,7 +39,8 @@ class SlotCache:
     def begin(self, counts: Tensor, width: int, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Announce a chunk of `counts` tokens a slot, padded to `width`, for all slots or some of them.
 
-        Return position ids (slots, width) and the additive attention mask (slots, 1, width, positions).
+        Return position ids (slots, width), none beyond its slot's last token, and the additive attention mask
+        (slots, 1, width, positions).
         """
         lengths = self.lengths if slots is None else self.lengths[slots]
         self._slots, self._counts = slots, counts
@@ -48,7 +49,12 @@ class SlotCache:
         self._reserve(self._visible)
         hidden = torch.arange(self._visible, device=self.device)[None, None, :] > self._positions[:, :, None]
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, -torch.inf)
-        return self._positions, mask[:, None]
+        return torch.minimum(self._positions, (lengths + counts - 1)[:, None]), mask[:, None]
+
+    def windowed(self, mask: Tensor, window: int) -> Tensor:
+        """Return the announced chunk's mask with what lies `window` or more positions back hidden, too."""
+        far = torch.arange(self._visible, device=self.device)[None, None, :] <= self._positions[:, :, None] - window
+        return mask.masked_fill(far[:, None], -torch.inf)
 
     def commit(self) -> None:
         """The chunk went through every layer: the slots are longer now."""
