@@ -78,6 +78,8 @@ class RolloutConfig:
     group_size: Positive = 8  # episodes of each
     max_steps: Count = 0  # steps after which a training episode is cut off; 0: env.max_steps, as in evaluation
     temperature: Annotated[float, Meta(ge=0.01)] = 1.0  # of sampling
+    top_k: Count = 0  # sampling is narrowed to the most likely tokens, this many; 0: off
+    top_p: Rate = 1.0  # and of these to the fewest that hold this share of their probability; 1: off
     layout: Literal["concat", "steps"] = "concat"  # the whole episode is one sequence | every step is its own
     history: Count = 2  # steps layout: earlier turns in the prompt
     actions: Literal["admissible", "free"] = "admissible"  # sampling restricted to the admissible commands | any text

@@ -57,6 +57,8 @@ def training_settings(config: Config) -> PlaySettings:
     rollout = config.rollout
     return replace(
         play_settings(config, rollout.temperature),
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
         max_steps=rollout.max_steps or config.env.max_steps,
         reward=rollout.reward,
         reward_scale=rollout.reward_scale,

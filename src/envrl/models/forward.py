@@ -27,6 +27,11 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return cast(Tensor, model.get_input_embeddings().weight).shape[0]
 
 
+def state_width(model: PreTrainedModel) -> int:
+    """Return the width of the last hidden states."""
+    return cast(Tensor, cast(nn.Module, model.get_output_embeddings()).weight).shape[1]
+
+
 def row_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Return the last hidden states (rows, tokens, width) of right-padded ids (rows, tokens).
 

@@ -37,6 +37,8 @@ class PlaySettings:
     show_admissible: bool = False
     repeat_task: bool = False
     response_tokens: int = 24
+    top_k: int = 0
+    top_p: float = 1.0
     reward: str = "world"
     reward_scale: float = 1.0
 
@@ -94,7 +96,11 @@ def play_model(
     episodes = _start(worlds, tasks, members)
     clock.env += time.perf_counter() - began
     keys = np.array([key_of(seed, update, t.id, m) for t, m in zip(tasks, members, strict=True)], dtype=np.uint64)
-    sampler = Sampler(model, len(episodes), settings.temperature, settings.response_tokens)
+    sampler = Sampler(
+        *(model, len(episodes), settings.temperature, settings.response_tokens),
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+    )
     commands = Commands(model.codec)
     slots = list(range(len(episodes)))  # slots[i]: the episode in the sampler's slot i
     for turn in range(settings.max_steps):
@@ -139,7 +145,8 @@ def _compact(sampler: Sampler, episodes: list[_Episode], slots: list[int], setti
     """Drop finished episodes from the sampler once they are a fifth of its slots; copying the cache is not free."""
     active = [position for position, index in enumerate(slots) if not episodes[index].stop_reason]
     if settings.layout == "steps":
-        sampler.reset(len(active))
+        sampler.clear(range(len(slots)))
+        sampler.keep(active)
         return [slots[position] for position in active]
     if len(active) > 0.8 * len(slots):
         return slots
