@@ -1,4 +1,4 @@
-"""Narrowed sampling: which choices stay, what is drawn and recorded, that the trainer says the same; sequences that stop."""
+"""Narrowed sampling: which choices stay, what is drawn and recorded, what the trainer makes of it; stop sequences."""
 
 from __future__ import annotations
 
