@@ -104,7 +104,7 @@ def test_recorded_logprobs_are_those_of_a_full_pass(model: LanguageModel, restri
 def test_forgetting_starts_anew(model: LanguageModel) -> None:
     sampler = new_sampler(model, 2)
     sampler.sample([prompt(model, "x")] * 2, [None] * 2, keys_of(2), 0)
-    sampler.clear([0, 1])
+    sampler.forget([0, 1])
     text = prompt(model, PARTS[0])
     (again, *_) = drawn(sampler.sample([text] * 2, [trie_of(model)] * 2, keys_of(2), 1))
     assert np.allclose(again.logprobs, full_pass(model, text, again), atol=1e-4)

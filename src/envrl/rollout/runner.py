@@ -145,7 +145,7 @@ def _compact(sampler: Sampler, episodes: list[_Episode], slots: list[int], setti
     """Drop finished episodes from the sampler once they are a fifth of its slots; copying the cache is not free."""
     active = [position for position, index in enumerate(slots) if not episodes[index].stop_reason]
     if settings.layout == "steps":
-        sampler.clear(range(len(slots)))
+        sampler.forget(range(len(slots)))
         sampler.keep(active)
         return [slots[position] for position in active]
     if len(active) > 0.8 * len(slots):

@@ -45,8 +45,8 @@ class _Slot:
     draft: Draft | None = None
     key: int = 0
     turn: int = 0
-    fed: int = 0
-    """Tokens that the cache holds of it."""
+    fed: list[int] = field(default_factory=list)
+    """The tokens that the cache holds of it."""
     opening: tuple[int, ...] = ()
     """Those that it began with."""
 
@@ -89,12 +89,21 @@ class Sampler:
 
     def length(self, slot: int) -> int:
         """Return how many tokens a slot's sequence holds, those not fed yet included."""
-        return self._slots[slot].fed + len(self._slots[slot].pending)
+        return len(self._slots[slot].fed) + len(self._slots[slot].pending)
 
-    def clear(self, slots: Sequence[int]) -> None:
-        """Forget the sequences of these slots; what they are asked next opens others."""
-        self._cache.clear(self._tensor(slots))
-        for slot in slots:
+    def ends_with(self, slot: int, ids: Sequence[int], last: int = 4096) -> bool:
+        """Return whether a slot's sequence is as long as `ids` and its `last` tokens are theirs.
+
+        It is the sequence that the network was given, recorded where that happens.
+        """
+        held = [*self._slots[slot].fed[-last:], *self._slots[slot].pending]
+        return self.length(slot) == len(ids) and held[-last:] == list(ids[-last:])
+
+    def forget(self, slots: Sequence[int]) -> None:
+        """Empty these slots; what they are asked next opens other sequences."""
+        if used := [slot for slot in slots if self.length(slot)]:
+            self._cache.clear(self._tensor(used))
+        for slot in used:
             self._slots[slot] = _Slot()
 
     def keep(self, slots: Sequence[int]) -> None:
@@ -176,8 +185,8 @@ class Sampler:
         self._cache.copy(self._tensor(list(sources.values())), self._tensor(list(sources)), count)
         for number, source in sources.items():
             slot = self._slots[number]
-            slot.fed = self._slots[source].fed if count is None else count
-            del slot.pending[: slot.fed]
+            slot.fed = self._slots[source].fed[:count]
+            del slot.pending[: len(slot.fed)]
 
     def _run(self, group: list[int], wanted: list[int], states: Tensor) -> None:
         """Feed the pending tokens of the wanted slots; put the state after each one's last into its row of `states`.
@@ -185,14 +194,14 @@ class Sampler:
         Where a pass holds the whole group, the others in it feed what they have in place of padding.
         """
         lengths = {slot: len(self._slots[slot].pending) for slot in wanted}
-        cached = max(self._slots[slot].fed for slot in group)
+        cached = max(len(self._slots[slot].fed) for slot in group)
         for step in plan_passes(list(lengths.values()), len(group), cached):
             busy = [slot for slot, length in lengths.items() if length > step.start]
             slots = group if step.whole else busy
             parts = [self._slots[slot].pending[: step.stop - step.start] for slot in slots]
             found = self._pass(parts, slots)
             for slot, part in zip(slots, parts, strict=True):
-                self._slots[slot].fed += len(part)
+                self._slots[slot].fed += part
                 del self._slots[slot].pending[: len(part)]
             place = {slot: row for row, slot in enumerate(slots)}
             rows = [place[slot] for slot in busy]
