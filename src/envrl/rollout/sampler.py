@@ -153,7 +153,8 @@ class Sampler:
         """Run the pending tokens of these slots; return the logits (len(waiting), vocabulary) that follow them."""
         weight = next(self.model.network.parameters())
         states = weight.new_zeros(len(self._slots), state_width(self.model.network))
-        leaders = self._begin([slot for slot in waiting if not self._slots[slot].fed])
+        fresh = [slot for slot in waiting if not self._slots[slot].fed]
+        leaders = self._begin(fresh) if fresh else {}
         if first := list(dict.fromkeys(leaders.values())):
             self._run(first, first, states)
         if twins := {slot: leader for slot, leader in leaders.items() if slot != leader}:
