@@ -232,8 +232,10 @@ def test_token_layouts_are_those_of_the_code() -> None:
     """The marked blocks of method.md against the rows of that episode; how texts fall into tokens is left out."""
     from envrl.envs.registry import make
     from envrl.models.tokenizer import Codec, train_tokenizer
-    from envrl.rollout.auxiliary import Form, Pair, inverse_pairs, state_pairs
+    from envrl.rollout.auxiliary import inverse_pairs, state_pairs
+    from envrl.rollout.marks import MarksWording
     from envrl.rollout.runner import play_script
+    from envrl.rollout.wording import Form, Pair
 
     env = make("household")
     (task,) = [task for task in env.tasks("train")[200:250] if task.id.endswith("/000226")]
@@ -250,7 +252,7 @@ def test_token_layouts_are_those_of_the_code() -> None:
     assert len(shown) == 4
     for layout, step, kind, block in shown:
         make_pairs = {"state": state_pairs, "inverse": inverse_pairs}[kind]
-        pair: Pair = make_pairs([episode], codec, Form(layout, 1))[int(step)]
+        pair: Pair = make_pairs([episode], MarksWording(codec, Form(layout, 1), 512))[int(step)]
         expected = "".join(line.strip() for line in block.splitlines()).replace("·", "")
         assert f"{written(pair.prompt)}[{written(pair.target)}]" == expected
 

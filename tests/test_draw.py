@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from boxes import Boxes, tiny
 from envrl.config.schema import ModelConfig
-from envrl.eval.split import play_settings, training_settings
+from envrl.eval.split import form_of, play_settings, training_settings, wording_of
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout.draw import choose, kept, narrowed
 from envrl.rollout.randomness import key_of
@@ -80,7 +80,7 @@ def test_a_number_falls_on_the_choice_that_covers_it() -> None:
 def responses(model: LanguageModel, restricted: bool, **narrow: float) -> list[Draft]:
     prompt = model.codec.encode("You open box 1 and find the key.")
     trie = build_trie([(*model.codec.encode(text), model.codec.marks["end"]) for text in ("a red", "a door", "lamp")])
-    sampler = Sampler(model, 200, 1.3, 3, **narrow)  # type: ignore[arg-type]
+    sampler = Sampler(model, 200, 1.3, 3, {model.codec.marks["end"]}, **narrow)  # type: ignore[arg-type]
     keys = np.array([key_of(0, member) for member in range(200)], dtype=np.uint64)
     return [d for d in sampler.sample([prompt] * 200, [trie if restricted else None] * 200, keys, 0) if d is not None]
 
@@ -119,7 +119,7 @@ def test_narrowed_drawing_keeps_to_the_narrowed_frequencies(model: LanguageModel
 
 def test_greedy_sampling_is_not_narrowed(model: LanguageModel) -> None:
     prompt, key = model.codec.encode("You open box 1"), np.zeros(1, dtype=np.uint64)
-    (draft,) = Sampler(model, 1, 0.0, 3, top_k=2, top_p=0.5).sample([prompt], [None], key, 0)
+    (draft,) = Sampler(model, 1, 0.0, 3, {-1}, top_k=2, top_p=0.5).sample([prompt], [None], key, 0)
     assert draft is not None
     assert draft.allowed == [None] * len(draft.token_ids)
 
@@ -135,7 +135,8 @@ def test_the_trainer_applies_what_sampling_was_narrowed_to(actions: str, layout:
     assert (settings.top_p, settings.top_k) == (0.7, 12)
     assert play_settings(config, 0.4).top_p == 1.0, "evaluation draws from the whole distribution"
     tasks = Boxes().tasks("train")[:4]
-    played = play_model(boxes, Boxes, tasks, [0] * 4, settings, seed=0, update=1)
+    wording = wording_of(boxes, form_of(config))
+    played = play_model(boxes, wording, Boxes, tasks, [0] * 4, settings, seed=0, update=1)
     rows = [row for t in played for row in policy_rows(t, np.ones(len(t.transitions)), "token_mean")]
     found = policy_logprobs(boxes, rows, LossSettings({}, temperature=1.2))
     assert len(rows) > 3

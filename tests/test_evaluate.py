@@ -24,9 +24,11 @@ from envrl.errors import UserError
 from envrl.eval.evaluate import evaluate, find_target
 from envrl.eval.probe import names_action, probe, probe_episodes, score_targets
 from envrl.eval.record import action_rates, summarize
+from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.runtime import prepare_torch
-from envrl.rollout.auxiliary import Form, Pair, inverse_pairs, state_pairs
+from envrl.rollout.auxiliary import inverse_pairs, state_pairs
+from envrl.rollout.wording import Form, Pair
 from envrl.statistics import deviation, mean_interval, pooled, wilson
 from envrl.trainer.loop import train
 from envrl.types import Action, Observation, Task, Trajectory, Transition
@@ -88,7 +90,7 @@ def test_wilson_of_nothing_is_everything() -> None:
 
 def step(command: str, answer: str, *, well_formed: bool = True, imagined: bool = False, reward: float = 0.0):
     before = Observation("…", ("look", "open box 1"))
-    action = Action(command, well_formed=well_formed, imagined=imagined)
+    action = Action(command, fault="" if well_formed else "empty", imagined=imagined)
     return Transition(before, action, reward, Observation(answer, ("look",)), reward > 0, reward > 0)
 
 
@@ -181,8 +183,8 @@ def test_the_probe_plays_expert_and_random_in_turn_whatever_the_order_of_the_tas
 @pytest.mark.parametrize("layout", ["concat", "steps"])
 def test_scores_are_those_of_the_models_own_pass(model: LanguageModel, layout: str) -> None:
     """Log-prob and length of each target, against transformers' forward pass row by row; exact against generate."""
-    form = Form(layout)
-    pairs = state_pairs(scripted(), model.codec, form) + inverse_pairs(scripted(), model.codec, form)
+    wording = wording_of(model, Form(layout))
+    pairs = state_pairs(scripted(), wording) + inverse_pairs(scripted(), wording)
     scores = score_targets(model, pairs)
     exact = 0
     for pair, score in zip(pairs, scores, strict=True):
@@ -221,23 +223,23 @@ def test_scores_do_not_depend_on_their_company(model: LanguageModel, shape: list
 def test_the_probe_by_hand(model: LanguageModel) -> None:
     played = scripted()
     steps = [t for trajectory in played for t in trajectory.transitions]
-    states = score_targets(model, state_pairs(played, model.codec, Form()))
-    inverse = score_targets(model, inverse_pairs(played, model.codec, Form()))
-    found = probe(model, played, Form())
+    states = score_targets(model, state_pairs(played, wording_of(model, Form())))
+    inverse = score_targets(model, inverse_pairs(played, wording_of(model, Form())))
+    found = probe(model, wording_of(model, Form()), played)
     assert found["state_nll"] == pytest.approx(-sum(s.logprob for s in states) / sum(s.tokens for s in states))
     assert found["state_exact"] == sum(s.exact for s in states) / len(steps)
     assert found["inverse_accuracy"] == sum(s.exact for s in inverse) / len(steps)
     unnamed = [s.exact for t, s in zip(steps, inverse, strict=True) if t.next_observation.text == "It is empty."]
     assert 0 < len(unnamed) < len(steps)
     assert found["inverse_accuracy_unnamed"] == sum(unnamed) / len(unnamed)
-    assert probe(model, [], Form()) == {}
+    assert probe(model, wording_of(model, Form()), []) == {}
 
 
 def test_the_probe_tells_who_knows_the_world(model: LanguageModel, tmp_path: Path) -> None:
     """What was trained on the answers predicts them better than what was not; an answer that names the act tells it."""
     other = load_model(train(tiny(train={"updates": 0}), tmp_path / "run") / "warm_start")
     played = scripted(10)
-    knows, does_not = probe(model, played, Form()), probe(other, played, Form())
+    knows, does_not = probe(model, wording_of(model, Form()), played), probe(other, wording_of(other, Form()), played)
     assert knows["state_nll"] < 0.5 * does_not["state_nll"]
     assert knows["state_nll"] < math.log(4)
     assert knows["inverse_accuracy"] >= knows["inverse_accuracy_unnamed"]

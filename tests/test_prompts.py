@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from envrl.errors import UserError
-from envrl.rollout.prompts import FORMATS, NO_COMMAND, find_format
+from envrl.rollout.prompts import FORMATS, NO_COMMAND, find_format, with_summary
 from envrl.rollout.responses import FAULTS
 from envrl.types import Observation, Template
 
@@ -42,6 +42,11 @@ FAULTY = [
     ("tags", "<think>hm</think><action>look \ud83d</action>", "control characters"),
     ("plan", "<think>hm</think><action>look</action>", "no plan"),
     ("plan", "1. look 2. take", "no action"),
+    ("action with a summary", "look", "no summary"),
+    ("action with a summary", "so <summary>a</summary>look", "no summary"),
+    ("action with a summary", "<summary>look", "unclosed"),
+    ("action with a summary", "<summary>a</summary>", "empty"),
+    ("tags with a summary", "<summary>a</summary><action>look</action>", "no thought"),
     ("plan", "<plan>look, then take it", "unclosed"),
     ("action", "", "empty"),
     ("action", "look\nhelp", "several lines"),
@@ -84,7 +89,8 @@ FAULTY = [
 
 @pytest.mark.parametrize(("name", "response", "fault"), FAULTY)
 def test_faults_by_hand(name: str, response: str, fault: str) -> None:
-    parsed = FORMATS[name].parse(response)
+    form = FORMATS[name.partition(" ")[0]]
+    parsed = (with_summary(form) if "summary" in name else form).parse(response)
     assert (parsed.command, parsed.fault) == ("", fault)
 
 
@@ -98,7 +104,8 @@ def test_every_fault_has_an_example_and_a_line_in_the_documentation() -> None:
     for fault, _, where in rows:
         named = set(re.findall(r"`(\w+)`", where))
         possible = set(FORMATS) - named if where.startswith("all") else named
-        assert {name for name, _, kind in FAULTY if kind == fault} <= possible, fault
+        plain = {name for name, _, kind in FAULTY if kind == fault and "summary" not in name}
+        assert plain <= possible, fault
     assert set(FORMATS) <= set(re.findall(r"`(\w+)`", page))
 
 

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envrl.config.schema import ModelConfig
+from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, build_model
-from envrl.rollout.auxiliary import Form, Pair, inverse_pairs, observation_spans, state_pairs
+from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.formats import observation_ids
 from envrl.rollout.runner import PlaySettings, play_model
+from envrl.rollout.wording import Form, Pair
 from envrl.samples.packing import denominators, pack
 from envrl.samples.rows import pair_rows, policy_rows, ragged
 from envrl.types import Action, Observation, Row, Segment, Span, Step, Task, Term, Trajectory, Transition
@@ -150,9 +152,16 @@ def model() -> LanguageModel:
     return build_model(shape, [*Weather.ANSWERS, "look up", "wait long"] * 12, seed=4)
 
 
-def weather(model: LanguageModel, **settings: object) -> list[Trajectory]:
-    play = PlaySettings(max_steps=5, temperature=1.5, **settings)  # type: ignore[arg-type]
-    return play_model(model, Weather, Weather().tasks("train"), [0] * 4, play, seed=0)
+PLAIN = Form()
+
+
+def weather(model: LanguageModel, form: Form = PLAIN, actions: str = "admissible") -> list[Trajectory]:
+    play = PlaySettings(max_steps=5, temperature=1.5, actions=actions)
+    return play_model(model, wording_of(model, form), Weather, Weather().tasks("train"), [0] * 4, play, seed=0)
+
+
+def answers_of(trajectory: Trajectory) -> list[list[tuple[int, int]]]:
+    return [[(answer.start, answer.stop) for answer in segment.answers] for segment in trajectory.segments]
 
 
 @pytest.mark.parametrize("shown", [False, True])
@@ -161,11 +170,11 @@ def test_in_pass_state_tokens_are_just_the_answers_and_the_mark_that_ends_them(
     model: LanguageModel, shown: bool, actions: str
 ) -> None:
     found = 0
-    for trajectory in weather(model, show_admissible=shown, actions=actions):
-        ((segment, ranges),) = zip(trajectory.segments, observation_spans(trajectory, model.codec), strict=True)
+    for trajectory in weather(model, Form(show_admissible=shown), actions):
+        ((segment, ranges),) = zip(trajectory.segments, answers_of(trajectory), strict=True)
         texts = [model.codec.decode(segment.token_ids[start : stop - 1].tolist()) for start, stop in ranges]
         answers = [s.next_observation.text for s in trajectory.transitions[:-1]]  # the last one is never fed
-        assert texts == [text for text in answers if text]
+        assert texts == answers, "an empty answer is the mark that ends it"
         ending = model.codec.marks["commands" if shown else "action"]
         assert all(segment.token_ids[stop - 1] == ending for _, stop in ranges)
         covered = {i for start, stop in ranges for i in range(start, stop - 1)}
@@ -177,13 +186,13 @@ def test_in_pass_state_tokens_are_just_the_answers_and_the_mark_that_ends_them(
 
 
 def test_the_steps_layout_has_no_state_tokens_in_its_own_pass(model: LanguageModel) -> None:
-    for trajectory in weather(model, layout="steps"):
-        assert observation_spans(trajectory, model.codec) == [[]] * 5
+    for trajectory in weather(model, Form("steps")):
+        assert answers_of(trajectory) == [[]] * 5
 
 
 def test_policy_positions_point_at_the_sampled_tokens(model: LanguageModel) -> None:
     for layout in ("concat", "steps"):
-        for trajectory in weather(model, layout=layout):
+        for trajectory in weather(model, Form(layout)):
             rows = policy_rows(trajectory, np.arange(1.0, 6.0), "token_mean")
             steps = trajectory.transitions
             chosen = [
@@ -214,9 +223,9 @@ def test_policy_positions_point_at_the_sampled_tokens(model: LanguageModel) -> N
 
 @pytest.mark.parametrize("form", [Form(), Form("steps", history=2), Form("steps", history=1, show_admissible=True)])
 def test_auxiliary_pairs_hold_one_transition_each_and_begin_with_their_mark(model: LanguageModel, form: Form) -> None:
-    trajectories, codec, marks = weather(model), model.codec, model.codec.marks
+    trajectories, codec, marks, wording = weather(model), model.codec, model.codec.marks, wording_of(model, form)
     steps = [s for t in trajectories for s in t.transitions]
-    states, inverses = state_pairs(trajectories, codec, form), inverse_pairs(trajectories, codec, form)
+    states, inverses = state_pairs(trajectories, wording), inverse_pairs(trajectories, wording)
     assert len(states) == len(inverses) == len(steps) == 20
     for s, state, inverse in zip(steps, states, inverses, strict=True):
         command, answer = codec.encode(s.action.text), codec.encode(s.next_observation.text)
@@ -234,7 +243,7 @@ def test_auxiliary_pairs_hold_one_transition_each_and_begin_with_their_mark(mode
 def test_history_stands_in_the_auxiliary_prompts_of_the_steps_layout_alone(model: LanguageModel) -> None:
     trajectories, observation = weather(model), model.codec.marks["observation"]
     turns = {
-        form: [pair.prompt.count(observation) for pair in state_pairs(trajectories, model.codec, form)][:5]
+        form: [pair.prompt.count(observation) for pair in state_pairs(trajectories, wording_of(model, form))][:5]
         for form in (Form(), Form("steps", history=2), Form("steps", history=0))
     }
     assert list(turns.values()) == [[1] * 5, [1, 2, 3, 3, 3], [1] * 5]
@@ -243,15 +252,14 @@ def test_history_stands_in_the_auxiliary_prompts_of_the_steps_layout_alone(model
 @pytest.mark.parametrize("repeated", [False, True])
 @pytest.mark.parametrize("shown", [False, True])
 def test_in_pass_pairs_are_what_the_policys_own_rows_predict(model: LanguageModel, shown: bool, repeated: bool) -> None:
-    trajectories = weather(model, show_admissible=shown, repeat_task=repeated, actions="free")
     form = Form(show_admissible=shown, repeat_task=repeated, in_pass=True)
-    pairs = iter(state_pairs(trajectories, model.codec, form))
+    trajectories = weather(model, form, "free")
+    pairs = iter(state_pairs(trajectories, wording_of(model, form)))
     for trajectory in trajectories:
-        (segment,), (ranges,) = trajectory.segments, observation_spans(trajectory, model.codec)
+        (segment,), (ranges,) = trajectory.segments, answers_of(trajectory)
         ours = [next(pairs) for _ in trajectory.transitions][:-1]  # the last answer is not in the segment
-        told = [pair for pair in ours if len(pair.target) > 1]
-        assert [(len(p.prompt), len(p.prompt) + len(p.target)) for p in told] == ranges
-        for pair, (start, stop) in zip(told, ranges, strict=True):
+        assert [(len(p.prompt), len(p.prompt) + len(p.target)) for p in ours] == ranges
+        for pair, (start, stop) in zip(ours, ranges, strict=True):
             assert segment.token_ids[:stop].tolist() == [*pair.prompt, *pair.target]
             assert len(pair.prompt) == start
     assert next(pairs, None) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ import torch
 
 from envrl.config.schema import ModelConfig
 from envrl.errors import UserError
+from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
-from envrl.rollout.runner import Clock, PlaySettings, batches, play_model, play_script, to_action
+from envrl.rollout.runner import batches, play_model, play_script
 from envrl.rollout.sampler import Draft
 from envrl.rollout.scripts import make_script
+from envrl.rollout.seats import Clock, PlaySettings
+from envrl.rollout.wording import Form
 from envrl.types import Observation, Step, Task, Trajectory
 
 MOVES = ("climb down", "climb up", "climb up two", "wait")
@@ -57,29 +61,42 @@ def model() -> LanguageModel:
 
 
 SETTINGS = PlaySettings(max_steps=8, temperature=1.3, response_tokens=6)
-LAYOUTS = {
-    "concat": SETTINGS,
-    "concat, list shown": replace(SETTINGS, show_admissible=True),
-    "concat, task repeated": replace(SETTINGS, repeat_task=True),
-    "steps": replace(SETTINGS, layout="steps"),
-    "steps, list shown": replace(SETTINGS, layout="steps", show_admissible=True, history=1),
-    "steps without history": replace(SETTINGS, layout="steps", history=0),
-    "free": replace(SETTINGS, actions="free"),
-    "free steps": replace(SETTINGS, actions="free", layout="steps"),
+FORMS = {
+    "concat": Form(),
+    "concat, list shown": Form(show_admissible=True),
+    "concat, task repeated": Form(repeat_task=True),
+    "steps": Form("steps"),
+    "steps, list shown": Form("steps", show_admissible=True, history=1),
+    "steps without history": Form("steps", history=0),
+    "free": Form(),
+    "free steps": Form("steps"),
 }
 
 
-def play(model: LanguageModel, settings: PlaySettings, *, seed: int = 0, members: int = 3) -> list[Trajectory]:
-    tasks = [task for task in Ladder().tasks("train") for _ in range(members)]
-    return play_model(model, Ladder, tasks, [*range(members)] * (len(tasks) // members), settings, seed=seed)
+def settings_of(name: str) -> PlaySettings:
+    return replace(SETTINGS, actions="free" if "free" in name else "admissible")
+
+
+def plain(model: LanguageModel, *arguments: Any, **options: Any) -> list[Trajectory]:
+    """Play in the layout `concat`."""
+    return play_model(model, wording_of(model, Form()), *arguments, **options)
+
+
+def play(model: LanguageModel, name: str, *, seed: int = 0, members: int = 3) -> list[Trajectory]:
+    tasks, wording = [task for task in Ladder().tasks("train") for _ in range(members)], wording_of(model, FORMS[name])
+    played = [*range(members)] * (len(tasks) // members)
+    clock = Clock()
+    found = play_model(model, wording, Ladder, tasks, played, settings_of(name), seed=seed, clock=clock)
+    assert clock.mismatches == 0
+    return found
 
 
 @pytest.fixture(scope="module")
 def played(model: LanguageModel) -> dict[str, list[Trajectory]]:
-    return {name: play(model, settings) for name, settings in LAYOUTS.items()}
+    return {name: play(model, name) for name in FORMS}
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", FORMS)
 def test_the_model_over_a_segment_gives_the_logprobs_that_were_recorded(
     name: str, model: LanguageModel, played: dict[str, list[Trajectory]]
 ) -> None:
@@ -92,7 +109,7 @@ def test_the_model_over_a_segment_gives_the_logprobs_that_were_recorded(
                 action = trajectory.transitions[span.step].action
                 for place, allowed in enumerate(action.allowed):
                     position = span.start + place
-                    row = logits[position - 1] / LAYOUTS[name].temperature
+                    row = logits[position - 1] / SETTINGS.temperature
                     among = row if allowed is None else row[list(allowed)]
                     logprob = float(row[int(segment.token_ids[position])] - among.logsumexp(-1))
                     worst, seen = max(worst, abs(logprob - action.logprobs[place])), seen + 1
@@ -100,7 +117,7 @@ def test_the_model_over_a_segment_gives_the_logprobs_that_were_recorded(
     assert worst < 1e-4
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", FORMS)
 def test_what_was_sampled_is_what_is_trained_on(
     name: str, model: LanguageModel, played: dict[str, list[Trajectory]]
 ) -> None:
@@ -111,7 +128,7 @@ def test_what_was_sampled_is_what_is_trained_on(
             action = trajectory.transitions[span.step].action
             assert segment.token_ids[span.start : span.stop].tolist() == list(action.token_ids)
             assert len(action.token_ids) == len(action.logprobs) == len(action.allowed) == span.stop - span.start
-            assert to_action(draft_of(action.token_ids), model.codec).text == action.text
+            assert wording_of(model, FORMS[name]).read(draft_of(action.token_ids)).text == action.text
         for segment in trajectory.segments:
             assert len(segment.token_ids) == segment.spans[-1].stop, "nothing is fed behind the last response"
 
@@ -122,9 +139,9 @@ def test_concat_is_one_segment_of_observations_and_responses_in_turn(
 ) -> None:
     for trajectory in played[name]:
         expected: list[int] = []
-        task = f"climb {trajectory.task.seed} rungs up" if LAYOUTS[name].repeat_task else ""
+        task = f"climb {trajectory.task.seed} rungs up" if FORMS[name].repeat_task else ""
         for step in trajectory.transitions:
-            expected += observation_ids(model.codec, step.observation, LAYOUTS[name].show_admissible, task)
+            expected += observation_ids(model.codec, step.observation, FORMS[name].show_admissible, task)
             expected += step.action.token_ids
         assert len(trajectory.segments) == 1
         assert trajectory.segments[0].token_ids.tolist() == expected
@@ -134,7 +151,7 @@ def test_concat_is_one_segment_of_observations_and_responses_in_turn(
 def test_steps_is_a_segment_a_step_with_the_task_and_the_last_turns(
     name: str, model: LanguageModel, played: dict[str, list[Trajectory]]
 ) -> None:
-    settings = LAYOUTS[name]
+    settings = FORMS[name]
     for trajectory in played[name]:
         steps = trajectory.transitions
         assert [len(segment.spans) for segment in trajectory.segments] == [1] * len(steps)
@@ -167,7 +184,7 @@ def test_the_steps_prompt_by_hand(model: LanguageModel) -> None:
     )
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", FORMS)
 def test_episodes_end_for_the_right_reason(name: str, played: dict[str, list[Trajectory]]) -> None:
     for trajectory in played[name]:
         steps = trajectory.transitions
@@ -207,15 +224,15 @@ def test_episodes_do_not_depend_on_their_order_or_company(
     chosen = [11, 0, 5, 7]
     tasks = [played[name][i].task for i in chosen]
     members = [played[name][i].member for i in chosen]
-    again = play_model(model, Ladder, tasks, members, LAYOUTS[name], seed=0)
+    again = play_model(model, wording_of(model, FORMS[name]), Ladder, tasks, members, settings_of(name), seed=0)
     assert commands(again) == commands([played[name][i] for i in chosen])
 
 
 def test_seed_and_update_change_what_is_drawn_and_nothing_else_does(model: LanguageModel) -> None:
-    first, tasks = commands(play(model, SETTINGS)), Ladder().tasks("train")
-    assert commands(play(model, SETTINGS)) == first
-    assert commands(play(model, SETTINGS, seed=1)) != first
-    updates = [play_model(model, Ladder, tasks, [0] * 4, SETTINGS, seed=0, update=u) for u in (0, 1)]
+    first, tasks = commands(play(model, "concat")), Ladder().tasks("train")
+    assert commands(play(model, "concat")) == first
+    assert commands(play(model, "concat", seed=1)) != first
+    updates = [plain(model, Ladder, tasks, [0] * 4, SETTINGS, seed=0, update=u) for u in (0, 1)]
     assert commands(updates[0]) == first[::3]
     assert commands(updates[1]) != commands(updates[0])
 
@@ -225,9 +242,10 @@ def test_seed_and_update_change_what_is_drawn_and_nothing_else_does(model: Langu
 def test_a_full_context_ends_an_episode_before_it_overflows(layout: str, actions: str) -> None:
     shape = ModelConfig(hidden_size=32, layers=2, heads=2, vocabulary=330, context=90)
     small = build_model(shape, TEXTS, seed=2)
-    settings = replace(SETTINGS, max_steps=40, layout=layout, actions=actions, show_admissible=layout == "steps")
+    settings = replace(SETTINGS, max_steps=40, actions=actions)
+    wording = wording_of(small, Form(layout, show_admissible=layout == "steps"))
     task = Ladder().tasks("train")[3]
-    for trajectory in play_model(small, Ladder, [task] * 4, range(4), settings, seed=0):
+    for trajectory in play_model(small, wording, Ladder, [task] * 4, range(4), settings, seed=0):
         longest = max((len(segment.token_ids) for segment in trajectory.segments), default=0)
         assert longest <= 90
         if trajectory.stop_reason == "context":
@@ -245,7 +263,9 @@ def test_a_full_context_ends_an_episode_before_it_overflows(layout: str, actions
 def test_an_episode_whose_first_prompt_does_not_fit_is_empty() -> None:
     shape = ModelConfig(hidden_size=32, layers=2, heads=2, vocabulary=330, context=16)
     small = build_model(shape, TEXTS, seed=2)
-    (trajectory,) = play_model(small, Ladder, Ladder().tasks("train")[:1], [0], SETTINGS, seed=0)
+    (trajectory,) = play_model(
+        small, wording_of(small, Form()), Ladder, Ladder().tasks("train")[:1], [0], SETTINGS, seed=0
+    )
     assert (trajectory.stop_reason, trajectory.transitions, trajectory.segments) == ("context", (), ())
     assert not trajectory.success
 
@@ -256,7 +276,9 @@ def test_an_episode_goes_on_while_prompt_and_longest_response_just_fit(response_
         shape = ModelConfig(hidden_size=32, layers=2, heads=2, vocabulary=330, context=context)
         settings = replace(SETTINGS, max_steps=2, response_tokens=response_tokens)
         small = build_model(shape, TEXTS, seed=2)
-        (played,) = play_model(small, lambda: Ladder(("wait a while",)), [task], [0], settings, seed=0)
+        (played,) = play_model(
+            small, wording_of(small, Form()), lambda: Ladder(("wait a while",)), [task], [0], settings, seed=0
+        )
         command = len(played.transitions[0].action.token_ids)
         return played.stop_reason, len(played.transitions), len(played.segments[0].token_ids) - command
 
@@ -271,8 +293,12 @@ def test_an_episode_goes_on_while_prompt_and_longest_response_just_fit(response_
 
 
 def test_a_world_that_lists_no_commands_is_played_freely(model: LanguageModel) -> None:
-    listless = play_model(model, lambda: Ladder(None), Ladder().tasks("train"), [0] * 4, SETTINGS, seed=0)
-    free = play_model(model, Ladder, Ladder().tasks("train"), [0] * 4, LAYOUTS["free"], seed=0)
+    listless = play_model(
+        model, wording_of(model, Form()), lambda: Ladder(None), Ladder().tasks("train"), [0] * 4, SETTINGS, seed=0
+    )
+    free = play_model(
+        model, wording_of(model, Form()), Ladder, Ladder().tasks("train"), [0] * 4, settings_of("free"), seed=0
+    )
     assert commands(listless) == commands(free)
     assert all(allowed is None for t in listless for s in t.transitions for allowed in s.action.allowed)
     assert all(step.admissible for t in listless for step in t.transitions), "where none is listed, none is wrong"
@@ -289,7 +315,9 @@ def test_restricted_play_is_admissible_and_free_play_mostly_is_not(played: dict[
 def test_rewards_are_scaled(model: LanguageModel) -> None:
     tasks = list(Ladder().tasks("train"))[:1]
     plain, scaled = (
-        play_model(model, Ladder, tasks * 4, range(4), replace(SETTINGS, reward_scale=scale), seed=0)
+        play_model(
+            model, wording_of(model, Form()), Ladder, tasks * 4, range(4), replace(SETTINGS, reward_scale=scale), seed=0
+        )
         for scale in (1.0, 10.0)
     )
     assert sum(t.total_reward for t in plain) > 0
@@ -299,7 +327,7 @@ def test_rewards_are_scaled(model: LanguageModel) -> None:
 def test_every_turn_can_be_interrupted_and_the_worlds_time_is_told_apart(model: LanguageModel) -> None:
     calls: list[None] = []
     clock = Clock()
-    trajectories = play_model(
+    trajectories = plain(
         model, Ladder, Ladder().tasks("train"), [0] * 4, SETTINGS, seed=0, clock=clock, poll=lambda: calls.append(None)
     )
     assert len(calls) == max(len(t.transitions) for t in trajectories)
@@ -329,12 +357,12 @@ RESPONSES = {
 @pytest.mark.parametrize("name", RESPONSES)
 def test_what_a_response_is_taken_for(name: str, model: LanguageModel) -> None:
     parts, text, well_formed, imagined = RESPONSES[name]
-    codec = model.codec
+    codec, reader = model.codec, wording_of(model, Form())
     ids = [i for part in parts for i in ([codec.marks[part]] if part in codec.marks else codec.encode(part))]
-    action = to_action(draft_of(ids), codec)
+    action = reader.read(draft_of(ids))
     assert (action.text, action.well_formed, action.imagined) == (text, well_formed, imagined)
     assert action.token_ids == tuple(ids)
-    listed = to_action(Draft(None, ids, [0.0] * len(ids), [(i, 0) for i in ids]), codec)
+    listed = reader.read(Draft({}, ids, [0.0] * len(ids), [(i, 0) for i in ids]))
     assert not listed.imagined, "a command drawn from the world's own list imagines nothing"
 
 

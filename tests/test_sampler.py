@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from envrl.config.schema import ModelConfig
+from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout import sampler as module
-from envrl.rollout.auxiliary import Pair
 from envrl.rollout.formats import action_ids
 from envrl.rollout.predict import predict_targets
 from envrl.rollout.randomness import key_of
 from envrl.rollout.sampler import Draft, Sampler
 from envrl.rollout.trie import Commands, Node, build_trie
+from envrl.rollout.wording import Form, Pair
 from envrl.types import Observation, Template
 
 ROOMS = ("drawer 1", "drawer 2", "shelf 1", "shelf 12", "fridge 1")
@@ -34,7 +35,11 @@ def model() -> LanguageModel:
 
 
 def new_sampler(model: LanguageModel, slots: int, temperature: float = 1.0, most: int = 12) -> Sampler:
-    return Sampler(model, slots, temperature, most)
+    return Sampler(model, slots, temperature, most, frozenset({model.codec.marks["end"]}))
+
+
+def commands_of(model: LanguageModel) -> Commands:
+    return Commands(model.codec, wording_of(model, Form()))
 
 
 def keys_of(count: int, update: int = 0) -> NDArray[np.uint64]:
@@ -42,7 +47,7 @@ def keys_of(count: int, update: int = 0) -> NDArray[np.uint64]:
 
 
 def trie_of(model: LanguageModel, commands: Sequence[str] = COMMANDS) -> Node:
-    trie = Commands(model.codec).trie(Observation("", tuple(commands)))
+    trie = commands_of(model).trie(Observation("", tuple(commands)))
     assert trie is not None
     return trie
 
@@ -359,7 +364,7 @@ def test_a_long_chunk_among_short_ones_is_not_what_all_are_padded_to(
 def test_predictions_are_greedy_up_to_the_first_mark(model: LanguageModel) -> None:
     texts = [prompt(model, part) for part in PARTS[:3]]
     unlike, too_long = Pair(texts[0], ()), Pair((*texts[0], *model.codec.encode("x" * 250)), ())
-    found = predict_targets(model, [*(Pair(text, ()) for text in texts), too_long, unlike], max_tokens=8)
+    found = predict_targets(model, [*(Pair(text, ()) for text in texts), too_long, unlike], frozenset(), max_tokens=8)
     for text, predicted in zip([*texts, texts[0]], [*found[:3], found[4]], strict=True):
         ids = list(text)
         while len(ids) < len(text) + 8:
@@ -391,7 +396,7 @@ def sequences(node: Node, before: tuple[int, ...] = ()) -> list[tuple[int, ...]]
 def test_free_words_are_those_of_the_template_in_their_order(model: LanguageModel) -> None:
     words = list(dict.fromkeys(SEARCH.words))
     chosen = [[word for bit, word in enumerate(words) if number >> bit & 1] for number in range(1, 1 << len(words))]
-    graph = Commands(model.codec).trie(Observation("", ("look", "search"), templates=(SEARCH,)))
+    graph = commands_of(model).trie(Observation("", ("look", "search"), templates=(SEARCH,)))
     assert graph is not None
     texts = Counter(model.codec.decode(way[:-1]) for way in sequences(graph))
     assert set(texts) == {"look", "search", *(f"search[{' '.join(some)}]" for some in chosen)}
@@ -402,14 +407,14 @@ def test_free_words_are_those_of_the_template_in_their_order(model: LanguageMode
 def test_free_words_are_spelled_as_a_demonstration_spells_them(model: LanguageModel, before: str) -> None:
     """A blank in front of a word is part of the word's first token, which is one of its own for `cup` here."""
     search = Template(before, ("cup", "oak", "mug", "x-large"), "]")
-    graph = Commands(model.codec).trie(Observation("", (), templates=(search,)))
+    graph = commands_of(model).trie(Observation("", (), templates=(search,)))
     assert graph is not None
     assert action_ids(model.codec, f"{before}cup mug x-large]") in sequences(graph)
 
 
 def test_what_can_follow_in_the_same_way_is_one_node(model: LanguageModel) -> None:
     many = Template("search[", tuple(f"w{'abcdefghijklmnopqrstuvwxyz'[n]}" for n in range(26)), "]")
-    graph = Commands(model.codec).trie(Observation("", (), templates=(many,)))
+    graph = commands_of(model).trie(Observation("", (), templates=(many,)))
     assert graph is not None
     nodes: dict[int, Node] = {}
     waiting = [graph]
@@ -422,7 +427,7 @@ def test_what_can_follow_in_the_same_way_is_one_node(model: LanguageModel) -> No
 
 
 def test_a_drawn_response_follows_the_template(model: LanguageModel) -> None:
-    sampler, commands = new_sampler(model, 6), Commands(model.codec)
+    sampler, commands = new_sampler(model, 6), commands_of(model)
     offered = Observation("", ("look",), templates=(SEARCH,))
     drafts = drawn(sampler.sample([prompt(model, "x")] * 6, [commands.trie(offered)] * 6, keys_of(6), 0))
     for draft in drafts:

@@ -24,10 +24,11 @@ from envrl.config.load import load_recipe
 from envrl.config.schema import Config
 from envrl.envs.registry import register_env
 from envrl.errors import RunError, UserError
-from envrl.eval.split import play_settings
+from envrl.eval.split import form_of, play_settings, wording_of
 from envrl.models.checkpoints import verify_checkpoint
 from envrl.models.load import build_model, load_model
 from envrl.rollout.runner import play_model
+from envrl.rollout.wording import Form
 from envrl.trainer.batch import build_batch, draw_episodes, draw_tasks
 from envrl.trainer.checkpoint import load_state
 from envrl.trainer.demonstrations import auxiliary_rows, demonstrate, imitation_rows
@@ -215,12 +216,14 @@ def test_demonstrations_are_written_as_episodes_are_played(rollout: dict[str, An
     env, task = Boxes(), Boxes().tasks("train")[1]
     demonstration = demonstrate(env, task, config, 0)
     wanted = [step.action.text for step in demonstration.trajectory.transitions]
+    wording, settings = wording_of(model, form_of(config)), play_settings(config, 1.0)
     (played,) = [
         trajectory
-        for trajectory in play_model(model, Boxes, [task] * 400, range(400), play_settings(config, 1.0), seed=0)
+        for trajectory in play_model(model, wording, Boxes, [task] * 400, range(400), settings, seed=0)
         if [step.action.text for step in trajectory.transitions] == wanted
     ][:1]
-    rows = imitation_rows(demonstration, model.codec, config)
+    rows = imitation_rows(demonstration, wording, config)
+    assert rows is not None
     assert [row.token_ids.tolist() for row in rows] == [segment.token_ids.tolist() for segment in played.segments]
     for row, segment in zip(rows, played.segments, strict=True):
         sampled = [place for span in segment.spans for place in range(span.start, span.stop)]
@@ -232,9 +235,10 @@ def test_separate_rows_of_the_warm_start_have_their_mark_whatever_form_rl_takes(
         warm_start={"state_weight": 0.2, "state_rows": "separate", "inverse_weight": 0.1, "fraction": 1.0},
         objective={"state_weight": 0.2, "state_rows": "in_pass"},
     )
-    codec = build_model(config.model, ["Open box 1. You see 1, 2, 3, 4, nothing."], seed=0).codec
+    model = build_model(config.model, ["Open box 1. You see 1, 2, 3, 4, nothing."], seed=0)
+    codec = model.codec
     demonstrations = [demonstrate(Boxes(), task, config, 0) for task in Boxes().tasks("train")[:3]]
-    rows = auxiliary_rows(demonstrations, codec, config, 0)
+    rows = auxiliary_rows(demonstrations, wording_of(model, form_of(config)), config, 0)
     steps = sum(len(d.trajectory.transitions) for d in demonstrations)
     first = [int(row.token_ids[0]) for row in rows]
     assert first == [codec.marks["state"]] * steps + [codec.marks["inverse"]] * steps
@@ -391,10 +395,11 @@ def test_placebo_and_true_rows_differ_in_their_targets_alone(tmp_path: Path) -> 
     run = train(true, tmp_path / "run")
     model = load_model(run / "checkpoints" / "latest")
     tasks = [task for task in Boxes().tasks("train")[:3] for _ in range(4)]
-    played = play_model(model, Boxes, tasks, [0, 1, 2, 3] * 3, play_settings(true, 1.0), seed=0, update=1)
+    wording = wording_of(model, Form())
+    played = play_model(model, wording, Boxes, tasks, [0, 1, 2, 3] * 3, play_settings(true, 1.0), seed=0, update=1)
     prompts, targets = [], []
     for config in (true, placebo):
-        rows = [r for r in build_batch(played, config, model.codec, 1).rows if r.terms[0].component == "inverse"]
+        rows = [r for r in build_batch(played, config, wording, 1).rows if r.terms[0].component == "inverse"]
         starts = [int(row.terms[0].positions_T[0]) for row in rows]
         prompts.append([row.token_ids[:start].tolist() for row, start in zip(rows, starts, strict=True)])
         targets.append([tuple(row.token_ids[start:].tolist()) for row, start in zip(rows, starts, strict=True)])
@@ -411,11 +416,12 @@ def test_in_pass_the_state_fraction_is_a_share_of_the_episodes(tmp_path: Path) -
     whole = tiny(objective=objective, train={"updates": 0}, eval=QUICK)
     model = load_model(train(whole, tmp_path / "run") / "checkpoints" / "latest")
     tasks = [task for task in Boxes().tasks("train")[:3] for _ in range(4)]
-    played = play_model(model, Boxes, tasks, [0, 1, 2, 3] * 3, play_settings(whole, 1.0), seed=0, update=1)
+    wording = wording_of(model, Form())
+    played = play_model(model, wording, Boxes, tasks, [0, 1, 2, 3] * 3, play_settings(whole, 1.0), seed=0, update=1)
 
     def origins(component: str, share: float, update: int = 1) -> list[str]:
         config = replace(whole, objective=replace(whole.objective, state_fraction=share))
-        rows = build_batch(played, config, model.codec, update).rows
+        rows = build_batch(played, config, wording_of(model, form_of(config)), update).rows
         return [row.origin for row in rows if any(term.component == component for term in row.terms)]
 
     everything = origins("state", 1.0)

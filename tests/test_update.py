@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from boxes import Boxes, tiny
 from envrl.config.schema import Config
 from envrl.errors import RunError
-from envrl.eval.split import play_settings
+from envrl.eval.split import form_of, play_settings, wording_of
 from envrl.models.load import LanguageModel, build_model, save_model
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.runner import play_model
@@ -45,12 +45,19 @@ def play(model: LanguageModel, config: Config, tasks: int = 4) -> list[Trajector
     chosen = [task for task in Boxes().tasks("train")[:tasks] for _ in range(config.rollout.group_size)]
     members = [i % config.rollout.group_size for i in range(len(chosen))]
     return play_model(
-        model, Boxes, chosen, members, play_settings(config, config.rollout.temperature), seed=0, update=1
+        model,
+        wording_of(model, form_of(config)),
+        Boxes,
+        chosen,
+        members,
+        play_settings(config, config.rollout.temperature),
+        seed=0,
+        update=1,
     )
 
 
 def make_rows(model: LanguageModel, config: Config) -> list[Row]:
-    return build_batch(play(model, config), config, model.codec, 1).rows
+    return build_batch(play(model, config), config, wording_of(model, form_of(config)), 1).rows
 
 
 def gradient(model: LanguageModel) -> torch.Tensor:

@@ -86,10 +86,16 @@ class Action:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     allowed: tuple[tuple[int, ...] | None, ...] = ()
-    well_formed: bool = True
-    """False where the response held no command in the prompt format's form."""
+    fault: str = ""
+    """Why the response held no command in the prompt format's form (docs/prompts.md), empty where it did."""
     imagined: bool = False
     """True where the response went on to write an observation of its own."""
+    summary: str = ""
+    """What the policy wrote down for its own later turns, where the form asks for that."""
+
+    @property
+    def well_formed(self) -> bool:
+        return not self.fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens `start:stop` of a segment are the sampled tokens of step `step`."""
+    """Tokens `start:stop` of a segment belong to step `step`."""
 
     step: int
     start: int
@@ -124,6 +130,8 @@ class Segment:
 
     token_ids: IntArray
     spans: tuple[Span, ...]
+    answers: tuple[Span, ...] = ()
+    """The tokens that the world gave as its answer to a step of this segment, where they stand in it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,7 @@ def _check_learning(config: Config) -> None:
             "rollout.repeat_task = true needs rollout.layout = 'concat': every prompt of the layout 'steps' begins "
             "with the task already"
         )
+    _check_format(config)
     warm = config.warm_start
     if warm.noise > 0 and warm.demonstrator == "walkthrough":
         raise UserError(
@@ -104,6 +105,29 @@ def _check_learning(config: Config) -> None:
             "objective.placebo needs objective.state_rows = 'separate': in the policy's own pass no target can "
             "be exchanged"
         )
+
+
+def _check_format(config: Config) -> None:
+    rollout, model = config.rollout, config.model
+    if rollout.format == "marks":
+        if rollout.summary or rollout.prompt_tokens:
+            key = "summary = true" if rollout.summary else f"prompt_tokens = {rollout.prompt_tokens}"
+            raise UserError(f"rollout.{key} is for chats; set rollout.format to one of them, or leave it out")
+        return
+    chat = f"rollout.format = '{rollout.format}' is a chat"
+    if not model.path and not model.chat_template:
+        raise UserError(
+            f"{chat}, and a model built from scratch has no chat template: set model.chat_template = 'chatml'"
+        )
+    if rollout.repeat_task:
+        raise UserError(f"{chat}, whose prompts say the task themselves: set rollout.repeat_task = false")
+    if rollout.actions == "admissible" and (rollout.format != "action" or rollout.summary):
+        raise UserError(
+            f"{chat} in which the model writes more than its command, so sampling cannot be restricted to the "
+            "admissible commands: set rollout.actions = 'free', or rollout.format = 'action'"
+        )
+    if rollout.summary and rollout.layout != "steps":
+        raise UserError("rollout.summary = true needs rollout.layout = 'steps': a chat that goes on shows every turn")
 
 
 def _needs_whole_episodes(section: str) -> UserError:

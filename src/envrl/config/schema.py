@@ -10,6 +10,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+STATE_QUESTION = "What does the world answer? Write its next observation, word for word."
+INVERSE_QUESTION = "Which command did you give? Write the command alone."
+
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Rate = Annotated[float, Meta(gt=0.0, le=1.0)]
@@ -42,6 +45,7 @@ class EnvConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     path: str = ""  # a folder that transformers loads; empty: build `preset` from scratch
+    chat_template: Literal["", "chatml"] = ""  # for chat formats: the tokenizer's own | a built-in one in its place
     preset: str = "tiny"  # a network and tokenizer built from scratch on the world's training texts
     hidden_size: Positive = 128  # preset only: width
     layers: Annotated[int, Meta(ge=2)] = 4  # preset only: the first is a short convolution, the others attend
@@ -76,19 +80,24 @@ class WarmStartConfig:
 class RolloutConfig:
     tasks: Positive = 16  # tasks an update
     group_size: Positive = 8  # episodes of each
+    slots: Count = 0  # episodes played at a time, the next one taking the slot of one that ends; 0: all of an update
     max_steps: Count = 0  # steps after which a training episode is cut off; 0: env.max_steps, as in evaluation
     temperature: Annotated[float, Meta(ge=0.01)] = 1.0  # of sampling
     top_k: Count = 0  # sampling is narrowed to the most likely tokens, this many; 0: off
     top_p: Rate = 1.0  # and of these to the fewest that hold this share of their probability; 1: off
+    format: str = "marks"  # our marks | chats (docs/prompts.md): tags, action, react, json, plan
     layout: Literal["concat", "steps"] = "concat"  # the whole episode is one sequence | every step is its own
     history: Count = 2  # steps layout: earlier turns in the prompt
+    summary: bool = False  # steps layout of a chat: the model sums up for its own later turns what is not shown
+    prompt_tokens: Count = 0  # of a chat: longest prompt, beyond which its oldest turns are cut; 0: the context
     actions: Literal["admissible", "free"] = "admissible"  # sampling restricted to the admissible commands | any text
     show_admissible: bool = False  # put the admissible commands in the prompt
     repeat_task: bool = False  # concat layout: put the task's sentence behind every observation
     response_tokens: Positive = 24  # longest response; restricted sampling ends with its command
     reward: Literal["world", "success"] = "world"  # training learns from the world's rewards | from 1 for a win alone
     reward_scale: AboveZero = 1.0  # these are multiplied by this
-    invalid_penalty: NonNegative = 0.0  # taken from a step whose command the world would not accept
+    invalid_penalty: NonNegative = 0.0  # taken from an invalid step
+    invalid: Literal["command", "form"] = "command"  # one whose command is not accepted | whose response is malformed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +123,8 @@ class ObjectiveConfig:
     deduplicate: bool = True  # equal transitions of an update make one row (separate rows)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the state and inverse weights
     schedule_updates: Count = 0  # T_max of the schedule; 0: train.updates
+    state_question: str = STATE_QUESTION  # of a chat: what asks for the next observation
+    inverse_question: str = INVERSE_QUESTION  # of a chat: what asks for the command between two observations
     placebo: bool = False  # state and inverse targets are exchanged among transitions (docs/algorithms/envrl.md)
 
 

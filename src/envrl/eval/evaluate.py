@@ -16,7 +16,7 @@ from envrl.errors import UserError, suggest
 from envrl.eval.data import warn_of_other_data
 from envrl.eval.split import env_maker, evaluate_script, evaluate_split
 from envrl.models.checkpoints import MANIFEST, latest_checkpoint, verify_checkpoint
-from envrl.models.load import LanguageModel, find_device, load_model
+from envrl.models.load import LanguageModel, find_device, load_policy
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.scripts import SCRIPTS
 
@@ -64,7 +64,7 @@ def evaluate(
     if found.run:
         warn_of_other_data(found.run, config.env.name, world, config.eval.split)
     prepare_torch(config.train.threads)
-    model = None if found.script else load_model(found.folder, _device(config))
+    model = None if found.script else load_policy(found.folder, config, _device(config))
     return [_record(found, model, make_env, name, config, episodes or 0) for name in config.eval.split]
 
 

@@ -15,10 +15,11 @@ import torch
 from envrl.envs.protocol import TextEnv
 from envrl.models.forward import logits_of, row_states
 from envrl.models.load import LanguageModel
-from envrl.rollout.auxiliary import Form, Pair, inverse_pairs, state_pairs
+from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.randomness import key_of
 from envrl.rollout.runner import play_script
 from envrl.rollout.scripts import HasExpert, make_script
+from envrl.rollout.wording import Pair, Wording
 from envrl.types import Task, Trajectory, Transition
 
 _BUDGET = 16384
@@ -57,7 +58,7 @@ def score_targets(
         longest = len(pairs[order[-1]].prompt) + len(pairs[order[-1]].target)
         batch = [order.pop() for _ in range(min(len(order), max(1, _BUDGET // longest)))]
         poll()
-        ids = torch.full((len(batch), longest), model.codec.marks["pad"], dtype=torch.long)
+        ids = torch.full((len(batch), longest), model.codec.pad, dtype=torch.long)
         for row, index in enumerate(batch):
             tokens = (*pairs[index].prompt, *pairs[index].target)
             ids[row, : len(tokens)] = torch.tensor(tokens)
@@ -89,7 +90,7 @@ def names_action(step: Transition) -> bool:
 
 
 def probe(
-    model: LanguageModel, trajectories: Sequence[Trajectory], form: Form, poll: Callable[[], None] = lambda: None
+    model: LanguageModel, wording: Wording, trajectories: Sequence[Trajectory], poll: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
     """Return state_nll (nats a token), the shares of whole answers and whole commands that greedy decoding gets right.
 
@@ -98,8 +99,8 @@ def probe(
     steps = [step for trajectory in trajectories for step in trajectory.transitions]
     if not steps:
         return {}
-    states = score_targets(model, state_pairs(trajectories, model.codec, form), poll)
-    inverse = score_targets(model, inverse_pairs(trajectories, model.codec, form), poll)
+    states = score_targets(model, state_pairs(trajectories, wording), poll)
+    inverse = score_targets(model, inverse_pairs(trajectories, wording), poll)
     unnamed = [score for step, score in zip(steps, inverse, strict=True) if not names_action(step)]
     result = {
         "state_nll": -sum(s.logprob for s in states) / sum(s.tokens for s in states),

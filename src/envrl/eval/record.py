@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,13 +18,15 @@ def success_summary(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
 
 
 def action_rates(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Return the rates of well-formed, admissible and observation-imagining actions among all actions."""
+    """Return the rates of well-formed, admissible and observation-imagining actions, and of each fault met."""
     steps = [step for trajectory in trajectories for step in trajectory.transitions]
     count = max(len(steps), 1)
+    faults = Counter(step.action.fault for step in steps if step.action.fault)
     return {
         "valid_action_rate": sum(step.action.well_formed for step in steps) / count,
         "admissible_action_rate": sum(step.admissible for step in steps) / count,
         "imagined_observation_rate": sum(step.action.imagined for step in steps) / count,
+        **{f"fault/{fault.replace(' ', '_')}": faults[fault] / count for fault in sorted(faults)},
     }
 
 

@@ -15,9 +15,13 @@ from envrl.envs.settings import WorldSettings, set_maker
 from envrl.eval.probe import probe, probe_episodes
 from envrl.eval.record import action_rates, success_summary, summarize
 from envrl.models.load import LanguageModel
-from envrl.rollout.auxiliary import Form
-from envrl.rollout.runner import Clock, PlaySettings, batches, play_model, play_script
+from envrl.models.template import ChatTemplate, stops_of
+from envrl.rollout.chats import ChatWording
+from envrl.rollout.marks import MarksWording
+from envrl.rollout.runner import batches, play_model, play_script
 from envrl.rollout.scripts import make_script
+from envrl.rollout.seats import Clock, PlaySettings
+from envrl.rollout.wording import MARKS, Form, Wording
 from envrl.types import Task, Trajectory
 
 BATCH = 128
@@ -43,12 +47,9 @@ def play_settings(config: Config, temperature: float, actions: str | None = None
     return PlaySettings(
         max_steps=config.env.max_steps,
         temperature=temperature,
-        layout=rollout.layout,
-        history=rollout.history,
         actions=actions or rollout.actions,
-        show_admissible=rollout.show_admissible,
-        repeat_task=rollout.repeat_task,
         response_tokens=rollout.response_tokens,
+        slots=rollout.slots,
     )
 
 
@@ -65,13 +66,32 @@ def training_settings(config: Config) -> PlaySettings:
     )
 
 
-def auxiliary_form(config: Config) -> Form:
-    """Return the form of the recipe's state and inverse rows."""
+def form_of(config: Config) -> Form:
+    """Return what a recipe writes of an episode."""
     rollout, objective, warm = config.rollout, config.objective, config.warm_start
     in_pass = (objective.state_rows if objective.state_weight else warm.state_rows) == "in_pass" and (
         objective.state_weight > 0 or warm.state_weight > 0
     )
-    return Form(rollout.layout, rollout.history, rollout.show_admissible, rollout.repeat_task, in_pass)
+    return Form(
+        layout=rollout.layout,
+        history=rollout.history,
+        show_admissible=rollout.show_admissible,
+        repeat_task=rollout.repeat_task,
+        in_pass=in_pass,
+        format=rollout.format,
+        summary=rollout.summary,
+        prompt_tokens=rollout.prompt_tokens,
+        state_question=objective.state_question,
+        inverse_question=objective.inverse_question,
+    )
+
+
+def wording_of(model: LanguageModel, form: Form) -> Wording:
+    """Return what writes episodes for a model; raises `UserError` where its tokenizer cannot write the form."""
+    if form.format == MARKS:
+        return MarksWording(model.codec, form, model.context)
+    template = ChatTemplate(model.codec, stops_of(model.network, model.codec))
+    return ChatWording(template, form, model.context)
 
 
 def evaluate_split(
@@ -85,13 +105,13 @@ def evaluate_split(
 ) -> tuple[dict[str, Any], list[Trajectory]]:
     """Return the line of eval.jsonl for a split (its first `episodes` tasks, 0: all) and the trajectories behind it."""
     began, clock = time.perf_counter(), Clock()
-    env = make_env()
+    env, wording = make_env(), wording_of(model, form_of(config))
     tasks = list(env.tasks(split))
     chosen = tasks[:episodes] if episodes else tasks
 
     def play(some: Sequence[Task], actions: str) -> list[Trajectory]:
         settings = play_settings(config, config.eval.temperature, actions)
-        return _play_tasks(model, make_env, some, settings, config.eval.seed, clock, poll)
+        return _play_tasks(model, wording, make_env, some, settings, config.eval.seed, clock, poll)
 
     played = play(chosen, config.rollout.actions)
     record: dict[str, Any] = {"split": split, **summarize(played)}
@@ -103,7 +123,7 @@ def evaluate_split(
         record["free/episodes"] = len(free)
     if config.eval.probe_episodes:
         scripted = probe_episodes(env, tasks, config.eval.probe_episodes, config.env.max_steps, config.eval.seed)
-        record |= probe(model, scripted, auxiliary_form(config), poll)
+        record |= probe(model, wording, scripted, poll)
     record["seconds"] = {"total": time.perf_counter() - began, "env": clock.env}
     return record, played
 
@@ -125,6 +145,7 @@ def evaluate_script(
 
 def _play_tasks(
     model: LanguageModel,
+    wording: Wording,
     make_env: Callable[[], TextEnv],
     tasks: Sequence[Task],
     settings: PlaySettings,
@@ -136,5 +157,7 @@ def _play_tasks(
     played: list[Trajectory] = []
     for part in batches(len(tasks), BATCH):
         chosen = [tasks[i] for i in part]
-        played += play_model(model, make_env, chosen, [0] * len(chosen), settings, seed=seed, clock=clock, poll=poll)
+        played += play_model(
+            model, wording, make_env, chosen, [0] * len(chosen), settings, seed=seed, clock=clock, poll=poll
+        )
     return played

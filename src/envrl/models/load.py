@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from envrl.config.schema import ModelConfig
+from envrl.config.schema import Config, ModelConfig
 from envrl.errors import UserError, suggest
 from envrl.models.forward import admit, longest_sequence, vocabulary_size
+from envrl.models.template import CHATML, CHATML_TOKENS
 from envrl.models.tiny import PRESETS, build_tiny
 from envrl.models.tokenizer import MARKS, Codec, train_tokenizer
 
@@ -66,6 +67,8 @@ def build_model(config: ModelConfig, texts: Sequence[str], seed: int, device: st
     if config.preset not in PRESETS:
         raise UserError(f"unknown model.preset '{config.preset}'{suggest(config.preset, PRESETS)}")
     tokenizer = train_tokenizer(texts, config.vocabulary, config.context, config.phrases)
+    if config.chat_template:
+        _add_chat_template(tokenizer)
     codec = Codec(tokenizer)
     network = build_tiny(config, len(codec), codec.marks["pad"], codec.marks["end"], seed)
     return _ready(LanguageModel(network, codec), device)
@@ -81,10 +84,19 @@ def check_model_folder(folder: str | Path) -> Path:
     return path
 
 
-def load_model(folder: str | Path, device: str = "cpu") -> LanguageModel:
+def load_policy(folder: str | Path, config: Config, device: str = "") -> LanguageModel:
+    """Load the model of a recipe, ready for its prompt format, on its device or another one."""
+    marks, device = config.rollout.format == "marks", device or config.train.device
+    return load_model(folder, device, marks=marks, chat_template=config.model.chat_template)
+
+
+def load_model(
+    folder: str | Path, device: str = "cpu", *, marks: bool = True, chat_template: str = ""
+) -> LanguageModel:
     """Load a folder that `transformers` wrote, ours or any causal language model's; raises `UserError` if it cannot.
 
-    A tokenizer that lacks our marks gets them as new special tokens, with new rows in the embedding.
+    With `marks` a tokenizer that lacks ours gets them as new special tokens, and with `chat_template` ("chatml") that
+    template and its tokens; the embedding gets new rows for them.
     """
     path = check_model_folder(folder)
     try:
@@ -95,12 +107,25 @@ def load_model(folder: str | Path, device: str = "cpu") -> LanguageModel:
     tokenizer.split_special_tokens = True
     for name in ("is_local", "local_files_only"):  # how it was loaded is no part of what is saved
         tokenizer.init_kwargs.pop(name, None)
-    missing = [mark for mark in MARKS.values() if mark not in tokenizer.get_vocab()]
-    if missing:
-        tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
+    if marks:
+        _add_tokens(tokenizer, MARKS.values())
+    if chat_template:
+        _add_chat_template(tokenizer)
     if len(tokenizer) > vocabulary_size(network):
         network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return _ready(LanguageModel(network, Codec(tokenizer)), device)
+
+
+def _add_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer the one chat template that ships, `chatml`."""
+    _add_tokens(tokenizer, CHATML_TOKENS)
+    tokenizer.chat_template = CHATML
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> None:
+    missing = [token for token in tokens if token not in tokenizer.get_vocab()]
+    if missing:
+        tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
 
 
 def _load_network(path: Path) -> PreTrainedModel:

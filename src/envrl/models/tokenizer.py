@@ -13,6 +13,8 @@ from functools import lru_cache
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+Ids = tuple[int, ...]
+
 MARKS = {
     "pad": "<|pad|>",
     "task": "<|task|>",
@@ -85,20 +87,38 @@ def train_tokenizer(
 
 
 class Codec:
-    """Text to ids and back, and the ids of the marks; texts seen before are not encoded again."""
+    """Text to ids and back; texts seen before are not encoded again.
+
+    `marks` are the ids of our marks, empty for a tokenizer that has none (a chat model's own); `pad` fills rows.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
-        self.marks = {key: vocabulary[mark] for key, mark in MARKS.items()}
+        known = all(mark in vocabulary for mark in MARKS.values())
+        self.marks = {key: vocabulary[mark] for key, mark in MARKS.items()} if known else {}
         self.mark_ids = frozenset(self.marks.values())
+        fills = (self.marks.get("pad"), tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        self.pad = next(i for i in fills if isinstance(i, int))
         self.encode = lru_cache(maxsize=200_000)(self._encode)
+        self.encode_special = lru_cache(maxsize=20_000)(self._encode_special)
 
-    def _encode(self, text: str) -> tuple[int, ...]:
+    def _encode(self, text: str) -> Ids:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
+    def _encode_special(self, text: str) -> Ids:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False))
+
+    def tokens_within(self, text: str, start: int, stop: int) -> tuple[int, int]:
+        """Return the range of `encode_special(text)`'s tokens that hold characters `start:stop` of it."""
+        offsets = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True
+        )["offset_mapping"]
+        inside = [number for number, (begin, end) in enumerate(offsets) if begin < stop and end > start]
+        return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids; marks are left out."""
+        """Return the text of ids; our marks are left out, other special tokens are written."""
         plain = [i for i in ids if i not in self.mark_ids]
         return str(self.tokenizer.decode(plain, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 

@@ -13,7 +13,7 @@ from envrl.envs.protocol import TextEnv
 from envrl.rollout.formats import task_text
 from envrl.rollout.prompts import Message, PromptFormat
 from envrl.rollout.randomness import key_of
-from envrl.rollout.runner import SET_ASIDE
+from envrl.rollout.seats import SET_ASIDE
 from envrl.types import Action, Observation, Task, Trajectory, Transition
 
 
@@ -125,7 +125,7 @@ def _act(response: str, form: PromptFormat, tally: Tally) -> Action:
     parsed = form.parse(response)
     if parsed.fault:
         tally.faults[parsed.fault] += 1
-    return Action(parsed.command, well_formed=not parsed.fault, imagined=parsed.fault == "imagined observation")
+    return Action(parsed.command, fault=parsed.fault, imagined=parsed.fault == "imagined observation")
 
 
 def _step(worlds: VectorEnv, episodes: list[_Episode], actions: list[tuple[int, Action]], tally: Tally) -> None:

@@ -7,6 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Choices = tuple[int, ...] | None
+"""The ids that a token may be drawn from; None: the whole vocabulary."""
+
 _NONE = -1e29
 """Log-probs below are those of padding."""
 
@@ -38,3 +41,26 @@ def choose(logprobs: Tensor, numbers: NDArray[np.float64]) -> Tensor:
     index = torch.searchsorted(cumulative, targets, right=True)[:, 0]
     last = logprobs.shape[1] - 1 - (logprobs > _NONE).flip(-1).int().argmax(-1)
     return torch.minimum(index, last)
+
+
+def padded(choices: list[Choices], logits: Tensor) -> Tensor | None:
+    """Return each row's choices (n, most choices), -1 beyond its own; None where all have the whole vocabulary."""
+    vocabulary = logits.shape[1]
+    if all(choice is None for choice in choices):
+        return None
+    lengths = [vocabulary if choice is None else len(choice) for choice in choices]
+    ids = np.full((len(choices), max(lengths)), -1, dtype=np.int64)
+    for row, (choice, length) in enumerate(zip(choices, lengths, strict=True)):
+        ids[row, :length] = np.arange(vocabulary) if choice is None else choice
+    return torch.from_numpy(ids).to(logits.device)
+
+
+def chosen(choices: list[Choices], stays: Tensor, ids: Tensor | None) -> list[Choices]:
+    """Return those of each row's choices that stay; `ids` are the choices as `padded` gives them."""
+    rows, columns = (part.cpu().numpy() for part in stays.nonzero(as_tuple=True))
+    tokens = columns if ids is None else ids.cpu().numpy()[rows, columns]
+    ends = np.searchsorted(rows, np.arange(1, len(choices)))
+    return [
+        None if choice is None and len(left) == stays.shape[1] else tuple(left.tolist())
+        for choice, left in zip(choices, np.split(tokens, ends), strict=True)
+    ]

@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING
 from envrl.types import Observation
 
 if TYPE_CHECKING:
-    from envrl.models.tokenizer import Codec
+    from envrl.models.tokenizer import Codec, Ids
 
 _BANNER = re.compile(r"\A-= Welcome to TextWorld, ALFRED! =-\s*")
 _TASK = re.compile(r"Your task is to: (.+)|Instruction: \[SEP\] (.+?) \[SEP\]")  # household games | WebShop
-
-Ids = tuple[int, ...]
 
 
 def trim(text: str) -> str:

@@ -12,11 +12,21 @@ from typing import NamedTuple
 
 from envrl.errors import UserError, suggest
 from envrl.rollout.formats import trim
-from envrl.rollout.responses import Parsed, parse_bare, parse_json, parse_plan, parse_react, parse_think
+from envrl.rollout.responses import (
+    Parsed,
+    parse_bare,
+    parse_json,
+    parse_plan,
+    parse_react,
+    parse_summary,
+    parse_think,
+)
 from envrl.types import Observation
 
 NO_COMMAND = "(none: the answer was not in the form that was asked for)"
 """What the history shows in place of a command where the response was at fault."""
+SEEN = "What you see now:\n"
+"""What stands before an observation."""
 
 
 class Message(NamedTuple):
@@ -44,24 +54,89 @@ class PromptFormat:
         history: Sequence[tuple[Observation, str]],
         observation: Observation,
         show_admissible: bool = True,
+        summary: str = "",
     ) -> tuple[Message, ...]:
         """Return the chat of one turn: a user message with the task, the last turns, the observation, its commands.
 
         `history` holds (observation, command), oldest first; the command is empty where a response was at fault.
+        `summary` is what the model wrote down for itself in the turns before.
         """
-        text = trim(observation.text)
-        parts = ["You act in a world that is described in words. Every turn you give it one command."]
-        if task != text:
-            parts.append(f"Your task: {task}")
-        if history:
-            parts.append("Your last turns, oldest first:")
-            parts += [f"Observation: {trim(seen.text)}\nCommand: {said or NO_COMMAND}" for seen, said in history]
-        parts.append(f"What you see now:\n{text}")
-        if show_admissible and observation.admissible is not None:
-            listed = (*map(str, observation.templates), *observation.admissible)
-            own = ", where <words> stands for words of your own" if observation.templates else ""
-            parts.append("\n".join([f"The commands that the world accepts now, one a line{own}:", *listed]))
-        return (Message("user", "\n\n".join([*parts, self.asks])),)
+        parts = _situation(task, history, observation, summary)
+        return (_user(*parts, *_commands(observation, show_admissible), self.asks),)
+
+    def follow_up(self, observation: Observation, show_admissible: bool = True) -> tuple[Message, ...]:
+        """Return what a chat that goes on says after the model's response."""
+        return (_user(_seen(observation), *_commands(observation, show_admissible)),)
+
+
+def state_messages(
+    task: str,
+    history: Sequence[tuple[Observation, str]],
+    observation: Observation,
+    command: str,
+    question: str,
+    summary: str = "",
+) -> tuple[Message, ...]:
+    """Return the chat that asks what the world answers to a command; the response is the next observation."""
+    parts = _situation(task, history, observation, summary)
+    return (_user(*parts, f"Your command now: {command or NO_COMMAND}", question),)
+
+
+def inverse_messages(
+    task: str,
+    history: Sequence[tuple[Observation, str]],
+    observation: Observation,
+    following: Observation,
+    question: str,
+    summary: str = "",
+) -> tuple[Message, ...]:
+    """Return the chat that asks for the command between two observations; the response is the command."""
+    after = f"What you see after your next command:\n{trim(following.text)}"
+    return (_user(*_situation(task, history, observation, summary), after, question),)
+
+
+def _user(*parts: str) -> Message:
+    return Message("user", "\n\n".join(parts))
+
+
+def _situation(
+    task: str, history: Sequence[tuple[Observation, str]], observation: Observation, summary: str
+) -> list[str]:
+    parts = ["You act in a world that is described in words. Every turn you give it one command."]
+    if task != trim(observation.text):
+        parts.append(f"Your task: {task}")
+    if summary:
+        parts.append(f"Your summary of what came before:\n{summary}")
+    if history:
+        parts.append("Your last turns, oldest first:")
+        parts += [f"Observation: {trim(seen.text)}\nCommand: {said or NO_COMMAND}" for seen, said in history]
+    return [*parts, _seen(observation)]
+
+
+def _seen(observation: Observation) -> str:
+    return f"{SEEN}{trim(observation.text)}"
+
+
+def _commands(observation: Observation, show: bool) -> list[str]:
+    if not show or observation.admissible is None:
+        return []
+    listed = (*map(str, observation.templates), *observation.admissible)
+    own = ", where <words> stands for words of your own" if observation.templates else ""
+    return ["\n".join([f"The commands that the world accepts now, one a line{own}:", *listed])]
+
+
+def with_summary(form: PromptFormat) -> PromptFormat:
+    """Return the format in which the model first sums up, for its own later turns, what it will need to know."""
+    asks = (
+        "First write between <summary> and </summary> what you will need to know in later turns: it takes the place of "
+        "all turns that are not shown any more. Behind it goes your answer.\n"
+    )
+    return PromptFormat(
+        form.name,
+        asks + form.asks,
+        lambda response: parse_summary(response, form.parse),
+        lambda thought, command: f"<summary></summary>{form.write(thought, command)}",
+    )
 
 
 def find_format(name: str) -> PromptFormat:

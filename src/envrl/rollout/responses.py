@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 from unicodedata import category
 
@@ -16,7 +17,8 @@ FAULTS = {
     "no action": "no command where the form has one",
     "no thought": "no thought in its marks before the action",
     "no plan": "no plan in its tags before the action",
-    "unclosed": "a tag is opened and not closed, as where the response was cut off at its longest",
+    "no summary": "no summary in its tags before everything else, where one is asked for",
+    "unclosed": "a tag is opened and not closed, or the response was cut off at its longest",
     "several actions": "more than one action",
     "imagined observation": "behind the action it writes the world's answer itself: Observation …, You …",
     "text after the action": "behind the action it goes on with anything else",
@@ -32,10 +34,11 @@ _IMAGINED = re.compile(r"<?[Oo]bservation\b|You\s")
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """The command that a response holds, or the fault (a key of `FAULTS`) for which it holds none."""
+    """The command that a response holds, or the fault (a key of `FAULTS`) for which it holds none; maybe a summary."""
 
     command: str = ""
     fault: str = ""
+    summary: str = ""
 
 
 def parse_bare(response: str) -> Parsed:
@@ -91,6 +94,20 @@ def parse_json(response: str) -> Parsed:
         case {"name": "act", "arguments": {"command": str(command), **others}, **rest} if not others and not rest:
             return _command(command, after=after, more="{" in after)
     return Parsed(fault="wrong fields")
+
+
+def parse_summary(response: str, parse: Callable[[str], Parsed]) -> Parsed:
+    """Read `<summary>…</summary>` and behind it what `parse` reads."""
+    text = response.strip()
+    if not text:
+        return Parsed(fault="empty")
+    before, opened, rest = text.partition("<summary>")
+    if before or not opened:
+        return Parsed(fault="no summary")
+    summary, closed, rest = rest.partition("</summary>")
+    if not closed:
+        return Parsed(fault="unclosed")
+    return replace(parse(rest), summary=summary.strip())
 
 
 def _tagged(response: str, lead: str, missing: str) -> Parsed:

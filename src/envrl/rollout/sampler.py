@@ -13,12 +13,11 @@ from torch import Tensor
 from envrl.models.forward import chunk_states, logits_of, restricted_logits, state_width
 from envrl.models.load import LanguageModel
 from envrl.models.slots import SlotCache
-from envrl.rollout.draw import choose, kept, narrowed
+from envrl.rollout.draw import Choices, choose, chosen, kept, narrowed, padded
+from envrl.rollout.meter import Meter
 from envrl.rollout.passes import plan_passes
 from envrl.rollout.randomness import uniforms
 from envrl.rollout.trie import Node
-
-Choices = tuple[int, ...] | None
 
 
 @dataclass(slots=True)
@@ -58,7 +57,7 @@ class _Slot:
 class Sampler:
     """Samples responses for many sequences at once, each in a slot of the cache.
 
-    A free response ends with one of `stops`, ids or sequences of ids (default: the closing mark), or after
+    A free response ends with one of `stops`, ids or sequences of ids, or after
     `max_tokens`; tokens that a trie leaves no choice about are taken without running the network. Each token is drawn
     from the model's distribution at `temperature` (0: the most likely token), narrowed to the `top_k` most likely
     choices (0: all), and of these to the fewest that hold `top_p` of their mass.
@@ -70,15 +69,17 @@ class Sampler:
         slots: int,
         temperature: float,
         max_tokens: int,
-        stops: Collection[int | tuple[int, ...]] = (),
+        stops: Collection[int | tuple[int, ...]],
         *,
         top_k: int = 0,
         top_p: float = 1.0,
+        meter: Meter | None = None,
     ) -> None:
         self.model = model
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.max_tokens = max_tokens
-        sequences = [(stop,) if isinstance(stop, int) else stop for stop in stops or (model.codec.marks["end"],)]
+        self._meter = meter or Meter()
+        sequences = [(stop,) if isinstance(stop, int) else stop for stop in stops]
         self._stops = {last: [s for s in sequences if s[-1] == last] for last in {s[-1] for s in sequences}}
         weight = next(model.network.parameters())
         self._cache = SlotCache(model.network.config, slots, weight.dtype, weight.device)
@@ -90,6 +91,10 @@ class Sampler:
     def length(self, slot: int) -> int:
         """Return how many tokens a slot's sequence holds, those not fed yet included."""
         return len(self._slots[slot].fed) + len(self._slots[slot].pending)
+
+    def is_open(self, slot: int) -> bool:
+        """Return whether a response is under way in a slot."""
+        return self._slots[slot].open
 
     def ends_with(self, slot: int, ids: Sequence[int], last: int = 4096) -> bool:
         """Return whether a slot's sequence is as long as `ids` and its `last` tokens are theirs.
@@ -126,7 +131,9 @@ class Sampler:
         while (waiting := [number for number, slot in enumerate(self._slots) if slot.open]) and (
             enough is None or len(closed) < enough
         ):
-            self._draw(waiting, self._feed(waiting))
+            states = self._feed(waiting)
+            with self._meter.part("draw"):
+                self._draw(waiting, states)
             closed |= {
                 number: draft
                 for number in waiting
@@ -150,7 +157,7 @@ class Sampler:
 
     @torch.no_grad()
     def _feed(self, waiting: list[int]) -> Tensor:
-        """Run the pending tokens of these slots; return the logits (len(waiting), vocabulary) that follow them."""
+        """Run the pending tokens of these slots; return the states (len(waiting), width) of the last ones."""
         weight = next(self.model.network.parameters())
         states = weight.new_zeros(len(self._slots), state_width(self.model.network))
         fresh = [slot for slot in waiting if not self._slots[slot].fed]
@@ -162,7 +169,7 @@ class Sampler:
             states[list(twins)] = states[list(twins.values())]
         if rest := [slot for slot in waiting if slot not in leaders]:
             self._run(list(range(len(self._slots))), rest, states)
-        return logits_of(self.model.network, states[waiting])
+        return states[waiting]
 
     def _begin(self, fresh: list[int]) -> dict[int, int]:
         """Return for each of these empty slots the one that is to be run for it: equal sequences are run once.
@@ -211,30 +218,32 @@ class Sampler:
     def _pass(self, parts: list[list[int]], slots: list[int]) -> Tensor:
         """Run one chunk a slot; return its hidden states (slots, longest, width)."""
         counts = [len(part) for part in parts]
-        ids = np.full((len(parts), max(counts)), self.model.codec.marks["pad"], dtype=np.int64)
+        ids = np.full((len(parts), max(counts)), self.model.codec.pad, dtype=np.int64)
         for row, part in enumerate(parts):
             ids[row, : len(part)] = part
         some = None if len(slots) == len(self._slots) else self._tensor(slots)
         chunk = torch.from_numpy(ids).to(self.model.device)
-        return chunk_states(self.model.network, self._cache, chunk, self._tensor(counts), some)
+        with self._meter.a_pass(counts):
+            return chunk_states(self.model.network, self._cache, chunk, self._tensor(counts), some)
 
     def _tensor(self, numbers: Sequence[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self.model.device)
 
     @torch.no_grad()
-    def _draw(self, waiting: list[int], logits: Tensor) -> None:
-        """Draw one token for each slot from its logits, then take what its trie leaves no choice about."""
+    def _draw(self, waiting: list[int], states: Tensor) -> None:
+        """Draw one token for each slot behind its state, then take what its trie leaves no choice about."""
+        logits = logits_of(self.model.network, states)
         slots = [self._slots[number] for number in waiting]
         drafts = [slot.draft for slot in slots if slot.draft is not None]
         choices: list[Choices] = [None if draft.node is None else tuple(draft.node) for draft in drafts]
-        ids = _padded(choices, logits)
+        ids = padded(choices, logits)
         if ids is not None:
             logits = restricted_logits(logits, ids)
         greedy = self.temperature == 0
         logprobs = (logits if greedy else logits / self.temperature).log_softmax(-1)
         if not greedy and (self.top_k or self.top_p < 1):
             stays = kept(logprobs, self.top_k, self.top_p)
-            logprobs, choices = narrowed(logprobs, stays), _chosen(choices, stays, ids)
+            logprobs, choices = narrowed(logprobs, stays), chosen(choices, stays, ids)
         index = logprobs.argmax(-1) if greedy else choose(logprobs, self._numbers(slots))
         tokens = (index if ids is None else ids.gather(1, index[:, None])[:, 0]).tolist()
         found = logprobs.gather(1, index[:, None])[:, 0].tolist()
@@ -264,26 +273,3 @@ class Sampler:
         turns = np.array([slot.turn for slot in slots], dtype=np.uint64)
         places = np.array([len(slot.draft.token_ids) if slot.draft is not None else 0 for slot in slots])
         return uniforms(keys, turns, places)
-
-
-def _padded(choices: list[Choices], logits: Tensor) -> Tensor | None:
-    """Return each row's choices (n, most choices), -1 beyond its own; None where all have the whole vocabulary."""
-    vocabulary = logits.shape[1]
-    if all(choice is None for choice in choices):
-        return None
-    lengths = [vocabulary if choice is None else len(choice) for choice in choices]
-    ids = np.full((len(choices), max(lengths)), -1, dtype=np.int64)
-    for row, (choice, length) in enumerate(zip(choices, lengths, strict=True)):
-        ids[row, :length] = np.arange(vocabulary) if choice is None else choice
-    return torch.from_numpy(ids).to(logits.device)
-
-
-def _chosen(choices: list[Choices], stays: Tensor, ids: Tensor | None) -> list[Choices]:
-    """Return those of each row's choices that stay; None still stands for the whole vocabulary."""
-    rows, columns = (part.cpu().numpy() for part in stays.nonzero(as_tuple=True))
-    tokens = columns if ids is None else ids.cpu().numpy()[rows, columns]
-    ends = np.searchsorted(rows, np.arange(1, len(choices)))
-    return [
-        None if choice is None and len(left) == stays.shape[1] else tuple(left.tolist())
-        for choice, left in zip(choices, np.split(tokens, ends), strict=True)
-    ]

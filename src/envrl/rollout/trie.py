@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from envrl.models.tokenizer import Codec
-from envrl.rollout.formats import action_ids
+from envrl.models.tokenizer import Codec, Ids
 from envrl.types import Observation, Template
 
+if TYPE_CHECKING:
+    from envrl.rollout.wording import Wording
+
 Node = dict[int, "Node"]  # the next tokens and where they lead; a leaf is empty
-Ids = tuple[int, ...]
 
 
 def build_trie(sequences: Sequence[Sequence[int]]) -> Node:
@@ -33,12 +35,12 @@ class FreeWords:
     the last; where a word ends, any later one or the last part may begin.
     """
 
-    def __init__(self, codec: Codec, template: Template) -> None:
+    def __init__(self, codec: Codec, template: Template, end: int) -> None:
         words = tuple(dict.fromkeys(template.words))
         before = template.before.rstrip(" ")  # a blank belongs to the token behind it, as the tokenizer has it
         self._first = [codec.encode(template.before[len(before) :] + word) for word in words]
         self._later = [codec.encode(f" {word}") for word in words]
-        self._end = (*codec.encode(template.after), codec.marks["end"])
+        self._end = (*codec.encode(template.after), end)
         self.start: tuple[Ids, int | None] = (codec.encode(before), -1)
         self.longest = len(self.start[0]) + sum(map(len, self._later)) + len(self._end)
 
@@ -81,14 +83,14 @@ def build_graph(sequences: Sequence[Ids], templates: Sequence[FreeWords]) -> Nod
 class Commands:
     """What an observation accepts, in tokens: its `trie`, None for nothing, and the tokens of its `longest` command.
 
-    What was asked before is not built again.
+    The wording says what a command is as a response. What was asked before is not built again.
     """
 
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
+    def __init__(self, codec: Codec, wording: Wording) -> None:
+        self._respond = wording.respond
         self._tries = lru_cache(maxsize=20_000)(self._trie)
         self._lengths = lru_cache(maxsize=20_000)(self._longest)
-        self._template = lru_cache(maxsize=20_000)(lambda template: FreeWords(codec, template))
+        self._template = lru_cache(maxsize=20_000)(lambda template: FreeWords(codec, template, wording.end))
 
     def trie(self, observation: Observation) -> Node | None:
         return self._tries(observation.admissible or (), _with_words(observation))
@@ -97,13 +99,13 @@ class Commands:
         return self._lengths(observation.admissible or (), _with_words(observation))
 
     def _trie(self, admissible: tuple[str, ...], templates: tuple[Template, ...]) -> Node | None:
-        sequences = [action_ids(self._codec, command) for command in admissible]
+        sequences = [self._respond(command) for command in admissible]
         if templates:
             return build_graph(sequences, [self._template(template) for template in templates])
         return build_trie(sequences) if sequences else None
 
     def _longest(self, admissible: tuple[str, ...], templates: tuple[Template, ...]) -> int:
-        lengths = [len(action_ids(self._codec, command)) for command in admissible]
+        lengths = [len(self._respond(command)) for command in admissible]
         return max([*lengths, *(self._template(template).longest for template in templates)], default=0)
 
 

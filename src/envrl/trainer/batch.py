@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,18 +12,21 @@ from numpy.typing import NDArray
 
 from envrl.config.schema import Config, ObjectiveConfig
 from envrl.errors import RunError
-from envrl.eval.split import auxiliary_form
-from envrl.models.tokenizer import Codec
 from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.placebo import derange
 from envrl.objective.schedule import weight_at
-from envrl.rollout.auxiliary import Pair, inverse_pairs, observation_spans, state_pairs
+from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.randomness import key_of
-from envrl.rollout.runner import SET_ASIDE
+from envrl.rollout.seats import SET_ASIDE
+from envrl.rollout.wording import Pair, Wording
 from envrl.samples.rows import pair_rows, policy_rows
 from envrl.trainer.demonstrations import sample_share
-from envrl.types import Row, Task, Trajectory
+from envrl.types import Row, Task, Trajectory, Transition
 
+_VALID: dict[str, Callable[[Transition], bool]] = {
+    "command": lambda step: step.admissible and bool(step.action.text),
+    "form": lambda step: step.action.well_formed,
+}
 _KNOBS = {"baseline", "std", "gamma", "step_weight", "step_norm"}
 
 
@@ -86,7 +89,8 @@ def step_advantages(trajectories: Sequence[Trajectory], config: Config) -> list[
     estimator = ESTIMATORS[objective.estimator]
     settings: dict[str, Any] = {name: getattr(objective, name) for name in _KNOBS if name in estimator.knobs}
     penalty = config.rollout.invalid_penalty
-    penalties = [[0.0 if s.admissible else penalty for s in t.transitions] for t in trajectories] if penalty else None
+    valid = _VALID[config.rollout.invalid]
+    penalties = [[0.0 if valid(s) else penalty for s in t.transitions] for t in trajectories] if penalty else None
     return estimator(
         [[step.reward for step in t.transitions] for t in trajectories],
         [[step.observation.text for step in t.transitions] for t in trajectories],
@@ -96,7 +100,7 @@ def step_advantages(trajectories: Sequence[Trajectory], config: Config) -> list[
     )
 
 
-def build_batch(trajectories: Sequence[Trajectory], config: Config, codec: Codec, update: int) -> UpdateBatch:
+def build_batch(trajectories: Sequence[Trajectory], config: Config, wording: Wording, update: int) -> UpdateBatch:
     """Return the rows that an update is made of; which auxiliary rows is a function of (seed, update)."""
     objective = config.objective
     weights = aux_weights(objective, update, config.train.updates)
@@ -107,24 +111,25 @@ def build_batch(trajectories: Sequence[Trajectory], config: Config, codec: Codec
     for number, (trajectory, advantages_S) in enumerate(
         zip(trajectories, step_advantages(trajectories, config), strict=True)
     ):
-        ranges = observation_spans(trajectory, codec) if number in predicted else None
-        rows += policy_rows(trajectory, advantages_S, objective.aggregation, ranges)
+        ranges = [[(a.start, a.stop) for a in segment.answers] for segment in trajectory.segments]
+        rows += policy_rows(trajectory, advantages_S, objective.aggregation, ranges if number in predicted else None)
     figures: dict[str, float] = {f"weight/{name}": weight for name, weight in weights.items()}
     figures["rows/policy"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
     if weights.get("state", 0.0) > 0 and not in_pass:
-        rows += _auxiliary("state", state_pairs(trajectories, codec, auxiliary_form(config)), config, update, figures)
+        rows += _auxiliary("state", state_pairs(trajectories, wording), wording.context, config, update, figures)
     if weights.get("inverse", 0.0) > 0:
-        rows += _auxiliary(
-            "inverse", inverse_pairs(trajectories, codec, auxiliary_form(config)), config, update, figures
-        )
+        rows += _auxiliary("inverse", inverse_pairs(trajectories, wording), wording.context, config, update, figures)
     return UpdateBatch(rows, figures)
 
 
-def _auxiliary(name: str, pairs: list[Pair], config: Config, update: int, figures: dict[str, float]) -> list[Row]:
+def _auxiliary(
+    name: str, pairs: list[Pair], context: int, config: Config, update: int, figures: dict[str, float]
+) -> list[Row]:
     """Return the rows of one auxiliary loss: no repeats, a share of them, exchanged targets for the placebo."""
     objective = config.objective
     if objective.deduplicate:
         pairs = list(dict.fromkeys(pairs))
+    pairs = [pair for pair in pairs if len(pair.prompt) + len(pair.target) <= context]
     fraction = objective.state_fraction if name == "state" else objective.inverse_fraction
     pairs = sample_share(pairs, fraction, key_of(config.seed, update, name))
     if objective.placebo:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -12,15 +12,16 @@ import numpy as np
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
-from envrl.eval.split import auxiliary_form
-from envrl.models.tokenizer import Codec
-from envrl.rollout.auxiliary import inverse_pairs, state_pairs
-from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
+from envrl.rollout.auxiliary import inverse_pairs, separate_state_pairs
+from envrl.rollout.formats import task_text, trim
+from envrl.rollout.prompts import find_format
 from envrl.rollout.randomness import key_of
 from envrl.rollout.runner import Script, play_script
 from envrl.rollout.scripts import has_script, make_script, random_script
+from envrl.rollout.transcript import write_segments
+from envrl.rollout.wording import MARKS, Wording
 from envrl.samples.rows import pair_rows
-from envrl.types import Observation, Row, Task, Term, Trajectory
+from envrl.types import Observation, Row, Span, Task, Term, Trajectory
 
 T = TypeVar("T")
 
@@ -93,36 +94,27 @@ def collect(
     return found
 
 
-def imitation_rows(demonstration: Demonstration, codec: Codec, config: Config) -> list[Row]:
-    """Return the rows of one demonstration: its commands as `imitation`, the world's answers as `state` if weighed."""
-    steps = demonstration.trajectory.transitions
-    rollout = config.rollout
+def imitation_rows(demonstration: Demonstration, wording: Wording, config: Config) -> list[Row] | None:
+    """Return the rows of one demonstration: its commands as `imitation`, the world's answers as `state` if weighed.
+
+    None where it does not fit the model's context: play ends before it overflows, too.
+    """
+    segments = write_segments(wording, demonstration.trajectory.transitions)
+    if segments is None:
+        return None
     in_pass = config.warm_start.state_weight > 0 and config.warm_start.state_rows == "in_pass"
     rows: list[Row] = []
-    ids: list[int] = []
-    targets: list[int] = []
-    answers: list[int] = []
-    task = task_text(steps[0].observation) if steps else ""
-    repeated = task if rollout.repeat_task else ""
-    for number, step in enumerate(steps):
-        if rollout.layout == "steps":
-            past = [(t.observation, t.action.text) for t in steps[max(0, number - rollout.history) : number]]
-            prompt = steps_prompt(codec, task, past, step.observation, rollout.show_admissible)
-        else:
-            prompt = observation_ids(codec, step.observation, rollout.show_admissible, repeated)
-            if number and in_pass:
-                answers += range(len(ids) + 1, len(ids) + 2 + len(codec.encode(trim(step.observation.text))))
-        ids += prompt
-        command = action_ids(codec, step.action.text)
-        if demonstration.imitated[number]:
-            targets += range(len(ids), len(ids) + len(command))
-        ids += command
-        if rollout.layout == "steps" or number == len(steps) - 1:
-            terms = [_counted(name, where) for name, where in (("imitation", targets), ("state", answers)) if where]
-            if terms:
-                rows.append(Row(np.array(ids, dtype=np.int32), tuple(terms), demonstration.trajectory.task.id))
-            ids, targets, answers = [], [], []
+    for segment in segments:
+        targets = _places(span for span in segment.spans if demonstration.imitated[span.step])
+        answers = _places(segment.answers if in_pass else ())
+        terms = [_counted(name, where) for name, where in (("imitation", targets), ("state", answers)) if where]
+        if terms:
+            rows.append(Row(segment.token_ids, tuple(terms), demonstration.trajectory.task.id))
     return rows
+
+
+def _places(spans: Iterable[Span]) -> list[int]:
+    return [place for span in spans for place in range(span.start, span.stop)]
 
 
 def _counted(component: str, positions: Sequence[int]) -> Term:
@@ -130,15 +122,15 @@ def _counted(component: str, positions: Sequence[int]) -> Term:
     return Term(component, np.array(positions, dtype=np.int32), np.ones(count, dtype=np.float32), float(count))
 
 
-def auxiliary_rows(demonstrations: Sequence[Demonstration], codec: Codec, config: Config, seed: int) -> list[Row]:
+def auxiliary_rows(demonstrations: Sequence[Demonstration], wording: Wording, config: Config, seed: int) -> list[Row]:
     """Return the separate state and inverse rows of a share of the transitions (`warm_start.fraction`)."""
-    warm, form = config.warm_start, replace(auxiliary_form(config), in_pass=False)
+    warm = config.warm_start
     trajectories = [d.trajectory for d in demonstrations]
     rows: list[Row] = []
     if warm.state_weight > 0 and warm.state_rows == "separate":
-        rows += pair_rows(sample_share(state_pairs(trajectories, codec, form), warm.fraction, seed), "state")
+        rows += pair_rows(sample_share(separate_state_pairs(trajectories, wording), warm.fraction, seed), "state")
     if warm.inverse_weight > 0:
-        rows += pair_rows(sample_share(inverse_pairs(trajectories, codec, form), warm.fraction, seed + 1), "inverse")
+        rows += pair_rows(sample_share(inverse_pairs(trajectories, wording), warm.fraction, seed + 1), "inverse")
     return rows
 
 
@@ -153,7 +145,8 @@ def sample_share(items: Sequence[T], share: float, seed: int) -> list[T]:
 def world_texts(demonstrations: Sequence[Demonstration], env: TextEnv, config: Config) -> list[str]:
     """Return every observation and command of the demonstrations and of as many random steps: the tokenizer's texts.
 
-    Random play says what no demonstrator would see (the answer to `help`), which else would be spelled in bytes.
+    For a chat format its questions are among them. Random play says what no demonstrator would see (the answer to
+    `help`), which else would be spelled in bytes.
     """
     tasks = [d.trajectory.task for d in demonstrations][:RANDOM_EPISODES]
     tasks = tasks or choose_tasks(env.tasks(config.env.split), config.seed, RANDOM_EPISODES)
@@ -165,4 +158,11 @@ def world_texts(demonstrations: Sequence[Demonstration], env: TextEnv, config: C
         for step in trajectory.transitions:
             texts += [trim(step.observation.text), step.action.text, *(step.observation.admissible or ())]
         texts += [trim(step.next_observation.text) for step in trajectory.transitions[-1:]]
+    if config.rollout.format != MARKS:
+        form = find_format(config.rollout.format)
+        for trajectory in played:
+            for step in trajectory.transitions:
+                past = [(step.observation, step.action.text)]
+                first = task_text(trajectory.transitions[0].observation)
+                texts += [message.content for message in form.messages(first, past, step.observation)]
     return texts

@@ -14,9 +14,11 @@ import numpy as np
 from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted
-from envrl.eval.split import env_maker, evaluate_split, training_settings
+from envrl.eval.record import action_rates
+from envrl.eval.split import env_maker, evaluate_split, form_of, training_settings, wording_of
 from envrl.models.runtime import prepare_torch
-from envrl.rollout.runner import Clock, play_model
+from envrl.rollout.runner import play_model
+from envrl.rollout.seats import Clock
 from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_groups
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
 from envrl.trainer.files import JsonLines
@@ -80,6 +82,7 @@ class Run:
             self.config, state.model, state.optimizer, self.folder, self.stop.poll, self.reporter.say
         )
         self.optimization.guard.skips = state.skips
+        self.wording = wording_of(state.model, form_of(self.config))
         try:
             self._updates(state)
         except Interrupted:
@@ -112,6 +115,7 @@ class Run:
         settings = training_settings(config)
         drawn = play_model(
             state.model,
+            self.wording,
             self.make_env,
             [task for task, _ in episodes],
             [member for _, member in episodes],
@@ -123,15 +127,16 @@ class Run:
         )
         trajectories = whole_groups(drawn, config.rollout.group_size)
         played = time.perf_counter()
-        batch = build_batch(trajectories, config, state.model.codec, number)
+        batch = build_batch(trajectories, config, self.wording, number)
         built = time.perf_counter()
         figures = self.optimization.step(
             batch.rows, aux_weights(config.objective, number, config.train.updates), number
         )
         if number % config.train.trajectories_every == 0 and config.train.trajectories:
             shown = trajectories[: config.train.trajectories * config.rollout.group_size]
-            write_trajectories(self.folder, f"update-{number:06d}", number, shown, state.model, config)
+            write_trajectories(self.folder, f"update-{number:06d}", number, shown, state.model, self.wording, config)
         record = self._record(state, number, trajectories) | batch.figures | figures
+        record["train/token_mismatches"] = clock.mismatches
         if self.make_env.workers:
             record["env/set_aside"] = len(drawn) - len(trajectories)
         done = time.perf_counter()
@@ -171,10 +176,10 @@ class Run:
             "train/return": float(returns.mean()),
             "train/turns": len(steps) / count,
             "train/groups_used": float((returns.max(1) != returns.min(1)).mean()),
-            "train/valid_action_rate": sum(s.action.well_formed for s in steps) / max(len(steps), 1),
-            "train/admissible_action_rate": sum(s.admissible for s in steps) / max(len(steps), 1),
-            "train/imagined_observation_rate": sum(s.action.imagined for s in steps) / max(len(steps), 1),
+            **{f"train/{name}": rate for name, rate in action_rates(trajectories).items()},
             "train/context_full": sum(t.stop_reason == "context" for t in trajectories) / count,
+            "train/segments": sum(len(t.segments) for t in trajectories) / count,
+            "train/retokenized_rate": sum(self.wording.rewrites(s.action) for s in steps) / max(len(steps), 1),
         }
 
     def _evaluation_due(self, update: int) -> bool:
@@ -192,9 +197,8 @@ class Run:
             self.evals.append({"stage": "rl", "update": state.update, **record}, sync=True)
             if last and self.config.train.trajectories:
                 shown = played[: 2 * self.config.train.trajectories]
-                write_trajectories(
-                    self.folder, f"eval-{state.update:06d}-{split}", state.update, shown, state.model, self.config
-                )
+                name = f"eval-{state.update:06d}-{split}"
+                write_trajectories(self.folder, name, state.update, shown, state.model, self.wording, self.config)
             low, high = record["ci95"]
             self.reporter.say(
                 f"update {state.update}, {split}: success {record['success_rate']:.1%} "

@@ -14,11 +14,14 @@ from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.eval.data import data_file, warn_of_other_data
-from envrl.models.load import find_device, load_model
+from envrl.eval.split import form_of, wording_of
+from envrl.models.load import find_device, load_policy
 from envrl.models.runtime import usable_threads
 from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.policy import TOKEN_LOSSES
+from envrl.rollout.prompts import find_format
 from envrl.rollout.scripts import make_script
+from envrl.rollout.wording import MARKS
 from envrl.trainer.batch import aux_weights
 from envrl.trainer.checkpoint import verify_checkpoint
 from envrl.trainer.files import create_run, lock_run, write_text
@@ -64,6 +67,8 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     `warm_start` says whether that stage still lies ahead.
     """
     _ = ESTIMATORS[config.objective.estimator], TOKEN_LOSSES[config.objective.loss]
+    if config.rollout.format != MARKS:
+        find_format(config.rollout.format)
     find_device(config.train.device)
     env = make_env()
     for split in (config.env.split, *config.eval.split):
@@ -79,7 +84,8 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         _warn_of_other_origin(source, config)
         return
     if config.model.path:
-        load_model(config.model.path)  # loaded again later: what cannot be sampled is refused while nothing is written
+        model = load_policy(config.model.path, config, "cpu")  # loaded again later: refused while nothing is written
+        wording_of(model, form_of(config))
     tasks, held_out = env.tasks(config.env.split), config.warm_start.held_out
     if not config.warm_start.demonstrations:
         return

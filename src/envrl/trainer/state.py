@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from envrl.config.schema import Config
-from envrl.models.load import LanguageModel, load_model, save_model
+from envrl.models.load import LanguageModel, load_policy, save_model
 from envrl.trainer.checkpoint import load_state, save_checkpoint, save_state
 from envrl.trainer.optimizer import Optimizer, adamw
 
@@ -39,7 +39,7 @@ def fresh_state(model: LanguageModel, config: Config) -> RunState:
 
 def read_state(checkpoint: Path, config: Config) -> RunState:
     """Return the state that a (verified) checkpoint holds."""
-    state = fresh_state(load_model(checkpoint, config.train.device), config)
+    state = fresh_state(load_policy(checkpoint, config), config)
     tensors, meta = load_state(checkpoint / "state")
     state.optimizer.restore(tensors)
     for name in _COUNTERS:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from envrl.config.schema import Config
-from envrl.models.load import LanguageModel, load_model
+from envrl.models.load import LanguageModel, load_policy
 from envrl.rollout.randomness import key_of
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer
@@ -32,7 +32,7 @@ class Optimization:
         self.guard = Guard(model, optimizer, config.train.max_grad_norm, run, say)
         self.reference: LanguageModel | None = None
         if config.objective.kl_weight > 0:
-            self.reference = load_model(run / "warm_start", config.train.device)
+            self.reference = load_policy(run / "warm_start", config)
 
     def _settings(self, weights: Mapping[str, float]) -> LossSettings:
         objective, train = self.config.objective, self.config.train

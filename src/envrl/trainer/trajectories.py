@@ -10,10 +10,10 @@ from typing import Any
 
 from envrl.config.schema import Config
 from envrl.eval.probe import score_targets
-from envrl.eval.split import auxiliary_form
 from envrl.models.load import LanguageModel
 from envrl.rollout.auxiliary import state_pairs
 from envrl.rollout.predict import predict_targets
+from envrl.rollout.wording import Wording
 from envrl.trainer.files import write_text
 from envrl.types import Trajectory
 
@@ -22,16 +22,22 @@ PREDICTED = 8
 
 
 def write_trajectories(
-    run: Path, name: str, update: int, trajectories: Sequence[Trajectory], model: LanguageModel, config: Config
+    run: Path,
+    name: str,
+    update: int,
+    trajectories: Sequence[Trajectory],
+    model: LanguageModel,
+    wording: Wording,
+    config: Config,
 ) -> None:
     """Write `trajectories/NAME.jsonl`; every step has the state prediction's loss (nats a token) under this model.
 
     Where the recipe trains state prediction, the first few trajectories also have what the model would have predicted.
     """
-    form = auxiliary_form(config)
-    scores = iter(score_targets(model, state_pairs(trajectories, model.codec, form)))
+    scores = iter(score_targets(model, state_pairs(trajectories, wording)))
     trained = config.objective.state_weight > 0 or config.warm_start.state_weight > 0
-    predicted = iter(predict_targets(model, state_pairs(trajectories[: PREDICTED * trained], model.codec, form)))
+    shown = state_pairs(trajectories[: PREDICTED * trained], wording)
+    predicted = iter(predict_targets(model, shown, wording.stops))
     lines = []
     for trajectory in trajectories:
         steps = []

@@ -140,7 +140,7 @@ def micro_loss(
     """Return a micro-batch's part of the loss; sums for the metrics go to `totals`."""
     device = model.device
     with precision_context(settings.precision, device):
-        states = row_states(model.network, pad_rows(rows, model.codec.marks["pad"], device))
+        states = row_states(model.network, pad_rows(rows, model.codec.pad, device))
     totals.tokens += sum(len(row.token_ids) for row in rows)
     loss = states.new_zeros((), dtype=torch.promote_types(states.dtype, torch.float32))
     for component in dict.fromkeys(term.component for row in rows for term in row.terms):
@@ -202,7 +202,7 @@ def policy_logprobs(model: LanguageModel, rows: Sequence[Row], settings: LossSet
     ]
     for batch in pack(with_policy, settings.micro_batch_tokens):
         with precision_context(settings.precision, model.device):
-            states = row_states(model.network, pad_rows(batch, model.codec.marks["pad"], model.device))
+            states = row_states(model.network, pad_rows(batch, model.codec.pad, model.device))
         logprobs = score_terms(model, batch, "policy", states, settings.temperature).logprobs.float().cpu().numpy()
         ends = np.cumsum([len(row.terms[0].positions_T) for row in batch])
         for row, part in zip(batch, np.split(logprobs, ends[:-1]), strict=True):

@@ -17,9 +17,11 @@ import torch
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted, UserError
+from envrl.eval.split import form_of, wording_of
 from envrl.models.forward import log_softmax_and_entropy, logits_of, row_states
-from envrl.models.load import LanguageModel, build_model, load_model, save_model
+from envrl.models.load import LanguageModel, build_model, load_policy, save_model
 from envrl.rollout.randomness import key_of
+from envrl.rollout.wording import Wording
 from envrl.samples.packing import pack
 from envrl.trainer.checkpoint import (
     latest_checkpoint,
@@ -64,7 +66,7 @@ def warm_start(config: Config, run: Path, make_env: Callable[[], TextEnv], hooks
             _Stage(config, run, make_env, hooks).run()
     verify_checkpoint(folder)
     shutil.rmtree(run / PARTIAL, ignore_errors=True)
-    return load_model(folder, config.train.device)
+    return load_policy(folder, config)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -84,6 +86,7 @@ class _Stage:
         latest = latest_checkpoint(run / PARTIAL)
         if latest is None:
             self.model = self._fresh_model()
+            self.wording = wording_of(self.model, form_of(config))
             self.step, self.tokens = 0, 0
             self.optimizer = self._fresh_optimizer()
             self.best_weights = copy.deepcopy(self.model.network.state_dict())
@@ -105,7 +108,7 @@ class _Stage:
     def _fresh_model(self) -> LanguageModel:
         config = self.config
         if config.model.path:
-            return load_model(config.model.path, config.train.device)
+            return load_policy(config.model.path, config)
         texts = world_texts([*self.training, *self.held_out], self.make_env(), config)
         return build_model(config.model, texts, config.seed, config.train.device)
 
@@ -116,13 +119,9 @@ class _Stage:
         return adamw(self.model, warm.learning_rate)
 
     def _fitting(self, demonstrations: list[Demonstration]) -> list[Demonstration]:
-        """Return the demonstrations whose rows fit the model's context: play ends before it overflows, too."""
+        """Return the demonstrations whose rows fit the model's context."""
         context = self.model.context
-        fitting = [
-            d
-            for d in demonstrations
-            if all(len(row.token_ids) <= context for row in imitation_rows(d, self.model.codec, self.config))
-        ]
+        fitting = [d for d in demonstrations if imitation_rows(d, self.wording, self.config) is not None]
         if len(fitting) < len(demonstrations):
             left_out = len(demonstrations) - len(fitting)
             self.hooks.say(f"left out {left_out} demonstrations that are longer than the context of {context} tokens")
@@ -157,8 +156,8 @@ class _Stage:
             len(self.training)
         )
         chosen = [self.training[i] for i in order[place * warm.batch : (place + 1) * warm.batch]]
-        rows = [row for demonstration in chosen for row in imitation_rows(demonstration, self.model.codec, config)]
-        auxiliary = auxiliary_rows(chosen, self.model.codec, config, key_of(config.seed, "auxiliary", epoch, place))
+        rows = [row for d in chosen for row in imitation_rows(d, self.wording, config) or ()]
+        auxiliary = auxiliary_rows(chosen, self.wording, config, key_of(config.seed, "auxiliary", epoch, place))
         rows += [row for row in auxiliary if len(row.token_ids) <= self.model.context]
         settings = LossSettings(
             {"imitation": 1.0, "state": warm.state_weight, "inverse": warm.inverse_weight},
@@ -179,7 +178,7 @@ class _Stage:
         }
 
     def _measure(self) -> dict[str, float]:
-        measured = measure_imitation(self.model, self.held_out or self.training[:64], self.config)
+        measured = measure_imitation(self.model, self.wording, self.held_out or self.training[:64], self.config)
         loss = measured["held_out/imitation"]
         if loss < self.best:
             self.best, self.waited = loss, 0
@@ -203,7 +202,8 @@ class _Stage:
         save_checkpoint(self.run_folder / PARTIAL, f"step-{self.step:06d}", write, keep=1)
 
     def _restore(self, folder: Path) -> None:
-        self.model = load_model(folder, self.config.train.device)
+        self.model = load_policy(folder, self.config)
+        self.wording = wording_of(self.model, form_of(self.config))
         tensors, meta = load_state(folder / "state")
         self.optimizer = self._fresh_optimizer()
         self.optimizer.restore({k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")})
@@ -225,15 +225,14 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def measure_imitation(
-    model: LanguageModel, demonstrations: Sequence[Demonstration], config: Config
+    model: LanguageModel, wording: Wording, demonstrations: Sequence[Demonstration], config: Config
 ) -> dict[str, float]:
     """Return the loss (nats a token), whole actions right, and entropy (nats a token) on demonstrations."""
-    rows: list[Row] = [row for d in demonstrations for row in imitation_rows(d, model.codec, config)]
+    rows: list[Row] = [row for d in demonstrations for row in imitation_rows(d, wording, config) or ()]
     loss = entropy = 0.0
     tokens = right = actions = 0
-    end = model.codec.marks["end"]
     for batch in pack(rows, config.train.micro_batch_tokens):
-        states = row_states(model.network, pad_rows(batch, model.codec.marks["pad"], model.device))
+        states = row_states(model.network, pad_rows(batch, model.codec.pad, model.device))
         for number, row in enumerate(batch):
             positions = torch.from_numpy(row.terms[0].positions_T.astype(np.int64))
             targets = torch.from_numpy(row.token_ids[row.terms[0].positions_T].astype(np.int64))
@@ -244,7 +243,7 @@ def measure_imitation(
             hits = (logprobs.argmax(-1) == targets).tolist()
             start = 0
             for index, target in enumerate(targets.tolist()):
-                if target == end:
+                if target == wording.end:
                     actions += 1
                     right += all(hits[start : index + 1])
                     start = index + 1

@@ -1,0 +1,152 @@
+"""The wording of chat models: a prompt format, written by the model's own chat template.
+
+No token is ever written again: a response stays the ids that were sampled, and what the template writes behind it is
+encoded by itself. Where the template writes what was fed in another way (thoughts stripped from earlier turns, turns
+cut at the context limit, a response trimmed), a new segment begins with the whole prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from envrl.models.template import ChatTemplate
+from envrl.models.tokenizer import Ids
+from envrl.rollout.formats import trim
+from envrl.rollout.marks import last, task_of
+from envrl.rollout.prompts import SEEN, Message, find_format, inverse_messages, state_messages, with_summary
+from envrl.rollout.sampler import Draft
+from envrl.rollout.wording import Form, Pair, Prompt, Told
+from envrl.types import Action, Observation, Transition
+
+
+class ChatWording:
+    """Chats as a prompt format asks for them: one that goes on with the episode, or one a step with the last turns."""
+
+    def __init__(self, template: ChatTemplate, form: Form, context: int) -> None:
+        self.form, self.context = form, context
+        self._template, self._codec = template, template.codec
+        found = find_format(form.format)
+        self._format = with_summary(found) if form.summary else found
+        self.end, self.stops = template.end, template.stops
+
+    def prompt(self, past: Sequence[Transition], observation: Observation, told: Told, room: int) -> Prompt | None:
+        """Return the next prompt, or None where it and `room` further tokens do not fit even without earlier turns.
+
+        A longest prompt (`rollout.prompt_tokens`, or what the context leaves) is kept to by cutting the oldest turns.
+        """
+        limit = min(self.form.prompt_tokens or self.context, self.context - room)
+        make = self._of_a_step if self.form.layout == "steps" else self._of_a_chat
+        return make(past, observation, told, limit)
+
+    def _of_a_step(self, past: Sequence[Transition], observation: Observation, told: Told, limit: int) -> Prompt | None:
+        task, summary, turns = task_of(past, observation), self._summary(past), self._turns(past)
+        for cut in range(len(turns) + 1):
+            shown = self.form.show_admissible
+            ids = self._ids(self._format.messages(task, turns[cut:], observation, shown, summary))
+            if len(ids) <= limit:
+                return Prompt(ids, True, Told(len(ids)))
+        return None
+
+    def _of_a_chat(self, past: Sequence[Transition], observation: Observation, told: Told, limit: int) -> Prompt | None:
+        """Return what goes on from `told`, or a new segment; one that must be cut begins with the later half of it."""
+        text = self._render(self._chat(past, observation, told.first))
+        if told.length and text.startswith(told.text):
+            behind = text[len(told.text) :]
+            ids = self._template.encode(behind)
+            length = told.length + len(ids)
+            if length <= limit:
+                return Prompt(ids, False, Told(length, text, told.first), self._answer(behind, observation))
+        first = told.first
+        while True:
+            ids = self._template.encode(text)
+            if len(ids) <= limit:
+                return Prompt(ids, True, Told(len(ids), text, first))
+            if first == len(past):
+                return None
+            first += (len(past) - first + 1) // 2
+            text = self._render(self._chat(past, observation, first))
+
+    def _chat(self, past: Sequence[Transition], observation: Observation, first: int) -> list[Message]:
+        """Return the chat from turn `first` on, up to where the model speaks."""
+        shown, seen = self.form.show_admissible, [*(step.observation for step in past[first:]), observation]
+        messages = [*self._format.messages(task_of(past, observation), (), seen[0], shown)]
+        for step, following in zip(past[first:], seen[1:], strict=True):
+            messages += [Message("assistant", self._said(step.action)), *self._format.follow_up(following, shown)]
+        return messages
+
+    def _answer(self, behind: str, observation: Observation) -> tuple[int, int] | None:
+        """Return the tokens of the observation in what the chat went on with, None where the template altered it."""
+        text = self._template.clean(f"{SEEN}{trim(observation.text)}")
+        place = behind.find(text)
+        if place < 0 or len(text) == len(SEEN):
+            return None
+        return self._codec.tokens_within(behind, place + len(SEEN), place + len(text))
+
+    def respond(self, command: str) -> Ids:
+        """Return the format's shortest response that gives a command, without any thought."""
+        return (*self._codec.encode(self._format.write("", command)), self.end)
+
+    def text_of(self, response: Ids) -> str:
+        """Return a response's text, its end included."""
+        return self._codec.decode(response)
+
+    def read(self, draft: Draft) -> Action:
+        """Return the command that a response holds, or its fault and no command; one that was cut off has a fault."""
+        ids = tuple(draft.token_ids)
+        closed = ids[-1:] != () and ids[-1] in self.stops
+        parsed = self._format.parse(self._codec.decode(ids[:-1] if closed else ids))
+        fault = parsed.fault or ("" if closed else "unclosed")
+        return Action(
+            text="" if fault else parsed.command,
+            token_ids=ids,
+            logprobs=tuple(draft.logprobs),
+            allowed=tuple(draft.allowed),
+            fault=fault,
+            imagined=fault == "imagined observation",
+            summary=parsed.summary,
+        )
+
+    def rewrites(self, action: Action) -> bool:
+        """Return whether the tokenizer would write a response's text in other ids than those that were sampled."""
+        return self._codec.encode_special(self.text_of(action.token_ids)) != action.token_ids
+
+    def state_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
+        """Return the chat that asks what the world answers → the next observation."""
+        asked = state_messages(
+            *self._situation(past, step), step.action.text, self.form.state_question, self._summary(past)
+        )
+        return Pair(self._ids(asked), (*self._plain(trim(step.next_observation.text)), self.end))
+
+    def inverse_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
+        """Return the chat that asks for the command between two observations → the command."""
+        following, question = step.next_observation, self.form.inverse_question
+        asked = inverse_messages(*self._situation(past, step), following, question, self._summary(past))
+        return Pair(self._ids(asked), (*self._plain(step.action.text), self.end))
+
+    def _situation(
+        self, past: Sequence[Transition], step: Transition
+    ) -> tuple[str, list[tuple[Observation, str]], Observation]:
+        turns = self._turns(past) if self.form.layout == "steps" else []
+        return task_of(past, step.observation), turns, step.observation
+
+    def _turns(self, past: Sequence[Transition]) -> list[tuple[Observation, str]]:
+        return [(step.observation, step.action.text) for step in last(past, self.form.history)]
+
+    def _summary(self, past: Sequence[Transition]) -> str:
+        return next((step.action.summary for step in reversed(past) if step.action.summary), "")
+
+    def _said(self, action: Action) -> str:
+        """Return the text of an earlier response, as the chat shows it."""
+        ids = action.token_ids
+        if not ids:
+            return self._format.write("", action.text)
+        return self._codec.decode(ids[:-1] if ids[-1] in self.stops else ids)
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        return self._template.render([(role, self._template.clean(content)) for role, content in messages])
+
+    def _ids(self, messages: Sequence[Message]) -> Ids:
+        return self._template.encode(self._render(messages))
+
+    def _plain(self, text: str) -> Ids:
+        return self._codec.encode(self._template.clean(text))

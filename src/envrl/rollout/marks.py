@@ -1,0 +1,107 @@
+"""The wording with marks of our own, for models that learn it from demonstrations (forms: `envrl.rollout.formats`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from envrl.models.tokenizer import Codec, Ids
+from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
+from envrl.rollout.sampler import Draft
+from envrl.rollout.wording import Form, Pair, Prompt, Told
+from envrl.types import Action, Observation, Transition
+
+_ANSWER = re.compile(r"\S\s*\n\s*\S|(?:\A|\s)You\s")
+"""What a response holds that goes on beyond its command: another line, or a sentence that begins with "You"."""
+
+
+class MarksWording:
+    """`<observation> s₀ <action> a₀ <end> …`, the whole episode as one segment or every step as its own."""
+
+    def __init__(self, codec: Codec, form: Form, context: int) -> None:
+        self.form, self.context, self._codec = form, context, codec
+        self.end = codec.marks["end"]
+        self.stops = frozenset({self.end})
+
+    def prompt(self, past: Sequence[Transition], observation: Observation, told: Told, room: int) -> Prompt | None:
+        """Return the next prompt, or None where it and `room` further tokens do not fit the context."""
+        form, task = self.form, task_of(past, observation)
+        fresh, answer = form.layout == "steps" or not past, None
+        if form.layout == "steps":
+            ids = steps_prompt(self._codec, task, self._turns(past), observation, form.show_admissible)
+        else:
+            ids = observation_ids(self._codec, observation, form.show_admissible, task if form.repeat_task else "")
+            words = len(self._codec.encode(trim(observation.text)))
+            answer = (1, 2 + words) if past else None  # the text and the mark that ends it
+        length = len(ids) + (0 if fresh else told.length)
+        return None if length + room > self.context else Prompt(ids, fresh, Told(length), answer)
+
+    def respond(self, command: str) -> Ids:
+        """Return a command's tokens and the closing mark."""
+        return action_ids(self._codec, command)
+
+    def text_of(self, response: Ids) -> str:
+        """Return nothing: a segment goes on by its marks, whatever it says."""
+        return ""
+
+    def read(self, draft: Draft) -> Action:
+        """Return the command that a response holds: its text before the first mark.
+
+        A response without the closing mark, or with another mark inside, is not well formed. It *imagines* an
+        observation where it was drawn freely and holds a mark that begins one (`<observation>` or `<next>`), text on a
+        second line, or a sentence that begins with "You".
+        """
+        marks, ids = self._codec.marks, draft.token_ids
+        begins = {marks["observation"], marks["next"]}
+        body = ids[:-1] if ids[-1:] == [self.end] else ids
+        first_mark = next((i for i, token in enumerate(body) if token in self._codec.mark_ids), len(body))
+        text = self._codec.decode(body[:first_mark])
+        fault = "mark inside" if first_mark < len(body) else "unclosed" if len(body) == len(ids) else ""
+        return Action(
+            text=text,
+            token_ids=tuple(ids),
+            logprobs=tuple(draft.logprobs),
+            allowed=tuple(draft.allowed),
+            fault=fault,
+            imagined=draft.free and (not begins.isdisjoint(body) or _ANSWER.search(text) is not None),
+        )
+
+    def rewrites(self, action: Action) -> bool:
+        """Return whether the tokenizer would write a well-formed response in other ids than those that were sampled."""
+        return action.well_formed and self.respond(action.text) != action.token_ids
+
+    def state_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
+        """Return `<state> … sₜ <action> aₜ <next>` → `sₜ₊₁ <end>`."""
+        marks, encode = self._codec.marks, self._codec.encode
+        return Pair(
+            (marks["state"], *self._context_of(past, step), marks["action"], *encode(step.action.text), marks["next"]),
+            (*encode(trim(step.next_observation.text)), self.end),
+        )
+
+    def inverse_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
+        """Return `<inverse> … sₜ <next> sₜ₊₁ <action>` → `aₜ <end>`."""
+        marks, answer = self._codec.marks, self._codec.encode(trim(step.next_observation.text))
+        return Pair(
+            (marks["inverse"], *self._context_of(past, step), marks["next"], *answer, marks["action"]),
+            self.respond(step.action.text),
+        )
+
+    def _context_of(self, past: Sequence[Transition], step: Transition) -> Ids:
+        """Return what precedes the action, without the mark that asks for it."""
+        steps = self.form.layout == "steps"
+        turns = self._turns(past) if steps else []
+        shown = steps and self.form.show_admissible
+        return steps_prompt(self._codec, task_of(past, step.observation), turns, step.observation, shown)[:-1]
+
+    def _turns(self, past: Sequence[Transition]) -> list[tuple[Observation, str]]:
+        return [(step.observation, step.action.text) for step in last(past, self.form.history)]
+
+
+def task_of(past: Sequence[Transition], observation: Observation) -> str:
+    """Return the task's sentence, which the first observation of the episode holds."""
+    return task_text(past[0].observation if past else observation)
+
+
+def last(past: Sequence[Transition], count: int) -> Sequence[Transition]:
+    """Return the last `count` steps."""
+    return past[max(0, len(past) - count) :]

@@ -1,0 +1,117 @@
+"""How episodes are written in tokens: what a wording has to offer, whichever marks or chat template it writes with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from envrl.models.tokenizer import Ids
+from envrl.rollout.sampler import Draft
+from envrl.types import Action, Observation, Transition
+
+MARKS = "marks"
+"""The format that is no chat: marks of our own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What of an episode is written, and how; the keys are those of the recipe's `rollout` and `objective`.
+
+    With `in_pass`, state prediction's pairs are the policy's own sequence: the whole segment so far → sₜ₊₁.
+    """
+
+    layout: str = "concat"
+    history: int = 2
+    show_admissible: bool = False
+    repeat_task: bool = False
+    in_pass: bool = False
+    format: str = MARKS
+    summary: bool = False
+    prompt_tokens: int = 0
+    state_question: str = ""
+    inverse_question: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What is given and what is to be predicted, in tokens."""
+
+    prompt: Ids
+    target: Ids
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a segment of an episode holds so far: its tokens' number, its text where that is needed, its first turn."""
+
+    length: int = 0
+    text: str = ""
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is to be fed before a response.
+
+    `fresh`: it opens a new segment, since it does not go on from what was fed; `told`: what the segment holds then;
+    `answer`: the range of `ids` that is the world's answer to the step before, where the segment holds that step.
+    """
+
+    ids: Ids
+    fresh: bool
+    told: Told
+    answer: tuple[int, int] | None = None
+
+
+class Wording(Protocol):
+    """Writes prompts and reads responses.
+
+    `past` are the steps so far, oldest first; a step's action carries tokens where a model played it and none where a
+    script did.
+    """
+
+    @property
+    def form(self) -> Form: ...
+    @property
+    def context(self) -> int:
+        """The model's longest sequence, tokens."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """The id that closes a response."""
+        ...
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """All ids at which a response ends."""
+        ...
+
+    def prompt(self, past: Sequence[Transition], observation: Observation, told: Told, room: int) -> Prompt | None:
+        """Return the next prompt, or None where it and `room` further tokens do not fit the context."""
+        ...
+
+    def respond(self, command: str) -> Ids:
+        """Return the response that is this command and nothing else, its end included."""
+        ...
+
+    def text_of(self, response: Ids) -> str:
+        """Return a response's text as `Told.text` counts it."""
+        ...
+
+    def read(self, draft: Draft) -> Action:
+        """Return what a response does."""
+        ...
+
+    def rewrites(self, action: Action) -> bool:
+        """Return whether the tokenizer would write a response's text in other ids than those that were sampled."""
+        ...
+
+    def state_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
+        """Return state prediction's pair: … sₜ, aₜ → sₜ₊₁ (its text without the list of commands)."""
+        ...
+
+    def inverse_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
+        """Return inverse dynamics' pair: … sₜ, sₜ₊₁ → aₜ (the parsed command)."""
+        ...

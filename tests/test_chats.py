@@ -1,0 +1,394 @@
+"""Chat models in training: every prompt is the model's own template's, and what is trained on is what was sampled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from boxes import COMMANDS, Boxes, tiny
+from chat_models import FAMILIES, save_chat_model
+from envrl.cli.main import main
+from envrl.config.schema import INVERSE_QUESTION, STATE_QUESTION, Config
+from envrl.errors import UserError
+from envrl.eval.split import wording_of
+from envrl.models.load import LanguageModel, load_model
+from envrl.models.template import ChatTemplate
+from envrl.rollout.auxiliary import inverse_pairs, state_pairs
+from envrl.rollout.prompts import FORMATS
+from envrl.rollout.runner import Clock, PlaySettings, play_model
+from envrl.rollout.transcript import write_segments
+from envrl.rollout.wording import Form, Told, Wording
+from envrl.trainer.loop import train
+from envrl.types import Action, Observation, Trajectory, Transition
+
+SETTINGS = PlaySettings(max_steps=4, temperature=1.0, actions="free", response_tokens=12)
+QUESTIONS = {"state_question": STATE_QUESTION, "inverse_question": INVERSE_QUESTION}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {name: save_chat_model(name, root / name, merging=name == "plain") for name in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def models(folders: dict[str, Path]) -> dict[str, LanguageModel]:
+    return {name: load_model(folder, marks=False) for name, folder in folders.items()}
+
+
+def play(model: LanguageModel, wording: Wording, settings: PlaySettings = SETTINGS) -> list[Trajectory]:
+    tasks, clock = [task for task in Boxes().tasks("train")[:3] for _ in range(2)], Clock()
+    played = play_model(model, wording, Boxes, tasks, [0, 1] * 3, settings, seed=0, clock=clock)
+    assert clock.mismatches == 0
+    return played
+
+
+def check_faithful(model: LanguageModel, trajectories: Sequence[Trajectory], temperature: float = 1.0) -> None:
+    """Every sampled token stands where its span says, with the log-prob that the network has for it there."""
+    for trajectory in trajectories:
+        spans = [(segment, span) for segment in trajectory.segments for span in segment.spans]
+        assert [span.step for _, span in spans] == list(range(len(trajectory.transitions)))
+        for segment in trajectory.segments:
+            ids = torch.from_numpy(segment.token_ids).long()[None]
+            with torch.no_grad():
+                logprobs = (model.network(input_ids=ids).logits[0].double() / temperature).log_softmax(-1)
+            for span in segment.spans:
+                action = trajectory.transitions[span.step].action
+                assert tuple(segment.token_ids[span.start : span.stop].tolist()) == action.token_ids
+                found = logprobs[range(span.start - 1, span.stop - 1), list(action.token_ids)]
+                assert found.tolist() == pytest.approx(action.logprobs, abs=2e-4)
+
+
+@pytest.mark.parametrize("layout", ["concat", "steps"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_trained_on_is_what_was_sampled(family: str, layout: str, models: dict[str, LanguageModel]) -> None:
+    model = models[family]
+    played = play(model, wording_of(model, Form(layout, format="action", show_admissible=True)))
+    check_faithful(model, played)
+    assert sum(len(t.transitions) for t in played) == 24
+    assert all(len(t.segments) == 4 for t in played) or layout == "concat"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_steps_prompt_is_what_the_models_own_template_writes(
+    family: str, folders: dict[str, Path], models: dict[str, LanguageModel]
+) -> None:
+    """Beside `apply_chat_template` of the tokenizer as a user would load it."""
+    model, tokenizer = models[family], AutoTokenizer.from_pretrained(folders[family])
+    played = play(model, wording_of(model, Form("steps", format="tags", show_admissible=True, history=1)))
+    for trajectory in played:
+        task = trajectory.transitions[0].observation.text.partition("to: ")[2]
+        for number, step in enumerate(trajectory.transitions):
+            past = [(s.observation, s.action.text) for s in trajectory.transitions[max(0, number - 1) : number]]
+            (message,) = FORMATS["tags"].messages(task, past, step.observation, True)
+            expected = tokenizer.apply_chat_template(
+                [{"role": "user", "content": message.content}], add_generation_prompt=True, return_dict=False
+            )
+            segment = trajectory.segments[number]
+            assert segment.token_ids[: segment.spans[0].start].tolist() == expected
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "phi3"])
+def test_a_chat_that_goes_on_reads_as_the_template_writes_it(family: str, models: dict[str, LanguageModel]) -> None:
+    """The text of a whole segment is the template's for the whole chat, though no response was encoded again."""
+    model = models[family]
+    template, wording = ChatTemplate(model.codec), wording_of(model, Form(format="action"))
+    whole = 0
+    for trajectory in play(model, wording):
+        if len(trajectory.segments) > 1:
+            continue  # a response that the template trims, or that ended with another mark than the template's
+        (segment,), steps = trajectory.segments, trajectory.transitions
+        first = steps[0].observation
+        chat: list[tuple[str, str]] = []
+        chat += FORMATS["action"].messages(first.text.partition("to: ")[2], (), first, False)
+        for step in steps:
+            ids = step.action.token_ids
+            said = model.codec.decode(ids[:-1] if ids[-1] in wording.stops else ids)
+            chat += [("assistant", said), ("user", f"What you see now:\n{step.next_observation.text}")]
+        text = template.render(chat, answer=False)
+        assert text.startswith(model.codec.decode(segment.token_ids[: segment.spans[3].start].tolist()))
+        whole += 1
+    assert whole >= 2
+
+
+def test_pieces_that_go_over_turn_borders_change_nothing(models: dict[str, LanguageModel]) -> None:
+    """With plain-text borders the tokenizer would merge a response with what follows; the sampled ids stay."""
+    model = models["plain"]
+    wording = wording_of(model, Form(format="action"))
+    played = play(model, wording, replace(SETTINGS, response_tokens=5))
+    check_faithful(model, played)
+    other = longer = 0
+    for trajectory in played:
+        for segment in trajectory.segments:
+            again = model.codec.encode_special(model.codec.decode(segment.token_ids.tolist()))
+            other += again != tuple(segment.token_ids.tolist())
+            longer += len(segment.spans) > 1
+    assert other >= 3, "encoding the whole again would have given other ids"
+    assert longer >= 3, "segments hold several turns"
+    assert any(wording.rewrites(s.action) for t in played for s in t.transitions)
+
+
+def said(model: LanguageModel, wording: Wording, text: str, command: str, fault: str = "", summary: str = "") -> Action:
+    return Action(command, (*model.codec.encode(text), wording.end), fault=fault, summary=summary)
+
+
+def conversation(model: LanguageModel, wording: Wording, texts: Sequence[tuple[str, str]]) -> list[Transition]:
+    """Return the steps of an episode of boxes in which these responses were given."""
+    env = Boxes()
+    observation = env.reset(env.tasks("train")[1])  # a coin, in box 1
+    steps = []
+    for text, command in texts:
+        answer = env.step(command)
+        summary = text.partition("<summary>")[2].partition("</summary>")[0]
+        action = said(model, wording, text, command, summary=summary)
+        steps.append(Transition(observation, action, 0.0, answer.observation, answer.done, answer.success))
+        observation = answer.observation
+    return steps
+
+
+THINKING = [(f"<think>box {n} perhaps</think><action>open box {n}</action>", f"open box {n}") for n in (2, 3, 4, 1)]
+
+
+def test_where_the_template_strips_thoughts_a_new_segment_begins(models: dict[str, LanguageModel]) -> None:
+    kept, stripped = (
+        write_segments(wording, conversation(model, wording, THINKING))
+        for model in (models["qwen2"], models["qwen3"])
+        for wording in (wording_of(model, Form(format="tags")),)
+    )
+    assert kept is not None
+    assert stripped is not None
+    assert [len(segment.spans) for segment in kept] == [4]
+    assert [[span.step for span in segment.spans] for segment in stripped] == [[0], [1], [2], [3]]
+    texts = [models["qwen3"].codec.decode(segment.token_ids.tolist()) for segment in stripped]
+    for number, text in enumerate(texts):
+        assert [f"box {n} perhaps" in text for n in (2, 3, 4, 1)] == [n == number for n in range(4)]
+        assert text.count("</action>") == number + 3, "the form, its example, and every response so far"
+
+
+def test_old_turns_are_cut_at_the_longest_prompt(models: dict[str, LanguageModel]) -> None:
+    model = models["qwen2"]
+    free = wording_of(model, Form(format="tags"))
+    (whole,) = write_segments(free, conversation(model, free, THINKING)) or ()
+    lengths = [span.start for span in whole.spans]
+    limit = lengths[2] - 1
+    wording = wording_of(model, Form(format="tags", prompt_tokens=limit))
+    segments = write_segments(wording, conversation(model, wording, THINKING))
+    assert segments is not None
+    assert [[span.step for span in segment.spans] for segment in segments] == [[0, 1], [2, 3]]
+    assert all(span.start <= limit for segment in segments for span in segment.spans)
+    text = model.codec.decode(segments[1].token_ids.tolist())
+    assert "find the coin" in text, "the task stays"
+    assert ("There are four boxes" in text, "box 2 perhaps" in text, "box 4 perhaps" in text) == (False, False, True)
+    too_short = wording_of(model, Form(format="tags", prompt_tokens=lengths[0] // 2))
+    assert write_segments(too_short, conversation(model, too_short, THINKING)) is None
+
+
+def test_steps_prompts_lose_their_oldest_turn_first(models: dict[str, LanguageModel]) -> None:
+    model = models["llama"]
+
+    def prompts(limit: int) -> list[str]:
+        wording = wording_of(model, Form("steps", history=2, format="tags", prompt_tokens=limit))
+        segments = write_segments(wording, conversation(model, wording, THINKING))
+        assert segments is not None
+        return [model.codec.decode(segment.token_ids[: segment.spans[0].start].tolist()) for segment in segments]
+
+    whole = prompts(0)
+    assert whole[3].count("Command: ") == 2
+    cut = prompts(len(model.codec.encode_special(whole[3])) - 1)
+    assert cut[:3] == whole[:3] or cut[2] != whole[2]
+    assert cut[3].count("Command: ") == 1
+    assert "Command: open box 4" in cut[3]
+
+
+def test_a_summary_takes_the_place_of_turns(models: dict[str, LanguageModel]) -> None:
+    model = models["qwen2"]
+    wording = wording_of(model, Form("steps", history=0, format="action", summary=True))
+    texts = [(f"<summary>{n} boxes opened</summary>open box {n}", f"open box {n}") for n in (2, 3)]
+    steps = conversation(model, wording, [*texts, ("<summary></summary>open box 4", "open box 4"), THINKING[3]])
+    segments = write_segments(wording, steps)
+    assert segments is not None
+    prompts = [model.codec.decode(segment.token_ids[: segment.spans[0].start].tolist()) for segment in segments]
+    shown = ["2 boxes opened" in prompt for prompt in prompts], ["3 boxes opened" in prompt for prompt in prompts]
+    assert shown == ([False, True, False, False], [False, False, True, True]), "the last one that says something"
+    assert all("between <summary> and </summary>" in prompt for prompt in prompts)
+
+
+def test_no_text_of_the_world_becomes_a_special_token(models: dict[str, LanguageModel]) -> None:
+    model = models["qwen2"]
+    wording = wording_of(model, Form(format="action"))
+    for text in ("A door. Your task is to: open", "A door.<|im_end|>\n Your task is to: open <|im_start|>"):
+        prompt = wording.prompt([], Observation(text), Told(), 8)
+        assert prompt is not None
+        assert prompt.ids.count(wording.end) == 1
+
+
+def test_auxiliary_rows_are_chats(models: dict[str, LanguageModel]) -> None:
+    model = models["qwen2"]
+    wording = wording_of(model, Form("steps", history=1, format="tags", **QUESTIONS))
+    steps = conversation(model, wording, THINKING[:2])
+    trajectory = Trajectory(Boxes().tasks("train")[1], 0, tuple(steps), (), "done")
+    state, inverse = state_pairs([trajectory], wording)[1], inverse_pairs([trajectory], wording)[1]
+    head = (
+        "<|im_start|>user\nYou act in a world that is described in words. Every turn you give it one command.\n\n"
+        "Your task: find the coin\n\nYour last turns, oldest first:\n\n"
+        f"Observation: {steps[0].observation.text}\nCommand: open box 2\n\nWhat you see now:\nIt is empty.\n\n"
+    )
+    tail = "<|im_end|>\n<|im_start|>assistant\n"
+    assert model.codec.decode(state.prompt) == f"{head}Your command now: open box 3\n\n{STATE_QUESTION}{tail}"
+    assert model.codec.decode(state.target) == "It is empty.<|im_end|>"
+    after = "What you see after your next command:\nIt is empty."
+    assert model.codec.decode(inverse.prompt) == f"{head}{after}\n\n{INVERSE_QUESTION}{tail}"
+    assert model.codec.decode(inverse.target) == "open box 3<|im_end|>"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_pass_tokens_are_the_answers(family: str, models: dict[str, LanguageModel]) -> None:
+    model = models[family]
+    found = 0
+    for trajectory in play(model, wording_of(model, Form(format="action", show_admissible=True))):
+        for segment in trajectory.segments:
+            for answer in segment.answers:
+                text = model.codec.decode(segment.token_ids[answer.start : answer.stop].tolist())
+                expected = trajectory.transitions[answer.step].next_observation.text
+                assert expected in text
+                assert len(text) <= len(expected) + (14 if family == "plain" else 2), "a piece may go beyond it"
+                found += 1
+    assert found >= 4 or family == "gemma"
+
+
+def test_restricted_sampling_says_a_command_and_the_templates_end(models: dict[str, LanguageModel]) -> None:
+    model = models["qwen2"]
+    for layout in ("concat", "steps"):
+        wording = wording_of(model, Form(layout, format="action"))
+        for trajectory in play(model, wording, replace(SETTINGS, actions="admissible")):
+            for step in trajectory.transitions:
+                assert step.action.text in COMMANDS
+                assert step.action.token_ids == wording.respond(step.action.text)
+                assert step.action.well_formed
+
+
+def test_a_response_that_is_cut_off_is_no_command(models: dict[str, LanguageModel]) -> None:
+    model = models["qwen2"]
+    played = play(model, wording_of(model, Form(format="action")), replace(SETTINGS, response_tokens=2))
+    actions = [step.action for trajectory in played for step in trajectory.transitions]
+    cut = [action for action in actions if action.token_ids[-1] not in wording_of(model, Form(format="action")).stops]
+    assert len(cut) > 5
+    assert all(action.fault and not action.text for action in cut)
+
+
+@cache
+def recipe(**rollout: Any) -> Config:
+    return tiny(
+        rollout={"tasks": 3, "response_tokens": 10, "format": "action", "actions": "free", **rollout},
+        warm_start={"demonstrations": 4, "held_out": 2, "epochs": 1, "batch": 2},
+        objective={"state_weight": 0.2, "inverse_weight": 0.2, "kl_weight": 0.01},
+        train={"updates": 2},
+        eval={"every": 0, "split": ("valid_b",), "free_episodes": 2, "probe_episodes": 2},
+        checkpoint={"every": 1},
+    )
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_and_its_checkpoint_is_a_plain_model(
+    family: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    layout = "steps" if family in ("qwen2", "gemma") else "concat"
+    config = recipe(layout=layout, show_admissible=True, actions="admissible")
+    config = replace(config, model=replace(config.model, path=str(folders[family])))
+    run = train(config, tmp_path / "run")
+    records = lines(run / "metrics.jsonl")
+    for record in records:
+        assert record["train/token_mismatches"] == 0
+        assert min(record["rows/state"], record["rows/inverse"]) > 0
+        assert record.get("sampler_mismatch", 0.0) < 1e-4
+    assert sum(record["rows/policy"] for record in records) > 0
+    latest = run / "checkpoints" / "latest"
+    before, after = AutoTokenizer.from_pretrained(folders[family]), AutoTokenizer.from_pretrained(latest)
+    assert len(before) == len(after), "no mark of ours is added"
+    chat = [{"role": "user", "content": "look, box 12"}]
+    assert before.apply_chat_template(chat, return_dict=False) == after.apply_chat_template(chat, return_dict=False)
+    assert len(lines(run / "eval.jsonl")) == 2
+
+
+def test_summaries_train_and_a_run_of_chats_resumes_bit_for_bit(folders: dict[str, Path], tmp_path: Path) -> None:
+    config = recipe(layout="steps", format="plan", summary=True, history=0)
+    config = replace(config, model=replace(config.model, path=str(folders["qwen3"])))
+    config = replace(config, objective=replace(config.objective, schedule="constant"))
+    short = train(replace(config, train=replace(config.train, updates=1)), tmp_path / "short")
+    train(config, short, resume=True)
+    straight = train(config, tmp_path / "straight")
+    weights = [(run / "checkpoints" / "latest" / "model.safetensors").read_bytes() for run in (short, straight)]
+    assert weights[0] == weights[1]
+    assert [record["train/token_mismatches"] for record in lines(straight / "metrics.jsonl")] == [0, 0]
+
+
+def test_a_preset_learns_to_chat_from_scratch(tmp_path: Path) -> None:
+    """With the built-in template the tiny network answers in the form that its demonstrations have."""
+    config = recipe(show_admissible=False)
+    config = replace(
+        config,
+        model=replace(config.model, chat_template="chatml", vocabulary=600, context=1024),
+        warm_start=replace(config.warm_start, demonstrations=24, epochs=12, batch=4),
+    )
+    run = train(config, tmp_path / "run")
+    first, last = lines(run / "eval.jsonl")
+    assert first["valid_action_rate"] > 0.9
+    assert last["success_rate"] > 0.3
+
+
+BAD = [
+    ({"format": "tag"}, {}, "did you mean 'tags'"),
+    ({"format": "tags"}, {}, "set model.chat_template = 'chatml'"),
+    ({"format": "tags", "actions": "admissible"}, {"chat_template": "chatml"}, "rollout.actions = 'free'"),
+    ({"format": "tags", "repeat_task": True}, {"chat_template": "chatml"}, "rollout.repeat_task = false"),
+    ({"format": "tags", "summary": True}, {"chat_template": "chatml"}, "needs rollout.layout = 'steps'"),
+    ({"format": "marks", "summary": True}, {}, "is for chats"),
+    ({"format": "marks", "prompt_tokens": 100}, {}, "is for chats"),
+]
+
+
+@pytest.mark.parametrize(("rollout", "model", "reason"), BAD)
+def test_settings_that_a_chat_cannot_have(
+    rollout: dict[str, Any], model: dict[str, Any], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        f"--rollout.{key}={json.dumps(value).strip(chr(34))}" for key, value in {"actions": "free", **rollout}.items()
+    ]
+    flags += [f"--model.{key}={value}" for key, value in model.items()]
+    if rollout["format"] == "tag":
+        flags.append("--model.chat_template=chatml")
+    assert main(["train", "household-demo", "--run", str(tmp_path / "run"), "--rollout.repeat_task=false", *flags]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_without_a_chat_template_is_offered_one(
+    folders: dict[str, Path], tmp_path: Path, models: dict[str, LanguageModel]
+) -> None:
+    bare = AutoTokenizer.from_pretrained(folders["llama"])
+    bare.chat_template = None
+    models["llama"].network.save_pretrained(tmp_path / "bare")
+    bare.save_pretrained(tmp_path / "bare")
+    config = recipe()
+    config = replace(config, model=replace(config.model, path=str(tmp_path / "bare")))
+    with pytest.raises(UserError, match=r"has no chat template.*model\.chat_template = 'chatml'"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    given = load_model(tmp_path / "bare", marks=False, chat_template="chatml")
+    assert len(given.codec) == len(bare) + 2
+    wording = wording_of(given, Form(format="action"))
+    assert given.codec.decode([wording.end]) == "<|im_end|>"
