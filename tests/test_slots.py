@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from boxes import Boxes
 from envrl.config.schema import ModelConfig
 from envrl.envs.pool import ProcessPool, Worlds
 from envrl.models.load import LanguageModel, build_model
@@ -21,6 +24,7 @@ from envrl.rollout.runner import play_model
 from envrl.rollout.seats import SET_ASIDE, Clock, PlaySettings
 from envrl.rollout.wording import Form, Told
 from envrl.types import Observation, Step, Task, Trajectory
+from frail import Frail
 
 STEPS = 6
 SETTINGS = PlaySettings(max_steps=STEPS, temperature=1.0, response_tokens=5)
@@ -145,33 +149,23 @@ def test_a_group_member_that_comes_later_copies_what_its_group_began_with(
     assert sum(columns >= opening for _, columns in shapes) == 1
 
 
-class Falling(Corridor):
-    """Its processes end whenever a task of length 2 begins."""
-
-    def reset(self, task: Task, seed: int = 0) -> Observation:
-        if seed == 2:
-            raise SystemExit(3)
-        return super().reset(task, seed)
-
-
-def test_worker_processes_play_the_same_and_a_task_set_aside_frees_its_slot(models: dict[str, LanguageModel]) -> None:
-    expected, _ = play(models["qwen2"], "concat", 0)
-    pool = Worlds(Corridor, workers=2)
+def test_worker_processes_play_the_same_and_a_task_set_aside_frees_its_slot(
+    models: dict[str, LanguageModel], tmp_path: Path
+) -> None:
+    tasks = [task for task in Boxes().tasks("train")[:4] for _ in range(3)]
+    wording, members = MarksWording(models["qwen2"].codec, Form(), 400), [0, 1, 2] * 4
+    expected = play_model(models["qwen2"], wording, Boxes, tasks, members, SETTINGS, seed=0)
+    frail = partial(Frail, tmp_path, os.getpid(), (tasks[0].id,), (tasks[6].id,))  # dies once in one, always in another
+    worlds, three = Worlds(frail, workers=2), replace(SETTINGS, slots=3)
     try:
-        found, _ = play(models["qwen2"], "concat", 3, worlds=pool)
-        assert_same(found, expected)
-        assert isinstance(pool.vector(), ProcessPool)
+        with pytest.warns(UserWarning, match=f"set aside the task '{tasks[6].id}'"):
+            found = play_model(models["qwen2"], wording, worlds, tasks, members, three, seed=0)
     finally:
-        pool.vector().close()  # type: ignore[attr-defined]
-    failing = Worlds(Falling, workers=2, timeout=20)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found, _ = play(models["qwen2"], "concat", 2, worlds=failing)
-    finally:
-        failing.vector().close()  # type: ignore[attr-defined]
-    assert [t.stop_reason == SET_ASIDE for t in found] == [t.task.seed == 2 for t in expected]
-    sound = [number for number, t in enumerate(expected) if t.task.seed != 2]
+        pool = worlds.vector()
+        assert isinstance(pool, ProcessPool)
+        pool.close()
+    assert [t.stop_reason == SET_ASIDE for t in found] == [t.task == tasks[6] for t in expected]
+    sound = [number for number, task in enumerate(tasks) if task != tasks[6]]
     assert_same([found[n] for n in sound], [expected[n] for n in sound])
 
 

@@ -16,6 +16,7 @@ from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
 from envrl.errors import UserError
 from envrl.eval.split import env_maker, form_of, training_settings, wording_of
+from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel, build_model, load_policy
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.meter import Meter
@@ -40,7 +41,7 @@ def bench_rollout(config: Config, *, generate: bool = True) -> dict[str, Any]:
     """
     prepare_torch(config.train.threads)
     make_env = env_maker(config)
-    model = _model(config, make_env)
+    model = sampling_copy(_model(config, make_env), config.rollout.precision)
     rollout = config.rollout
     episodes = draw_episodes(make_env().tasks(config.env.split), config.seed, 1, rollout.tasks, rollout.group_size)
     settings, wording = training_settings(config), wording_of(model, form_of(config))

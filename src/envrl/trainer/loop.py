@@ -16,6 +16,7 @@ from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted
 from envrl.eval.record import action_rates
 from envrl.eval.split import env_maker, evaluate_split, form_of, training_settings, wording_of
+from envrl.models.copies import refresh, sampling_copy
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock
@@ -83,6 +84,7 @@ class Run:
         )
         self.optimization.guard.skips = state.skips
         self.wording = wording_of(state.model, form_of(self.config))
+        self.sampling = sampling_copy(state.model, self.config.rollout.precision)
         try:
             self._updates(state)
         except Interrupted:
@@ -113,8 +115,9 @@ class Run:
         began, clock = time.perf_counter(), Clock()
         episodes = draw_episodes(self.tasks, config.seed, number, config.rollout.tasks, config.rollout.group_size)
         settings = training_settings(config)
+        refresh(self.sampling, state.model)
         drawn = play_model(
-            state.model,
+            self.sampling,
             self.wording,
             self.make_env,
             [task for task, _ in episodes],
