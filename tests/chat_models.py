@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ TEXTS = [
 ]
 
 
-def make_tokenizer(family: str, vocabulary: int = 420, merging: bool = False) -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    family: str, texts: Sequence[str] = TEXTS, vocabulary: int = 420, merging: bool = False
+) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer; `merging`: its pieces go over blanks, dots and turn borders."""
     _, template, special, _ = FAMILIES[family]
     core = Tokenizer(models.BPE())
@@ -76,7 +79,7 @@ def make_tokenizer(family: str, vocabulary: int = 420, merging: bool = False) ->
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
-    core.train_from_iterator(TEXTS * 8, trainer)
+    core.train_from_iterator([*texts] * 8, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=special[0],
@@ -87,10 +90,10 @@ def make_tokenizer(family: str, vocabulary: int = 420, merging: bool = False) ->
     )
 
 
-def save_chat_model(family: str, folder: Path, seed: int = 0, merging: bool = False, context: int = 4096) -> Path:
-    """Write a random model of a family and its tokenizer, as a hub would give them, and return the folder."""
+def save_chat_model(family: str, folder: Path, seed: int = 0, context: int = 4096, **tokens: Any) -> Path:
+    """Write a random model of a family and its tokenizer; `tokens` are those of `make_tokenizer`."""
     architecture, _, _, settings = FAMILIES[family]
-    tokenizer = make_tokenizer(family, merging=merging)
+    tokenizer = make_tokenizer(family, **tokens)
     config = getattr(transformers, f"{architecture}Config")(
         vocab_size=len(tokenizer),
         hidden_size=32,

@@ -23,7 +23,8 @@ from envrl.models.load import LanguageModel, load_model
 from envrl.models.template import ChatTemplate
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.prompts import FORMATS
-from envrl.rollout.runner import Clock, PlaySettings, play_model
+from envrl.rollout.runner import play_model
+from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.transcript import write_segments
 from envrl.rollout.wording import Form, Told, Wording
 from envrl.trainer.loop import train

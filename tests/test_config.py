@@ -159,6 +159,7 @@ def test_mistakes_on_the_command_line() -> None:
         ("model.hidden_size", "130", "model.hidden_size = 130"),
         ("rollout.response_tokens", "5000", "rollout.response_tokens = 5000"),
         ("objective.dual_clip", "0.5", "objective.dual_clip must be above 1, or 0"),
+        ("objective.importance_cap", "0.5", "objective.importance_cap must be at least 1, or 0"),
         ("model.key_heads", "3", "model.heads = 4 must be a multiple of model.key_heads = 3"),
         ("eval.temperature", "1e-9", "eval.temperature must be 0 (the most likely token) or at least 0.01"),
         ("rollout.max_steps", "31", "rollout.max_steps = 31 is above env.max_steps = 30"),

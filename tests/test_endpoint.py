@@ -300,8 +300,9 @@ def test_the_command_line_writes_what_the_function_returns(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["expert", "--format", "tags"], "--format is for a model behind an endpoint; name it by --base-url"),
-        (["expert", "--show-admissible", "no"], "--show-admissible is for a model behind an endpoint"),
+        (["expert", "--format", "tags"], "format is for a model's folder or an endpoint; 'expert' has its own"),
+        (["expert", "--show-admissible", "no"], "--show-admissible is for a chat model; name its --format too"),
+        (["expert", "--retries", "3"], "--retries is for a model behind an endpoint; name it by --base-url"),
         (["m", "--base-url", "localhost:8000"], "must be an address such as http"),
         (["m", "--base-url", "http://"], "must be an address such as http"),
         (["m", "--base-url", "http://[::1"], "must be an address such as http"),
@@ -381,7 +382,7 @@ def test_episodes_by_hand() -> None:
 
     tally = Tally()
     settings = ChatSettings(FORMATS["action"], max_steps=2)
-    played = play_chat(ask, Boxes, tasks, settings, tally)  # type: ignore[arg-type]
+    played = play_chat(ask, Boxes, [(task, 0) for task in tasks], settings, tally)  # type: ignore[arg-type]
     assert [trajectory.stop_reason for trajectory in played] == ["done", "done", "context", "max_steps"]
     assert [[step.action.text for step in trajectory.transitions] for trajectory in played] == [
         ["open box 1"],

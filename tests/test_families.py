@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from envrl.errors import UserError
+from envrl.models import scores
 from envrl.models.forward import admit, logits_of, longest_sequence, row_states
 from envrl.models.load import LanguageModel
 from envrl.models.tokenizer import Codec, train_tokenizer
@@ -87,6 +88,23 @@ def test_the_trainers_states_of_padded_rows_give_the_models_own_logprobs(network
     for row, found, length in zip(rows, states, (40, 17, 3), strict=True):
         expected = full_logprobs(network, row[:length].tolist())
         assert torch.allclose(logits_of(network, found[:length]).log_softmax(-1), expected, atol=1e-4)
+
+
+def test_scores_of_tokens_are_those_of_the_models_own_logits_in_chunks_too(
+    network: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.randint(9, len(CODEC), (30,), generator=torch.Generator().manual_seed(2))
+    states = row_states(network, ids[None])[0, :-1].detach()
+    expected = network(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+    found = []
+    for most in (scores.KEPT, 0):
+        monkeypatch.setattr(scores, "KEPT", most)
+        monkeypatch.setattr(scores, "CHUNK", 7 * len(CODEC))
+        leaf = states.clone().requires_grad_()
+        logprobs = scores.score_tokens(network, leaf, ids[1:]).logprobs
+        assert torch.allclose(logprobs, expected, atol=1e-4)
+        found.append(torch.autograd.grad((logprobs * torch.arange(29)).sum(), leaf)[0])
+    assert torch.allclose(*found, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["attn_logit_softcapping", "final_logit_softcapping", "sliding_window"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import envrl
 from envrl.errors import UserError
 from envrl.objective.aggregation import row_weights
-from envrl.objective.policy import LOSSES, TOKEN_LOSSES, entropy, kl_k3
+from envrl.objective.policy import LOSSES, TOKEN_LOSSES, entropy, kl_k3, truncated_importance
 
 torch.set_num_threads(1)
 EVERY = ["cispo", "gspo", "ppo"]
@@ -324,3 +324,11 @@ def test_reached_from_the_package():
     assert envrl.objective.policy.LOSSES is LOSSES
     assert sorted(LOSSES) == EVERY
     assert np.allclose(envrl.objective.aggregation.row_weights([2], "token_mean")[1], 2)
+
+
+def test_truncated_importance_is_the_ratio_up_to_the_cap() -> None:
+    old, sampled = torch.tensor([-1.0, -1.0, -1.0, -90.0, -1.0]), torch.tensor([-1.0, -0.5, -1.5, -1.0, -90.0])
+    old.requires_grad_()
+    found = truncated_importance(old, sampled, 1.5)
+    assert found.tolist() == pytest.approx([1.0, exp(-0.5), 1.5, exp(-20.0), 1.5])
+    assert not found.requires_grad

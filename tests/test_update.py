@@ -233,6 +233,78 @@ def test_the_trainer_finds_the_log_probs_that_the_sampler_recorded(rollout: dict
         assert all(len(row.terms[0].positions_T) == len(row.terms[0].advantages_T) <= 3 for row in rows)
 
 
+def test_layers_that_are_run_again_change_no_update(tmp_path: Path) -> None:
+    """Also in bf16 and with several steps."""
+    plain = tiny(objective=AUXILIARY, train={"epochs": 2, "precision": "bf16"})
+    again = replace(plain, train=replace(plain.train, checkpointing=True))
+    models = [make_model(plain), make_model(plain)]
+    rows = make_rows(models[0], plain)
+    figures = [
+        optimization(config, model, tmp_path).step(rows, {"state": 0.2, "inverse": 0.1}, 1)
+        for config, model in zip((plain, again), models, strict=True)
+    ]
+    assert figures[0] == figures[1]
+    weights = [list(model.network.parameters()) for model in models]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*weights, strict=True))
+
+
+# --- sampler and trainer ---------------------------------------------------------------------------------------------
+
+
+def as_sampled(rows: list[Row], gaps: np.ndarray, logprobs: dict[str, np.ndarray]) -> list[Row]:
+    """Return the rows as a sampler would have left them that found each token's log-prob lower by its gap."""
+    result, start = [], 0
+    for row in rows:
+        term = row.terms[0]
+        own = gaps[start : start + len(term.positions_T)].astype(np.float32)
+        start += len(own)
+        result.append(replace(row, terms=(replace(term, sampled_logprobs_T=logprobs[row.origin] - own),)))
+    return result
+
+
+def test_truncated_importance_weighs_each_token_by_what_the_sampler_missed(tmp_path: Path) -> None:
+    """min(exp(gap), 2) times the token's own gradient: compared with rows whose weights say the same."""
+    config = tiny(objective={"aggregation": "token_mean"})
+    model = make_model(config)
+    rows = [row for row in make_rows(model, config) if row.terms[0].component == "policy"]
+    count = sum(len(row.terms[0].positions_T) for row in rows)
+    gaps = np.linspace(-1.0, 1.5, count)
+    settings_ = LossSettings({"policy": 1.0}, knobs={"clip_low": 0.2, "clip_high": 0.2})
+    rows = as_sampled(rows, gaps, policy_logprobs(model, rows, settings_))
+    totals, value = accumulate(model, rows, replace(settings_, importance_cap=2.0))
+    found = gradient(model)
+    weights, start, weighted = np.minimum(np.exp(gaps), 2.0).astype(np.float32), 0, []
+    for row in rows:
+        term = row.terms[0]
+        own = weights[start : start + len(term.positions_T)]
+        start += len(own)
+        weighted.append(replace(row, terms=(replace(term, weights_T=term.weights_T * own),)))
+    _, expected = accumulate(model, weighted, settings_)
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(gradient(model), found, rtol=1e-4, atol=1e-6)
+    assert totals.mean("importance") == pytest.approx(weights.mean(), rel=1e-5)
+    assert totals.mean("importance_capped") == pytest.approx((gaps >= math.log(2.0)).mean())
+    figures = totals.figures()
+    assert figures["sampler_mismatch"] == pytest.approx(np.abs(gaps).mean(), rel=1e-4)
+    assert figures["sampler_mismatch_max"] == pytest.approx(1.5, rel=1e-4)
+    accumulate(model, rows, settings_)
+    assert not torch.allclose(gradient(model), found, rtol=1e-2, atol=1e-5), "without a cap nothing is weighed"
+
+
+def test_the_largest_mismatch_of_an_update_is_that_of_all_its_steps(tmp_path: Path) -> None:
+    config = tiny(train={"minibatches": 3, "micro_batch_tokens": 64}, objective={"importance_cap": 5.0})
+    model = make_model(config)
+    rows = [row for row in make_rows(model, config) if row.terms[0].component == "policy"]
+    gaps = np.zeros(sum(len(row.terms[0].positions_T) for row in rows))
+    gaps[1] = -2.5
+    rows = as_sampled(rows, gaps, policy_logprobs(model, rows, LossSettings({"policy": 1.0})))
+    figures = optimization(config, model, tmp_path, 1e-5).step(rows, {}, 1)
+    assert figures["sampler_mismatch_max"] == pytest.approx(2.5, rel=1e-4)
+    assert figures["sampler_mismatch"] < 0.5
+    assert figures["importance"] < 1.0
+    assert figures["importance_capped"] == 0.0
+
+
 # --- several steps, the reference ------------------------------------------------------------------------------------
 
 
@@ -319,6 +391,34 @@ def test_bf16_is_near_fp32_and_leaves_fp32_weights(tmp_path: Path) -> None:
     changes = [float((p.detach() - old).abs().max()) for p, old in zip(model.network.parameters(), before, strict=True)]
     # Adam's first step is the learning rate in every entry: far below what a bf16 weight near 1 could hold
     assert max(changes) == pytest.approx(1e-3, rel=0.01)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_parameter_costs_16_bytes_and_2_more_while_the_graph_holds_its_bf16_copy(checkpointing: bool) -> None:
+    """fp32 weight, gradient and two moments; a layer that is run again keeps no copy."""
+    config = tiny()
+    model, copies = make_model(config), dict[int, torch.Tensor]()
+    rows = make_rows(model, config)
+    optimizer = adamw(model, 1e-3)
+    loss = LossSettings({"policy": 1.0}, precision="bf16", checkpointing=checkpointing)
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype == torch.bfloat16 and tuple(tensor.shape) in shapes:
+            copies[tensor.data_ptr()] = tensor
+        return tensor
+
+    layers = [p for p in model.network.get_decoder().layers.parameters() if p.ndim > 1]
+    shapes = {size for p in layers for size in (tuple(p.shape), tuple(p.shape)[::-1])}
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        part = micro_loss(model, rows, Totals(), denominators(rows), loss)
+    assert sum(t.nbytes for t in copies.values()) == (0 if checkpointing else 2 * sum(p.numel() for p in layers))
+    part.backward()
+    optimizer.step()
+    count = model.parameters()
+    held = [*model.network.parameters(), *(p.grad for p in model.network.parameters() if p.grad is not None)]
+    moments = [tensor for name, tensor in optimizer.tensors().items() if not name.endswith(".step")]
+    assert sum(t.nbytes for t in held) == 8 * count
+    assert sum(t.nbytes for t in moments) == 8 * count
 
 
 def test_gradients_are_scaled_to_the_norm_asked_for() -> None:

@@ -15,9 +15,10 @@ from envrl.cli.words import evaluation_lines
 from envrl.config.keys import KEYS
 from envrl.errors import UserError
 
-_ASKING = ("key_variable", "max_tokens", "concurrency", "timeout", "retries")
-"""The options that are fields of an `Endpoint`."""
-_PROMPTING = ("format", "show_admissible", "history", "price")
+_ASKING = ("key_variable", "concurrency", "timeout", "retries", "price")
+"""The options that an endpoint alone has."""
+_PROMPTING = ("format", "show_admissible", "history", "max_tokens")
+"""The options that say how any chat model is asked."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -37,9 +38,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(values: argparse.Namespace, settings: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    for name in (*_ASKING, *_PROMPTING):
+    for name in _ASKING:
         if getattr(values, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is for a model behind an endpoint; name it by --base-url")
+    for name in _PROMPTING:
+        if getattr(values, name) is not None and values.format is None:
+            raise UserError(f"--{name.replace('_', '-')} is for a chat model; name its --format too")
 
     from envrl.eval.evaluate import evaluate
 
@@ -48,6 +52,7 @@ def _evaluate(values: argparse.Namespace, settings: Sequence[tuple[str, str]]) -
         temperature=values.temperature,
         actions=values.actions,
         settings=settings,
+        **_given(values, _PROMPTING),
         **_played(values),
     )
 
@@ -59,12 +64,14 @@ def _evaluate_endpoint(values: argparse.Namespace, settings: Sequence[tuple[str,
     from envrl.eval.client import Endpoint
     from envrl.eval.endpoint import evaluate_endpoint
 
-    endpoint = Endpoint(model=values.target, base_url=values.base_url, **_given(values, ("temperature", *_ASKING)))
-    return evaluate_endpoint(endpoint, settings=settings, **_played(values), **_given(values, _PROMPTING))
+    fields = ("temperature", "max_tokens", "key_variable", "concurrency", "timeout", "retries")
+    endpoint = Endpoint(model=values.target, base_url=values.base_url, **_given(values, fields))
+    asked = _given(values, ("format", "show_admissible", "history", "price"))
+    return evaluate_endpoint(endpoint, settings=settings, **_played(values), **asked)
 
 
 def _played(values: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(values, name) for name in ("env", "data", "split", "episodes", "seed")}
+    return {name: getattr(values, name) for name in ("env", "data", "split", "episodes", "seed", "protocol")}
 
 
 def _given(values: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]:
@@ -91,6 +98,7 @@ def _parser() -> Parser:
     parser.add_argument("--temperature", metavar="T", type=number, help="of sampling; 0: the most likely token")
     parser.add_argument("--actions", choices=("admissible", "free"), help="what may be said (default: the run's)")
     parser.add_argument("--seed", metavar="N", type=whole_number, help="of sampling")
+    parser.add_argument("--protocol", choices=("whole", "published"), help="published: 128 draws of each split")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all measurements to this file")
     _add_endpoint(parser)
     return parser
@@ -98,13 +106,14 @@ def _parser() -> Parser:
 
 def _add_endpoint(parser: Parser) -> None:
     """Add the options of docs/prompts.md, absent (None) unless they are given."""
-    add = parser.add_argument_group("a chat model behind an OpenAI-compatible endpoint").add_argument
-    add("--base-url", metavar="URL", help="its address, such as http://localhost:8000/v1")
-    add("--key-variable", metavar="NAME", help="the environment variable with its key (default: OPENAI_API_KEY)")
-    add("--format", metavar="NAME", help="of the prompt: tags (default), action, react, json, plan")
+    add = parser.add_argument_group("a chat model that is no run's").add_argument
+    add("--format", metavar="NAME", help="of the prompt: tags, action, react, json, plan (an endpoint: tags)")
     add("--show-admissible", metavar="yes|no", type=_yes_or_no, help="list the accepted commands (default: yes)")
     add("--history", metavar="N", type=whole_number, help="turns in the prompt (default: 2)")
     add("--max-tokens", metavar="N", type=whole_number, help="of a response (default: 512)")
+    add = parser.add_argument_group("a chat model behind an OpenAI-compatible endpoint").add_argument
+    add("--base-url", metavar="URL", help="its address, such as http://localhost:8000/v1")
+    add("--key-variable", metavar="NAME", help="the environment variable with its key (default: OPENAI_API_KEY)")
     add("--concurrency", metavar="N", type=whole_number, help="requests at once (default: 8)")
     add("--timeout", metavar="SECONDS", type=number, help="that a request may take (default: 120)")
     add("--retries", metavar="N", type=whole_number, help="of a request that failed (default: 5)")

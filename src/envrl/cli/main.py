@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": "success rate of a run, a checkpoint, a model, or a script, with a 95 % interval",
     "report": "one self-contained HTML file about a run",
     "compare": "several runs as one table, seeds together",
+    "export": "the model of a run as a folder that transformers loads; a LoRA adapter is merged",
     "recipes": "list the recipes that ship, or print one with every key",
     "play": "play a world in the terminal",
     "data": "downloaded data: what there is, getting it, checking it",

@@ -37,6 +37,11 @@ def _check_model(config: Config) -> None:
     model, rollout = config.model, config.rollout
     if model.path:
         return
+    if model.lora_rank:
+        raise UserError(
+            f"model.lora_rank = {model.lora_rank} needs model.path, a trained model for the adapter to belong to; set "
+            "that, or lora_rank = 0"
+        )
     if model.preset not in PRESETS:
         raise UserError(f"unknown model.preset '{model.preset}'{suggest(model.preset, PRESETS)}")
     if model.hidden_size % (2 * model.heads):
@@ -82,14 +87,24 @@ def _check_learning(config: Config) -> None:
             f"rollout.max_steps = {rollout.max_steps} is above env.max_steps = {config.env.max_steps}, at which every "
             "episode ends; lower it, or set 0 for the same"
         )
+    if config.train.minibatch_rows and config.train.minibatches > 1:
+        raise UserError(
+            f"train.minibatch_rows = {config.train.minibatch_rows} and train.minibatches = "
+            f"{config.train.minibatches} say the same in two ways: leave one of them out"
+        )
     if 0.0 < objective.dual_clip <= 1.0:
         raise UserError(f"objective.dual_clip must be above 1, or 0 to switch it off, not {objective.dual_clip}")
+    if 0.0 < objective.importance_cap < 1.0:
+        raise UserError(
+            f"objective.importance_cap must be at least 1, or 0 to switch it off, not {objective.importance_cap}: a "
+            "lower one would shrink tokens that sampler and trainer agree on"
+        )
     if rollout.repeat_task and rollout.layout == "steps":
         raise UserError(
             "rollout.repeat_task = true needs rollout.layout = 'concat': every prompt of the layout 'steps' begins "
             "with the task already"
         )
-    _check_format(config)
+    check_format(config)
     warm = config.warm_start
     if warm.noise > 0 and warm.demonstrator == "walkthrough":
         raise UserError(
@@ -107,7 +122,8 @@ def _check_learning(config: Config) -> None:
         )
 
 
-def _check_format(config: Config) -> None:
+def check_format(config: Config) -> None:
+    """Raise `UserError` for settings that a prompt format cannot have."""
     rollout, model = config.rollout, config.model
     if rollout.format == "marks":
         if rollout.summary or rollout.prompt_tokens:

@@ -53,6 +53,8 @@ class ModelConfig:
     key_heads: Positive = 2  # preset only: heads of keys and values, shared by the attention heads
     vocabulary: Annotated[int, Meta(ge=300)] = 1500  # preset only: the tokenizer's largest size
     context: Positive = 2048  # preset only: longest sequence, tokens
+    lora_rank: Count = 0  # with `path`: train an adapter of this rank, the model's own weights stay; 0: train them all
+    lora_alpha: AboveZero = 32.0  # the adapter's part is multiplied by this over lora_rank
     phrases: bool = True  # preset only: tokens of several words, in a world that numbers its things
 
 
@@ -114,6 +116,7 @@ class ObjectiveConfig:
     clip_low: Fraction = 0.2  # the policy's ratio is clipped below at 1 - clip_low
     clip_high: NonNegative = 0.2  # the policy's ratio is clipped above at 1 + clip_high
     dual_clip: NonNegative = 0.0  # bound of the loss where the advantage is negative, above 1; 0: off
+    importance_cap: NonNegative = 0.0  # tokens weigh trainer's over sampler's probability, at most this; 0: off
     kl_weight: Weight = 0.0  # KL to the policy that RL started from, k3 estimator
     entropy_weight: Weight = 0.0  # of the entropy bonus; 0: off
     state_weight: Weight = 0.0  # state prediction; 0: off
@@ -136,9 +139,11 @@ class TrainConfig:
     weight_decay: Fraction = 0.0  # of AdamW
     epochs: Positive = 1  # passes over a batch
     minibatches: Positive = 1  # optimiser steps a pass
+    minibatch_rows: Count = 0  # policy rows an optimiser step, in place of minibatches; 0: by their number
     max_grad_norm: AboveZero = 1.0  # longer gradients are scaled down to this norm
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward and backward pass; master weights are fp32
     micro_batch_tokens: Positive = 1024  # token budget of a forward and backward pass with padding; a GPU wants more
+    checkpointing: bool = False  # layers are run again in the backward pass: a third more time, far less memory
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # torch threads; 0: as many as the process may use, at most 2
     device: str = "cpu"  # cpu, cuda or cuda:N
     trajectories: Count = 4  # groups of an update written to trajectories/
@@ -149,6 +154,7 @@ class TrainConfig:
 class EvalConfig:
     every: Count = 20  # updates between evaluations; 0: only before and after RL
     split: tuple[str, ...] = ("valid_seen", "valid_unseen")  # splits, in this order
+    protocol: Literal["whole", "published"] = "whole"  # every task of a split once | 128 drawn, as the papers did
     episodes: Count = 0  # of each split in evaluations between the first and the last; 0: the whole split
     temperature: Annotated[float, Meta(ge=0.0)] = 0.4  # 0: the most likely token
     free_episodes: Count = 64  # of each split played again unrestricted, to measure what the model says by itself

@@ -11,9 +11,9 @@ from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.eval.client import Endpoint, check_endpoint, connected
-from envrl.eval.evaluate import check_splits, with_settings, with_world_settings, world_settings
+from envrl.eval.evaluate import check_splits, drawn, with_settings, with_world_settings, world_settings
 from envrl.eval.record import summarize
-from envrl.eval.split import BATCH, env_maker
+from envrl.eval.split import BATCH, chosen_tasks, env_maker
 from envrl.rollout.chat import Ask, ChatSettings, Tally, play_chat
 from envrl.rollout.prompts import find_format
 from envrl.rollout.runner import batches
@@ -31,6 +31,7 @@ def evaluate_endpoint(
     split: str | Sequence[str] | None = None,
     episodes: int | None = None,
     seed: int | None = None,
+    protocol: str | None = None,
     settings: Sequence[tuple[str, str]] = (),
 ) -> list[dict[str, Any]]:
     """Return one record a split, with the keys of `evaluate` and those of the requests (docs/evaluation.md).
@@ -38,7 +39,7 @@ def evaluate_endpoint(
     `price` is the cost of a million prompt and of a million completion tokens; all else is as for `evaluate`. Raises
     `UserError` for what was asked, and `RunError` where the endpoint cannot go on.
     """
-    config = with_settings(Config(), env, data, split, endpoint.temperature, "free", seed)
+    config = with_settings(Config(), env, data, split, endpoint.temperature, "free", seed, protocol)
     config = with_world_settings(config, settings)
     form = find_format(format)
     if history < 0:
@@ -54,6 +55,7 @@ def evaluate_endpoint(
         "max_steps": config.env.max_steps,
         **world_settings(config),
         "seed": config.eval.seed,
+        **drawn(config),
         "temperature": endpoint.temperature,
         "format": format,
         "show_admissible": show_admissible,
@@ -62,7 +64,8 @@ def evaluate_endpoint(
     }
     with connected(endpoint) as ask:
         return [
-            {**played, **_play_split(ask, make_env, name, chat, episodes or 0, price)} for name in config.eval.split
+            {**played, **_play_split(ask, make_env, name, config, chat, episodes or 0, price)}
+            for name in config.eval.split
         ]
 
 
@@ -70,17 +73,17 @@ def _play_split(
     ask: Ask,
     make_env: Callable[[], TextEnv],
     split: str,
+    config: Config,
     settings: ChatSettings,
     episodes: int,
     price: tuple[float, float] | None,
 ) -> dict[str, Any]:
     began, tally = time.perf_counter(), Tally()
-    tasks = list(make_env().tasks(split))
-    tasks = tasks[:episodes] if episodes else tasks
+    chosen = chosen_tasks(make_env(), split, config, episodes)
     played = [
         trajectory
-        for part in batches(len(tasks), BATCH)
-        for trajectory in play_chat(ask, make_env, [tasks[i] for i in part], settings, tally)
+        for part in batches(len(chosen), BATCH)
+        for trajectory in play_chat(ask, make_env, [chosen[i] for i in part], settings, tally)
     ]
     return {
         "split": split,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from envrl.config.check import check_world
+from envrl.config.check import check_format, check_world
 from envrl.config.load import load_recipe, override
 from envrl.config.schema import Config, EnvConfig
 from envrl.envs.protocol import TextEnv
@@ -15,10 +15,13 @@ from envrl.envs.settings import WorldSettings
 from envrl.errors import UserError, suggest
 from envrl.eval.data import warn_of_other_data
 from envrl.eval.split import env_maker, evaluate_script, evaluate_split
+from envrl.models.adapters import holds_adapter
 from envrl.models.checkpoints import MANIFEST, latest_checkpoint, verify_checkpoint
 from envrl.models.load import LanguageModel, find_device, load_policy
 from envrl.models.runtime import prepare_torch
+from envrl.rollout.prompts import find_format
 from envrl.rollout.scripts import SCRIPTS
+from envrl.rollout.wording import MARKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,11 @@ def evaluate(
     temperature: float | None = None,
     actions: str | None = None,
     seed: int | None = None,
+    protocol: str | None = None,
+    format: str | None = None,
+    show_admissible: bool = True,
+    history: int = 2,
+    max_tokens: int = 512,
     settings: Sequence[tuple[str, str]] = (),
 ) -> list[dict[str, Any]]:
     """Return one record a split, with the keys of eval.jsonl (docs/evaluation.md) after those that say what was played.
@@ -48,12 +56,16 @@ def evaluate(
     `target` is a run (its latest checkpoint), a checkpoint or `RUN/warm_start` (verified), any folder that transformers
     loads, or `random`, `walkthrough`, `expert`. What is not given comes from the run's config.toml, else from the
     recipe's defaults. `settings` are further keys of `[env]` with their values as text, such as
-    `("env.distractors", "3")`. Splits are played whole and in their order; `episodes` takes the first ones. Raises
+    `("env.distractors", "3")`. Splits are played whole and in their order; `episodes` takes the first ones, and the
+    `protocol` "published" draws 128 with repeats. A model's folder is asked as a chat where a `format` is named
+    (docs/prompts.md): one turn at a time with the last `history` turns, for responses of at most `max_tokens`. Raises
     `UserError`.
     """
     found = find_target(target)
-    config = with_settings(found.config, env, data, split, temperature, actions, seed)
+    config = with_settings(found.config, env, data, split, temperature, actions, seed, protocol)
     config = with_world_settings(config, settings)
+    if format is not None:
+        config = _as_chat(found, config, format, show_admissible, history, max_tokens, actions)
     if not found.script:
         check_world(config)
     if found.script and (temperature is not None or actions is not None):
@@ -78,7 +90,7 @@ def find_target(target: str | Path) -> Target:
         if latest is None:
             raise UserError(f"the run '{folder}' has no checkpoint yet; go on with it by --resume")
         return Target("", latest, load_recipe(str(folder / "config.toml")), folder)
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not holds_adapter(folder):
         hint = suggest(str(target), SCRIPTS) if len(folder.parts) == 1 else ""
         raise UserError(
             f"'{target}' is neither a run (config.toml), nor a folder that transformers loads (config.json), "
@@ -111,6 +123,7 @@ def with_settings(
     temperature: float | None,
     actions: str | None,
     seed: int | None,
+    protocol: str | None,
 ) -> Config:
     """Return the configuration with what was asked for; another world inherits no data or keys of the old one."""
     if temperature is not None and not (temperature == 0.0 or 0.01 <= temperature < float("inf")):
@@ -119,6 +132,8 @@ def with_settings(
         )
     if actions not in (None, "admissible", "free"):
         raise UserError(f"actions must be 'admissible' or 'free', not '{actions}'")
+    if protocol not in (None, "whole", "published"):
+        raise UserError(f"protocol must be 'whole' or 'published', not '{protocol}'")
     splits = config.eval.split if split is None else (split,) if isinstance(split, str) else tuple(split)
     if not splits:
         raise UserError("split must name at least one split")
@@ -136,6 +151,7 @@ def with_settings(
             split=splits,
             temperature=config.eval.temperature if temperature is None else temperature,
             seed=config.eval.seed if seed is None else seed,
+            protocol=config.eval.protocol if protocol is None else protocol,
         ),
     )
 
@@ -155,6 +171,40 @@ def world_settings(config: Config) -> dict[str, Any]:
     """Return the settings of the world that are not the defaults."""
     settings = {field.name: getattr(config.env, field.name) for field in fields(WorldSettings)}
     return {name: value for name, value in settings.items() if value != getattr(EnvConfig(), name)}
+
+
+def _as_chat(
+    found: Target,
+    config: Config,
+    format: str,
+    show_admissible: bool,
+    history: int,
+    max_tokens: int,
+    actions: str | None,
+) -> Config:
+    """Return the configuration that asks a bare chat model a turn at a time, with the last turns shown."""
+    find_format(format)
+    if found.script or found.run:
+        raise UserError(f"format is for a model's folder or an endpoint; '{found.script or found.run}' has its own")
+    if history < 0 or max_tokens < 1:
+        raise UserError(f"history must be at least 0 and max_tokens at least 1, not {history} and {max_tokens}")
+    rollout = replace(
+        config.rollout,
+        format=format,
+        layout="steps",
+        history=history,
+        show_admissible=show_admissible,
+        response_tokens=max_tokens,
+        actions=actions or "free",
+    )
+    config = replace(config, rollout=rollout, model=replace(config.model, path=str(found.folder)))
+    check_format(config)
+    return config
+
+
+def drawn(config: Config) -> dict[str, str]:
+    """Return the protocol by which tasks were drawn, nothing where whole splits were played."""
+    return {} if config.eval.protocol == "whole" else {"protocol": config.eval.protocol}
 
 
 def _device(config: Config) -> str:
@@ -177,10 +227,14 @@ def _record(
     played = {"env": config.env.name, "max_steps": config.env.max_steps, **world_settings(config)}
     if target.run and target.config.env.name != config.env.name:
         played["trained_on"] = target.config.env.name
-    played["seed"] = config.eval.seed
+    played |= {"seed": config.eval.seed, **drawn(config)}
     if model is None:
         record, _ = evaluate_script(target.script, make_env, split, config, episodes=episodes)
         return {"agent": target.script, **played, **record}
     played |= {"temperature": config.eval.temperature, "actions": config.rollout.actions}
+    if not target.run and config.rollout.format != MARKS:
+        shown = ("format", "show_admissible", "history")
+        played |= {name: getattr(config.rollout, name) for name in shown}
+        played["max_tokens"] = config.rollout.response_tokens
     record, _ = evaluate_split(model, make_env, split, config, episodes=episodes)
     return {"agent": str(target.folder), **played, **record}

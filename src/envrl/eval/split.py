@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
+
 from envrl.config.schema import Config, EnvConfig
 from envrl.envs.pool import Worlds
 from envrl.envs.protocol import TextEnv
@@ -18,6 +20,7 @@ from envrl.models.load import LanguageModel
 from envrl.models.template import ChatTemplate, stops_of
 from envrl.rollout.chats import ChatWording
 from envrl.rollout.marks import MarksWording
+from envrl.rollout.randomness import key_of
 from envrl.rollout.runner import batches, play_model, play_script
 from envrl.rollout.scripts import make_script
 from envrl.rollout.seats import Clock, PlaySettings
@@ -26,6 +29,24 @@ from envrl.types import Task, Trajectory
 
 BATCH = 128
 """Episodes played at once; fixed, since log-probs depend on it in their last digits."""
+
+
+PUBLISHED_DRAWS = 128
+"""Episodes of an evaluation in the published protocol (`eval.protocol`), drawn with repeats."""
+
+
+def chosen_tasks(env: TextEnv, split: str, config: Config, episodes: int) -> list[tuple[Task, int]]:
+    """Return (task, member) of an evaluation's episodes: a split in its order (its first `episodes`, 0: all), or draws.
+
+    The draws of `eval.protocol = "published"` are a function of (split, `eval.seed`); a task drawn again is played by a
+    further member, with other dice.
+    """
+    tasks = list(env.tasks(split))
+    if config.eval.protocol == "whole":
+        return [(task, 0) for task in (tasks[:episodes] if episodes else tasks)]
+    generator = np.random.Generator(np.random.PCG64(key_of(config.eval.seed, "draws", split)))
+    drawn = generator.integers(len(tasks), size=PUBLISHED_DRAWS).tolist()[: episodes or None]
+    return [(tasks[index], drawn[:place].count(index)) for place, index in enumerate(drawn)]
 
 
 def env_maker(config: Config) -> Worlds:
@@ -106,10 +127,9 @@ def evaluate_split(
     """Return the line of eval.jsonl for a split (its first `episodes` tasks, 0: all) and the trajectories behind it."""
     began, clock = time.perf_counter(), Clock()
     env, wording = make_env(), wording_of(model, form_of(config))
-    tasks = list(env.tasks(split))
-    chosen = tasks[:episodes] if episodes else tasks
+    chosen = chosen_tasks(env, split, config, episodes)
 
-    def play(some: Sequence[Task], actions: str) -> list[Trajectory]:
+    def play(some: Sequence[tuple[Task, int]], actions: str) -> list[Trajectory]:
         settings = play_settings(config, config.eval.temperature, actions)
         return _play_tasks(model, wording, make_env, some, settings, config.eval.seed, clock, poll)
 
@@ -122,7 +142,9 @@ def evaluate_split(
         record["free/success_rate"] = success_summary(free)["success_rate"]
         record["free/episodes"] = len(free)
     if config.eval.probe_episodes:
-        scripted = probe_episodes(env, tasks, config.eval.probe_episodes, config.env.max_steps, config.eval.seed)
+        scripted = probe_episodes(
+            env, env.tasks(split), config.eval.probe_episodes, config.env.max_steps, config.eval.seed
+        )
         record |= probe(model, wording, scripted, poll)
     record["seconds"] = {"total": time.perf_counter() - began, "env": clock.env}
     return record, played
@@ -134,10 +156,9 @@ def evaluate_script(
     """Return the same line for a script (random, walkthrough, expert), without what only a model has."""
     began = time.perf_counter()
     env = make_env()
-    tasks = list(env.tasks(split))
     played = [
-        play_script(env, task, make_script(name, env, task, config.eval.seed), config.env.max_steps)
-        for task in (tasks[:episodes] if episodes else tasks)
+        play_script(env, task, make_script(name, env, task, config.eval.seed + member), config.env.max_steps)
+        for task, member in chosen_tasks(env, split, config, episodes)
     ]
     record = {"split": split, **summarize(played), "seconds": {"total": time.perf_counter() - began}}
     return record, played
@@ -147,17 +168,15 @@ def _play_tasks(
     model: LanguageModel,
     wording: Wording,
     make_env: Callable[[], TextEnv],
-    tasks: Sequence[Task],
+    episodes: Sequence[tuple[Task, int]],
     settings: PlaySettings,
     seed: int,
     clock: Clock,
     poll: Callable[[], None],
 ) -> list[Trajectory]:
-    """Return one episode a task, in order."""
+    """Return an episode of each (task, member), in order."""
     played: list[Trajectory] = []
-    for part in batches(len(tasks), BATCH):
-        chosen = [tasks[i] for i in part]
-        played += play_model(
-            model, wording, make_env, chosen, [0] * len(chosen), settings, seed=seed, clock=clock, poll=poll
-        )
+    for part in batches(len(episodes), BATCH):
+        tasks, members = zip(*(episodes[i] for i in part), strict=True)
+        played += play_model(model, wording, make_env, tasks, members, settings, seed=seed, clock=clock, poll=poll)
     return played

@@ -110,8 +110,16 @@ def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
     A configuration's `final_logit_softcapping` c bounds them: c · tanh(logit / c).
     """
     logits = cast(nn.Module, model.get_output_embeddings())(states)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return soft_capped(logits.to(torch.promote_types(logits.dtype, torch.float32)), logit_cap(model))
+
+
+def logit_cap(model: PreTrainedModel) -> float | None:
+    """Return what bounds the model's logits softly, None where nothing does."""
+    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Return cap · tanh(logits / cap), or logits as they are without a cap."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 

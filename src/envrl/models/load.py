@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from envrl.config.schema import Config, ModelConfig
 from envrl.errors import UserError, suggest
+from envrl.models.adapters import base_folder, has_adapter, holds_adapter, load_adapter, save_adapter
 from envrl.models.forward import admit, longest_sequence, vocabulary_size
 from envrl.models.template import CHATML, CHATML_TOKENS
 from envrl.models.tiny import PRESETS, build_tiny
@@ -77,7 +78,7 @@ def build_model(config: ModelConfig, texts: Sequence[str], seed: int, device: st
 def check_model_folder(folder: str | Path) -> Path:
     """Return the folder as a path; raises `UserError` where it cannot hold a model."""
     path = Path(folder)
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() and not holds_adapter(path):
         raise UserError(
             f"'{folder}' is not a model folder: it has no config.json; name a folder that transformers loads"
         )
@@ -101,7 +102,8 @@ def load_model(
     path = check_model_folder(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        network = _load_network(path)
+        base = base_folder(path)
+        network = _load_network(base or path)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"the model in '{folder}' cannot be loaded: {_first_sentence(error)}") from error
     tokenizer.split_special_tokens = True
@@ -112,7 +114,11 @@ def load_model(
     if chat_template:
         _add_chat_template(tokenizer)
     if len(tokenizer) > vocabulary_size(network):
-        network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # an adapter's base must have the same rows whenever it is loaded
+            network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if base is not None:
+        load_adapter(network, path)
     return _ready(LanguageModel(network, Codec(tokenizer)), device)
 
 
@@ -145,8 +151,11 @@ def _first_sentence(error: Exception) -> str:
 
 
 def save_model(model: LanguageModel, folder: Path) -> None:
-    """Write model.safetensors, config.json and the tokenizer's files, as `from_pretrained` reads them."""
-    model.network.save_pretrained(folder)
+    """Write the weights and config.json, or an adapter alone, and the tokenizer, as `from_pretrained` reads them."""
+    if has_adapter(model.network):
+        save_adapter(model.network, folder)
+    else:
+        model.network.save_pretrained(folder)
     model.codec.tokenizer.save_pretrained(folder)
 
 

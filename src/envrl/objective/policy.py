@@ -17,7 +17,18 @@ from envrl.errors import UserError
 from envrl.objective.aggregation import row_weights
 from envrl.objective.registry import Registry, check_knobs, check_range, knobs_of
 
-__all__ = ["LOSSES", "TOKEN_LOSSES", "TokenLoss", "cispo", "entropy", "gspo", "kl_k3", "ppo", "row_weights"]
+__all__ = [
+    "LOSSES",
+    "TOKEN_LOSSES",
+    "TokenLoss",
+    "cispo",
+    "entropy",
+    "gspo",
+    "kl_k3",
+    "ppo",
+    "row_weights",
+    "truncated_importance",
+]
 
 LARGEST_LOG_RATIO = 20.0
 """Log-ratios are cut here, so that exp() stays finite in float32 and 0 · inf never makes a NaN."""
@@ -179,6 +190,16 @@ class SequenceLoss:
 
 LOSSES: Registry[SequenceLoss] = Registry("policy loss")
 LOSSES.update({name: SequenceLoss(name, "sequence_mean" if name == "gspo" else "token_mean") for name in TOKEN_LOSSES})
+
+
+def truncated_importance(old_logprobs_N: Tensor, sampled_logprobs_N: Tensor, cap: float) -> Tensor:
+    """Return min(exp(old − sampled), cap) of each token, without a gradient: it weighs the token's policy loss.
+
+    It corrects, up to `cap`, for tokens being drawn from the sampler's distribution and not quite from the trainer's
+    (truncated importance sampling: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy
+    training").
+    """
+    return _log_ratio(old_logprobs_N, sampled_logprobs_N).exp().clamp(max=cap).detach()
 
 
 def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class Tally:
 @dataclass(slots=True)
 class _Episode:
     task: Task
+    member: int
     observation: Observation
     task_sentence: str
     transitions: list[Transition] = field(default_factory=list)
@@ -78,17 +79,18 @@ class _Episode:
 
 
 def play_chat(
-    ask: Ask, make_env: Callable[[], TextEnv], tasks: Sequence[Task], settings: ChatSettings, tally: Tally
+    ask: Ask, make_env: Callable[[], TextEnv], chosen: Sequence[tuple[Task, int]], settings: ChatSettings, tally: Tally
 ) -> list[Trajectory]:
-    """Play one episode a task, all at once, and return their trajectories in that order; `tally` is added to.
+    """Play an episode of each (task, member), all at once, and return their trajectories in order; add to `tally`.
 
-    A response at fault gives its world the empty command, which means nothing to it. Seeds are of (seed, task, turn).
+    A response at fault gives its world the empty command, which means nothing to it. Seeds are of (seed, task, turn,
+    member).
     """
     began = time.perf_counter()
     worlds = vector_of(make_env)
-    observations = worlds.reset([Start(slot, task, task.seed) for slot, task in enumerate(tasks)])
+    observations = worlds.reset([Start(slot, task, task.seed) for slot, (task, _) in enumerate(chosen)])
     tally.env += time.perf_counter() - began
-    episodes = [_begin(task, observation) for task, observation in zip(tasks, observations, strict=True)]
+    episodes = [_begin(*who, observation) for who, observation in zip(chosen, observations, strict=True)]
     for turn in range(settings.max_steps):
         slots = [slot for slot, episode in enumerate(episodes) if not episode.stop_reason]
         if not slots:
@@ -103,22 +105,23 @@ def play_chat(
                 actions.append((slot, _act(reply.text, settings.form, tally)))
         _step(worlds, episodes, actions, tally)
     return [
-        Trajectory(episode.task, 0, tuple(episode.transitions), (), episode.stop_reason or "max_steps")
+        Trajectory(episode.task, episode.member, tuple(episode.transitions), (), episode.stop_reason or "max_steps")
         for episode in episodes
     ]
 
 
-def _begin(task: Task, observation: Observation | None) -> _Episode:
+def _begin(task: Task, member: int, observation: Observation | None) -> _Episode:
     if observation is None:
-        return _Episode(task, Observation(""), "", stop_reason=SET_ASIDE)
-    return _Episode(task, observation, task_text(observation))
+        return _Episode(task, member, Observation(""), "", stop_reason=SET_ASIDE)
+    return _Episode(task, member, observation, task_text(observation))
 
 
 def _question(episode: _Episode, settings: ChatSettings, turn: int) -> Question:
     past = episode.transitions[-settings.history :] if settings.history else []
     turns = [(step.observation, step.action.text) for step in past]
     messages = settings.form.messages(episode.task_sentence, turns, episode.observation, settings.show_admissible)
-    return Question(messages, key_of(settings.seed, episode.task.id, turn) % 2**31)
+    dice = (episode.member,) if episode.member else ()
+    return Question(messages, key_of(settings.seed, episode.task.id, turn, *dice) % 2**31)
 
 
 def _act(response: str, form: PromptFormat, tally: Tally) -> Action:

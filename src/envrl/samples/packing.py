@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from envrl.types import Row
 
 
-def pack(rows: Sequence[Row], budget: int) -> list[list[Row]]:
-    """Return micro-batches of rows of like length; rows × longest row stays within `budget` tokens.
+def pack(rows: Sequence[Row], budget: int, *, padded: bool = True) -> list[list[Row]]:
+    """Return micro-batches of rows of like length whose tokens stay within `budget`.
 
-    A row is never split: one longer than the budget is a micro-batch of its own. The order is a function of the rows.
+    `padded`: every row counts as long as its micro-batch's longest. A row is never split: one longer than the budget is
+    a micro-batch of its own. The order is a function of the rows.
     """
     batches: list[list[Row]] = []
+    filled = 0
     for row in sorted(rows, key=lambda r: len(r.token_ids), reverse=True):
-        if batches and (len(batches[-1]) + 1) * len(batches[-1][0].token_ids) <= budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
+        size = len(batches[-1][0].token_ids if batches and padded else row.token_ids)
+        if not batches or filled + size > budget:
+            batches.append([])
+            size, filled = len(row.token_ids), 0
+        batches[-1].append(row)
+        filled += size
     return batches
 
 

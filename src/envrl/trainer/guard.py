@@ -58,8 +58,7 @@ class Guard:
             if math.isfinite(loss) and math.isfinite(norm):
                 self.optimizer.step()
                 self.skips = 0
-                figures = {component: totals.mean(component) for component in totals.sums}
-                return Outcome({**figures, "grad_norm": norm, "skipped": 0.0}, totals.tokens)
+                return Outcome({**totals.figures(), "grad_norm": norm, "skipped": 0.0}, totals.tokens)
         finally:
             self.optimizer.zero_grad()
         self._skip(name, rows, {"loss": loss, "grad_norm": norm, **settings.weights}, old, reference)

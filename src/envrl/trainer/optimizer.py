@@ -58,14 +58,19 @@ class Optimizer:
             part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
 
 
+def _in_one_go(model: LanguageModel) -> dict[str, bool]:
+    """Return which of AdamW's forms to take: on CUDA the one that makes no arrays as large as the weights."""
+    return {"fused": True} if model.device.type == "cuda" else {"foreach": True}
+
+
 def adamw(model: LanguageModel, learning_rate: float, weight_decay: float = 0.0) -> Optimizer:
     """Return AdamW (β 0.9, 0.99; Loshchilov and Hutter, arXiv 1711.05101); matrices decay, vectors do not."""
-    parameters = list(model.network.parameters())
+    parameters = [p for p in model.network.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return Optimizer([torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, foreach=True)])
+    return Optimizer([torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, **_in_one_go(model))])
 
 
 def muon(model: LanguageModel, learning_rate: float, matrix_learning_rate: float) -> Optimizer:
@@ -76,12 +81,12 @@ def muon(model: LanguageModel, learning_rate: float, matrix_learning_rate: float
     embedding = {id(p) for p in model.network.get_input_embeddings().parameters()}
     head = model.network.get_output_embeddings()
     embedding |= {id(p) for p in head.parameters()} if head is not None else set()
-    parameters = list(model.network.parameters())
+    parameters = [p for p in model.network.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in embedding]
     rest = [p for p in parameters if p.ndim != 2 or id(p) in embedding]
     return Optimizer(
         [
             torch.optim.Muon(matrices, lr=matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=learning_rate, betas=BETAS, weight_decay=0.0, foreach=True),
+            torch.optim.AdamW(rest, lr=learning_rate, betas=BETAS, weight_decay=0.0, **_in_one_go(model)),
         ]
     )

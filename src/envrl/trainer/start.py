@@ -15,6 +15,7 @@ from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.eval.data import data_file, warn_of_other_data
 from envrl.eval.split import form_of, wording_of
+from envrl.models.adapters import check_peft
 from envrl.models.load import find_device, load_policy
 from envrl.models.runtime import usable_threads
 from envrl.objective.advantage import ESTIMATORS
@@ -70,6 +71,8 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     if config.rollout.format != MARKS:
         find_format(config.rollout.format)
     find_device(config.train.device)
+    if config.model.lora_rank:
+        check_peft()
     env = make_env()
     for split in (config.env.split, *config.eval.split):
         if not env.tasks(split):

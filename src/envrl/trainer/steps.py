@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from envrl.config.schema import Config
+from envrl.models.adapters import has_adapter, other_adapter, read_adapter
 from envrl.models.load import LanguageModel, load_policy
 from envrl.rollout.randomness import key_of
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer
-from envrl.trainer.update import LossSettings, policy_logprobs
+from envrl.trainer.update import LossSettings, OldLogprobs, policy_logprobs
 from envrl.types import Row
 
 
@@ -31,7 +34,10 @@ class Optimization:
         self.config, self.model, self.poll = config, model, poll
         self.guard = Guard(model, optimizer, config.train.max_grad_norm, run, say)
         self.reference: LanguageModel | None = None
-        if config.objective.kl_weight > 0:
+        self.start: dict[str, Tensor] | None = None
+        if config.objective.kl_weight > 0 and has_adapter(model.network):
+            self.start = read_adapter(run / "warm_start")
+        elif config.objective.kl_weight > 0:
             self.reference = load_policy(run / "warm_start", config)
 
     def _settings(self, weights: Mapping[str, float]) -> LossSettings:
@@ -47,36 +53,51 @@ class Optimization:
             temperature=self.config.rollout.temperature,
             precision=train.precision,
             micro_batch_tokens=train.micro_batch_tokens,
+            checkpointing=train.checkpointing,
+            importance_cap=objective.importance_cap,
         )
 
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:
         """Take the update's optimiser steps; return its metrics. A batch with a bad number changes nothing."""
-        train = self.config.train
         settings = self._settings(weights)
         if not rows:
             return {"grad_norm": 0.0, "skipped": 0.0}
-        steps = train.epochs * train.minibatches
-        old = policy_logprobs(self.model, rows, settings) if steps > 1 else None
-        reference = policy_logprobs(self.reference, rows, settings) if self.reference else None
-        parts = [
-            [rows[i] for i in part]
-            for epoch in range(train.epochs)
-            for part in np.array_split(self._order(len(rows), update, epoch), train.minibatches)
-            if len(part)
-        ]
+        parts = self._parts(rows, update)
+        old = policy_logprobs(self.model, rows, settings) if len(parts) > 1 else None
+        reference = self._reference(rows, settings)
         # Between two optimiser steps of one update the weights are no update's: a stop waits until the last of them.
         polls = [self.poll, *([_never] * (len(parts) - 1))]
         name = f"update-{update:06d}"
         names = [name] if len(parts) == 1 else [f"{name}-step-{number}" for number in range(1, len(parts) + 1)]
-        return _mean(
+        return _summary(
             [
                 self.guard.step(name, part, settings, old, reference, poll).figures
                 for name, part, poll in zip(names, parts, polls, strict=True)
             ]
         )
 
-    def _order(self, count: int, update: int, epoch: int) -> np.ndarray:
-        if self.config.train.minibatches == 1:
+    def _reference(self, rows: Sequence[Row], settings: LossSettings) -> OldLogprobs | None:
+        """Return the log-probs under the model that RL started from: another network, or ours with that adapter."""
+        if self.start is None:
+            return policy_logprobs(self.reference, rows, settings) if self.reference else None
+        with other_adapter(self.model.network, self.start):
+            return policy_logprobs(self.model, rows, settings)
+
+    def _parts(self, rows: Sequence[Row], update: int) -> list[list[Row]]:
+        """Return the rows of every optimiser step, in order."""
+        train, count = self.config.train, self.config.train.minibatches
+        if train.minibatch_rows:
+            policy = sum(any(term.component == "policy" for term in row.terms) for row in rows)
+            count = max(1, math.ceil(policy / train.minibatch_rows))
+        return [
+            [rows[i] for i in part]
+            for epoch in range(train.epochs)
+            for part in np.array_split(self._order(len(rows), update, epoch, count), count)
+            if len(part)
+        ]
+
+    def _order(self, count: int, update: int, epoch: int, parts: int) -> np.ndarray:
+        if parts == 1:
             return np.arange(count)
         return np.random.Generator(np.random.PCG64(key_of(self.config.seed, update, epoch, "minibatches"))).permutation(
             count
@@ -87,6 +108,7 @@ def _never() -> None:
     """Let nothing interrupt."""
 
 
-def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _summary(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for record in figures for name in record)
-    return {name: float(np.mean([record[name] for record in figures if name in record])) for name in names}
+    found = {name: [record[name] for record in figures if name in record] for name in names}
+    return {name: max(each) if name.endswith("_max") else float(np.mean(each)) for name, each in found.items()}

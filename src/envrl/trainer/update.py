@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envrl.models.forward import log_softmax_and_entropy, logits_of, restricted_logits, row_states
 from envrl.models.load import LanguageModel
-from envrl.objective.policy import TOKEN_LOSSES, kl_k3
+from envrl.models.rows import RowStates, packs, states_of_rows
+from envrl.models.scores import TokenScores, score_tokens
+from envrl.objective.policy import TOKEN_LOSSES, kl_k3, truncated_importance
 from envrl.samples.packing import denominators, pack
-from envrl.types import Row, Term
+from envrl.types import Ragged, Row, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,9 @@ class LossSettings:
     temperature: float = 1.0
     precision: str = "fp32"
     micro_batch_tokens: int = 16384
+    checkpointing: bool = False
+    importance_cap: float = 0.0
+    """Where a token's weight exp(old − sampled log-prob) is cut off; 0: tokens are not weighted by it."""
 
 
 @dataclass(slots=True)
@@ -40,6 +44,7 @@ class Totals:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    largest: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
 
     def add(self, name: str, values: Tensor) -> None:
@@ -47,69 +52,59 @@ class Totals:
         self.sums[name] = self.sums[name] + total if name in self.sums else total
         self.counts[name] += values.numel()
 
+    def add_largest(self, name: str, values: Tensor) -> None:
+        found = values.detach().double().max()
+        self.largest[name] = torch.maximum(self.largest[name], found) if name in self.largest else found
+
     def mean(self, name: str) -> float:
         return float(self.sums[name]) / max(self.counts[name], 1)
 
-
-@dataclass(frozen=True, slots=True)
-class TokenScores:
-    """Log-probs (n,) and entropies (n,) of a term's tokens under the present network."""
-
-    logprobs: Tensor
-    entropies: Tensor
+    def figures(self) -> dict[str, float]:
+        """Return the mean of every sum and the largest of every other quantity."""
+        return {name: self.mean(name) for name in self.sums} | {name: float(x) for name, x in self.largest.items()}
 
 
 def precision_context(precision: str, device: torch.device) -> torch.autocast | nullcontext[None]:
-    """Return the context in which the network runs: bf16 products over fp32 weights, or plain fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    """Return the context in which the network runs: bf16 products over fp32 weights, or plain fp32.
+
+    Each weight is used once a pass, so its bf16 copy is not kept longer than that use or its gradient needs it.
+    """
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
 def score_terms(
-    model: LanguageModel, rows: Sequence[Row], component: str, states: Tensor, temperature: float
+    model: LanguageModel, rows: Sequence[Row], component: str, states: RowStates, temperature: float, precision: str
 ) -> TokenScores:
     """Return the scores of all tokens that `component` asks for in these rows, row by row."""
     terms = [(number, term) for number, row in enumerate(rows) for term in row.terms if term.component == component]
-    device = states.device
+    device = model.device
     row_index = torch.from_numpy(np.repeat([n for n, _ in terms], [len(t.positions_T) for _, t in terms])).to(device)
     positions = torch.from_numpy(np.concatenate([t.positions_T for _, t in terms]).astype(np.int64)).to(device)
     targets = torch.from_numpy(
         np.concatenate([rows[n].token_ids[t.positions_T] for n, t in terms]).astype(np.int64)
     ).to(device)
-    logits = logits_of(model.network, states[row_index, positions - 1]) / temperature
-    allowed = _allowed([t for _, t in terms], logits.shape[1])
-    if allowed is None:
-        logprobs, entropies = log_softmax_and_entropy(logits)
-        return TokenScores(logprobs.gather(1, targets[:, None])[:, 0], entropies)
-    ids = torch.from_numpy(allowed).to(device)
-    logprobs, entropies = log_softmax_and_entropy(restricted_logits(logits, ids))
-    column = (ids == targets[:, None]).int().argmax(1, keepdim=True)
-    return TokenScores(logprobs.gather(1, column)[:, 0], entropies)
+    return score_tokens(
+        model.network,
+        states.at(row_index, positions - 1),
+        targets,
+        _allowed([term for _, term in terms]),
+        temperature,
+        bf16=precision == "bf16" and device.type == "cuda",
+    )
 
 
-def _allowed(terms: Sequence[Term], vocabulary: int) -> np.ndarray | None:
-    """Return the padded allowed ids (tokens, most choices), -1 beyond a token's own; None where none is restricted."""
-    lists: list[np.ndarray] = []
-    for term in terms:
-        if term.allowed is None:
-            lists += [np.zeros(0, dtype=np.int32)] * len(term.positions_T)
-        else:
-            lists += np.split(term.allowed.values, term.allowed.offsets[1:-1])
-    lengths = np.array([len(ids) for ids in lists])
-    if not lengths.any():
+_NO_IDS = np.zeros(0, dtype=np.int32)
+
+
+def _allowed(terms: Sequence[Term]) -> Ragged | None:
+    """Return the allowed ids of all tokens of these terms, or None where none of them is restricted."""
+    if all(term.allowed is None for term in terms):
         return None
-    lengths[lengths == 0] = vocabulary
-    padded = np.full((len(lists), int(lengths.max())), -1, dtype=np.int64)
-    for number, ids in enumerate(lists):
-        padded[number, : lengths[number]] = ids if len(ids) else np.arange(vocabulary)
-    return padded
-
-
-def pad_rows(rows: Sequence[Row], pad: int, device: torch.device) -> Tensor:
-    """Return ids (rows, longest) of rows, padded on the right."""
-    ids = np.full((len(rows), max(len(row.token_ids) for row in rows)), pad, dtype=np.int64)
-    for number, row in enumerate(rows):
-        ids[number, : len(row.token_ids)] = row.token_ids
-    return torch.from_numpy(ids).to(device)
+    lists = [term.allowed or Ragged(_NO_IDS, np.zeros(len(term.positions_T) + 1, dtype=np.int32)) for term in terms]
+    counts = np.concatenate([[0], *(np.diff(each.offsets) for each in lists)])
+    return Ragged(np.concatenate([each.values for each in lists]), counts.cumsum().astype(np.int32))
 
 
 def gather_term(rows: Sequence[Row], component: str, name: str, device: torch.device) -> Tensor:
@@ -140,17 +135,22 @@ def micro_loss(
     """Return a micro-batch's part of the loss; sums for the metrics go to `totals`."""
     device = model.device
     with precision_context(settings.precision, device):
-        states = row_states(model.network, pad_rows(rows, model.codec.pad, device))
+        states = states_of_rows(
+            model.network,
+            [row.token_ids for row in rows],
+            model.codec.pad,
+            checkpointing=settings.checkpointing,
+        )
     totals.tokens += sum(len(row.token_ids) for row in rows)
-    loss = states.new_zeros((), dtype=torch.promote_types(states.dtype, torch.float32))
+    loss = states.states.new_zeros((), dtype=torch.promote_types(states.states.dtype, torch.float32))
     for component in dict.fromkeys(term.component for row in rows for term in row.terms):
         weight = settings.weights.get(component, 0.0)
         weights_N = gather_term(rows, component, "weights_T", device) / denominator[component]
         if component == "policy":
-            scores = score_terms(model, rows, component, states, settings.temperature)
+            scores = score_terms(model, rows, component, states, settings.temperature, settings.precision)
             loss = loss + _policy_part(rows, scores, weights_N, totals, settings, old, reference)
         else:
-            scores = score_terms(model, rows, component, states, 1.0)
+            scores = score_terms(model, rows, component, states, 1.0, settings.precision)
             loss = loss - weight * (weights_N * scores.logprobs).sum()
             totals.add(f"loss/{component}", -scores.logprobs)
     return loss
@@ -173,11 +173,18 @@ def _policy_part(
     losses, clipped = TOKEN_LOSSES[settings.policy_loss](
         scores.logprobs, before, advantages, row_numbers(rows, "policy", device), **settings.knobs
     )
+    mismatch = before - sampled
+    if settings.importance_cap:
+        importance = truncated_importance(before, sampled, settings.importance_cap)
+        losses = importance * losses
+        totals.add("importance", importance)
+        totals.add("importance_capped", (importance == settings.importance_cap).float())
     part = (weights_N * losses).sum() * settings.weights.get("policy", 1.0)
     totals.add("loss/policy", losses)
     totals.add("clip_fraction", clipped.float())
     totals.add("entropy", scores.entropies)
-    totals.add("sampler_mismatch", (before - sampled).abs())
+    totals.add("sampler_mismatch", mismatch.abs())
+    totals.add_largest("sampler_mismatch_max", mismatch.abs())
     if settings.weights.get("entropy"):
         part = part - settings.weights["entropy"] * (weights_N * scores.entropies).sum()
     if reference is not None:
@@ -191,6 +198,13 @@ def _lookup(rows: Sequence[Row], table: OldLogprobs, device: torch.device) -> Te
     return torch.from_numpy(np.concatenate([table[row.origin] for row in rows])).to(device)
 
 
+def micro_batches(model: LanguageModel, rows: Sequence[Row], settings: LossSettings) -> list[list[Row]]:
+    """Return the rows in parts that go through the network at once; padding counts where the model needs it."""
+    with precision_context(settings.precision, model.device):
+        padded = not packs(model.network)
+    return pack(rows, settings.micro_batch_tokens, padded=padded)
+
+
 @torch.no_grad()
 def policy_logprobs(model: LanguageModel, rows: Sequence[Row], settings: LossSettings) -> dict[str, np.ndarray]:
     """Return the log-probs of every row's policy tokens under this network, by row origin."""
@@ -200,10 +214,11 @@ def policy_logprobs(model: LanguageModel, rows: Sequence[Row], settings: LossSet
         for row in rows
         if any(t.component == "policy" for t in row.terms)
     ]
-    for batch in pack(with_policy, settings.micro_batch_tokens):
+    for batch in micro_batches(model, with_policy, settings):
         with precision_context(settings.precision, model.device):
-            states = row_states(model.network, pad_rows(batch, model.codec.pad, model.device))
-        logprobs = score_terms(model, batch, "policy", states, settings.temperature).logprobs.float().cpu().numpy()
+            states = states_of_rows(model.network, [row.token_ids for row in batch], model.codec.pad)
+        scores = score_terms(model, batch, "policy", states, settings.temperature, settings.precision)
+        logprobs = scores.logprobs.float().cpu().numpy()
         ends = np.cumsum([len(row.terms[0].positions_T) for row in batch])
         for row, part in zip(batch, np.split(logprobs, ends[:-1]), strict=True):
             result[row.origin] = part
@@ -224,7 +239,7 @@ def accumulate(
     """
     totals, value = Totals(), 0.0
     denominator = denominators(rows)
-    for batch in pack(rows, settings.micro_batch_tokens):
+    for batch in micro_batches(model, rows, settings):
         poll()
         loss = micro_loss(model, batch, totals, denominator, settings, old, reference)
         loss.backward()

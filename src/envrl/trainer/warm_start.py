@@ -18,8 +18,11 @@ from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted, UserError
 from envrl.eval.split import form_of, wording_of
-from envrl.models.forward import log_softmax_and_entropy, logits_of, row_states
+from envrl.models.adapters import add_adapter, put_tensors, trained_tensors
+from envrl.models.forward import log_softmax_and_entropy
 from envrl.models.load import LanguageModel, build_model, load_policy, save_model
+from envrl.models.rows import states_of_rows
+from envrl.models.scores import logits_in_chunks
 from envrl.rollout.randomness import key_of
 from envrl.rollout.wording import Wording
 from envrl.samples.packing import pack
@@ -35,7 +38,7 @@ from envrl.trainer.demonstrations import Demonstration, auxiliary_rows, collect,
 from envrl.trainer.files import JsonLines
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer, adamw, muon
-from envrl.trainer.update import LossSettings, pad_rows
+from envrl.trainer.update import LossSettings
 from envrl.types import Row
 
 FOLDER = "warm_start"
@@ -89,7 +92,7 @@ class _Stage:
             self.wording = wording_of(self.model, form_of(config))
             self.step, self.tokens = 0, 0
             self.optimizer = self._fresh_optimizer()
-            self.best_weights = copy.deepcopy(self.model.network.state_dict())
+            self.best_weights = copy.deepcopy(trained_tensors(self.model.network))
             self.log.truncate(0)
         else:
             self._restore(latest)
@@ -108,7 +111,11 @@ class _Stage:
     def _fresh_model(self) -> LanguageModel:
         config = self.config
         if config.model.path:
-            return load_policy(config.model.path, config)
+            model = load_policy(config.model.path, config)
+            if config.model.lora_rank:
+                folder, rank, alpha = Path(config.model.path), config.model.lora_rank, config.model.lora_alpha
+                add_adapter(model.network, folder, rank, alpha, config.seed)
+            return model
         texts = world_texts([*self.training, *self.held_out], self.make_env(), config)
         return build_model(config.model, texts, config.seed, config.train.device)
 
@@ -145,7 +152,7 @@ class _Stage:
             if self.step % self.config.warm_start.every == 0:
                 self._save()
         if self.steps:
-            self.model.network.load_state_dict(self.best_weights)
+            put_tensors(self.model.network, self.best_weights)
         self.log.close()
         save_folder(self.run_folder / FOLDER, lambda aside: save_model(self.model, aside))
 
@@ -163,6 +170,7 @@ class _Stage:
             {"imitation": 1.0, "state": warm.state_weight, "inverse": warm.inverse_weight},
             precision=config.train.precision,
             micro_batch_tokens=config.train.micro_batch_tokens,
+            checkpointing=config.train.checkpointing,
         )
         factor = learning_rate_factor(self.step, self.steps)
         self.optimizer.scale(factor)
@@ -182,7 +190,7 @@ class _Stage:
         loss = measured["held_out/imitation"]
         if loss < self.best:
             self.best, self.waited = loss, 0
-            self.best_weights = copy.deepcopy(self.model.network.state_dict())
+            self.best_weights = copy.deepcopy(trained_tensors(self.model.network))
         else:
             self.waited += 1
         return measured
@@ -232,15 +240,19 @@ def measure_imitation(
     loss = entropy = 0.0
     tokens = right = actions = 0
     for batch in pack(rows, config.train.micro_batch_tokens):
-        states = row_states(model.network, pad_rows(batch, model.codec.pad, model.device))
+        states = states_of_rows(model.network, [row.token_ids for row in batch], model.codec.pad)
         for number, row in enumerate(batch):
-            positions = torch.from_numpy(row.terms[0].positions_T.astype(np.int64))
-            targets = torch.from_numpy(row.token_ids[row.terms[0].positions_T].astype(np.int64))
-            logprobs, entropies = log_softmax_and_entropy(logits_of(model.network, states[number, positions - 1]))
-            loss -= float(logprobs.gather(1, targets[:, None]).sum())
-            entropy += float(entropies.sum())
+            positions = torch.from_numpy(row.terms[0].positions_T.astype(np.int64)).to(model.device)
+            targets = torch.from_numpy(row.token_ids[row.terms[0].positions_T].astype(np.int64)).to(model.device)
+            hits: list[bool] = []
+            for part, logits in logits_in_chunks(
+                model.network, states.at(states.starts.new_tensor(number), positions - 1)
+            ):
+                logprobs, entropies = log_softmax_and_entropy(logits)
+                loss -= float(logprobs.gather(1, targets[part, None]).sum())
+                entropy += float(entropies.sum())
+                hits += (logprobs.argmax(-1) == targets[part]).tolist()
             tokens += len(targets)
-            hits = (logprobs.argmax(-1) == targets).tolist()
             start = 0
             for index, target in enumerate(targets.tolist()):
                 if target == wording.end:

@@ -1,0 +1,193 @@
+"""LoRA adapters by `peft`: small matrices beside the decoder's linear layers are trained, the base model is not.
+
+A checkpoint of one holds the adapter in `peft`'s own form, and names its base by folder and hash:
+
+    adapter_model.safetensors, adapter_config.json    the matrices, and where they belong
+    base.json                                         the base's folder, and a SHA-256 over its weight files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from envrl.errors import UserError
+from envrl.models.checkpoints import sha256
+
+_BASE, _WEIGHTS = "base.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+"""What `peft` writes before the names of a network's layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The folder of the model that an adapter was trained on, and a SHA-256 over its weight files."""
+
+    folder: str
+    weights: str
+
+
+_BASES: WeakKeyDictionary[PreTrainedModel, Base] = WeakKeyDictionary()
+
+
+def _peft() -> Any:
+    try:
+        return importlib.import_module("peft")
+    except ImportError:
+        raise UserError("model.lora_rank needs the package 'peft': pip install 'envrl[lora]'") from None
+
+
+def check_peft() -> None:
+    """Raise `UserError` with the line to install where `peft` is missing."""
+    _peft()
+
+
+def has_adapter(model: PreTrainedModel) -> bool:
+    """Return whether the network has an adapter, which alone is trained."""
+    return model in _BASES
+
+
+def add_adapter(model: PreTrainedModel, folder: Path, rank: int, alpha: float, seed: int) -> None:
+    """Put a new adapter beside every linear layer but the output, and freeze the base, which `folder` holds.
+
+    A layer gives W x + (alpha / rank) B A x, with A drawn by the seed and B = 0 (LoRA, arXiv 2106.09685, section 4.1).
+    Raises `UserError` where `peft` is missing, or where `folder` holds an adapter itself.
+    """
+    peft = _peft()
+    if has_adapter(model):
+        raise UserError(
+            f"the model in '{folder}' is an adapter itself; merge it with 'envrl export' and name the result"
+        )
+    base = Base(str(folder.resolve()), _hash_of_weights(folder))
+    settings = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base.folder,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _inject(peft, settings, model, base)
+
+
+def _inject(peft: Any, settings: Any, model: PreTrainedModel, base: Base) -> None:
+    peft.inject_adapter_in_model(settings, model)
+    model.eval()  # what was added is in training mode
+    _BASES[model] = base
+
+
+def save_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Write the adapter, and what names its base; `from_pretrained` loads the folder where `peft` is installed."""
+    model.peft_config["default"].save_pretrained(folder)
+    tensors = {_PREFIX + name: tensor.contiguous() for name, tensor in adapter_tensors(model).items()}
+    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    (folder / _BASE).write_text(json.dumps(asdict(_BASES[model]), indent=1) + "\n", encoding="utf-8")
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Return whether `save_adapter` wrote a folder."""
+    return (folder / _BASE).is_file()
+
+
+def base_folder(folder: Path) -> Path | None:
+    """Return the folder of the base of an adapter that was saved in `folder`; None where that holds a whole model.
+
+    Raises `UserError` where the base is gone, or has other weights than those that the adapter was trained on.
+    """
+    if not holds_adapter(folder):
+        return None
+    base = _read_base(folder)
+    named = f"'{folder}' holds an adapter of the model in '{base.folder}'"
+    if not (Path(base.folder) / "config.json").is_file():
+        raise UserError(f"{named}, which is not there; put that model back, or export runs before moving their base")
+    if _hash_of_weights(Path(base.folder)) != base.weights:
+        raise UserError(f"{named}, whose weights have changed since; put the model back that it was trained on")
+    return Path(base.folder)
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Put the adapter that was saved in `folder` onto its base, and freeze the base."""
+    peft = _peft()
+    base = _read_base(folder)
+    _inject(peft, peft.LoraConfig.from_pretrained(str(folder)), model, base)
+    put_tensors(model, read_adapter(folder))
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """Return the matrices of the adapter that was saved in `folder`."""
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / _WEIGHTS).items()}
+
+
+def _read_base(folder: Path) -> Base:
+    try:
+        return Base(**json.loads((folder / _BASE).read_bytes()))
+    except (ValueError, TypeError):
+        raise UserError(f"'{folder / _BASE}' is not readable: it names the model that the adapter belongs to") from None
+
+
+def adapter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the adapter's matrices by their layers."""
+    return _peft().get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
+def trained_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return what training changes: the adapter's matrices, or all weights where there is no adapter."""
+    return adapter_tensors(model) if has_adapter(model) else model.state_dict()
+
+
+@torch.no_grad()
+def put_tensors(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `trained_tensors` returned; raises `UserError` where an adapter belongs to another model."""
+    if not has_adapter(model):
+        model.load_state_dict(tensors)
+        return
+    present = adapter_tensors(model)
+    if {name: each.shape for name, each in present.items()} != {name: each.shape for name, each in tensors.items()}:
+        raise UserError(f"the adapter does not fit the model in '{_BASES[model].folder}'; it was made for another one")
+    for name, each in present.items():
+        each.copy_(tensors[name])
+
+
+@contextmanager
+def other_adapter(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Run the network with the adapter of another time; one that was never trained is as good as none."""
+    own = {name: each.clone() for name, each in adapter_tensors(model).items()}
+    put_tensors(model, tensors)
+    try:
+        yield
+    finally:
+        put_tensors(model, own)
+
+
+def merge_adapter(model: PreTrainedModel) -> None:
+    """Add the adapter to the base's weights, W + (alpha / rank) B A, which leaves a plain network."""
+    adapted = importlib.import_module("peft.tuners.lora").LoraLayer
+    layers: list[tuple[str, Any]] = list(model.named_modules())
+    for name, layer in layers:
+        if isinstance(layer, adapted):
+            layer.merge()
+            model.set_submodule(name, layer.get_base_layer())
+    del model.peft_config
+    del _BASES[model]
+
+
+def _hash_of_weights(folder: Path) -> str:
+    """Return a SHA-256 over the names and contents of a folder's weight files."""
+    whole = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin") and file.is_file():
+            whole.update(f"{file.name} {sha256(file)}\n".encode())
+    return whole.hexdigest()

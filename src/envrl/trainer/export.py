@@ -1,0 +1,44 @@
+"""The model of a run for use elsewhere: no trainer state, and a LoRA adapter merged into its base."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from envrl.errors import UserError
+from envrl.eval.evaluate import Target, find_target
+from envrl.models.adapters import holds_adapter, merge_adapter
+from envrl.models.checkpoints import MANIFEST, files_below
+from envrl.models.load import load_policy, save_model
+from envrl.trainer.checkpoint import save_folder
+
+
+def export_model(target: str | Path, folder: Path) -> None:
+    """Write the model of a run (its latest checkpoint) or of a checkpoint into a new folder, which appears whole.
+
+    Plain `from_pretrained` loads it. Raises `UserError` where there is no such model, or the folder cannot be made.
+    """
+    found = find_target(target)
+    if found.script:
+        raise UserError(f"'{target}' is a script, not a model; name a run or a checkpoint")
+    if folder.exists():
+        raise UserError(f"'{folder}' is there already; name a folder that is not")
+    if not folder.parent.is_dir():
+        raise UserError(f"'{folder}' cannot be made: there is no folder {folder.parent}")
+    if holds_adapter(found.folder):
+        save_folder(folder, lambda aside: _merge(found, aside))
+    else:
+        save_folder(folder, lambda aside: _copy(found.folder, aside))
+
+
+def _merge(source: Target, target: Path) -> None:
+    model = load_policy(source.folder, source.config, "cpu")
+    merge_adapter(model.network)
+    save_model(model, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    for name, file in files_below(source).items():
+        if name != MANIFEST and not name.startswith("state."):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / name)

@@ -1,0 +1,172 @@
+"""Hidden states of whole rows: end to end as padded, layers run again as once, and what the graph holds meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from envrl.errors import UserError
+from envrl.models import rows as module
+from envrl.models.rows import packs, states_of_rows
+from envrl.samples.packing import pack
+from envrl.types import IntArray, Row
+
+LENGTHS = (23, 17, 17, 17, 9, 2, 1)
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 64},
+    "phi3": {"pad_token_id": 0},
+    "gemma": {"num_key_value_heads": 1, "head_dim": 8},
+}
+MIXED: dict[str, dict[str, Any]] = {
+    "lfm2": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 8},
+    "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8},
+}
+
+
+def small(kind: str, settings: dict[str, Any], layers: int = 2) -> PreTrainedModel:
+    common = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4}
+    config = AutoConfig.for_model(
+        kind, **common, intermediate_size=48, max_position_embeddings=64, initializer_range=0.3, **settings
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def rows_of(lengths: tuple[int, ...] = LENGTHS) -> list[IntArray]:
+    generator = np.random.default_rng(1)
+    return [generator.integers(96, size=length, dtype=np.int32) for length in lengths]
+
+
+def valid(network: PreTrainedModel, rows: list[IntArray], **settings: Any) -> Tensor:
+    """Return the states (tokens, width) of the rows' own tokens, row by row."""
+    found = states_of_rows(network, rows, 0, **settings)
+    places = [(row, token) for row, ids in enumerate(rows) for token in range(len(ids))]
+    return found.at(torch.tensor([row for row, _ in places]), torch.tensor([token for _, token in places]))
+
+
+def gradients(network: PreTrainedModel, rows: list[IntArray], **settings: Any) -> list[Tensor]:
+    states = valid(network, rows, **settings)
+    (states * torch.linspace(-1.0, 1.0, states.numel()).reshape(states.shape)).sum().backward()
+    found = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    network.zero_grad(set_to_none=True)
+    return found
+
+
+def padded_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "packs", lambda model: False)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_rows_end_to_end_have_the_states_and_gradients_of_padded_rows(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = small(kind, FAMILIES[kind])
+    assert packs(network)
+    rows = rows_of()
+    assert states_of_rows(network, rows, 0).states.shape == (sum(LENGTHS), 32)
+    ours, our_gradients = valid(network, rows), gradients(network, rows)
+    padded_layout(monkeypatch)
+    assert states_of_rows(network, rows, 0).states.shape == (len(rows) * max(LENGTHS), 32)
+    theirs, their_gradients = valid(network, rows), gradients(network, rows)
+    assert float((ours - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())
+    largest = max(float(each.abs().max()) for each in their_gradients)
+    for mine, other in zip(our_gradients, their_gradients, strict=True):
+        assert float((mine - other).abs().max()) < 1e-5 * largest
+    alone = torch.cat([valid(network, [row]) for row in rows])
+    assert float((alone - theirs).abs().max()) < 1e-5 * float(theirs.abs().max()), "each row is seen by itself"
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_layers_that_mix_tokens_otherwise_keep_the_padded_layout(kind: str) -> None:
+    network = small(kind, MIXED[kind])
+    assert not packs(network)
+    assert states_of_rows(network, rows_of(), 0).states.shape == (len(LENGTHS) * max(LENGTHS), 32)
+
+
+def test_rows_longer_than_a_window_keep_the_padded_layout() -> None:
+    network = small("mistral", {"num_key_value_heads": 2, "sliding_window": 20})
+    assert states_of_rows(network, rows_of((20, 5)), 0).states.shape == (25, 32)
+    assert states_of_rows(network, rows_of((21, 5)), 0).states.shape == (42, 32)
+
+
+def test_the_networks_own_attention_is_back_afterwards() -> None:
+    network = small("qwen2", FAMILIES["qwen2"])
+    own = network.config._attn_implementation
+    for checkpointing in (False, True):
+        gradients(network, rows_of(), checkpointing=checkpointing)
+        assert network.config._attn_implementation == own
+    assert all("forward" not in vars(layer) for layer in network.modules())
+
+
+def test_micro_batches_count_padding_only_where_there_is_some() -> None:
+    rows = [Row(ids, (), str(number)) for number, ids in enumerate(rows_of())]
+    padded = [[len(row.token_ids) for row in batch] for batch in pack(rows, 51)]
+    assert padded == [[23, 17], [17, 17, 9], [2, 1]]
+    assert [[len(row.token_ids) for row in batch] for batch in pack(rows, 51, padded=False)] == [
+        [23, 17],
+        [17, 17, 9, 2, 1],
+    ]
+    assert [len(batch) for batch in pack(rows, 1, padded=False)] == [1] * 7
+
+
+# --- activation checkpointing ----------------------------------------------------------------------------------------
+
+
+def held(run: Callable[[], Any]) -> int:
+    """Return how many bytes a forward pass leaves for the backward pass, parameters apart, each storage once."""
+    kept: dict[int, Tensor] = {}
+
+    def remember(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        result = run()
+    del result
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["qwen2", "lfm2", "gpt2"])
+def test_layers_run_again_give_the_same_gradients_bit_for_bit(kind: str, precision: str) -> None:
+    """GPT-2's dropout of 0.1 would show if the network were put into training mode."""
+    network = small(kind, {**FAMILIES, **MIXED}.get(kind, {}))
+    rows = rows_of()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        once, again = (gradients(network, rows, checkpointing=choice) for choice in (False, True))
+    assert len(once) == len(again) > 5
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    assert not any(layer.training for layer in network.modules())
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "lfm2"])
+def test_layers_run_again_leave_little_for_the_backward_pass(kind: str) -> None:
+    """A layer then keeps what enters it: 32 numbers a token, where it kept more than ten times that."""
+    settings = {**FAMILIES, **MIXED}[kind]
+    if kind == "lfm2":
+        settings = settings | {"layer_types": ["conv", *["full_attention"] * 5]}
+    network = small(kind, settings, layers=6)
+    rows = rows_of((24, 24, 24, 24))
+    full = held(lambda: states_of_rows(network, rows, 0))
+    least = held(lambda: states_of_rows(network, rows, 0, checkpointing=True))
+    inputs = 6 * 96 * 32 * 4
+    assert least < full / 5
+    assert inputs <= least < inputs + 15 * 96 * 32 * 4, "and around the layers: embedding, last norm, positions"
+
+
+def test_a_model_without_such_layers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = small("qwen2", FAMILIES["qwen2"])
+    monkeypatch.setattr(module, "GradientCheckpointingLayer", torch.nn.Bilinear)
+    with pytest.raises(UserError, match=r"'qwen2' have no layers that can be run again; set train\.checkpointing = f"):
+        states_of_rows(network, rows_of(), 0, checkpointing=True)
