@@ -377,6 +377,22 @@ def test_settings_that_a_chat_cannot_have(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("prompt", "response", "says"),
+    [
+        (4000, 97, r"4096 tokens, is too short for rollout\.prompt_tokens = 4000 and rollout\.response_tokens = 97:"),
+        (0, 4096, r"4096 tokens, is too short for rollout\.response_tokens = 4096:"),
+    ],
+)
+def test_more_context_than_the_model_has_is_refused(
+    prompt: int, response: int, says: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    config = recipe(prompt_tokens=prompt, response_tokens=response)
+    with pytest.raises(UserError, match=says):
+        train(replace(config, model=replace(config.model, path=str(folders["qwen2"]))), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_tokenizer_without_a_chat_template_is_offered_one(
     folders: dict[str, Path], tmp_path: Path, models: dict[str, LanguageModel]
 ) -> None:
