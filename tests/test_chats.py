@@ -25,7 +25,8 @@ from envrl.models.template import ChatTemplate
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.prompts import FORMATS
 from envrl.rollout.responses import FAULTS
-from envrl.rollout.runner import Clock, PlaySettings, play_model
+from envrl.rollout.runner import play_model
+from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.transcript import write_segments
 from envrl.rollout.wording import Form, Told, Wording
 from envrl.trainer.loop import train

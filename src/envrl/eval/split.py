@@ -22,8 +22,9 @@ from envrl.rollout.chats import ChatWording
 from envrl.rollout.crowd import Crowd
 from envrl.rollout.marks import MarksWording
 from envrl.rollout.randomness import key_of
-from envrl.rollout.runner import Clock, PlaySettings, play_model, play_script
+from envrl.rollout.runner import play_model, play_script
 from envrl.rollout.scripts import make_script
+from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.wording import MARKS, Form, Wording
 from envrl.types import Task, Trajectory
 
@@ -70,6 +71,7 @@ def play_settings(config: Config, temperature: float, actions: str | None = None
         temperature=temperature,
         actions=actions or rollout.actions,
         response_tokens=rollout.response_tokens,
+        slots=rollout.slots,
     )
 
 
@@ -78,6 +80,8 @@ def training_settings(config: Config) -> PlaySettings:
     rollout = config.rollout
     return replace(
         play_settings(config, rollout.temperature),
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
         max_steps=rollout.max_steps or config.env.max_steps,
         reward=rollout.reward,
         reward_scale=rollout.reward_scale,

@@ -16,10 +16,12 @@ from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted, RunError
 from envrl.eval.record import action_rates
 from envrl.eval.split import env_maker, evaluate_split, form_of, training_settings, wording_of
+from envrl.models.copies import refresh, sampling_copy
 from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.runtime import peak_memory, prepare_torch, reset_peak_memory
 from envrl.rollout.crowd import Crowd
-from envrl.rollout.runner import Clock, play_model
+from envrl.rollout.runner import play_model
+from envrl.rollout.seats import Clock
 from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_groups
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
 from envrl.trainer.files import JsonLines
@@ -94,6 +96,7 @@ class Run:
         )
         self.optimization.guard.skips = state.skips
         self.wording = wording_of(state.model, form_of(self.config))
+        self.sampling = sampling_copy(state.model, self.config.rollout.precision)
         try:
             self._updates(state)
         except Interrupted:
@@ -125,11 +128,12 @@ class Run:
         episodes = draw_episodes(self.tasks, config.seed, number, config.rollout.tasks, config.rollout.group_size)
         settings = training_settings(config)
         reset_peak_memory(state.model.device)
+        refresh(self.sampling, state.model)
 
         def play(part: range) -> list[Trajectory]:
             tasks, members = zip(*(episodes[i] for i in part), strict=True)
             return play_model(
-                state.model,
+                self.sampling,
                 self.wording,
                 self.make_env,
                 tasks,
