@@ -153,7 +153,7 @@ def test_what_helps_comes_in_order_and_what_changes_results_last() -> None:
     assert some.changes[0].saves >= roomy.bytes - some.bytes
     small = remedy(config, shape, DEVICE, 20 * GIB, cuda=True)
     keys = [(c.key, c.harmless) for c in small.changes]
-    assert ("episodes at once", True) in keys
+    assert ("rollout.slots", True) in keys
     assert keys[-2:] == [("objective.kl_weight", False), ("model.lora_rank", False)]
     assert small.enough, "an adapter of rank 16 leaves the base's weights, 5.8 GiB"
     assert not remedy(config, shape, DEVICE, 6 * GIB, cuda=True).enough

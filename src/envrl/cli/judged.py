@@ -12,7 +12,7 @@ from typing import Any
 from envrl.cli.installed import EXTRA_OF_WORLD, GIB, Finding, cuda_devices, data_finding, extra_finding, memory, wrapped
 from envrl.config.schema import Config
 from envrl.errors import UserError
-from envrl.models.estimate import AT_ONCE_KEY, USABLE, Change, Estimate, Remedy, estimate, recipe_shape, remedy
+from envrl.models.estimate import USABLE, Change, Estimate, Remedy, estimate, recipe_shape, remedy
 from envrl.models.shape import Shape
 from envrl.models.speed import LAYER_SECONDS, PREFILL, UTILISATION, Accelerator, accelerators, measure_cpu
 from envrl.models.workload import TURNS, WRITTEN
@@ -177,8 +177,6 @@ def _room(
 
 
 def _advice(change: Change) -> str:
-    if change.key == AT_ONCE_KEY:
-        return f"the run goes over to {change.value} episodes at once by itself, which saves {_gib(change.saves)} GiB"
     results = "" if change.harmless else "; another experiment"
     return f"--{change.key} {change.value} saves {_gib(change.saves)} GiB{results}"
 
@@ -244,10 +242,7 @@ def _elsewhere(config: Config, shape: Shape, devices: Sequence[Accelerator], not
 def _to_fit(cure: Remedy) -> str:
     if not cure.enough:
         return f"cannot: {_gib(cure.bytes)} GiB at the least"
-    return ", ".join(
-        f"{change.value} {change.key}" if change.key == AT_ONCE_KEY else f"{change.key} {change.value}"
-        for change in cure.changes
-    )
+    return ", ".join(f"{change.key} {change.value}" for change in cure.changes)
 
 
 def _record(config: Config, shape: Shape, device: Accelerator) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class RolloutConfig:
     actions: Literal["admissible", "free"] = "admissible"  # sampling restricted to the admissible commands | any text
     show_admissible: bool = False  # put the admissible commands in the prompt
     repeat_task: bool = False  # concat layout: put the task's sentence behind every observation
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the weights that training samples with; bf16: a copy of them
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the weights that play samples with; bf16: a copy of them
     response_tokens: Positive = 24  # longest response; restricted sampling ends with its command
     reward: Literal["world", "success"] = "world"  # training learns from the world's rewards | from 1 for a win alone
     reward_scale: AboveZero = 1.0  # these are multiplied by this

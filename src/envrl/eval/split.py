@@ -16,6 +16,7 @@ from envrl.envs.registry import maker
 from envrl.envs.settings import WorldSettings, set_maker
 from envrl.eval.probe import probe, probe_episodes
 from envrl.eval.record import action_rates, success_summary, summarize
+from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
 from envrl.models.template import ChatTemplate, stops_of
 from envrl.rollout.chats import ChatWording
@@ -123,10 +124,15 @@ def evaluate_split(
     config: Config,
     *,
     episodes: int = 0,
+    sampling: LanguageModel | None = None,
     poll: Callable[[], None] = lambda: None,
     crowd: Crowd | None = None,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
-    """Return the line of eval.jsonl for a split (its first `episodes` tasks, 0: all) and the trajectories behind it."""
+    """Return the line of eval.jsonl for a split (its first `episodes` tasks, 0: all) and the trajectories behind it.
+
+    `sampling` is the model's copy of the recipe's `rollout.precision`, made here where it is not given.
+    """
+    player = sampling or sampling_copy(model, config.rollout.precision)
     began, clock, crowd = time.perf_counter(), Clock(), crowd or Crowd()
     env, wording = make_env(), wording_of(model, form_of(config))
     chosen = chosen_tasks(env, split, config, episodes)
@@ -137,7 +143,7 @@ def evaluate_split(
         def play_part(part: range) -> list[Trajectory]:
             tasks, members = zip(*(some[i] for i in part), strict=True)
             seed = config.eval.seed
-            return play_model(model, wording, make_env, tasks, members, settings, seed=seed, clock=clock, poll=poll)
+            return play_model(player, wording, make_env, tasks, members, settings, seed=seed, clock=clock, poll=poll)
 
         return crowd.play(len(some), play_part, BATCH)
 

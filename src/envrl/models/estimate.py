@@ -90,10 +90,10 @@ def recipe_shape(config: Config) -> Shape:
     return known
 
 
-def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool, at_once: int = 0) -> Estimate:
-    """Return what a recipe asks of a device, if it plays at most `at_once` episodes at once (0: all)."""
+def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool) -> Estimate:
+    """Return what a recipe asks of a device."""
     work = workload(config)
-    load = _crowded(memory_load(config, work, shape, cuda), at_once)
+    load = memory_load(config, work, shape, cuda)
     passes = _passes(config, work)
     scored = work.trained * load.scored / load.micro_batch
     times = update_times(shape, work, load, passes, scored, device)
@@ -106,7 +106,7 @@ def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool, a
         shape,
         work,
         load,
-        footprint(shape, load, _evaluation_load(config, shape, load, at_once)),
+        footprint(shape, load, _evaluation_load(config, shape, load)),
         PROCESS["cuda" if cuda else "cpu"],
         times,
         hours,
@@ -114,21 +114,13 @@ def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool, a
     )
 
 
-def _crowded(load: Load, at_once: int) -> Load:
-    """Return the load with its episodes played in parts."""
-    if not at_once or at_once >= load.slots:
-        return load
-    share = at_once / load.slots
-    return replace(load, slots=at_once, fed=int(share * load.fed), later=int(share * load.later))
-
-
-def _evaluation_load(config: Config, shape: Shape, load: Load, at_once: int) -> Load:
+def _evaluation_load(config: Config, shape: Shape, load: Load) -> Load:
     """Return what an evaluation asks of memory: up to 128 episodes at once, as long as `env.max_steps` allows."""
     rollout = replace(config.rollout, max_steps=0)
     if config.eval.free_episodes:
         rollout = replace(rollout, actions="free")
     longest, prompt = workload(replace(config, rollout=rollout)).longest(shape.context)
-    slots = min(AT_ONCE, GAMES.get(config.env.name, AT_ONCE), at_once or AT_ONCE)
+    slots = min(AT_ONCE, GAMES.get(config.env.name, AT_ONCE), config.rollout.slots or AT_ONCE)
     fed, later = slots * prompt, slots * max(1, load.later // load.slots)
     return replace(load, slots=slots, positions=longest, chunk=prompt, fed=fed, later=later)
 
@@ -180,38 +172,40 @@ class Remedy:
 def remedy(config: Config, shape: Shape, device: Accelerator, memory: float, *, cuda: bool) -> Remedy:
     """Return what to change until the run fits or nothing is left to try: first what leaves results as they are."""
     chosen: dict[str, Change] = {}
-    at_once = 0
     now = estimate(config, shape, device, cuda=cuda)
     while not now.fits(memory):
         for key, value, harmless in _candidates(config, now, cuda):
-            crowd = int(value) if key == AT_ONCE_KEY else at_once
-            smaller = config if key == AT_ONCE_KEY else override(config, [(key, value)])
-            then = estimate(smaller, shape, device, cuda=cuda, at_once=crowd)
+            smaller = override(config, [(key, value)])
+            then = estimate(smaller, shape, device, cuda=cuda)
             if then.excess(memory) < 0.95 * now.excess(memory):
                 saved = now.saved(then) + (chosen[key].saves if key in chosen else 0)
                 chosen[key] = Change(key, value, saved, harmless)
-                config, at_once, now = smaller, crowd, then
+                config, now = smaller, then
                 break
         else:
             break
-    while at_once and now.fits(memory):  # what came later may have made room for more of them again
-        more = estimate(config, shape, device, cuda=cuda, at_once=2 * at_once)
-        if not more.fits(memory) or 2 * at_once >= now.work.episodes:
+    while SLOTS in chosen and now.fits(memory):  # what came later may have made room for more of them again
+        more_slots = 2 * now.load.slots
+        larger = override(config, [(SLOTS, str(more_slots))])
+        more = estimate(larger, shape, device, cuda=cuda)
+        if not more.fits(memory) or more_slots >= now.work.episodes:
             break
-        at_once *= 2
-        saved = chosen[AT_ONCE_KEY].saves + now.saved(more)
-        chosen[AT_ONCE_KEY], now = Change(AT_ONCE_KEY, str(at_once), saved, True), more
+        saved = chosen[SLOTS].saves + now.saved(more)
+        chosen[SLOTS] = Change(SLOTS, str(more_slots), saved, True)
+        config, now = larger, more
     return Remedy(tuple(chosen.values()), now.bytes, now.fits(memory))
 
 
-AT_ONCE_KEY = "episodes at once"
-"""What a run halves by itself where memory runs out; no setting."""
+SLOTS = "rollout.slots"
+"""Episodes that are played at a time; a run halves their number by itself where memory runs out."""
 
 
 def _candidates(config: Config, now: Estimate, cuda: bool) -> Iterator[tuple[str, str, bool]]:
     """Yield what could be tried next: key, value, and whether results stay the same."""
     if now.load.slots > 1:
-        yield AT_ONCE_KEY, str(now.load.slots // 2), True
+        yield SLOTS, str(now.load.slots // 2), True
+    if cuda and config.rollout.precision == "fp32":
+        yield "rollout.precision", "bf16", True
     if cuda and config.train.precision == "fp32":
         yield "train.precision", "bf16", True
     tokens = config.train.micro_batch_tokens // 2

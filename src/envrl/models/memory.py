@@ -43,6 +43,8 @@ class Load:
     checkpointing: bool = False
     lora_rank: int = 0
     copies: int = 0
+    sampling_bf16: bool = False
+    """Whether the sampler has weights and a cache of its own in bf16."""
     cuda: bool = False
 
 
@@ -74,6 +76,7 @@ def footprint(shape: Shape, load: Load, evaluation: Load | None = None) -> Footp
         "weights": FULL * (shape.parameters + adapters),
         "Adam's moments": 2 * FULL * trained,
         "a second model": FULL * shape.parameters * load.copies,
+        "weights to sample": HALF * (shape.parameters + adapters) if load.sampling_bf16 else 0,
     }
     gradients = {"gradients": FULL * trained}
 
@@ -204,7 +207,7 @@ def logits_bytes(shape: Shape, load: Load) -> int:
 
 def cache_bytes(shape: Shape, load: Load) -> int:
     """Return the sampler's keys and values, and what growing or copying one layer's takes for a moment."""
-    layer = load.slots * cache_positions(load) * 2 * FULL * shape.key_width
+    layer = load.slots * cache_positions(load) * 2 * (HALF if load.sampling_bf16 else FULL) * shape.key_width
     return layer * (shape.attention_layers + 1)
 
 
@@ -228,7 +231,7 @@ def sampling_bytes(shape: Shape, load: Load) -> int:
 
     def one_pass(tokens: int, seen: int) -> int:
         attending = 3 * width + 4 * attention + 3 * key // 2 + masks * seen
-        return tokens * FULL * max(attending, 5 * width + 3 * shape.inner + seen)
+        return tokens * (HALF if load.sampling_bf16 else FULL) * max(attending, 5 * width + 3 * shape.inner + seen)
 
     drawing = load.slots * shape.vocabulary * 34
     return max(one_pass(load.fed, load.chunk), one_pass(load.later, load.positions), drawing)

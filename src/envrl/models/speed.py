@@ -15,7 +15,7 @@ from math import ceil
 from pathlib import Path
 
 from envrl.errors import UserError
-from envrl.models.memory import FULL, Load, cache_positions, trainable
+from envrl.models.memory import FULL, HALF, Load, cache_positions, trainable
 from envrl.models.shape import Shape
 from envrl.models.workload import Workload
 
@@ -108,12 +108,12 @@ def update_times(shape: Shape, work: Workload, load: Load, passes: Passes, score
 def rollout_seconds(shape: Shape, work: Workload, load: Load, device: Accelerator) -> float:
     """Return the seconds of playing an update's episodes at once, without the worlds.
 
-    Prompts are bound by products in fp32. Each token of a turn is a pass over all slots, which reads the weights and
-    half of the keys and values.
+    Prompts are bound by products in the sampler's precision. Each token of a turn is a pass over all slots, which
+    reads the weights and half of the keys and values.
     """
-    prompts = forward_flops(shape, work.fed, work.sequence) / (PREFILL * device.flops(False))
+    prompts = forward_flops(shape, work.fed, work.sequence) / (PREFILL * device.flops(load.sampling_bf16))
     cached = load.slots * cache_positions(load) * shape.attention_layers * 2 * shape.key_width / 2
-    read = FULL * (shape.parameters + cached) / (1e9 * device.bandwidth)
+    read = (HALF if load.sampling_bf16 else FULL) * (shape.parameters + cached) / (1e9 * device.bandwidth)
     passes = work.longest_turns * work.passes * ceil(work.episodes / load.slots)
     return prompts + passes * (read + shape.layers * device.layer_seconds)
 

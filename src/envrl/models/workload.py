@@ -160,14 +160,16 @@ def memory_load(config: Config, work: Workload, shape: Shape, cuda: bool | None 
     scored = min(micro_batch, int(micro_batch * work.response * (1 if work.steps else work.turns) / work.sequence))
     if config.objective.state_weight and config.objective.state_rows == "in_pass":
         scored = micro_batch
+    slots = min(config.rollout.slots or work.episodes, work.episodes)
+    fresh = slots if work.steps else min(slots, config.rollout.tasks)
     load = Load(
         micro_batch=micro_batch,
         scored=scored,
-        slots=work.episodes,
+        slots=slots,
         positions=longest,
         chunk=prompt,
-        fed=prompt * (work.episodes if work.steps else config.rollout.tasks),
-        later=work.episodes * (1 if work.steps else min(context, int(LONGEST * work.added) + 1)),
+        fed=prompt * fresh,
+        later=slots * (1 if work.steps else min(context, int(LONGEST * work.added) + 1)),
         cuda=config.train.device.startswith("cuda") if cuda is None else cuda,
         **trained_how(config),
     )
@@ -184,4 +186,5 @@ def trained_how(config: Config) -> dict[str, Any]:
         "checkpointing": config.train.checkpointing,
         "lora_rank": rank,
         "copies": int(config.objective.kl_weight > 0 and not rank),
+        "sampling_bf16": config.rollout.precision == "bf16",
     }

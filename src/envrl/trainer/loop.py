@@ -222,11 +222,16 @@ class Run:
 
     def _evaluate(self, state: RunState) -> None:
         self.evals.truncate(state.eval_offset)
+        refresh(self.sampling, state.model)
         last = state.update in (0, self.config.train.updates)
         for split in self.config.eval.split:
             episodes = 0 if last else self.config.eval.episodes
             record, played = evaluate_split(
-                state.model, self.make_env, split, self.config, episodes=episodes, poll=self.stop.poll, crowd=self.crowd
+                *(state.model, self.make_env, split, self.config),
+                episodes=episodes,
+                sampling=self.sampling,
+                poll=self.stop.poll,
+                crowd=self.crowd,
             )
             self.evals.append({"stage": "rl", "update": state.update, **record}, sync=True)
             if last and self.config.train.trajectories:
