@@ -35,7 +35,8 @@ from envrl.errors import UserError
 from envrl.eval.split import form_of, wording_of
 from envrl.models.load import LanguageModel
 from envrl.trainer.batch import build_batch, step_advantages
-from envrl.trainer.bench_train import Bench, arms, deal_returns
+from envrl.trainer.bench import Bench, deal_returns
+from envrl.trainer.bench_train import arms
 from envrl.trainer.files import write_json
 from envrl.trainer.flops import row_flops
 from envrl.trainer.optimizer import BETAS, adamw

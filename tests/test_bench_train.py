@@ -18,7 +18,8 @@ from envrl.errors import UserError
 from envrl.models.load import build_model
 from envrl.models.shapes import SHAPES, build_shape
 from envrl.models.template import ChatTemplate
-from envrl.trainer.bench_train import PHASES, Bench, arms, bench_train, deal_returns, table
+from envrl.trainer.bench import Bench, deal_returns
+from envrl.trainer.bench_train import PHASES, arms, bench_train, table
 from envrl.trainer.flops import row_flops
 from envrl.types import Row, Term
 

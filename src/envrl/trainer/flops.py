@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+from torch import nn
 from transformers import PreTrainedModel
 
 from envrl.types import Row
@@ -28,7 +30,8 @@ def row_flops(network: PreTrainedModel, rows: Sequence[Row]) -> Flops:
     the gradients of what entered a product, and as much again for those of trained matrices: 6 · N a token in all.
     """
     config = network.config.get_text_config()
-    embedding, head = network.get_input_embeddings().weight, network.get_output_embeddings().weight
+    embedding = cast(nn.Embedding, network.get_input_embeddings()).weight
+    head = cast(nn.Linear, network.get_output_embeddings()).weight
     layers = [p for p in network.parameters() if p.ndim == 2 and p is not embedding and p is not head]
     all_of_them = sum(p.numel() for p in layers)
     trained = sum(p.numel() for p in layers if p.requires_grad)
