@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from envrl.models.load import LanguageModel, load_model
 from envrl.models.template import ChatTemplate
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.prompts import FORMATS
-from envrl.rollout.runner import Clock, PlaySettings, play_model
+from envrl.rollout.responses import FAULTS
+from envrl.rollout.runner import play_model
+from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.transcript import write_segments
 from envrl.rollout.wording import Form, Told, Wording
 from envrl.trainer.loop import train
@@ -332,6 +335,13 @@ def test_summaries_train_and_a_run_of_chats_resumes_bit_for_bit(folders: dict[st
     weights = [(run / "checkpoints" / "latest" / "model.safetensors").read_bytes() for run in (short, straight)]
     assert weights[0] == weights[1]
     assert [record["train/token_mismatches"] for record in lines(straight / "metrics.jsonl")] == [0, 0]
+    (step, *_) = lines(straight / "trajectories" / "update-000002.jsonl")[0]["steps"]
+    assert step["fault"] in FAULTS
+    assert step["response"]
+    assert main(["report", str(straight)]) == 0
+    page = (straight / "report.html").read_text()
+    assert escape(step["response"])[:40] in page
+    assert f"no command: {step['fault']}" in page
 
 
 def test_a_preset_learns_to_chat_from_scratch(tmp_path: Path) -> None:
@@ -373,6 +383,22 @@ def test_settings_that_a_chat_cannot_have(
     error = capsys.readouterr().err
     assert reason in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "says"),
+    [
+        (4000, 97, r"4096 tokens, is too short for rollout\.prompt_tokens = 4000 and rollout\.response_tokens = 97:"),
+        (0, 4096, r"4096 tokens, is too short for rollout\.response_tokens = 4096:"),
+    ],
+)
+def test_more_context_than_the_model_has_is_refused(
+    prompt: int, response: int, says: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    config = recipe(prompt_tokens=prompt, response_tokens=response)
+    with pytest.raises(UserError, match=says):
+        train(replace(config, model=replace(config.model, path=str(folders["qwen2"]))), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -34,8 +34,8 @@ from envrl.errors import UserError
 from envrl.eval.client import Endpoint
 from envrl.eval.endpoint import evaluate_endpoint
 from envrl.eval.split import evaluate_script
-from envrl.rollout.chat import ChatSettings, Question, Reply, Tally, play_chat
 from envrl.rollout.prompts import FORMATS
+from envrl.rollout.questions import ChatSettings, Question, Reply, Tally, play_chat
 
 KEY = "sk-a-key-of-nobody"
 needs_openai = pytest.mark.skipif(

@@ -15,7 +15,8 @@ from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.formats import observation_ids
-from envrl.rollout.runner import PlaySettings, play_model
+from envrl.rollout.runner import play_model
+from envrl.rollout.seats import PlaySettings
 from envrl.rollout.wording import Form, Pair
 from envrl.samples.packing import denominators, pack
 from envrl.samples.rows import pair_rows, policy_rows, ragged

@@ -16,9 +16,10 @@ from envrl.errors import UserError
 from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
-from envrl.rollout.runner import Clock, PlaySettings, batches, play_model, play_script
+from envrl.rollout.runner import batches, play_model, play_script
 from envrl.rollout.sampler import Draft
 from envrl.rollout.scripts import make_script
+from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.wording import Form
 from envrl.types import Observation, Step, Task, Trajectory
 
@@ -361,7 +362,7 @@ def test_what_a_response_is_taken_for(name: str, model: LanguageModel) -> None:
     action = reader.read(draft_of(ids))
     assert (action.text, action.well_formed, action.imagined) == (text, well_formed, imagined)
     assert action.token_ids == tuple(ids)
-    listed = reader.read(Draft(None, ids, [0.0] * len(ids), [(i, 0) for i in ids]))
+    listed = reader.read(Draft({}, ids, [0.0] * len(ids), [(i, 0) for i in ids]))
     assert not listed.imagined, "a command drawn from the world's own list imagines nothing"
 
 

@@ -109,9 +109,9 @@ def test_recorded_logprobs_are_those_of_a_full_pass(model: LanguageModel, restri
 def test_forgetting_starts_anew(model: LanguageModel) -> None:
     sampler = new_sampler(model, 2)
     sampler.sample([prompt(model, "x")] * 2, [None] * 2, keys_of(2), 0)
-    sampler.reset(3)
+    sampler.forget([0, 1])
     text = prompt(model, PARTS[0])
-    (again, *_) = drawn(sampler.sample([text] * 3, [trie_of(model)] * 3, keys_of(3), 1))
+    (again, *_) = drawn(sampler.sample([text] * 2, [trie_of(model)] * 2, keys_of(2), 1))
     assert np.allclose(again.logprobs, full_pass(model, text, again), atol=1e-4)
 
 

@@ -101,7 +101,7 @@ def test_metrics_have_a_line_an_update(run: Path) -> None:
         assert record["sampler_mismatch"] < 1e-4
         assert record["seconds"]["total"] >= record["seconds"]["update"] + record["seconds"]["rollout"]
         nested = {key for key, value in record.items() if isinstance(value, dict)}
-        assert nested == {"seconds", "rate"}
+        assert nested == {"seconds", "rate", "memory"}
     assert records[-1]["total_tokens"] == sum(record["tokens"] for record in records)
 
 

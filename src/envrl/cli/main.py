@@ -23,6 +23,7 @@ COMMANDS = {
     "data": "downloaded data: what there is, getting it, checking it",
     "check-env": "the contract test of any world",
     "bench": "throughput, as JSON",
+    "doctor": "what is installed and found; whether a recipe fits, its hours, what to change",
 }
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130

@@ -82,8 +82,11 @@ class WarmStartConfig:
 class RolloutConfig:
     tasks: Positive = 16  # tasks an update
     group_size: Positive = 8  # episodes of each
+    slots: Count = 0  # episodes played at a time, the next one taking the slot of one that ends; 0: all of an update
     max_steps: Count = 0  # steps after which a training episode is cut off; 0: env.max_steps, as in evaluation
     temperature: Annotated[float, Meta(ge=0.01)] = 1.0  # of sampling
+    top_k: Count = 0  # sampling is narrowed to the most likely tokens, this many; 0: off
+    top_p: Rate = 1.0  # and of these to the fewest that hold this share of their probability; 1: off
     format: str = "marks"  # our marks | chats (docs/prompts.md): tags, action, react, json, plan
     layout: Literal["concat", "steps"] = "concat"  # the whole episode is one sequence | every step is its own
     history: Count = 2  # steps layout: earlier turns in the prompt
@@ -92,6 +95,7 @@ class RolloutConfig:
     actions: Literal["admissible", "free"] = "admissible"  # sampling restricted to the admissible commands | any text
     show_admissible: bool = False  # put the admissible commands in the prompt
     repeat_task: bool = False  # concat layout: put the task's sentence behind every observation
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the weights that play samples with; bf16: a copy of them
     response_tokens: Positive = 24  # longest response; restricted sampling ends with its command
     reward: Literal["world", "success"] = "world"  # training learns from the world's rewards | from 1 for a win alone
     reward_scale: AboveZero = 1.0  # these are multiplied by this

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from envrl.errors import RunError, UserError
-from envrl.rollout.chat import Ask, Question, Reply
+from envrl.rollout.questions import Ask, Question, Reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,8 @@ from envrl.eval.client import Endpoint, check_endpoint, connected
 from envrl.eval.evaluate import check_splits, drawn, with_settings, with_world_settings, world_settings
 from envrl.eval.record import summarize
 from envrl.eval.split import BATCH, chosen_tasks, env_maker
-from envrl.rollout.chat import Ask, ChatSettings, Tally, play_chat
 from envrl.rollout.prompts import find_format
+from envrl.rollout.questions import Ask, ChatSettings, Tally, play_chat
 from envrl.rollout.runner import batches
 
 

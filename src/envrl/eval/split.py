@@ -16,13 +16,16 @@ from envrl.envs.registry import maker
 from envrl.envs.settings import WorldSettings, set_maker
 from envrl.eval.probe import probe, probe_episodes
 from envrl.eval.record import action_rates, success_summary, summarize
+from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
 from envrl.models.template import ChatTemplate, stops_of
 from envrl.rollout.chats import ChatWording
+from envrl.rollout.crowd import Crowd
 from envrl.rollout.marks import MarksWording
 from envrl.rollout.randomness import key_of
-from envrl.rollout.runner import Clock, PlaySettings, batches, play_model, play_script
+from envrl.rollout.runner import play_model, play_script
 from envrl.rollout.scripts import make_script
+from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.wording import MARKS, Form, Wording
 from envrl.types import Task, Trajectory
 
@@ -69,6 +72,7 @@ def play_settings(config: Config, temperature: float, actions: str | None = None
         temperature=temperature,
         actions=actions or rollout.actions,
         response_tokens=rollout.response_tokens,
+        slots=rollout.slots,
     )
 
 
@@ -77,6 +81,8 @@ def training_settings(config: Config) -> PlaySettings:
     rollout = config.rollout
     return replace(
         play_settings(config, rollout.temperature),
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
         max_steps=rollout.max_steps or config.env.max_steps,
         reward=rollout.reward,
         reward_scale=rollout.reward_scale,
@@ -118,16 +124,28 @@ def evaluate_split(
     config: Config,
     *,
     episodes: int = 0,
+    sampling: LanguageModel | None = None,
     poll: Callable[[], None] = lambda: None,
+    crowd: Crowd | None = None,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
-    """Return the line of eval.jsonl for a split (its first `episodes` tasks, 0: all) and the trajectories behind it."""
-    began, clock = time.perf_counter(), Clock()
+    """Return the line of eval.jsonl for a split (its first `episodes` tasks, 0: all) and the trajectories behind it.
+
+    `sampling` is the model's copy of the recipe's `rollout.precision`, made here where it is not given.
+    """
+    player = sampling or sampling_copy(model, config.rollout.precision)
+    began, clock, crowd = time.perf_counter(), Clock(), crowd or Crowd()
     env, wording = make_env(), wording_of(model, form_of(config))
     chosen = chosen_tasks(env, split, config, episodes)
 
     def play(some: Sequence[tuple[Task, int]], actions: str) -> list[Trajectory]:
         settings = play_settings(config, config.eval.temperature, actions)
-        return _play_tasks(model, wording, make_env, some, settings, config.eval.seed, clock, poll)
+
+        def play_part(part: range) -> list[Trajectory]:
+            tasks, members = zip(*(some[i] for i in part), strict=True)
+            seed = config.eval.seed
+            return play_model(player, wording, make_env, tasks, members, settings, seed=seed, clock=clock, poll=poll)
+
+        return crowd.play(len(some), play_part, BATCH)
 
     played = play(chosen, config.rollout.actions)
     record: dict[str, Any] = {"split": split, **summarize(played)}
@@ -158,21 +176,3 @@ def evaluate_script(
     ]
     record = {"split": split, **summarize(played), "seconds": {"total": time.perf_counter() - began}}
     return record, played
-
-
-def _play_tasks(
-    model: LanguageModel,
-    wording: Wording,
-    make_env: Callable[[], TextEnv],
-    episodes: Sequence[tuple[Task, int]],
-    settings: PlaySettings,
-    seed: int,
-    clock: Clock,
-    poll: Callable[[], None],
-) -> list[Trajectory]:
-    """Return an episode of each (task, member), in order."""
-    played: list[Trajectory] = []
-    for part in batches(len(episodes), BATCH):
-        tasks, members = zip(*(episodes[i] for i in part), strict=True)
-        played += play_model(model, wording, make_env, tasks, members, settings, seed=seed, clock=clock, poll=poll)
-    return played

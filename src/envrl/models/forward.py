@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -26,6 +27,11 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return cast(Tensor, model.get_input_embeddings().weight).shape[0]
 
 
+def state_width(model: PreTrainedModel) -> int:
+    """Return the width of the last hidden states."""
+    return cast(Tensor, cast(nn.Module, model.get_output_embeddings()).weight).shape[1]
+
+
 def row_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Return the last hidden states (rows, tokens, width) of right-padded ids (rows, tokens).
 
@@ -39,8 +45,7 @@ def chunk_states(
 ) -> Tensor:
     """Feed a right-padded chunk (slots, width) into live slots, all or some; return its states (slots, width, size)."""
     positions, mask = cache.begin(counts, ids.shape[1], slots)
-    has_convolution = "conv" in (getattr(cache.config, "layer_types", None) or ())
-    attention_mask: Any = {"full_attention": mask, "conv": None} if has_convolution else mask
+    attention_mask: Any = _masks(cache, mask)
     own = model.config._attn_implementation
     model.config._attn_implementation = _GROUPED
     try:
@@ -53,18 +58,45 @@ def chunk_states(
     return states
 
 
+def _masks(cache: SlotCache, mask: Tensor) -> Tensor | dict[str, Tensor | None]:
+    """Return the announced chunk's mask as the model takes it: one for all layers, or one for each kind of layer."""
+    window = getattr(cache.config, "sliding_window", None)
+    kinds = set(getattr(cache.config, "layer_types", None) or ())
+    if not kinds:
+        return cache.windowed(mask, window) if window else mask
+    if not kinds & {"sliding_attention", "conv"}:
+        return mask
+    masks: dict[str, Tensor | None] = {"full_attention": mask, "conv": None}
+    if window and "sliding_attention" in kinds:
+        masks["sliding_attention"] = cache.windowed(mask, window)
+    return masks
+
+
 def _grouped_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, *, scaling: float, **_: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend to the slots' keys and values; query heads that share a key head become rows of one product.
 
     So keys and values are read once, not once a query head: with few new tokens a slot, reading them is what costs.
+    A `softcap` c bounds the scores s before the mask: c · tanh(s / c).
     """
     slots, heads, width, size = query.shape
     groups = heads // key.shape[1]
     rows = query.reshape(slots, key.shape[1], groups * width, size)
     mask = attention_mask.repeat(1, 1, groups, 1) if groups > 1 else attention_mask
-    found = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask.to(query.dtype), scale=scaling)
+    if softcap is None:
+        found = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask.to(query.dtype), scale=scaling)
+    else:
+        scores = softcap * torch.tanh(rows @ key.transpose(2, 3) * (scaling / softcap)) + mask
+        found = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype) @ value
     return found.reshape(slots, heads, width, size).transpose(1, 2).contiguous(), None
 
 
@@ -73,9 +105,22 @@ ALL_ATTENTION_FUNCTIONS.register(_GROUPED, _grouped_attention)
 
 
 def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Return logits (n, vocabulary) of hidden states (n, width), in fp32 or what is more precise."""
+    """Return logits (n, vocabulary) of hidden states (n, width), in fp32 or what is more precise.
+
+    A configuration's `final_logit_softcapping` c bounds them: c · tanh(logit / c).
+    """
     logits = cast(nn.Module, model.get_output_embeddings())(states)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return soft_capped(logits.to(torch.promote_types(logits.dtype, torch.float32)), logit_cap(model))
+
+
+def logit_cap(model: PreTrainedModel) -> float | None:
+    """Return what bounds the model's logits softly, None where nothing does."""
+    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Return cap · tanh(logits / cap), or logits as they are without a cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def restricted_logits(logits: Tensor, allowed: Tensor) -> Tensor:
@@ -91,42 +136,60 @@ def log_softmax_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logprobs, -(probabilities * logprobs.masked_fill(probabilities == 0, 0.0)).sum(-1)
 
 
+def longest_sequence(model: PreTrainedModel) -> int:
+    """Return the longest sequence that the network takes, tokens.
+
+    Rotary positions of the kind `longrope` are others for all tokens once a sequence passes the length that the model
+    was first trained with; cached keys would be of both kinds, so that length is the longest.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    first = rope.get("original_max_position_embeddings", 0) if rope.get("rope_type") == "longrope" else 0
+    return int(first or getattr(config, "max_position_embeddings", 0) or 1 << 30)
+
+
 @torch.no_grad()
 def admit(model: PreTrainedModel) -> None:
     """Refuse a model that our slot cache cannot run: `UserError` unless cached and full log-probs agree (1e-4 in fp32).
 
     Three slots of unequal lengths are fed in ragged chunks, the last of them into two slots alone, and compared with
-    the model's own full pass.
+    the model's own full pass, and with the states that the trainer learns from. A sliding window is narrowed
+    meanwhile, so that it hides something.
     """
     kind = f"models of type '{model.config.model_type}'"
-    advice = "use a Llama, Qwen2, Qwen3 or LFM2 model"
-    window = _sliding_window(model)
-    if window:
-        raise UserError(f"{kind} with a sliding window ({window} tokens) are not supported: {advice}")
+    advice = "use a model of the families Qwen, Llama, Gemma, Phi-3 or LFM2"
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(vocabulary_size(model), (length,), generator=generator) for length in (10, 3, 11)]
-    try:
-        cached = _cached_logprobs(model, rows, [{0: 5, 1: 2, 2: 7}, {0: 1, 1: 1, 2: 2}, {0: 4, 2: 2}])
-    except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{kind} cannot be sampled with our slot cache ({error}): {advice}") from error
+    device = next(model.parameters()).device
+    with _narrow_window(model, 4):
+        try:
+            cached = _cached_logprobs(model, rows, [{0: 5, 1: 2, 2: 7}, {0: 1, 1: 1, 2: 2}, {0: 4, 2: 2}])
+        except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError) as error:
+            raise UserError(f"{kind} cannot be sampled with our slot cache ({error}): {advice}") from error
+        full = [model(input_ids=row[None].to(device)).logits[0].float().log_softmax(-1) for row in rows]
+        trained = [logits_of(model, row_states(model, row[None].to(device))[0]).log_softmax(-1) for row in rows]
     tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.3
-    for row, found in zip(rows, cached, strict=True):
-        full = model(input_ids=row[None].to(found.device)).logits[0].float().log_softmax(-1)
-        gap = float((found - full).abs().max())
+    for name, found in (("cached", cached), ("trained", trained)):
+        gap = max(float((one - other).abs().max()) for one, other in zip(found, full, strict=True))
         if not gap <= tolerance:
             raise UserError(
-                f"{kind} are not supported: their cached and full log-probs differ by {gap:.1e}, more than "
+                f"{kind} are not supported: their {name} and full log-probs differ by {gap:.1e}, more than "
                 f"{tolerance:g}: {advice}"
             )
 
 
-def _sliding_window(model: PreTrainedModel) -> int:
-    """Return the width of a window that hides part of the context from some layer, 0 where there is none."""
+@contextmanager
+def _narrow_window(model: PreTrainedModel, width: int) -> Iterator[None]:
+    """Let a sliding window, where there is one, be `width` tokens wide for a while."""
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or 0
-    kinds = getattr(config, "layer_types", None) or ("sliding_attention",)
-    sees_all = window >= (getattr(config, "max_position_embeddings", None) or math.inf)
-    return 0 if sees_all or "sliding_attention" not in kinds else int(window)
+    own = getattr(config, "sliding_window", None)
+    if own:
+        config.sliding_window = min(own, width)
+    try:
+        yield
+    finally:
+        if own:
+            config.sliding_window = own
 
 
 def _cached_logprobs(model: PreTrainedModel, rows: list[Tensor], turns: list[dict[int, int]]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from envrl.config.schema import Config, ModelConfig
 from envrl.errors import UserError, suggest
 from envrl.models.adapters import base_folder, has_adapter, holds_adapter, load_adapter, save_adapter
-from envrl.models.forward import admit, vocabulary_size
+from envrl.models.forward import admit, longest_sequence, vocabulary_size
 from envrl.models.shapes import build_shape
 from envrl.models.template import CHATML, CHATML_TOKENS
 from envrl.models.tiny import PRESETS, build_tiny
@@ -41,7 +41,7 @@ class LanguageModel:
     @property
     def context(self) -> int:
         """The longest sequence that the network takes, tokens."""
-        return int(getattr(self.network.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+        return longest_sequence(self.network)
 
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.network.parameters())

@@ -1,8 +1,13 @@
-"""What results may depend on beside the recipe: the number of threads and the choice of kernels."""
+"""What results may depend on beside the recipe (threads, kernels), and how much memory was taken."""
 
 from __future__ import annotations
 
 import os
+import re
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 import torch.utils.deterministic
@@ -20,3 +25,24 @@ def prepare_torch(threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory would cost time, and nothing here reads what it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Count the peak of a CUDA device anew, or that of this process where the system can (Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the number that stands for the peak
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes held at once since the reset: by tensors on a CUDA device, else by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+        if found:
+            return 1024 * int(found[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from envrl.models.forward import log_softmax_and_entropy, logits_of, restricted_logits
+from envrl.models.forward import log_softmax_and_entropy, logit_cap, logits_of, restricted_logits, soft_capped
 from envrl.types import Ragged
 
 CHUNK = 1 << 27
@@ -48,7 +48,8 @@ def score_tokens(
     """
     head = _head(model)
     if bf16 or targets.numel() * head.weight.shape[0] > KEPT:
-        return TokenScores(*_InChunks.apply(states, head.weight, head.bias, targets, allowed, temperature, bf16))
+        cap = logit_cap(model)
+        return TokenScores(*_InChunks.apply(states, head.weight, head.bias, targets, allowed, temperature, bf16, cap))
     return TokenScores(*_score(logits_of(model, states), targets, allowed, temperature))
 
 
@@ -121,12 +122,16 @@ class _InChunks(torch.autograd.Function):
         allowed: Ragged | None,
         temperature: float,
         bf16: bool,
+        cap: float | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(states, weight, bias, targets)
-        ctx.rest = allowed, temperature, bf16
+        ctx.rest = allowed, temperature, bf16, cap
         matrix = weight.bfloat16() if bf16 else weight
         found = [
-            _score(_logits(states[part], matrix, bias, bf16), targets[part], allowed, temperature, part)
+            _score(
+                *(soft_capped(_logits(states[part], matrix, bias, bf16), cap), targets[part]),
+                *(allowed, temperature, part),
+            )
             for part in _parts(len(targets), len(weight))
         ]
         return torch.cat([logprobs for logprobs, _ in found]), torch.cat([entropies for _, entropies in found])
@@ -134,7 +139,7 @@ class _InChunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, targets = ctx.saved_tensors
-        allowed, temperature, bf16 = ctx.rest
+        allowed, temperature, bf16, cap = ctx.rest
         matrix = weight.bfloat16() if bf16 else weight
         states_grad = torch.zeros_like(states)
         weight_grad = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
@@ -142,7 +147,7 @@ class _InChunks(torch.autograd.Function):
         for part in _parts(len(targets), len(weight)):
             logits = _logits(states[part], matrix, bias, bf16).requires_grad_()
             with torch.enable_grad():
-                scores = _score(logits, targets[part], allowed, temperature, part)
+                scores = _score(soft_capped(logits, cap), targets[part], allowed, temperature, part)
             (grad,) = torch.autograd.grad(scores, logits, [each[part] for each in grad_outputs])
             del logits, scores
             states_grad[part] = _product(grad, matrix, bf16)
@@ -150,7 +155,7 @@ class _InChunks(torch.autograd.Function):
                 weight_grad += _product(grad.T, states[part], bf16)
             if bias_grad is not None:
                 bias_grad += grad.sum(0)
-        return states_grad, weight_grad, bias_grad, None, None, None, None
+        return states_grad, weight_grad, bias_grad, None, None, None, None, None
 
 
 def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, bf16: bool) -> Tensor:

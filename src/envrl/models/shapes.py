@@ -3,51 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from envrl.errors import UserError, suggest
+from envrl.models.shape import PUBLISHED
 
-SHAPES: Mapping[str, Mapping[str, int | bool]] = {
-    "qwen2-100m": {
-        "vocab_size": 32_000,
-        "hidden_size": 768,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 4,
-        "tie_word_embeddings": True,
-    },
-    "qwen2.5-0.5b": {
-        "vocab_size": 151_936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
-    "qwen2.5-1.5b": {
-        "vocab_size": 151_936,
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
-    "qwen2.5-7b": {
-        "vocab_size": 152_064,
-        "hidden_size": 3584,
-        "intermediate_size": 18_944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "tie_word_embeddings": False,
-    },
+_SMALL = {
+    "model_type": "qwen2",
+    "vocab_size": 32_000,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32_768,
+    "tie_word_embeddings": True,
 }
-"""Shapes by name: those of Qwen2.5 from their config.json, and one of 100 million parameters for a CPU."""
+SHAPES: Mapping[str, Mapping[str, Any]] = {"qwen2-100m": _SMALL, **PUBLISHED}
+"""Shapes by name: the published ones, and one of 100 million parameters for a CPU."""
 
 
 def build_shape(name: str, pad: int, end: int, seed: int, device: torch.device) -> PreTrainedModel:
@@ -58,8 +34,7 @@ def build_shape(name: str, pad: int, end: int, seed: int, device: torch.device) 
     if name not in SHAPES:
         raise UserError(f"unknown shape '{name}'{suggest(name, SHAPES)}")
     config = Qwen2Config(
-        **SHAPES[name],  # type: ignore[arg-type]
-        max_position_embeddings=32_768,
+        **{key: value for key, value in SHAPES[name].items() if key != "model_type"},
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         initializer_range=0.02,
         pad_token_id=pad,

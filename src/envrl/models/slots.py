@@ -39,7 +39,8 @@ class SlotCache:
     def begin(self, counts: Tensor, width: int, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Announce a chunk of `counts` tokens a slot, padded to `width`, for all slots or some of them.
 
-        Return position ids (slots, width) and the additive attention mask (slots, 1, width, positions).
+        Return position ids (slots, width), none beyond its slot's last token, and the additive attention mask
+        (slots, 1, width, positions).
         """
         lengths = self.lengths if slots is None else self.lengths[slots]
         self._slots, self._counts = slots, counts
@@ -48,7 +49,13 @@ class SlotCache:
         self._reserve(self._visible)
         hidden = torch.arange(self._visible, device=self.device)[None, None, :] > self._positions[:, :, None]
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, -torch.inf)
-        return self._positions, mask[:, None]
+        last = (lengths + counts - 1).clamp(min=0)
+        return torch.minimum(self._positions, last[:, None]), mask[:, None]
+
+    def windowed(self, mask: Tensor, window: int) -> Tensor:
+        """Return the announced chunk's mask with what lies `window` or more positions back hidden, too."""
+        far = torch.arange(self._visible, device=self.device)[None, None, :] <= self._positions[:, :, None] - window
+        return mask.masked_fill(far[:, None], -torch.inf)
 
     def commit(self) -> None:
         """The chunk went through every layer: the slots are longer now."""
@@ -102,15 +109,37 @@ class SlotCache:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return int(self.lengths.max())
 
-    def clear(self, slots: Tensor) -> None:
-        """Empty some slots; the keys and values that they held are beyond their length now."""
-        self.lengths[slots] = 0
-        for states in self._states.values():
-            states[slots] = 0
+    @property
+    def has_states(self) -> bool:
+        """Whether convolutions have states here, which are kept for the end of a sequence alone."""
+        return bool(self._states)
 
     def select(self, slots: Tensor) -> None:
-        """Keep these slots only, in this order; a slot named twice is copied."""
+        """Keep these slots only, in this order."""
         self.lengths = self.lengths[slots]
+        empty = not bool(self.lengths.any())  # nothing is worth copying then
         for store in (self._keys, self._values, self._states):
             for layer, old in store.items():
-                store[layer] = old[slots]
+                store[layer] = old[: len(slots)] if empty else old[slots]
+        if empty:
+            self._forget_states(torch.arange(len(slots), device=self.device))
+
+    def clear(self, slots: Tensor) -> None:
+        """Make these slots empty."""
+        self.lengths[slots] = 0
+        self._forget_states(slots)
+
+    def _forget_states(self, slots: Tensor) -> None:
+        for states in self._states.values():
+            states[slots] = 0.0
+
+    def copy(self, sources: Tensor, targets: Tensor, count: int | None = None) -> None:
+        """Make each target what its source is, or the first `count` tokens of it (not where there are states)."""
+        lengths = self.lengths[sources] if count is None else self.lengths.new_full(sources.shape, count)
+        self.lengths[targets] = lengths
+        longest = int(lengths.max())
+        for store in (self._keys, self._values):
+            for kept in store.values():
+                kept[targets, :, :longest] = kept[sources, :, :longest]
+        for states in self._states.values():
+            states[targets] = states[sources]

@@ -135,7 +135,10 @@ def _game_title(episode: Record, before: str = "") -> str:
 
 
 def _step(step: Record) -> str:
-    action = f"<code>&gt; {escape(str(step.get('action', '')))}</code>"
+    command, fault = str(step.get("action", "")), str(step.get("fault", ""))
+    action = f"<code>&gt; {escape(command)}</code>" if command else f"<code>no command: {escape(fault)}</code>"
+    response = str(step.get("response", ""))
+    written = f'<p class="says written">{escape(_cut(response))}</p>' if response else ""
     chance, nll, reward = number(step, "probability"), number(step, "state_nll"), number(step, "reward")
     notes = []
     if chance is not None:
@@ -146,7 +149,7 @@ def _step(step: Record) -> str:
     if nll is not None:
         notes.append(f"surprise {nll:.2f}")
     told = "".join(f'<span class="chance">{note}</span>' for note in notes)
-    return f'<li><div class="act">{action}{told}</div>{_answer(step)}</li>'
+    return f'<li>{written}<div class="act">{action}{told}</div>{_answer(step)}</li>'
 
 
 def _answer(step: Record) -> str:

@@ -63,7 +63,7 @@ class MarksWording:
             logprobs=tuple(draft.logprobs),
             allowed=tuple(draft.allowed),
             fault=fault,
-            imagined=None in draft.allowed and (not begins.isdisjoint(body) or _ANSWER.search(text) is not None),
+            imagined=draft.free and (not begins.isdisjoint(body) or _ANSWER.search(text) is not None),
         )
 
     def rewrites(self, action: Action) -> bool:

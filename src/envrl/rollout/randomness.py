@@ -28,7 +28,9 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return z ^ (z >> np.uint64(31))
 
 
-def uniforms(keys: NDArray[np.uint64], turn: int, token: NDArray[np.int64]) -> NDArray[np.float64]:
+def uniforms(
+    keys: NDArray[np.uint64], turns: int | NDArray[np.uint64], token: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Return one number in [0, 1) a key, for its turn and token."""
-    words = mix(mix(keys ^ mix(np.full_like(keys, turn))) ^ token.astype(np.uint64))
+    words = mix(mix(keys ^ mix(np.full_like(keys, turns))) ^ token.astype(np.uint64))
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envrl.models.forward import chunk_states, logits_of, restricted_logits
+from envrl.models.forward import chunk_states, logits_of, restricted_logits, state_width
 from envrl.models.load import LanguageModel
 from envrl.models.slots import SlotCache
+from envrl.rollout.draw import Choices, choose, chosen, kept, narrowed, padded
+from envrl.rollout.meter import Meter
 from envrl.rollout.passes import plan_passes
 from envrl.rollout.randomness import uniforms
 from envrl.rollout.trie import Node
@@ -25,15 +27,40 @@ class Draft:
     node: Node | None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    allowed: list[tuple[int, ...] | None] = field(default_factory=list)
+    allowed: list[Choices] = field(default_factory=list)
     open: bool = True
+
+    @property
+    def free(self) -> bool:
+        """Whether no trie restricts it."""
+        return self.node is None
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A sequence: the tokens that wait to be fed, and the response that is being drawn in it."""
+
+    pending: list[int] = field(default_factory=list)
+    draft: Draft | None = None
+    key: int = 0
+    turn: int = 0
+    fed: list[int] = field(default_factory=list)
+    """The tokens that the cache holds of it."""
+    opening: tuple[int, ...] = ()
+    """Those that it began with."""
+
+    @property
+    def open(self) -> bool:
+        return self.draft is not None and self.draft.open
 
 
 class Sampler:
-    """Samples responses for many sequences at once; a free one ends with one of `stops`.
+    """Samples responses for many sequences at once, each in a slot of the cache.
 
-    A sequence is a slot of the cache. Each call feeds what is new to it, then draws tokens until every response is
-    closed; tokens that a trie leaves no choice about are taken without running the network.
+    A free response ends with one of `stops`, ids or sequences of ids, or after
+    `max_tokens`; tokens that a trie leaves no choice about are taken without running the network. Each token is drawn
+    from the model's distribution at `temperature` (0: the most likely token), narrowed to the `top_k` most likely
+    choices (0: all), and of these to the fewest that hold `top_p` of their mass.
     """
 
     def __init__(
@@ -42,53 +69,78 @@ class Sampler:
         slots: int,
         temperature: float,
         max_tokens: int,
-        stops: frozenset[int],
+        stops: Collection[int | tuple[int, ...]],
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        meter: Meter | None = None,
     ) -> None:
         self.model = model
-        self.temperature = temperature
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.max_tokens = max_tokens
-        self._stops = stops
-        self.reset(slots)
+        self._meter = meter or Meter()
+        sequences = [(stop,) if isinstance(stop, int) else stop for stop in stops]
+        self._stops = {last: [s for s in sequences if s[-1] == last] for last in {s[-1] for s in sequences}}
+        weight = next(model.network.parameters())
+        self._cache = SlotCache(model.network.config, slots, weight.dtype, weight.device)
+        self._slots = [_Slot() for _ in range(slots)]
 
-    def reset(self, slots: int) -> None:
-        """Forget every sequence and open that many empty ones."""
-        self._cache = self._new_cache(slots)
-        self._pending: list[list[int]] = [[] for _ in range(slots)]
-        self._fed: list[list[int]] = [[] for _ in range(slots)]
-
-    def _new_cache(self, slots: int) -> SlotCache:
-        weight = next(self.model.network.parameters())
-        return SlotCache(self.model.network.config, slots, weight.dtype, weight.device)
+    def __len__(self) -> int:
+        return len(self._slots)
 
     def length(self, slot: int) -> int:
-        """Return how many tokens slot's sequence holds, those not fed yet included."""
-        return int(self._cache.lengths[slot]) + len(self._pending[slot])
+        """Return how many tokens a slot's sequence holds, those not fed yet included."""
+        return len(self._slots[slot].fed) + len(self._slots[slot].pending)
+
+    def is_open(self, slot: int) -> bool:
+        """Return whether a response is under way in a slot."""
+        return self._slots[slot].open
 
     def ends_with(self, slot: int, ids: Sequence[int], last: int = 4096) -> bool:
         """Return whether a slot's sequence is as long as `ids` and its `last` tokens are theirs.
 
         It is the sequence that the network was given, recorded where that happens.
         """
-        held = [*self._fed[slot][-last:], *self._pending[slot]]
+        held = [*self._slots[slot].fed[-last:], *self._slots[slot].pending]
         return self.length(slot) == len(ids) and held[-last:] == list(ids[-last:])
+
+    def forget(self, slots: Sequence[int]) -> None:
+        """Empty these slots; what they are asked next opens other sequences."""
+        if used := [slot for slot in slots if self.length(slot)]:
+            self._cache.clear(self._tensor(used))
+        for slot in used:
+            self._slots[slot] = _Slot()
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop all other sequences; the slots are renumbered in this order."""
-        self._cache.select(torch.tensor(slots, dtype=torch.long, device=self.model.device))
-        self._pending = [self._pending[slot] for slot in slots]
-        self._fed = [self._fed[slot] for slot in slots]
+        self._cache.select(self._tensor(slots))
+        self._slots = [self._slots[slot] for slot in slots]
 
-    def forget(self, slots: Sequence[int]) -> None:
-        """Empty some slots."""
-        used = [slot for slot in slots if self.length(slot)]
-        if len(used) == len(self._pending):
-            self.reset(len(used))
-        elif used:
-            self._cache.clear(torch.tensor(used, dtype=torch.long, device=self.model.device))
-            for slot in used:
-                self._pending[slot], self._fed[slot] = [], []
+    def ask(self, slot: int, prompt: Sequence[int], trie: Node | None, key: int, turn: int) -> None:
+        """Put a prompt behind a slot's sequence, to be fed and answered by `run`; (key, turn) decide what is drawn."""
+        state = self._slots[slot]
+        state.pending.extend(prompt)
+        state.draft, state.key, state.turn = Draft(trie), key, turn
 
-    @torch.no_grad()
+    def run(self, enough: int | None = None) -> dict[int, Draft]:
+        """Draw tokens until `enough` responses (default: all) are closed; return those by slot.
+
+        The other slots go on where they are when it is called again.
+        """
+        closed: dict[int, Draft] = {}
+        while (waiting := [number for number, slot in enumerate(self._slots) if slot.open]) and (
+            enough is None or len(closed) < enough
+        ):
+            states = self._feed(waiting)
+            with self._meter.part("draw"):
+                self._draw(waiting, states)
+            closed |= {
+                number: draft
+                for number in waiting
+                if (draft := self._slots[number].draft) is not None and not draft.open
+            }
+        return closed
+
     def sample(
         self,
         prompts: Sequence[Sequence[int] | None],
@@ -96,101 +148,114 @@ class Sampler:
         keys: NDArray[np.uint64],
         turn: int,
     ) -> list[Draft | None]:
-        """Feed each slot its prompt and draw its response; a slot whose prompt is None rests.
-
-        A response ends with a stop, at a leaf of its trie, or after `max_tokens` where it is free. Equal prompts
-        in all-empty slots are run once and shared.
-        """
+        """Ask every slot at once and draw all responses; a slot whose prompt is None rests."""
         for slot, prompt in enumerate(prompts):
             if prompt is not None:
-                self._pending[slot].extend(prompt)
-        drafts = [Draft(tries[slot]) if prompt is not None else None for slot, prompt in enumerate(prompts)]
-        waiting = [slot for slot, draft in enumerate(drafts) if draft is not None]
-        while waiting:
-            logits = self._feed(waiting)
-            self._draw(drafts, waiting, logits, keys, turn)
-            waiting = [slot for slot in waiting if (draft := drafts[slot]) is not None and draft.open]
-        return drafts
+                self.ask(slot, prompt, tries[slot], int(keys[slot]), turn)
+        closed = self.run()
+        return [closed.get(slot) for slot in range(len(prompts))]
 
+    @torch.no_grad()
     def _feed(self, waiting: list[int]) -> Tensor:
-        """Run the pending tokens of these slots; return the logits (len(waiting), vocabulary) that follow them."""
-        if self._cache.get_seq_length() > 0:
-            return self._run(self._cache, self._pending, waiting, self._fed)
-        # A slot that rests has nothing pending: all such share one empty row.
-        unique: dict[tuple[int, ...], int] = {}
-        rows = [unique.setdefault(tuple(ids), len(unique)) for ids in self._pending]
-        self._cache = self._new_cache(len(unique))
-        fed: list[list[int]] = [[] for _ in unique]
-        logits = self._run(self._cache, [list(ids) for ids in unique], [rows[slot] for slot in waiting], fed)
-        self._cache.select(torch.tensor(rows, dtype=torch.long, device=self.model.device))
-        self._pending = [[] for _ in rows]
-        self._fed = [list(fed[row]) for row in rows]
-        return logits
+        """Run the pending tokens of these slots; return the states (len(waiting), width) of the last ones."""
+        weight = next(self.model.network.parameters())
+        states = weight.new_zeros(len(self._slots), state_width(self.model.network))
+        fresh = [slot for slot in waiting if not self._slots[slot].fed]
+        leaders = self._begin(fresh) if fresh else {}
+        if first := list(dict.fromkeys(leaders.values())):
+            self._run(first, first, states)
+        if twins := {slot: leader for slot, leader in leaders.items() if slot != leader}:
+            self._copy(twins)
+            states[list(twins)] = states[list(twins.values())]
+        if rest := [slot for slot in waiting if slot not in leaders]:
+            self._run(list(range(len(self._slots))), rest, states)
+        return states[waiting]
 
-    def _run(self, cache: SlotCache, chunks: list[list[int]], wanted: list[int], fed: list[list[int]]) -> Tensor:
-        """Feed the chunks of the wanted slots; return the logits (len(wanted), vocabulary) that follow them.
+    def _begin(self, fresh: list[int]) -> dict[int, int]:
+        """Return for each of these empty slots the one that is to be run for it: equal sequences are run once.
 
-        What is fed goes from `chunks` to `fed`. Where a pass holds all slots, the others feed what they have in place
-        of padding.
+        Left out are those that another slot has begun with before: they are copied from there at once, but for the last
+        token, which is still to be run. (The states of convolutions are kept for the end of a sequence alone.)
         """
-        lengths = {slot: len(chunks[slot]) for slot in wanted}
-        states: Tensor | None = None
-        for step in plan_passes(list(lengths.values()), len(chunks), cache.get_seq_length()):
-            busy = [slot for slot, length in lengths.items() if length > step.start]
-            slots = list(range(len(chunks))) if step.whole else busy
-            parts = [chunks[slot][: step.stop - step.start] for slot in slots]
-            found = self._pass(cache, parts, slots)
-            for slot, part in zip(slots, parts, strict=True):
-                fed[slot] += part
-                del chunks[slot][: len(part)]
-            states = found.new_zeros(len(chunks), found.shape[-1]) if states is None else states
-            rows = busy if step.whole else list(range(len(busy)))
-            states[busy] = found[rows, [len(parts[row]) - 1 for row in rows]]
-        assert states is not None
-        return logits_of(self.model.network, states[wanted])
+        older = {slot.opening: number for number, slot in enumerate(self._slots) if slot.fed}
+        first: dict[tuple[int, ...], int] = {}
+        leaders = {}
+        for slot in fresh:
+            opening = self._slots[slot].opening = tuple(self._slots[slot].pending)
+            if opening in older and len(opening) > 1 and not self._cache.has_states:
+                self._copy({slot: older[opening]}, len(opening) - 1)
+            else:
+                leaders[slot] = first.setdefault(opening, slot)
+        return leaders
 
-    def _pass(self, cache: SlotCache, parts: list[list[int]], slots: list[int]) -> Tensor:
+    def _copy(self, sources: dict[int, int], count: int | None = None) -> None:
+        """Copy to each of these slots the sequence of its source, or the first `count` tokens of it."""
+        self._cache.copy(self._tensor(list(sources.values())), self._tensor(list(sources)), count)
+        for number, source in sources.items():
+            slot = self._slots[number]
+            slot.fed = self._slots[source].fed[:count]
+            del slot.pending[: len(slot.fed)]
+
+    def _run(self, group: list[int], wanted: list[int], states: Tensor) -> None:
+        """Feed the pending tokens of the wanted slots; put the state after each one's last into its row of `states`.
+
+        Where a pass holds the whole group, the others in it feed what they have in place of padding.
+        """
+        lengths = {slot: len(self._slots[slot].pending) for slot in wanted}
+        cached = max(len(self._slots[slot].fed) for slot in group)
+        for step in plan_passes(list(lengths.values()), len(group), cached):
+            busy = [slot for slot, length in lengths.items() if length > step.start]
+            slots = group if step.whole else busy
+            parts = [self._slots[slot].pending[: step.stop - step.start] for slot in slots]
+            found = self._pass(parts, slots)
+            for slot, part in zip(slots, parts, strict=True):
+                self._slots[slot].fed += part
+                del self._slots[slot].pending[: len(part)]
+            place = {slot: row for row, slot in enumerate(slots)}
+            rows = [place[slot] for slot in busy]
+            states[busy] = found[rows, [len(parts[row]) - 1 for row in rows]]
+
+    def _pass(self, parts: list[list[int]], slots: list[int]) -> Tensor:
         """Run one chunk a slot; return its hidden states (slots, longest, width)."""
         counts = [len(part) for part in parts]
         ids = np.full((len(parts), max(counts)), self.model.codec.pad, dtype=np.int64)
         for row, part in enumerate(parts):
             ids[row, : len(part)] = part
-        device = self.model.device
-        some = None if len(slots) == len(cache.lengths) else torch.tensor(slots, device=device)
-        lengths = torch.tensor(counts, device=device)
-        return chunk_states(self.model.network, cache, torch.from_numpy(ids).to(device), lengths, some)
+        some = None if len(slots) == len(self._slots) else self._tensor(slots)
+        chunk = torch.from_numpy(ids).to(self.model.device)
+        with self._meter.a_pass(counts):
+            return chunk_states(self.model.network, self._cache, chunk, self._tensor(counts), some)
 
-    def _draw(
-        self, drafts: list[Draft | None], slots: list[int], logits: Tensor, keys: NDArray[np.uint64], turn: int
-    ) -> None:
-        """Draw one token for each slot from its logits, then take what its trie leaves no choice about."""
-        open_drafts = [draft for slot in slots if (draft := drafts[slot]) is not None]
-        choices = [None if draft.node is None else tuple(draft.node) for draft in open_drafts]
-        if any(choice is not None for choice in choices):
-            width = max(len(choice) if choice is not None else logits.shape[1] for choice in choices)
-            allowed = np.full((len(slots), width), -1, dtype=np.int64)
-            for row, choice in enumerate(choices):
-                allowed[row, : len(choice) if choice is not None else width] = (
-                    choice if choice is not None else np.arange(logits.shape[1])
-                )
-            ids = torch.from_numpy(allowed).to(logits.device)
+    def _tensor(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self.model.device)
+
+    @torch.no_grad()
+    def _draw(self, waiting: list[int], states: Tensor) -> None:
+        """Draw one token for each slot behind its state, then take what its trie leaves no choice about."""
+        logits = logits_of(self.model.network, states)
+        slots = [self._slots[number] for number in waiting]
+        drafts = [slot.draft for slot in slots if slot.draft is not None]
+        choices: list[Choices] = [None if draft.node is None else tuple(draft.node) for draft in drafts]
+        ids = padded(choices, logits)
+        if ids is not None:
             logits = restricted_logits(logits, ids)
-        else:
-            allowed = None
         greedy = self.temperature == 0
         logprobs = (logits if greedy else logits / self.temperature).log_softmax(-1)
-        index = self._choose(logprobs, slots, open_drafts, keys, turn, greedy)
-        chosen = np.take_along_axis(logprobs.cpu().numpy(), index[:, None], 1)[:, 0]
-        for row, draft in enumerate(open_drafts):
+        if not greedy and (self.top_k or self.top_p < 1):
+            stays = kept(logprobs, self.top_k, self.top_p)
+            logprobs, choices = narrowed(logprobs, stays), chosen(choices, stays, ids)
+        index = logprobs.argmax(-1) if greedy else choose(logprobs, self._numbers(slots))
+        tokens = (index if ids is None else ids.gather(1, index[:, None])[:, 0]).tolist()
+        found = logprobs.gather(1, index[:, None])[:, 0].tolist()
+        for slot, draft, token, logprob, allowed in zip(slots, drafts, tokens, found, choices, strict=True):
             before = len(draft.token_ids)
-            token = int(index[row]) if allowed is None else int(allowed[row, index[row]])
-            self._append(draft, token, float(chosen[row]), choices[row])
+            self._append(draft, token, logprob, allowed)
             while draft.open and draft.node is not None and len(draft.node) == 1:
                 (only,) = draft.node
                 self._append(draft, only, 0.0, (only,))
-            self._pending[slots[row]].extend(draft.token_ids[before:])
+            slot.pending.extend(draft.token_ids[before:])
 
-    def _append(self, draft: Draft, token: int, logprob: float, allowed: tuple[int, ...] | None) -> None:
+    def _append(self, draft: Draft, token: int, logprob: float, allowed: Choices) -> None:
         draft.token_ids.append(token)
         draft.logprobs.append(logprob)
         draft.allowed.append(allowed)
@@ -198,17 +263,13 @@ class Sampler:
             draft.node = draft.node[token]
             draft.open = bool(draft.node)
         else:
-            draft.open = token not in self._stops and len(draft.token_ids) < self.max_tokens
+            stopped = any(tuple(draft.token_ids[-len(stop) :]) == stop for stop in self._stops.get(token, ()))
+            draft.open = not stopped and len(draft.token_ids) < self.max_tokens
 
     @staticmethod
-    def _choose(
-        logprobs: Tensor, slots: list[int], drafts: list[Draft], keys: NDArray[np.uint64], turn: int, greedy: bool
-    ) -> NDArray[np.int64]:
-        """Return the index of one choice a row: the most likely, or by inverse transform of the row's own number."""
-        if greedy:
-            return logprobs.argmax(-1).cpu().numpy()
-        tokens = np.array([len(draft.token_ids) for draft in drafts], dtype=np.int64)
-        numbers = uniforms(keys[slots], turn, tokens)
-        cumulative = logprobs.double().exp().cumsum(-1).cpu().numpy()
-        targets = numbers[:, None] * cumulative[:, -1:]
-        return np.minimum((cumulative <= targets).sum(-1), (logprobs > -1e29).sum(-1).cpu().numpy() - 1)
+    def _numbers(slots: list[_Slot]) -> NDArray[np.float64]:
+        """Return the random number of each slot's next token."""
+        keys = np.array([slot.key for slot in slots], dtype=np.uint64)
+        turns = np.array([slot.turn for slot in slots], dtype=np.uint64)
+        places = np.array([len(slot.draft.token_ids) if slot.draft is not None else 0 for slot in slots])
+        return uniforms(keys, turns, places)

@@ -17,7 +17,7 @@ from envrl.objective.placebo import derange
 from envrl.objective.schedule import weight_at
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.randomness import key_of
-from envrl.rollout.runner import SET_ASIDE
+from envrl.rollout.seats import SET_ASIDE
 from envrl.rollout.wording import Pair, Wording
 from envrl.samples.rows import pair_rows, policy_rows
 from envrl.trainer.demonstrations import sample_share

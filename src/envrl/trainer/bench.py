@@ -18,6 +18,7 @@ from envrl.envs.pool import Worlds
 from envrl.errors import UserError
 from envrl.eval.split import env_maker, form_of, training_settings, wording_of
 from envrl.models.adapters import add_adapter, has_adapter
+from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel, build_model, load_policy
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.runner import play_model
@@ -61,6 +62,7 @@ class Bench:
         prepare_torch(config.train.threads)
         self.make_env = env_maker(config)
         self.model = bench_model(config, self.make_env, shape)
+        self.sampling = sampling_copy(self.model, config.rollout.precision)
         self.optimizer = adamw(self.model, 0.0, config.train.weight_decay)
         self.reference: LanguageModel | None = None
         if config.objective.kl_weight > 0 and has_adapter(self.model.network):
@@ -80,7 +82,7 @@ class Bench:
         tasks = self.make_env().tasks(config.env.split)
         episodes = draw_episodes(tasks, config.seed, 1, rollout.tasks, rollout.group_size)
         played = play_model(
-            self.model,
+            self.sampling,
             wording_of(self.model, form_of(config)),
             self.make_env,
             [task for task, _ in episodes],

@@ -13,6 +13,8 @@ import numpy as np
 
 from envrl.errors import RunError
 from envrl.models.load import LanguageModel
+from envrl.models.out_of_memory import OutOfMemory, counted_memory
+from envrl.trainer.budget import Budget
 from envrl.trainer.files import write_text
 from envrl.trainer.optimizer import Optimizer
 from envrl.trainer.update import LossSettings, OldLogprobs, accumulate, clip_gradient
@@ -37,6 +39,7 @@ class Guard:
     ) -> None:
         self.model, self.optimizer, self.run, self.say = model, optimizer, run, say
         self.max_grad_norm = max_grad_norm
+        self.budget = Budget(say)
         self.skips = 0
 
     def step(
@@ -50,19 +53,36 @@ class Guard:
     ) -> Outcome:
         """Take one step on the rows; a loss or gradient that is not finite changes nothing but `RUN/skipped/NAME.json`.
 
-        What `poll` raises leaves weights and moments as they were. Raises `RunError` for the third skip in a row.
+        Where memory runs out the gradient is dropped and taken again in smaller micro-batches. What `poll` raises
+        leaves weights and moments as they were. Raises `RunError` for the third skip in a row, and where a single row,
+        or the optimiser's own work, does not fit into memory.
         """
         try:
-            totals, loss = accumulate(self.model, rows, settings, old, reference, poll)
+            totals, loss = self.budget.run(
+                name,
+                settings,
+                lambda within: accumulate(self.model, rows, within, old, reference, poll),
+                self.optimizer.zero_grad,
+            )
             norm = clip_gradient(list(self.model.network.parameters()), self.max_grad_norm)
             if math.isfinite(loss) and math.isfinite(norm):
-                self.optimizer.step()
+                self._change_weights(name)
                 self.skips = 0
                 return Outcome({**totals.figures(), "grad_norm": norm, "skipped": 0.0}, totals.tokens)
         finally:
             self.optimizer.zero_grad()
         self._skip(name, rows, {"loss": loss, "grad_norm": norm, **settings.weights}, old, reference)
         return Outcome({"grad_norm": norm, "skipped": 1.0}, totals.tokens)
+
+    def _change_weights(self, name: str) -> None:
+        try:
+            with counted_memory(1, 0):
+                self.optimizer.step()
+        except OutOfMemory:  # some weights may have changed already: smaller micro-batches would not mend that
+            raise RunError(
+                f"memory ran out in {name} while the optimiser changed the weights; the last checkpoint is kept: train "
+                "an adapter (model.lora_rank), set objective.kl_weight = 0, or take a smaller model"
+            ) from None
 
     def _skip(
         self,

@@ -13,14 +13,19 @@ import numpy as np
 
 from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
-from envrl.errors import Interrupted
+from envrl.errors import Interrupted, RunError
 from envrl.eval.record import action_rates
 from envrl.eval.split import env_maker, evaluate_split, form_of, training_settings, wording_of
-from envrl.models.runtime import prepare_torch
-from envrl.rollout.runner import Clock, play_model
+from envrl.models.copies import refresh, sampling_copy
+from envrl.models.out_of_memory import is_out_of_memory
+from envrl.models.runtime import peak_memory, prepare_torch, reset_peak_memory
+from envrl.rollout.crowd import Crowd
+from envrl.rollout.runner import play_model
+from envrl.rollout.seats import Clock
 from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_groups
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
 from envrl.trainer.files import JsonLines
+from envrl.trainer.footprint import predicted_memory
 from envrl.trainer.progress import Reporter
 from envrl.trainer.signals import StopRequest, stop_on_signals
 from envrl.trainer.start import check_inputs, held_run, new_config, resumed_config
@@ -28,7 +33,7 @@ from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, 
 from envrl.trainer.steps import Optimization
 from envrl.trainer.trajectories import write_trajectories
 from envrl.trainer.warm_start import FOLDER, Hooks, warm_start
-from envrl.types import Trajectory
+from envrl.types import Row, Trajectory
 
 
 def train(config: Config, run: Path | str, resume: bool = False, reporter: Reporter | None = None) -> Path:
@@ -43,7 +48,15 @@ def train(config: Config, run: Path | str, resume: bool = False, reporter: Repor
     prepare_torch(config.train.threads)
     check_inputs(config, make_env, warm_start=not (run / FOLDER).exists())
     with held_run(run, config, make_env, resume), stop_on_signals() as stop:
-        return Run(config, run, make_env, reporter, stop).go()
+        try:
+            return Run(config, run, make_env, reporter, stop).go()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(
+                f"memory ran out, and not where less could be tried; the last checkpoint is kept: 'envrl doctor "
+                f"{run / 'config.toml'}' says what the run needs and what to lower ({str(error).splitlines()[0]})"
+            ) from error
 
 
 class Run:
@@ -53,6 +66,7 @@ class Run:
         self.config, self.folder, self.make_env, self.reporter, self.stop = config, folder, make_env, reporter, stop
         self.checkpoints = folder / "checkpoints"
         self.tasks = make_env().tasks(config.env.split)
+        self.crowd = Crowd(reporter.say)
 
     def go(self) -> Path:
         """Bring the run to its last update."""
@@ -82,6 +96,7 @@ class Run:
         )
         self.optimization.guard.skips = state.skips
         self.wording = wording_of(state.model, form_of(self.config))
+        self.sampling = sampling_copy(state.model, self.config.rollout.precision)
         try:
             self._updates(state)
         except Interrupted:
@@ -112,18 +127,25 @@ class Run:
         began, clock = time.perf_counter(), Clock()
         episodes = draw_episodes(self.tasks, config.seed, number, config.rollout.tasks, config.rollout.group_size)
         settings = training_settings(config)
-        drawn = play_model(
-            state.model,
-            self.wording,
-            self.make_env,
-            [task for task, _ in episodes],
-            [member for _, member in episodes],
-            settings,
-            seed=config.seed,
-            update=number,
-            clock=clock,
-            poll=self.stop.poll,
-        )
+        reset_peak_memory(state.model.device)
+        refresh(self.sampling, state.model)
+
+        def play(part: range) -> list[Trajectory]:
+            tasks, members = zip(*(episodes[i] for i in part), strict=True)
+            return play_model(
+                self.sampling,
+                self.wording,
+                self.make_env,
+                tasks,
+                members,
+                settings,
+                seed=config.seed,
+                update=number,
+                clock=clock,
+                poll=self.stop.poll,
+            )
+
+        drawn = self.crowd.play(len(episodes), play)
         trajectories = whole_groups(drawn, config.rollout.group_size)
         played = time.perf_counter()
         batch = build_batch(trajectories, config, self.wording, number)
@@ -151,10 +173,23 @@ class Run:
             "tokens": record["tokens"] / (done - began),
             **({"workers_replaced": clock.replaced} if self.make_env.workers else {}),
         }
+        record["memory"] = self._memory(state, trajectories, batch.rows)
         self.metrics.append(record)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.optimization.guard.skips
         state.evaluated = not self._evaluation_due(number)
         return _few(record)
+
+    def _memory(self, state: RunState, played: list[Trajectory], rows: list[Row]) -> dict[str, int]:
+        """Return the update's peak in bytes, the predicted one, and how much of the batch was held at once."""
+        episodes = self.config.rollout.tasks * self.config.rollout.group_size
+        at_once = min(self.crowd.limit or episodes, episodes)
+        budget = self.optimization.guard.budget.limit or self.config.train.micro_batch_tokens
+        return {
+            "peak": peak_memory(state.model.device),
+            "predicted": predicted_memory(self.config, state.model, played, rows, budget, at_once),
+            "micro_batch_tokens": budget,
+            "episodes_at_once": at_once,
+        }
 
     def _record(self, state: RunState, number: int, trajectories: list[Trajectory]) -> dict[str, Any]:
         steps = [step for trajectory in trajectories for step in trajectory.transitions]
@@ -187,11 +222,16 @@ class Run:
 
     def _evaluate(self, state: RunState) -> None:
         self.evals.truncate(state.eval_offset)
+        refresh(self.sampling, state.model)
         last = state.update in (0, self.config.train.updates)
         for split in self.config.eval.split:
             episodes = 0 if last else self.config.eval.episodes
             record, played = evaluate_split(
-                state.model, self.make_env, split, self.config, episodes=episodes, poll=self.stop.poll
+                *(state.model, self.make_env, split, self.config),
+                episodes=episodes,
+                sampling=self.sampling,
+                poll=self.stop.poll,
+                crowd=self.crowd,
             )
             self.evals.append({"stage": "rl", "update": state.update, **record}, sync=True)
             if last and self.config.train.trajectories:

@@ -89,6 +89,7 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     if config.model.path:
         model = load_policy(config.model.path, config, "cpu")  # loaded again later: refused while nothing is written
         wording_of(model, form_of(config))
+        _check_context(config, model.context)
     tasks, held_out = env.tasks(config.env.split), config.warm_start.held_out
     if not config.warm_start.demonstrations:
         return
@@ -97,6 +98,17 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
             f"warm_start.held_out = {held_out} leaves nothing of the {len(tasks)} tasks of split '{config.env.split}'"
         )
     make_script(config.warm_start.demonstrator, env, tasks[0], config.seed)
+
+
+def _check_context(config: Config, context: int) -> None:
+    """Refuse prompts and responses that the model has no room for."""
+    prompt, response = config.rollout.prompt_tokens, config.rollout.response_tokens
+    if prompt + response > context or response == context:
+        asked = f"rollout.prompt_tokens = {prompt} and " if prompt else ""
+        raise UserError(
+            f"the context of '{config.model.path}', {context} tokens, is too short for {asked}"
+            f"rollout.response_tokens = {response}: lower what is asked, or take another model"
+        )
 
 
 def _warn_of_other_origin(source: Path, config: Config) -> None:

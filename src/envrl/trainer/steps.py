@@ -45,12 +45,11 @@ class Optimization:
         settings = loss_settings(self.config, weights)
         if not rows:
             return {"grad_norm": 0.0, "skipped": 0.0}
-        parts = optimiser_batches(self.config, rows, update)
-        old = policy_logprobs(self.model, rows, settings) if len(parts) > 1 else None
-        reference = self._reference(rows, settings)
+        name, parts = f"update-{update:06d}", optimiser_batches(self.config, rows, update)
+        old = self._logprobs(self.model, name, rows, settings) if len(parts) > 1 else None
+        reference = self._reference(name, rows, settings)
         # Between two optimiser steps of one update the weights are no update's: a stop waits until the last of them.
         polls = [self.poll, *([_never] * (len(parts) - 1))]
-        name = f"update-{update:06d}"
         names = [name] if len(parts) == 1 else [f"{name}-step-{number}" for number in range(1, len(parts) + 1)]
         return _summary(
             [
@@ -59,12 +58,15 @@ class Optimization:
             ]
         )
 
-    def _reference(self, rows: Sequence[Row], settings: LossSettings) -> OldLogprobs | None:
+    def _logprobs(self, model: LanguageModel, name: str, rows: Sequence[Row], settings: LossSettings) -> OldLogprobs:
+        return self.guard.budget.run(name, settings, lambda within: policy_logprobs(model, rows, within))
+
+    def _reference(self, name: str, rows: Sequence[Row], settings: LossSettings) -> OldLogprobs | None:
         """Return the log-probs under the model that RL started from: another network, or ours with that adapter."""
         if self.start is None:
-            return policy_logprobs(self.reference, rows, settings) if self.reference else None
+            return self._logprobs(self.reference, name, rows, settings) if self.reference else None
         with other_adapter(self.model.network, self.start):
-            return policy_logprobs(self.model, rows, settings)
+            return self._logprobs(self.model, name, rows, settings)
 
 
 def loss_settings(config: Config, weights: Mapping[str, float]) -> LossSettings:

@@ -15,7 +15,7 @@ from envrl.rollout.auxiliary import state_pairs
 from envrl.rollout.predict import predict_targets
 from envrl.rollout.wording import Wording
 from envrl.trainer.files import write_text
-from envrl.types import Trajectory
+from envrl.types import Trajectory, Transition
 
 PREDICTED = 8
 """Trajectories of a file whose answers are also predicted in words; greedy decoding costs more than playing."""
@@ -43,7 +43,7 @@ def write_trajectories(
         steps = []
         for step in trajectory.transitions:
             score, prediction = next(scores), next(predicted, None)
-            record = _step_record(step) | {"state_nll": -score.logprob / max(score.tokens, 1)}
+            record = _step_record(step, wording) | {"state_nll": -score.logprob / max(score.tokens, 1)}
             steps.append(record if prediction is None else record | {"predicted_observation": prediction})
         lines.append(json.dumps(_record(update, trajectory) | {"steps": steps}, ensure_ascii=False))
     folder = run / "trajectories"
@@ -63,9 +63,13 @@ def _record(update: int, trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-def _step_record(step: Any) -> dict[str, Any]:
+def _step_record(step: Transition, wording: Wording) -> dict[str, Any]:
+    written = wording.text_of(step.action.token_ids)
+    said = {"response": written} if written else {}
+    said |= {"fault": step.action.fault} if step.action.fault else {}
     return {
         "observation": step.observation.text,
+        **said,
         "action": step.action.text,
         "probability": math.exp(sum(step.action.logprobs)),
         "reward": step.reward,

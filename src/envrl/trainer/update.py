@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from envrl.models.load import LanguageModel
+from envrl.models.out_of_memory import counted_memory
 from envrl.models.rows import RowStates, packs, states_of_rows
 from envrl.models.scores import TokenScores, score_tokens
 from envrl.objective.policy import TOKEN_LOSSES, kl_k3, truncated_importance
@@ -215,14 +216,20 @@ def policy_logprobs(model: LanguageModel, rows: Sequence[Row], settings: LossSet
         if any(t.component == "policy" for t in row.terms)
     ]
     for batch in micro_batches(model, with_policy, settings):
-        with precision_context(settings.precision, model.device):
-            states = states_of_rows(model.network, [row.token_ids for row in batch], model.codec.pad)
-        scores = score_terms(model, batch, "policy", states, settings.temperature, settings.precision)
-        logprobs = scores.logprobs.float().cpu().numpy()
+        with row_memory(batch):
+            with precision_context(settings.precision, model.device):
+                states = states_of_rows(model.network, [row.token_ids for row in batch], model.codec.pad)
+            scores = score_terms(model, batch, "policy", states, settings.temperature, settings.precision)
+            logprobs = scores.logprobs.float().cpu().numpy()
         ends = np.cumsum([len(row.terms[0].positions_T) for row in batch])
         for row, part in zip(batch, np.split(logprobs, ends[:-1]), strict=True):
             result[row.origin] = part
     return result
+
+
+def row_memory(rows: Sequence[Row]) -> AbstractContextManager[None]:
+    """Return the context in which a failed allocation is `OutOfMemory` in work on these rows."""
+    return counted_memory(len(rows), max(len(row.token_ids) for row in rows))
 
 
 def accumulate(
@@ -236,14 +243,16 @@ def accumulate(
     """Add the gradient of the whole step's loss, micro-batch by micro-batch; return the sums and the loss.
 
     The gradient does not depend on the size of the micro-batches: every term is divided by the whole step's N_c.
+    Raises `OutOfMemory` where one does not fit; what was added before it stays.
     """
     totals, value = Totals(), 0.0
     denominator = denominators(rows)
     for batch in micro_batches(model, rows, settings):
         poll()
-        loss = micro_loss(model, batch, totals, denominator, settings, old, reference)
-        loss.backward()
-        value += float(loss.detach())
+        with row_memory(batch):
+            loss = micro_loss(model, batch, totals, denominator, settings, old, reference)
+            loss.backward()
+            value += float(loss.detach())
     return totals, value
 
 

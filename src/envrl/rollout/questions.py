@@ -13,7 +13,7 @@ from envrl.envs.protocol import TextEnv
 from envrl.rollout.formats import task_text
 from envrl.rollout.prompts import Message, PromptFormat
 from envrl.rollout.randomness import key_of
-from envrl.rollout.runner import SET_ASIDE
+from envrl.rollout.seats import SET_ASIDE
 from envrl.types import Action, Observation, Task, Trajectory, Transition
 
 

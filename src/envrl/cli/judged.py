@@ -1,0 +1,269 @@
+"""A recipe judged: what it needs of this machine and lacks, memory by part, hours, and the same elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+from envrl.cli.installed import EXTRA_OF_WORLD, GIB, Finding, cuda_devices, data_finding, extra_finding, memory, wrapped
+from envrl.config.schema import Config
+from envrl.errors import UserError
+from envrl.models.estimate import USABLE, Change, Estimate, Remedy, estimate, recipe_shape, remedy
+from envrl.models.shape import Shape
+from envrl.models.speed import LAYER_SECONDS, PREFILL, UTILISATION, Accelerator, accelerators, measure_cpu
+from envrl.models.workload import TURNS, WRITTEN
+
+
+@dataclass(slots=True)
+class Judged:
+    """What was found about a recipe, the lines of its tables, and all of it as a record."""
+
+    findings: list[Finding] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def judge(config: Config, table: Path | None = None) -> Judged:
+    """Return what a recipe needs and what this machine has of it."""
+    devices, noted = accelerators(table)
+    judged = Judged(list(_needs(config)))
+    try:
+        shape = recipe_shape(config)
+    except UserError as error:
+        judged.findings.append(Finding("memory and time", "model", False, str(error)))
+        return judged
+    cuda = config.train.device.startswith("cuda")
+    here, size = _this_machine(config, devices)
+    found = estimate(config, shape, here, cuda=cuda)
+    judged.findings += _room(config, shape, found, here, size, cuda)
+    judged.lines += ["", *memory_table(found), "", *_hours(found, here), "", *_elsewhere(config, shape, devices, noted)]
+    judged.record = {
+        "parameters": shape.parameters,
+        "memory": found.memory.phases,
+        "process": found.process,
+        "peak": found.bytes,
+        "device": here.name,
+        "device_memory": size,
+        "hours": found.hours,
+        "seconds": {"rollout": found.times.rollout, "update": found.times.update},
+        "accelerators": [_record(config, shape, device) for device in devices],
+    }
+    return judged
+
+
+# --- what must be there ----------------------------------------------------------------------------------------------
+
+
+def _needs(config: Config) -> Iterator[Finding]:
+    section = "the recipe needs"
+    yield _world(config, section)
+    extra = EXTRA_OF_WORLD.get(config.env.name)
+    if extra is None and config.env.nouns == "spacy":
+        extra = "spacy"
+    if config.model.lora_rank:
+        found = extra_finding("lora")
+        yield Finding(section, "extra lora", bool(found.good), found.detail)
+    if extra is not None:
+        found = extra_finding(extra)
+        yield Finding(section, f"extra {extra}", bool(found.good), found.detail)
+    if config.env.name in ("alfworld", "webshop", "alfworld-textworld"):
+        data = data_finding(config.env.name.removesuffix("-textworld"), config.env.data)
+        needed = config.env.name != "webshop" or bool(config.env.data)  # without, the catalogue is generated
+        yield Finding(section, f"data {data.name}", data.good or (False if needed else None), data.detail)
+    if config.model.path:
+        yield _model(config.model.path, section)
+    if config.warm_start.path:
+        there = (Path(config.warm_start.path) / "config.json").is_file()
+        detail = config.warm_start.path if there else f"'{config.warm_start.path}' is no warm start of another run"
+        yield Finding(section, "warm_start.path", there, detail)
+    yield _device(config, section)
+
+
+def _world(config: Config, section: str) -> Finding:
+    from envrl.eval.split import env_maker
+
+    try:
+        env = env_maker(config)()
+        counts = {name: len(env.tasks(name)) for name in dict.fromkeys((config.env.split, *config.eval.split))}
+    except UserError as error:
+        return Finding(section, f"world {config.env.name}", False, str(error))
+    empty = [name for name, count in counts.items() if not count]
+    if empty:
+        return Finding(section, f"world {config.env.name}", False, f"no tasks in {', '.join(empty)}")
+    tasks = ", ".join(f"{count:,} tasks in {name}" for name, count in counts.items())
+    return Finding(section, f"world {config.env.name}", True, tasks)
+
+
+def _model(path: str, section: str) -> Finding:
+    folder = Path(path)
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    missing += [] if any(folder.glob("*.safetensors")) else ["*.safetensors"]
+    missing += (
+        []
+        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+        else ["tokenizer.json"]
+    )
+    if not folder.is_dir():
+        return Finding(
+            section, "model", False, f"there is no folder '{path}': put the model there (nothing is downloaded)"
+        )
+    if missing:
+        return Finding(section, "model", False, f"'{path}' lacks {', '.join(missing)}")
+    return Finding(section, "model", True, path)
+
+
+def _device(config: Config, section: str) -> Finding:
+    from envrl.models.load import find_device
+
+    try:
+        find_device(config.train.device)
+    except UserError as error:
+        return Finding(section, "train.device", False, str(error))
+    return Finding(section, "train.device", True, config.train.device)
+
+
+# --- whether it fits -------------------------------------------------------------------------------------------------
+
+
+def _this_machine(config: Config, devices: Sequence[Accelerator]) -> tuple[Accelerator, float]:
+    """Return the device that the recipe would run on, measured or from the table, and its memory in bytes.
+
+    A CUDA device that is not here has no memory; the speed of one that is in no table is without bounds.
+    """
+    if not config.train.device.startswith("cuda"):
+        return _measured_cpu(config), memory()[1]
+    found = cuda_devices()
+    number = int(config.train.device.partition(":")[2] or 0)
+    if number >= len(found):
+        return Accelerator(config.train.device, 0.0, inf, inf, inf), 0
+    name, size = found[number]
+    known = [device for device in devices if all(word in name for word in device.name.split())]
+    return (known[0] if known else Accelerator(name, size / GIB, inf, inf, inf)), size
+
+
+def _measured_cpu(config: Config) -> Accelerator:
+    import torch
+
+    from envrl.models.runtime import usable_threads
+
+    torch.set_num_threads(config.train.threads or usable_threads())
+    matrix = torch.randn(512, 512)
+    return measure_cpu(lambda: matrix @ matrix, memory()[1] / GIB)
+
+
+def _room(
+    config: Config, shape: Shape, found: Estimate, here: Accelerator, size: float, cuda: bool
+) -> Iterator[Finding]:
+    section = "memory and time"
+    takes = f"{_gib(found.bytes)} GiB at the peak ({found.memory.largest})"
+    room = f"{_gib(size)} GiB on {here.name}" + (f", {USABLE:.0%} of it usable" if cuda else " free")
+    if cuda and not size:
+        yield Finding(section, "memory", None, f"{takes}; there is no {here.name} to compare it with")
+    else:
+        yield Finding(section, "memory", found.fits(size), f"{takes}, of {room}")
+    if size and not found.fits(size):
+        cure = remedy(config, shape, here, size, cuda=cuda)
+        for change in cure.changes:
+            yield Finding(section, "  change", None, _advice(change))
+        if not cure.enough:
+            yield Finding(section, "  not enough", None, f"{_gib(cure.bytes)} GiB are left: take a smaller model")
+    free = shutil.disk_usage(Path.cwd()).free
+    disk = f"{_gib(found.disk)} GiB of checkpoints, of {_gib(free)} GiB free here"
+    yield Finding(section, "disk", found.disk <= free, disk)
+
+
+def _advice(change: Change) -> str:
+    results = "" if change.harmless else "; another experiment"
+    return f"--{change.key} {change.value} saves {_gib(change.saves)} GiB{results}"
+
+
+def memory_table(found: Estimate) -> list[str]:
+    """Return the predicted memory as a table: a line a part, a column a phase, in GiB or MiB."""
+    phases = found.memory.phases
+    unit, name = (GIB, "GiB") if found.bytes > 4 * GIB else (2**20, "MiB")
+
+    def row(title: str, sizes: Iterable[int | None]) -> str:
+        cells = ("-" if size is None else f"{size / unit:,.1f}" for size in sizes)
+        return f"  {title:<18}" + "".join(f"{cell:>16}" for cell in cells)
+
+    return [
+        f"{name:<20}" + "".join(f"{phase:>16}" for phase in phases),
+        *(
+            row(part, (p.get(part) for p in phases.values()))
+            for part in dict.fromkeys(n for p in phases.values() for n in p)
+        ),
+        row("the process", [found.process] * len(phases)),
+        row("together", (found.memory.total(phase) + found.process for phase in phases)),
+    ]
+
+
+def _hours(found: Estimate, here: Accelerator) -> list[str]:
+    work = found.work
+    lines = [
+        f"an update: {work.episodes} episodes of about {work.turns:.0f} turns, {_thousands(work.fed)} tokens played, "
+        f"{_thousands(work.trained)} trained on"
+    ]
+    if not isfinite(here.bf16):
+        return [*lines, f"hours on {here.name}: unknown, since it is in no table (--accelerators)"]
+    stages = ", ".join(f"{name} {_time(hours)}" for name, hours in found.hours.items() if hours)
+    told = (
+        f"on {here.name}: {found.times.rollout:.3g} s of rollout and {found.times.update:.3g} s of optimisation an "
+        f"update; {stages}: {_time(found.total_hours)} in all"
+    )
+    return [*map(wrapped, (*lines, told))]
+
+
+def _elsewhere(config: Config, shape: Shape, devices: Sequence[Accelerator], noted: str) -> list[str]:
+    lines = [f"{'elsewhere':<14}{'GiB':>7}{'needs':>8}{'fits':>6}{'time':>10}{'USD':>7}  to fit"]
+    for device in devices:
+        found = estimate(config, shape, device, cuda=True)
+        size = device.memory * GIB
+        fits = found.fits(size)
+        fitting = "" if fits else _to_fit(remedy(config, shape, device, size, cuda=True))
+        cost = found.total_hours * device.price
+        head = (
+            f"  {device.name:<12}{device.memory:>7.1f}{found.bytes / GIB:>8.1f}{'yes' if fits else 'no':>6}"
+            f"{_time(found.total_hours):>10}{cost:>7.{0 if cost >= 10 else 2}f}  "
+        )
+        lines.append(wrapped(fitting or "", head, " " * 54) or head.rstrip())
+    assumed = (
+        f"Assumed: {UTILISATION:.0%} of the dense products in the update and {PREFILL:.0%} over prompts, "
+        f"{1000 * LAYER_SECONDS:.1f} ms to begin a layer, episodes of {TURNS:.0%} of their longest, free responses of "
+        f"{WRITTEN:.0%} of theirs; worlds cost nothing. Prices are rough ones of {noted}: put in what you pay by "
+        "--accelerators FILE."
+    )
+    return [*lines, wrapped(assumed, "  ")]
+
+
+def _to_fit(cure: Remedy) -> str:
+    if not cure.enough:
+        return f"cannot: {_gib(cure.bytes)} GiB at the least"
+    return ", ".join(f"{change.key} {change.value}" for change in cure.changes)
+
+
+def _record(config: Config, shape: Shape, device: Accelerator) -> dict[str, Any]:
+    found = estimate(config, shape, device, cuda=True)
+    return {
+        "name": device.name,
+        "memory": device.memory * GIB,
+        "peak": found.bytes,
+        "fits": found.fits(device.memory * GIB),
+        "hours": found.total_hours,
+        "cost": found.total_hours * device.price,
+    }
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f}" if size >= 0.995 * GIB else f"{size / GIB:.2f}"
+
+
+def _thousands(tokens: float) -> str:
+    return f"{tokens / 1e6:.1f} million" if tokens >= 1e6 else f"{tokens / 1e3:.0f} thousand"
+
+
+def _time(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"

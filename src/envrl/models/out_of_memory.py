@@ -1,0 +1,51 @@
+"""Running out of memory: told from other failures, with what failed let go, so that less can be tried."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_SIGNS = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What allocators that raise a plain `RuntimeError` say: torch's for the CPU, and cuBLAS for its workspace."""
+
+
+class OutOfMemory(Exception):
+    """Memory ran out in work on `parts` things of at most `tokens` tokens each."""
+
+    def __init__(self, parts: int, tokens: int) -> None:
+        super().__init__(f"memory ran out in work on {parts} parts of at most {tokens} tokens")
+        self.parts, self.tokens = parts, tokens
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that an allocation failed."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign.lower() in str(error).lower() for sign in _SIGNS)
+
+
+@contextmanager
+def counted_memory(parts: int, tokens: int) -> Iterator[None]:
+    """Raise `OutOfMemory(parts, tokens)` where an allocation fails inside the block."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(parts, tokens) from error
+
+
+def release_memory() -> None:
+    """Give back what failed work has left; to be called outside the `except` block, which still holds its tensors."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,154 @@
+"""How long an update takes on an accelerator, from floating-point operations, bytes to be read, and passes to be begun.
+
+A forward pass of a token costs two operations a weight that it is multiplied with, and in each attention layer four for
+each position that it sees and each value of the queries' width; a backward pass costs twice that.
+"""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from math import ceil
+from pathlib import Path
+
+from envrl.errors import UserError
+from envrl.models.memory import FULL, HALF, Load, cache_positions, trainable
+from envrl.models.shape import Shape
+from envrl.models.workload import Workload
+
+UTILISATION = 0.4
+"""The share of an accelerator's dense products that an update reaches; assumed, as in well-run training."""
+PREFILL = 0.25
+"""The same of the sampler's passes over prompts; assumed."""
+LAYER_SECONDS = 0.8e-3
+"""What it costs to begin one layer's work from Python, whatever its size, as in a pass of one token; assumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """What a device holds and does: GiB that programs can use, TFLOP/s of dense products, GB/s, USD an hour."""
+
+    name: str
+    memory: float
+    bf16: float
+    fp32: float
+    bandwidth: float
+    price: float = 0.0
+    layer_seconds: float = LAYER_SECONDS
+
+    def flops(self, bf16: bool) -> float:
+        return 1e12 * (self.bf16 if bf16 else self.fp32)
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of an update by phase."""
+
+    rollout: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        return self.rollout + self.update
+
+
+# --- operations ------------------------------------------------------------------------------------------------------
+
+
+def forward_flops(shape: Shape, tokens: float, sequence: float) -> float:
+    """Return the operations of a forward pass over tokens in causal sequences of that length, without the head."""
+    attention = 4 * shape.attention_layers * shape.attention_width * sequence / 2
+    return tokens * (2 * shape.matrix_count + attention)
+
+
+def head_flops(shape: Shape, tokens: float) -> float:
+    """Return the operations of the logits of tokens."""
+    return tokens * 2 * shape.embedding_count
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """How often an update's tokens are run: forward passes alone (old log-probs, a reference), and both passes."""
+
+    forward: int
+    both: int
+    again: bool = False
+    """Whether layers are run again in the backward pass."""
+    steps: float = 1.0
+    """Optimiser steps."""
+
+
+def update_flops(shape: Shape, work: Workload, passes: Passes, scored: float) -> float:
+    """Return the operations of an update: of both passes three times those of a forward pass, four where layers are run
+    again, as the logits of the `scored` tokens always are.
+    """
+    layers = forward_flops(shape, work.trained, work.sequence)
+    head = head_flops(shape, scored)
+    return layers * (passes.forward + (4 if passes.again else 3) * passes.both) + head * (
+        passes.forward + 4 * passes.both
+    )
+
+
+# --- seconds ---------------------------------------------------------------------------------------------------------
+
+
+def update_times(shape: Shape, work: Workload, load: Load, passes: Passes, scored: float, device: Accelerator) -> Times:
+    """Return the seconds that an update takes on a device."""
+    operations = update_flops(shape, work, passes, scored)
+    micro_batches = max(1.0, work.trained * passes.both / load.micro_batch)
+    optimiser = passes.steps * 9 * FULL * trainable(shape, load.lora_rank) / (1e9 * device.bandwidth)
+    update = operations / (UTILISATION * device.flops(load.bf16)) + optimiser
+    update += micro_batches * 3 * shape.layers * device.layer_seconds
+    return Times(rollout_seconds(shape, work, load, device), update)
+
+
+def rollout_seconds(shape: Shape, work: Workload, load: Load, device: Accelerator) -> float:
+    """Return the seconds of playing an update's episodes at once, without the worlds.
+
+    Prompts are bound by products in the sampler's precision. Each token of a turn is a pass over all slots, which
+    reads the weights and half of the keys and values.
+    """
+    prompts = forward_flops(shape, work.fed, work.sequence) / (PREFILL * device.flops(load.sampling_bf16))
+    cached = load.slots * cache_positions(load) * shape.attention_layers * 2 * shape.key_width / 2
+    read = (HALF if load.sampling_bf16 else FULL) * (shape.parameters + cached) / (1e9 * device.bandwidth)
+    passes = work.longest_turns * work.passes * ceil(work.episodes / load.slots)
+    return prompts + passes * (read + shape.layers * device.layer_seconds)
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+
+def accelerators(file: Path | None = None) -> tuple[list[Accelerator], str]:
+    """Return the accelerators of a file, or of the table that ships, and when its prices were noted.
+
+    Raises `UserError` where the file is not of that form.
+    """
+    try:
+        text = (files("envrl.models") / "accelerators.toml" if file is None else file).read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+        found = [Accelerator(name, **{k: float(v) for k, v in e.items()}) for name, e in table["accelerators"].items()]
+    except OSError as error:
+        raise UserError(f"cannot read '{file}': {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"'{file}' is not a table of accelerators ({error}): each is a section [accelerators.\"NAME\"] with "
+            "memory, bf16, fp32, bandwidth and price"
+        ) from error
+    return found, str(table.get("prices_as_of", ""))
+
+
+def measure_cpu(product: Callable[[], object], memory: float, seconds: float = 0.1, size: int = 512) -> Accelerator:
+    """Return this processor as an accelerator: a product of two fp32 matrices (size, size) is timed.
+
+    Bandwidth is taken as 10 GB/s, and beginning a layer as 0.3 ms.
+    """
+    product()
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        product()
+        done += 1
+    rate = 2 * size**3 * done / (time.perf_counter() - began) / 1e12
+    return Accelerator("this CPU", memory, rate, rate, 10.0, layer_seconds=0.3e-3)

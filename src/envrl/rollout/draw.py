@@ -1,0 +1,66 @@
+"""Drawing tokens from rows of log-probs: which ones stay under top-k and top-p, and which one a number falls on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Choices = tuple[int, ...] | None
+"""The ids that a token may be drawn from; None: the whole vocabulary."""
+
+_NONE = -1e29
+"""Log-probs below are those of padding."""
+
+
+def kept(logprobs: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Return which choices (n, choices) stay: of the `top_k` most likely (0: all) the fewest that hold `top_p`.
+
+    Mass is counted after top-k has renormalised; the most likely choice always stays (Holtzman et al., ICLR 2020).
+    """
+    if top_k:
+        values, order = logprobs.topk(min(top_k, logprobs.shape[1]), dim=-1)
+    else:
+        values, order = logprobs.sort(dim=-1, descending=True, stable=True)
+    probabilities = values.double().softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    stays = (values > _NONE) & ((before < top_p) if top_p < 1 else True)
+    return torch.zeros_like(logprobs, dtype=torch.bool).scatter_(1, order, stays)
+
+
+def narrowed(logprobs: Tensor, stays: Tensor) -> Tensor:
+    """Return the log-probs (n, choices) of the distributions over the choices that stay."""
+    return logprobs.masked_fill(~stays, 10 * _NONE).log_softmax(-1)
+
+
+def choose(logprobs: Tensor, numbers: NDArray[np.float64]) -> Tensor:
+    """Return the choice (n,) that each row's number in [0, 1) falls on, by inverse transform in the choices' order."""
+    cumulative = logprobs.double().exp().cumsum(-1)
+    targets = torch.from_numpy(numbers).to(logprobs.device)[:, None] * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, targets, right=True)[:, 0]
+    last = logprobs.shape[1] - 1 - (logprobs > _NONE).flip(-1).int().argmax(-1)
+    return torch.minimum(index, last)
+
+
+def padded(choices: list[Choices], logits: Tensor) -> Tensor | None:
+    """Return each row's choices (n, most choices), -1 beyond its own; None where all have the whole vocabulary."""
+    vocabulary = logits.shape[1]
+    if all(choice is None for choice in choices):
+        return None
+    lengths = [vocabulary if choice is None else len(choice) for choice in choices]
+    ids = np.full((len(choices), max(lengths)), -1, dtype=np.int64)
+    for row, (choice, length) in enumerate(zip(choices, lengths, strict=True)):
+        ids[row, :length] = np.arange(vocabulary) if choice is None else choice
+    return torch.from_numpy(ids).to(logits.device)
+
+
+def chosen(choices: list[Choices], stays: Tensor, ids: Tensor | None) -> list[Choices]:
+    """Return those of each row's choices that stay; `ids` are the choices as `padded` gives them."""
+    rows, columns = (part.cpu().numpy() for part in stays.nonzero(as_tuple=True))
+    tokens = columns if ids is None else ids.cpu().numpy()[rows, columns]
+    ends = np.searchsorted(rows, np.arange(1, len(choices)))
+    return [
+        None if choice is None and len(left) == stays.shape[1] else tuple(left.tolist())
+        for choice, left in zip(choices, np.split(tokens, ends), strict=True)
+    ]

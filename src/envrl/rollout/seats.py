@@ -1,0 +1,194 @@
+"""Episodes at the sampler: each in a slot, with its world; where one ends, the next that waits takes its place."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from envrl.envs.pool import Start, VectorEnv
+from envrl.models.load import LanguageModel
+from envrl.rollout.meter import Meter
+from envrl.rollout.sampler import Sampler
+from envrl.rollout.transcript import Transcript
+from envrl.rollout.trie import Commands
+from envrl.rollout.wording import Prompt, Wording
+from envrl.types import Action, Observation, Step, Task, Transition
+
+SET_ASIDE = "set aside"
+"""Why an episode stopped whose world failed again and again."""
+
+_QUORUM = 0.25
+"""Share of the open responses that the worlds wait for where responses are free text, of unlike lengths. Without
+waiting, every response that closes costs a pass of its own for the prompt behind it; with waiting for all, passes run
+with few open responses left. Measured in docs/rollout.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlaySettings:
+    """How episodes are played with a language model; the keys are those of the recipe's `rollout` and `env`."""
+
+    max_steps: int
+    temperature: float
+    actions: str = "admissible"
+    response_tokens: int = 24
+    top_k: int = 0
+    top_p: float = 1.0
+    slots: int = 0
+    """Episodes that are played at a time; 0: all."""
+    reward: str = "world"
+    reward_scale: float = 1.0
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds spent in the worlds, apart from those of the network, and what befell on the way."""
+
+    env: float = 0.0
+    replaced: int = 0
+    """Worker processes that were replaced meanwhile."""
+    mismatches: int = 0
+    """Steps whose recorded tokens are not those that the network was fed: a fault of the program."""
+    meter: Meter = field(default_factory=Meter)
+
+
+@dataclass(slots=True)
+class Episode:
+    """An episode being played, and its tokens."""
+
+    task: Task
+    member: int
+    observation: Observation
+    key: int = 0
+    """What its random numbers are had from."""
+    place: int = 0
+    """The slot of its world."""
+    prompt: Prompt | None = None
+    """What its next action is asked with."""
+    transitions: list[Transition] = field(default_factory=list)
+    transcript: Transcript = field(default_factory=Transcript)
+    stop_reason: str = ""
+
+    def advance(self, action: Action, step: Step | None, settings: PlaySettings) -> None:
+        """Record what the world answered, and see whether the episode is over."""
+        if step is None:
+            self.stop_reason = SET_ASIDE
+            self.transcript.take_back()
+            return
+        reward = step.reward if settings.reward == "world" else float(step.done and step.success)
+        self.transitions.append(
+            Transition(
+                *(self.observation, action, reward * settings.reward_scale),
+                *(step.observation, step.done, step.success),
+            )
+        )
+        self.observation = step.observation
+        if step.done:
+            self.stop_reason = "done"
+        elif len(self.transitions) == settings.max_steps:
+            self.stop_reason = "max_steps"
+
+
+class Seats:
+    """The episodes that are played at present, one in each slot of a sampler, and those that wait for a slot."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        wording: Wording,
+        worlds: VectorEnv,
+        episodes: Sequence[Episode],
+        settings: PlaySettings,
+        clock: Clock,
+    ) -> None:
+        self._wording, self._worlds, self._settings, self._clock = wording, worlds, settings, clock
+        count = min(settings.slots or len(episodes), len(episodes))
+        self._sampler = Sampler(
+            *(model, count, settings.temperature, settings.response_tokens, wording.stops),
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            meter=clock.meter,
+        )
+        self._commands = Commands(model.codec, wording)
+        self._seated, self._waiting = list(episodes[:count]), deque(episodes[count:])
+        self._open(range(count))
+
+    def ask(self) -> bool:
+        """Ask for the next action of every episode that has none under way; return whether any episode goes on."""
+        self._write(self._idle())
+        while self._waiting and (ended := [n for n, episode in enumerate(self._seated) if episode.stop_reason]):
+            taken = ended[: len(self._waiting)]
+            for position in taken:
+                self._seated[position] = self._waiting.popleft()
+            self._open(taken)
+            self._write(self._idle())
+        self._sampler.forget([n for n in self._idle() if (prompt := self._seated[n].prompt) and prompt.fresh])
+        self._compact()
+        free = self._settings.actions == "free"
+        for position in (idle := self._idle()):
+            episode = self._seated[position]
+            assert episode.prompt is not None
+            trie = None if free else self._commands.trie(episode.observation)
+            self._sampler.ask(position, episode.prompt.ids, trie, episode.key, len(episode.transitions))
+        return bool(idle) or any(self._sampler.is_open(n) for n in range(len(self._seated)))
+
+    def answer(self) -> None:
+        """Draw until enough responses are closed, and carry out what they say."""
+        open_count = sum(self._sampler.is_open(n) for n in range(len(self._seated)))
+        free = self._settings.actions == "free"
+        closed = self._sampler.run(max(1, round(_QUORUM * open_count)) if free else None)
+        acting = [(self._seated[position], position, closed[position]) for position in sorted(closed)]
+        actions = []
+        for episode, position, draft in acting:
+            assert episode.prompt is not None
+            response = tuple(draft.token_ids)
+            text = self._wording.text_of(response)
+            episode.transcript.add(len(episode.transitions), episode.prompt, response, text)
+            self._clock.mismatches += not self._sampler.ends_with(position, episode.transcript.ids)
+            actions.append(self._wording.read(draft))
+        began = time.perf_counter()
+        steps = self._worlds.step(
+            [(episode.place, action.text) for (episode, *_), action in zip(acting, actions, strict=True)]
+        )
+        for (episode, *_), action, step in zip(acting, actions, steps, strict=True):
+            episode.advance(action, step, self._settings)
+        self._clock.env += time.perf_counter() - began
+
+    def _idle(self) -> list[int]:
+        """Return the slots whose episodes go on and have no response under way."""
+        return [
+            number
+            for number, episode in enumerate(self._seated)
+            if not episode.stop_reason and not self._sampler.is_open(number)
+        ]
+
+    def _open(self, positions: Sequence[int]) -> None:
+        """Start the worlds of the episodes in these slots."""
+        began = time.perf_counter()
+        starts = [Start(n, self._seated[n].task, self._seated[n].task.seed) for n in positions]
+        for start, observation in zip(starts, self._worlds.reset(starts), strict=True):
+            episode = self._seated[start.slot]
+            episode.place = start.slot
+            episode.observation = observation or episode.observation
+            episode.stop_reason = SET_ASIDE if observation is None else ""
+        self._clock.env += time.perf_counter() - began
+
+    def _write(self, positions: Sequence[int]) -> None:
+        """Write the prompts of these episodes; one is over where prompt and longest response do not fit the context."""
+        for episode in (self._seated[n] for n in positions):
+            longest = 0 if self._settings.actions == "free" else self._commands.longest(episode.observation)
+            room = max(self._settings.response_tokens, longest)
+            episode.prompt = self._wording.prompt(
+                episode.transitions, episode.observation, episode.transcript.told, room
+            )
+            if episode.prompt is None:
+                episode.stop_reason = "context"
+
+    def _compact(self) -> None:
+        """Give up the slots of finished episodes once they are a fifth, or nothing is held: copying is not free."""
+        going = [number for number, episode in enumerate(self._seated) if not episode.stop_reason]
+        held = any(self._sampler.length(number) for number in going)
+        if going and len(going) <= (0.8 if held else 0.99) * len(self._seated):
+            self._sampler.keep(going)
+            self._seated = [self._seated[number] for number in going]

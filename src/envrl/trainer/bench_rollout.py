@@ -1,0 +1,167 @@
+"""`envrl bench rollout`: an update's episodes played once, with what that cost, beside `generate` turn by turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from envrl.config.schema import Config
+from envrl.errors import UserError
+from envrl.eval.split import env_maker, form_of, training_settings, wording_of
+from envrl.models.copies import sampling_copy
+from envrl.models.load import LanguageModel
+from envrl.models.runtime import prepare_torch
+from envrl.rollout.meter import Meter
+from envrl.rollout.runner import play_model
+from envrl.rollout.seats import Clock
+from envrl.trainer.batch import draw_episodes
+from envrl.trainer.bench import Watch, bench_model, matmul_peak, peak_memory
+from envrl.types import Trajectory
+
+
+def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> dict[str, Any]:
+    """Play an update's episodes with the recipe's model, or a random one of a shape; return the figures.
+
+    Seconds by part: `prefill` (passes with chunks), `decode` (a token a slot), `draw` (logits and choice), `world`, and
+    `other` (prompts, tokenizer). FLOPs are 2 · parameters a token that was fed; the peak is that of a matrix product
+    on this machine.
+    """
+    prepare_torch(config.train.threads)
+    make_env = env_maker(config)
+    model = sampling_copy(bench_model(config, make_env, shape), config.rollout.precision)
+    rollout = config.rollout
+    episodes = draw_episodes(make_env().tasks(config.env.split), config.seed, 1, rollout.tasks, rollout.group_size)
+    settings, wording = training_settings(config), wording_of(model, form_of(config))
+    tasks, members = [task for task, _ in episodes], [member for _, member in episodes]
+
+    def play(turns: int, clock: Clock) -> list[Trajectory]:
+        some = replace(settings, max_steps=turns)
+        return play_model(model, wording, make_env, tasks, members, some, seed=config.seed, update=1, clock=clock)
+
+    play(1, Clock())  # what is done once (kernels chosen, memory reserved, commands encoded) is not counted
+    wait = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+    clock = Clock(meter=Meter(wait))
+    began = time.perf_counter()
+    trajectories = play(settings.max_steps, clock)
+    figures = _figures(model, trajectories, clock, time.perf_counter() - began)
+    if generate:
+        seconds = generate_by_turns(model, trajectories, rollout.temperature, wait)
+        sampler = figures["seconds"]["total"] - figures["seconds"]["world"]
+        figures["generate"] = {
+            "seconds": seconds,
+            "tokens_per_second": figures["tokens"]["drawn"] / seconds,
+            "ratio": seconds / sampler,
+        }
+    return figures
+
+
+def _figures(model: LanguageModel, trajectories: Sequence[Trajectory], clock: Clock, total: float) -> dict[str, Any]:
+    meter, count = clock.meter, len(trajectories)
+    drawn = sum(len(step.action.token_ids) for t in trajectories for step in t.transitions)
+    turns = sum(len(t.transitions) for t in trajectories)
+    if not drawn:
+        raise UserError("no episode took a step, since no first prompt fits the model's context: raise model.context")
+    parts = {**meter.seconds, "world": clock.env}
+    precision = "bf16" if next(model.network.parameters()).dtype == torch.bfloat16 else "fp32"
+    peak = matmul_peak(model, precision, Watch(time.perf_counter, meter.wait))
+    flops = 2 * model.parameters() * meter.fed
+    return {
+        "model": model.network.config.model_type,
+        "parameters": model.parameters(),
+        "dtype": str(next(model.network.parameters()).dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "episodes": count,
+        "turns": turns,
+        "tokens": {"fed": meter.fed, "with_padding": meter.cells, "drawn": drawn},
+        "passes": meter.passes,
+        "seconds": {"total": total, **parts, "other": total - sum(parts.values())},
+        "rate": {"tokens": drawn / total, "fed": meter.fed / total, "episodes": count / total, "turns": turns / total},
+        "peak_gflops": peak / 1e9,
+        "mfu": flops / (total - clock.env) / peak,
+        "memory_mb": peak_memory(model),
+    }
+
+
+class _Lengths(StoppingCriteria):
+    """Each row of a batch ends after as many new tokens as it is to have."""
+
+    def __init__(self, width: int, lengths: torch.Tensor) -> None:
+        self._width, self._lengths = width, lengths
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        return self._lengths <= input_ids.shape[1] - self._width
+
+
+@torch.no_grad()
+def generate_by_turns(
+    model: LanguageModel, trajectories: Sequence[Trajectory], temperature: float, wait: Callable[[], None]
+) -> float:
+    """Return the seconds of transformers' `generate` for the same turns: all prompts of a turn as one padded batch.
+
+    Each turn feeds the whole prompt again, and each row gets as many new tokens as the recorded response has.
+    """
+    settings = GenerationConfig(
+        do_sample=True, temperature=temperature, top_k=0, top_p=1.0, eos_token_id=None, pad_token_id=model.codec.pad
+    )
+    total = 0.0
+    for turn in range(max(len(t.transitions) for t in trajectories)):
+        rows = [
+            (segment.token_ids[: span.start], span.stop - span.start)
+            for trajectory in trajectories
+            for segment in trajectory.segments
+            for span in segment.spans
+            if span.step == turn
+        ]
+        width = max(len(prompt) for prompt, _ in rows)
+        ids = torch.full((len(rows), width), model.codec.pad)
+        mask = torch.zeros_like(ids)
+        for row, (prompt, _) in enumerate(rows):
+            ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype("int64"))
+            mask[row, width - len(prompt) :] = 1
+        lengths = torch.tensor([length for _, length in rows], device=model.device)
+        settings.max_new_tokens = int(lengths.max())
+        wait()
+        began = time.perf_counter()
+        model.network.generate(  # type: ignore[operator]
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=settings,
+            stopping_criteria=StoppingCriteriaList([_Lengths(width, lengths)]),
+        )
+        wait()
+        total += time.perf_counter() - began
+    return total
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Return the figures as lines of text."""
+    seconds, rate, tokens = figures["seconds"], figures["rate"], figures["tokens"]
+    share = ", ".join(f"{name} {seconds[name]:.2f}" for name in ("prefill", "decode", "draw", "world", "other"))
+    lines = [
+        ("model", f"{figures['model']}, {figures['parameters']:,} parameters, {figures['dtype']}, {figures['device']}"),
+        ("played", f"{figures['episodes']} episodes, {figures['turns']:,} turns, {figures['passes']:,} passes"),
+        (
+            "tokens",
+            f"{tokens['fed']:,} fed ({tokens['with_padding']:,} with padding), {tokens['drawn']:,} in responses",
+        ),
+        ("seconds", f"{seconds['total']:.2f}: {share}"),
+        (
+            "a second",
+            f"{rate['tokens']:,.0f} tokens of responses, {rate['fed']:,.0f} fed, {rate['turns']:,.1f} turns, "
+            f"{rate['episodes']:.2f} episodes",
+        ),
+        ("MFU", f"{figures['mfu']:.1%} of {figures['peak_gflops']:,.1f} GFLOP/s, a matrix product's peak here"),
+        ("memory", f"{figures['memory_mb']:,.0f} MB"),
+    ]
+    if "generate" in figures:
+        other = figures["generate"]
+        lines.append(("generate", f"{other['seconds']:.2f} s turn by turn: {other['ratio']:.1f} × the sampler's"))
+    return "\n".join(f"{name:<9} {text}" for name, text in lines)

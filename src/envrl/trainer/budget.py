@@ -1,0 +1,60 @@
+"""The token budget of micro-batches, halved where memory runs out: the gradient does not depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from envrl.errors import RunError
+from envrl.models.out_of_memory import OutOfMemory, release_memory
+from envrl.trainer.update import LossSettings
+
+T = TypeVar("T")
+
+ADVICE = (
+    "lower rollout.response_tokens, rollout.history or env.max_steps, set train.checkpointing = true, train an adapter "
+    "(model.lora_rank), or take a smaller model"
+)
+
+
+class Budget:
+    """What remains of `train.micro_batch_tokens`; once lowered it stays so for the rest of the process."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.limit: int | None = None
+
+    def tokens(self, settings: LossSettings) -> int:
+        """Return the budget that is in force."""
+        return settings.micro_batch_tokens if self.limit is None else min(self.limit, settings.micro_batch_tokens)
+
+    def run(
+        self,
+        name: str,
+        settings: LossSettings,
+        work: Callable[[LossSettings], T],
+        undo: Callable[[], None] = lambda: None,
+    ) -> T:
+        """Return what `work` does within memory: each time it runs out, `undo` is called and the budget is halved.
+
+        Raises `RunError` where a micro-batch of a single row does not fit.
+        """
+        while True:
+            budget = self.tokens(settings)
+            try:
+                return work(replace(settings, micro_batch_tokens=budget))
+            except OutOfMemory as error:
+                rows, longest = error.parts, error.tokens
+            undo()
+            release_memory()
+            if rows <= 1 or budget <= 1:
+                raise RunError(
+                    f"memory ran out in {name} on a single row of {longest} tokens; the weights are untouched and the "
+                    f"last checkpoint is kept: {ADVICE}"
+                )
+            self.limit = budget // 2
+            self.say(
+                f"{name}: memory ran out on {rows} rows of at most {longest} tokens; the step is done again with "
+                f"train.micro_batch_tokens = {self.limit}, which stays"
+            )

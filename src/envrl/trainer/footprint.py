@@ -1,0 +1,44 @@
+"""What an update was predicted to take of memory, from the batch that it really had; beside it stands what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from envrl.config.schema import Config
+from envrl.models.load import LanguageModel
+from envrl.models.memory import PROCESS, Load, footprint
+from envrl.models.shape import shape_of
+from envrl.models.workload import trained_how
+from envrl.samples.packing import pack
+from envrl.types import Row, Trajectory
+
+
+def predicted_memory(
+    config: Config, model: LanguageModel, played: Sequence[Trajectory], rows: Sequence[Row], budget: int, at_once: int
+) -> int:
+    """Return the bytes that an update was to take: of tensors on a CUDA device, else of the whole process."""
+    shape = shape_of(model.network.config.to_dict())
+    segments = [segment for episode in played for segment in episode.segments]
+    batches = pack(rows, budget, padded=shape.padded)
+    first = max((segment.spans[0].start for segment in segments), default=1)
+    longest = max((len(segment.token_ids) for segment in segments), default=1)
+    later = max((b.start - a.stop for s in segments for a, b in zip(s.spans, s.spans[1:], strict=False)), default=0)
+    starts = at_once if config.rollout.layout == "steps" else config.rollout.tasks
+    cuda = model.device.type == "cuda"
+    load = Load(
+        micro_batch=max((_tokens(batch, shape.padded) for batch in batches), default=0),
+        scored=max((sum(len(t.positions_T) for row in batch for t in row.terms) for batch in batches), default=0),
+        slots=at_once,
+        positions=longest,
+        chunk=first,
+        fed=first * min(starts, at_once),
+        later=at_once * (later + 1),
+        cuda=cuda,
+        **trained_how(config),
+    )
+    return footprint(shape, load).peak + (0 if cuda else PROCESS["cpu"])
+
+
+def _tokens(rows: Sequence[Row], padded: bool) -> int:
+    lengths = [len(row.token_ids) for row in rows]
+    return len(rows) * max(lengths) if padded else sum(lengths)
