@@ -41,7 +41,7 @@ demo: install
 bench-trl: install
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[trl]'
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beside_trl.py household-demo
-	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beside_trl.py household-demo --shape qwen2-100m --rollout.tasks 1 --repeats 3
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beside_trl.py household-demo --shape qwen2-100m --rollout.tasks 1 --rollout.max_steps 5
 
 test: install
 	@$(BIN)/python -m pytest

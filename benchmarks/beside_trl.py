@@ -42,7 +42,7 @@ from envrl.trainer.flops import row_flops
 from envrl.trainer.optimizer import BETAS, adamw
 from envrl.trainer.steps import loss_settings
 from envrl.trainer.update import accumulate, clip_gradient
-from envrl.types import Row, Trajectory
+from envrl.types import Row, Term, Trajectory
 
 BUDGETS = (1024, 2048, 4096, 8192)
 """Micro-batches to try for ours, tokens."""
@@ -244,6 +244,7 @@ def compare(config: Config, shape: str, repeats: int, returns: str) -> dict[str,
         "with_advantage": len(used),
         "tokens": _tokens(rows, used, told),
         "gflop": row_flops(bench.model.network, used).both / 1e9,
+        "trl_gflop": row_flops(bench.model.network, [_padded(told)] * len(told)).both / 1e9,
         "gradient_norms_differ_by": gap,
         "envrl": {"micro_batch_tokens": budget, **_speed([seconds for seconds, _ in found], len(rows))},
         "trl": {
@@ -265,6 +266,13 @@ def _tokens(rows: Sequence[Row], used: Sequence[Row], told: Sequence[Mapping[str
     }
 
 
+def _padded(told: Sequence[Mapping[str, Any]]) -> Row:
+    """Return a row as TRL runs them all on a CPU: with the longest prompt and completion, every token scored."""
+    length = sum(max(len(each[name]) for each in told) for name in ("prompt_ids", "completion_ids"))
+    places = np.arange(length, dtype=np.int32)
+    return Row(places, (Term("policy", places, np.ones(length, dtype=np.float32), 1.0),))
+
+
 def _speed(seconds: Sequence[float], samples: int) -> dict[str, float]:
     return {"seconds": median(seconds), "samples_per_second": samples / median(seconds)}
 
@@ -281,7 +289,8 @@ def table(figures: Mapping[str, Any]) -> str:
             f"model  {figures['model']}, {figures['parameters']:,} parameters, fp32, one thread",
             f"batch  {figures['episodes']} episodes, {figures['with_advantage']} of them with an advantage, "
             f"{tokens['with_advantage']:,} tokens of {tokens['in_rows']:,} ({tokens['with_trl_padding']:,} as TRL pads "
-            f"them), {tokens['trained']:,} trained; {figures['gflop']:,.0f} GFLOP",
+            f"them), {tokens['trained']:,} trained; {figures['gflop']:,.0f} GFLOP "
+            f"({figures['trl_gflop']:,.0f} with TRL's padding and scores)",
             f"envrl  {own['seconds']:.2f} s, {own['samples_per_second']:.2f} samples a second, micro-batches of "
             f"{own['micro_batch_tokens']:,} tokens",
             f"TRL    {trl['seconds']:.2f} s, {trl['samples_per_second']:.2f} samples a second, micro-batches of "
