@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,28 @@ def test_a_steps_prompt_is_what_the_models_own_template_writes(
             )
             segment = trajectory.segments[number]
             assert segment.token_ids[: segment.spans[0].start].tolist() == expected
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_a_new_segment_is_fed_from_where_it_differs(family: str, models: dict[str, LanguageModel]) -> None:
+    """What a prompt and the segment before it begin with alike stays in the slot, and log-probs are the same."""
+    model, clock = models[family], Clock()
+    wording = wording_of(model, Form("steps", format="action", history=1))
+    tasks = [task for task in Boxes().tasks("train")[:3] for _ in range(2)]
+    played = play_model(model, wording, Boxes, tasks, [0, 1] * 3, SETTINGS, seed=0, clock=clock)
+    check_faithful(model, played)
+    whole = saved = 0
+    for trajectory in played:
+        rows = [segment.token_ids.tolist() for segment in trajectory.segments]
+        whole += sum(map(len, rows))
+        for before, after in pairwise(rows):
+            alike = next(place for place, (a, b) in enumerate(zip(before, after, strict=False)) if a != b)
+            assert alike > 20, "the form's first words, and the task"
+            saved += alike
+    first = sum(trajectory.segments[0].spans[0].start for trajectory in played[1::2])  # a group's first prompt
+    lasts = sum(len(trajectory.transitions) for trajectory in played)  # a response's last token is fed as filler only
+    assert whole - saved - first - lasts <= clock.meter.fed <= whole - saved - first
+    assert clock.mismatches == 0
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "phi3"])
