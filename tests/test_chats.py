@@ -23,6 +23,7 @@ from chat_models import CHATML, FAMILIES, save_chat_model
 from envrl.cli.main import main
 from envrl.config.schema import INVERSE_QUESTION, STATE_QUESTION, Config
 from envrl.errors import UserError
+from envrl.eval.evaluate import evaluate
 from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.template import ChatTemplate
@@ -347,6 +348,8 @@ def test_summaries_train_and_a_run_of_chats_resumes_bit_for_bit(folders: dict[st
     page = (straight / "report.html").read_text()
     assert escape(step["response"])[:40] in page
     assert f"no command: {step['fault']}" in page
+    with pytest.raises(UserError, match=r"set rollout\.actions = 'free'"):
+        evaluate(straight, actions="admissible")
 
 
 def test_a_preset_learns_to_chat_from_scratch(tmp_path: Path) -> None:

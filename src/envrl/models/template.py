@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedModel
@@ -47,12 +48,13 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[tuple[str, str]], answer: bool = True) -> str:
         """Return the text of a chat of (role, content), with `answer` up to where the model's response begins."""
+        chat: Any = [
+            {"role": role, "content": [{"type": "text", "text": content}] if self._in_parts else content}
+            for role, content in messages
+        ]
         try:
             text = self.codec.tokenizer.apply_chat_template(
-                [
-                    {"role": role, "content": [{"type": "text", "text": content}] if self._in_parts else content}
-                    for role, content in messages
-                ],
+                chat,
                 tokenize=False,
                 add_generation_prompt=answer,
                 chat_template=_without_clock(self.codec.tokenizer.get_chat_template()),
