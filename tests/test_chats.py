@@ -25,6 +25,7 @@ from envrl.cli.main import main
 from envrl.config.schema import INVERSE_QUESTION, STATE_QUESTION, Config
 from envrl.errors import UserError
 from envrl.eval.evaluate import evaluate
+from envrl.eval.probe import score_targets
 from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.template import ChatTemplate
@@ -35,7 +36,7 @@ from envrl.rollout.responses import FAULTS
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.transcript import write_segments
-from envrl.rollout.wording import Form, Told, Wording
+from envrl.rollout.wording import Form, Pair, Told, Wording
 from envrl.trainer.loop import train
 from envrl.types import Action, Observation, Trajectory, Transition
 
@@ -431,6 +432,25 @@ def test_more_context_than_the_model_has_is_refused(
     with pytest.raises(UserError, match=says):
         train(replace(config, model=replace(config.model, path=str(folders["qwen2"]))), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_shared_warm_start_that_cannot_play_so_is_refused_before_anything_is_written(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    config = recipe(layout="steps")
+    first = train(replace(config, model=replace(config.model, path=str(folders["qwen2"]))), tmp_path / "first")
+    shared = replace(config, warm_start=replace(config.warm_start, path=str(first / "warm_start")))
+    shared = replace(shared, model=replace(shared.model, path=str(folders["qwen2"])))
+    with pytest.raises(UserError, match=r"4096 tokens, is too short for rollout\.response_tokens = 5000"):
+        train(replace(shared, rollout=replace(shared.rollout, response_tokens=5000)), tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_pair_beyond_the_context_is_not_scored(models: dict[str, LanguageModel]) -> None:
+    short, long = Pair((5, 6), (7,)), Pair((5,) * 4090, (7,) * 7)
+    scores = score_targets(models["qwen2"], [long, short])
+    assert [score.tokens for score in scores] == [0, 1]
+    assert scores[1].logprob < 0.0 == scores[0].logprob
 
 
 def test_a_tokenizer_without_a_chat_template_is_offered_one(

@@ -51,9 +51,10 @@ def probe_episodes(env: TextEnv, tasks: Sequence[Task], count: int, max_steps: i
 def score_targets(
     model: LanguageModel, pairs: Sequence[Pair], poll: Callable[[], None] = lambda: None
 ) -> list[TargetScore]:
-    """Return the score of every pair's target given its prompt."""
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].prompt) + len(pairs[i].target))
-    scores: dict[int, TargetScore] = {}
+    """Return the score of every pair's target given its prompt; one that does not fit the context has no tokens."""
+    lengths = [len(pair.prompt) + len(pair.target) for pair in pairs]
+    order = sorted((i for i in range(len(pairs)) if lengths[i] <= model.context), key=lambda i: lengths[i])
+    scores = {i: TargetScore(0.0, 0, False) for i in range(len(pairs)) if lengths[i] > model.context}
     while order:
         longest = len(pairs[order[-1]].prompt) + len(pairs[order[-1]].target)
         batch = [order.pop() for _ in range(min(len(order), max(1, _BUDGET // longest)))]
@@ -103,7 +104,7 @@ def probe(
     inverse = score_targets(model, inverse_pairs(trajectories, wording), poll)
     unnamed = [score for step, score in zip(steps, inverse, strict=True) if not names_action(step)]
     result = {
-        "state_nll": -sum(s.logprob for s in states) / sum(s.tokens for s in states),
+        "state_nll": -sum(s.logprob for s in states) / max(sum(s.tokens for s in states), 1),
         "state_exact": sum(s.exact for s in states) / len(states),
         "inverse_accuracy": sum(s.exact for s in inverse) / len(inverse),
     }

@@ -84,12 +84,11 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         if (source / "config.toml").is_file():
             raise UserError(f"warm_start.path = '{source}' is a run; name its folder '{source / 'warm_start'}'")
         verify_checkpoint(source)
+        _check_model(source, config)
         _warn_of_other_origin(source, config)
         return
     if config.model.path:
-        model = load_policy(config.model.path, config, "cpu")  # loaded again later: refused while nothing is written
-        wording_of(model, form_of(config))
-        _check_context(config, model.context)
+        _check_model(config.model.path, config)
     tasks, held_out = env.tasks(config.env.split), config.warm_start.held_out
     if not config.warm_start.demonstrations:
         return
@@ -100,13 +99,20 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     make_script(config.warm_start.demonstrator, env, tasks[0], config.seed)
 
 
-def _check_context(config: Config, context: int) -> None:
+def _check_model(folder: str | Path, config: Config) -> None:
+    """Refuse a model that cannot play as the recipe says; it is loaded again later, when something is written."""
+    model = load_policy(folder, config, "cpu")
+    wording_of(model, form_of(config))
+    _check_context(config, folder, model.context)
+
+
+def _check_context(config: Config, folder: str | Path, context: int) -> None:
     """Refuse prompts and responses that the model has no room for."""
     prompt, response = config.rollout.prompt_tokens, config.rollout.response_tokens
-    if prompt + response > context or response == context:
+    if prompt + response > context or response >= context:
         asked = f"rollout.prompt_tokens = {prompt} and " if prompt else ""
         raise UserError(
-            f"the context of '{config.model.path}', {context} tokens, is too short for {asked}"
+            f"the context of '{folder}', {context} tokens, is too short for {asked}"
             f"rollout.response_tokens = {response}: lower what is asked, or take another model"
         )
 

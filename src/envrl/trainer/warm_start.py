@@ -99,9 +99,11 @@ class _Stage:
         wanted = len(self.training)
         self.training, self.held_out = self._fitting(self.training), self._fitting(self.held_out)
         if wanted and not self.training:
+            asked = config.rollout.prompt_tokens
+            also = f", or their prompts than rollout.prompt_tokens = {asked}" if asked else ""
             raise UserError(
-                f"all {wanted} demonstrations are longer than the model's context of {self.model.context} tokens; "
-                "raise model.context, or set rollout.layout = 'steps'"
+                f"all {wanted} demonstrations are longer than the model's context of {self.model.context} tokens{also}; "
+                "raise it, or set rollout.layout = 'steps'"
             )
         self.guard = Guard(self.model, self.optimizer, config.train.max_grad_norm, run, hooks.say)
         self.guard.skips = self.skips
