@@ -101,10 +101,8 @@ class _Stage:
         if wanted and not self.training:
             asked = config.rollout.prompt_tokens
             also = f", or their prompts than rollout.prompt_tokens = {asked}" if asked else ""
-            raise UserError(
-                f"all {wanted} demonstrations are longer than the model's context of {self.model.context} tokens{also}; "
-                "raise it, or set rollout.layout = 'steps'"
-            )
+            longer = f"longer than the model's context of {self.model.context} tokens{also}"
+            raise UserError(f"all {wanted} demonstrations are {longer}; raise it, or set rollout.layout = 'steps'")
         self.guard = Guard(self.model, self.optimizer, config.train.max_grad_norm, run, hooks.say)
         self.guard.skips = self.skips
         self.steps_an_epoch = max(1, math.ceil(len(self.training) / config.warm_start.batch))
