@@ -21,8 +21,8 @@ from envrl.eval.evaluate import evaluate
 from envrl.eval.split import chosen_tasks
 from envrl.rollout.formats import task_text
 from envrl.rollout.prompts import find_format
+from envrl.trainer import steps
 from envrl.trainer.loop import train
-from envrl.trainer.steps import Optimization
 
 ALGORITHMS = ("grpo", "gigpo", "envrl-grpo", "envrl-gigpo")
 NAMES = [f"qwen2.5-{s}-{w}-{a}" for s in ("1.5b", "7b") for w in ("alfworld", "webshop") for a in ALGORITHMS]
@@ -159,21 +159,20 @@ def test_a_chat_models_folder_is_evaluated_in_a_format(tmp_path: Path, capsys: p
 
 def test_minibatches_by_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """ceil(policy rows / minibatch_rows) optimiser steps a pass, every row once."""
-    seen: list[list[str]] = []
-    whole = Optimization._parts
+    seen: list[tuple[int, int]] = []
+    whole = steps.optimiser_batches
 
-    def noted(self: Optimization, rows: Any, update: int) -> Any:
-        parts = whole(self, rows, update)
+    def noted(config: Any, rows: Any, update: int) -> Any:
+        parts = whole(config, rows, update)
         assert sorted(row.origin for part in parts for row in part) == sorted(row.origin for row in rows)
-        policy = sum(any(term.component == "policy" for term in row.terms) for row in rows)
-        seen.append([str(policy), str(len(parts))])
+        seen.append((sum(any(term.component == "policy" for term in row.terms) for row in rows), len(parts)))
         return parts
 
-    monkeypatch.setattr(Optimization, "_parts", noted)
+    monkeypatch.setattr(steps, "optimiser_batches", noted)
     config = tiny(
         train={"minibatch_rows": 2, "updates": 2}, rollout={"layout": "steps"}, objective={"inverse_weight": 0.1}
     )
     train(config, tmp_path / "run")
     assert len(seen) == 2
-    assert all(int(parts) == max(1, -(-int(policy) // 2)) for policy, parts in seen)
-    assert max(int(parts) for _, parts in seen) > 2
+    assert all(parts == max(1, -(-policy // 2)) for policy, parts in seen)
+    assert max(parts for _, parts in seen) > 2
