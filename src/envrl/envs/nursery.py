@@ -40,20 +40,20 @@ class Fork:
 
     def poll(self) -> int | None:
         """Return the exit status, below 0 a signal, or None where it has not been reported."""
-        if self._status is None and select.select([self._report], [], [], 0)[0]:
+        if self._status is None and _comes(self._report, 0.0):
             data = os.read(self._report, _NUMBER.size)
             self._status = _NUMBER.unpack(data)[0] if data else -signal.SIGKILL  # it has died with the nursery
         return self._status
 
     def kill(self) -> None:
         """Send SIGKILL where the process has not ended."""
-        if self.poll() is None:
+        if self.poll() is None:  # else another process may have the number
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
     def wait(self, timeout: float) -> int:
         """Return the exit status; raises `TimeoutExpired` where none is reported in time."""
-        select.select([self._report], [], [], timeout)
+        _comes(self._report, timeout)
         status = self.poll()
         if status is None:
             raise subprocess.TimeoutExpired(f"worker {self.pid}", timeout)
@@ -105,7 +105,7 @@ class Nursery:
             socket.send_fds(self._requests, [b"w"], [wire, lifeline, theirs])
         os.close(theirs)
         for _ in range(_SLICES):
-            if select.select([report], [], [], _SLICE)[0]:
+            if _comes(report, _SLICE):
                 if data := os.read(report, _NUMBER.size):
                     return Fork(_NUMBER.unpack(data)[0], report)
                 break
@@ -117,6 +117,13 @@ class Nursery:
     def _is_stopped(self) -> bool:
         assert self._process is not None
         return os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _comes(report: int, seconds: float) -> bool:
+    """Wait until there is something to read, or the other end is gone; returns whether that is so."""
+    poll = select.poll()
+    poll.register(report, select.POLLIN)
+    return bool(poll.poll(1e3 * seconds))
 
 
 def _end(process: subprocess.Popen[bytes], requests: socket.socket) -> None:

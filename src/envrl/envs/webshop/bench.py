@@ -1,4 +1,4 @@
-"""What WebShop's search costs: time to start, time a search, memory of one process and of several side by side."""
+"""What WebShop's search costs: time to start, time a search, memory of one worker and of several side by side."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ TASK = Task("search", "all")
 def bench_search(products: int = 0, data: str = "", workers: int = 8) -> dict[str, Any]:
     """Return the costs of the search as numbers for JSON; the shop is built first where it is not cached.
 
-    `start_s` is the time from the start of a fresh process to its first result, `search_ms` is of the
-    instructions of 200 goals as queries, all of them new. `memory_mb` of one process and of `workers` together, after
-    these searches and with all of the shop in use, is proportional: a page that n processes share counts 1/n for each
-    (Linux only).
+    `start_s` is the time from the start of a pool of one worker to its first result, `search_ms` is of the
+    instructions of 200 goals as queries, all of them new. `memory_mb` of one worker and of `workers` together, each
+    time with their nursery, after these searches and with all of the shop in use, is proportional: a page that n
+    processes share counts 1/n for each (Linux only).
     """
     began = time.perf_counter()
     count = len(_shop(products, data).products)
@@ -47,7 +47,7 @@ def bench_search(products: int = 0, data: str = "", workers: int = 8) -> dict[st
 
 
 def _memory(one: float, together: float, workers: int) -> dict[str, float]:
-    """Return what one process and several take, and their ratio."""
+    """Return what one worker and several take, and their ratio; nothing where the system does not tell."""
     return {"one": one, f"{workers}_workers": together, "ratio": round(together / one, 2)} if one else {}
 
 
