@@ -1,4 +1,4 @@
-# make install | textworld | demo | test | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
+# make install | textworld | demo | bench-trl | test | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
 
 IS_NEW := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 ifeq ($(origin PYTHON),undefined)
@@ -9,7 +9,7 @@ endif
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install textworld demo test lint check docs clean
+.PHONY: install textworld demo bench-trl test lint check docs clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -36,6 +36,12 @@ textworld: install
 demo: install
 	@$(BIN)/envrl train household-demo --run runs/demo $$(test -d runs/demo && echo --resume)
 	@$(BIN)/envrl report runs/demo
+
+# The update beside TRL's trainer, at the preset's size and at 100 million parameters: about a quarter of an hour.
+bench-trl: install
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[trl]'
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beside_trl.py household-demo
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beside_trl.py household-demo --shape qwen2-100m --rollout.tasks 1 --rollout.max_steps 5
 
 test: install
 	@$(BIN)/python -m pytest

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cache
 from html import escape
+from itertools import pairwise
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as models_of_pieces
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from boxes import COMMANDS, Boxes, tiny
-from chat_models import FAMILIES, save_chat_model
+from chat_models import CHATML, FAMILIES, save_chat_model
 from envrl.cli.main import main
 from envrl.config.schema import INVERSE_QUESTION, STATE_QUESTION, Config
 from envrl.errors import UserError
+from envrl.eval.evaluate import evaluate
 from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.template import ChatTemplate
+from envrl.models.tokenizer import Codec
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.prompts import FORMATS
 from envrl.rollout.responses import FAULTS
@@ -97,6 +104,28 @@ def test_a_steps_prompt_is_what_the_models_own_template_writes(
             )
             segment = trajectory.segments[number]
             assert segment.token_ids[: segment.spans[0].start].tolist() == expected
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_a_new_segment_is_fed_from_where_it_differs(family: str, models: dict[str, LanguageModel]) -> None:
+    """What a prompt and the segment before it begin with alike stays in the slot, and log-probs are the same."""
+    model, clock = models[family], Clock()
+    wording = wording_of(model, Form("steps", format="action", history=1))
+    tasks = [task for task in Boxes().tasks("train")[:3] for _ in range(2)]
+    played = play_model(model, wording, Boxes, tasks, [0, 1] * 3, SETTINGS, seed=0, clock=clock)
+    check_faithful(model, played)
+    whole = saved = 0
+    for trajectory in played:
+        rows = [segment.token_ids.tolist() for segment in trajectory.segments]
+        whole += sum(map(len, rows))
+        for before, after in pairwise(rows):
+            alike = next(place for place, (a, b) in enumerate(zip(before, after, strict=False)) if a != b)
+            assert alike > 20, "the form's first words, and the task"
+            saved += alike
+    first = sum(trajectory.segments[0].spans[0].start for trajectory in played[1::2])  # a group's first prompt
+    lasts = sum(len(trajectory.transitions) for trajectory in played)  # a response's last token is fed as filler only
+    assert whole - saved - first - lasts <= clock.meter.fed <= whole - saved - first
+    assert clock.mismatches == 0
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "phi3"])
@@ -342,6 +371,8 @@ def test_summaries_train_and_a_run_of_chats_resumes_bit_for_bit(folders: dict[st
     page = (straight / "report.html").read_text()
     assert escape(step["response"])[:40] in page
     assert f"no command: {step['fault']}" in page
+    with pytest.raises(UserError, match=r"set rollout\.actions = 'free'"):
+        evaluate(straight, actions="admissible")
 
 
 def test_a_preset_learns_to_chat_from_scratch(tmp_path: Path) -> None:
@@ -418,3 +449,84 @@ def test_a_tokenizer_without_a_chat_template_is_offered_one(
     assert len(given.codec) == len(bare) + 2
     wording = wording_of(given, Form(format="action"))
     assert given.codec.decode([wording.end]) == "<|im_end|>"
+
+
+def rewritten(folder: Path, target: Path, **changes: Any) -> Path:
+    """Copy a model's folder with other attributes of its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    copytree(folder, target)
+    tokenizer.save_pretrained(target)
+    return target
+
+
+PARTS = CHATML.replace("m['content']", "m['content'][0]['text']")
+LOOPED = CHATML.replace(
+    "+ m['content'] +", "}}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{{"
+)  # a plain text has no parts with a text, and would be left out in silence
+
+
+@pytest.mark.parametrize("template", [PARTS, LOOPED])
+def test_a_template_of_parts_writes_the_same(
+    template: str, folders: dict[str, Path], models: dict[str, LanguageModel], tmp_path: Path
+) -> None:
+    parts = load_model(rewritten(folders["qwen2"], tmp_path / "parts", chat_template=template), marks=False)
+    prompts = [
+        wording_of(model, Form(format="tags")).prompt([], Observation("A door."), Told(), 8)
+        for model in (models["qwen2"], parts)
+    ]
+    assert prompts[0] is not None
+    assert prompts[0] == prompts[1]
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("", "has no chat template"),
+        ("<|im_start|>", "does not write what messages say"),
+        (CHATML.replace("m['content']", "''"), "does not write what messages say"),
+        ("{{ 1 // 0 }}", "cannot write a chat: integer division or modulo by zero"),
+        ("{{ raise_exception('it needs\na system message') }}", "cannot write a chat: it needs a system message"),
+        ("{{ messages ", "cannot write a chat"),
+    ],
+)
+def test_a_template_that_cannot_write_a_chat_is_refused_in_a_sentence(
+    template: str, says: str, models: dict[str, LanguageModel]
+) -> None:
+    tokenizer = copy(models["qwen2"].codec.tokenizer)
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=says) as refused:
+        ChatTemplate(Codec(tokenizer))
+    assert "\n" not in str(refused.value)
+
+
+def test_every_way_to_todays_date_is_the_same_day(models: dict[str, LanguageModel]) -> None:
+    tokenizer = copy(models["qwen2"].codec.tokenizer)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y, %H:%M:%S') }} = {{ date_string }}\n" + CHATML
+    text = ChatTemplate(Codec(tokenizer)).render([("user", "look")])
+    assert text.startswith("26 Jul 2024, 00:00:00 = 26 Jul 2024\n")
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_marks_that_swallow_blanks_and_blanks_before_a_text(special: bool) -> None:
+    """A prefix blank as sentencepiece has it, marks as Phi-3's: what goes on is encoded as the whole would be."""
+    alphabet = sorted({*"".join(map(chr, range(32, 127))), "▁", "\n"})
+    core = Tokenizer(models_of_pieces.BPE({piece: number for number, piece in enumerate(["<unk>", *alphabet])}, []))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", chat_template=FAMILIES["phi3"][1])
+    marks = [AddedToken(name, special=special, normalized=False, rstrip=True) for name in FAMILIES["phi3"][2]]
+    tokenizer.add_tokens(marks, special_tokens=special)
+    template = ChatTemplate(Codec(tokenizer))
+    assert tokenizer.convert_ids_to_tokens(template.end) == "<|end|>"
+    assert template.clean("a <|end|>") == "a < |end|>"
+    chat = [("user", "look"), ("assistant", "go"), ("user", "A door.")]
+    whole = template.render(chat)
+    place = whole.index("go<|end|>") + len("go<|end|>")
+    before, behind = template.encode(whole[:place]), template.encode_behind(whole[place:])
+    assert (*before, *behind) == template.encode(whole)
+    assert template.encode(whole[place:]) != behind
+    start = whole[place:].index("A door.")
+    first, last = template.tokens_within(whole[place:], start, start + len("A door."))
+    assert "".join(tokenizer.convert_ids_to_tokens(behind[first:last])) == "A▁door."

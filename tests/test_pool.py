@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -61,11 +62,10 @@ class Counter:
 
 def rubbish() -> None:
     """Write on every open file that is a socket what is no message."""
-    for number in range(3, 64):
-        try:
-            os.write(number, b"rubbish, and more than a header's length of it")
-        except OSError:
-            continue
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if number > 2 and stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.write(number, b"rubbish, and more than a header's length of it")
 
 
 def raise_error() -> None:

@@ -83,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for task in env.tasks(split)[:24]:
             observation = env.reset(task)
             texts += [m.content for m in find_format("tags").messages(task_text(observation), (), observation)]
-    return save_chat_model("qwen2", tmp_path_factory.mktemp("model"), texts=texts, vocabulary=2000)
+    return save_chat_model("qwen2", tmp_path_factory.mktemp("model"), texts=texts, vocabulary=2000, context=8192)
 
 
 @pytest.mark.parametrize("name", NAMES)

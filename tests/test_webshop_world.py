@@ -195,6 +195,13 @@ def test_blank_parts_vanish_where_a_parser_would_drop_them() -> None:
     assert text.endswith("Back to Search [SEP] < Prev [SEP] Dimmable [SEP] ")
 
 
+def test_a_feature_that_is_empty_is_seen_since_the_template_puts_a_blank_before_it() -> None:
+    lamp = {**LAMP, "small_description": [""]}
+    shop = WebShop([lamp], {}, [GOAL], search=lambda query: [lamp["asin"]])
+    text = visit(shop, "search[x]", "click[l000000001]", "click[features]").text
+    assert text.endswith("Back to Search [SEP] < Prev [SEP] ")
+
+
 def test_an_option_named_like_a_button_acts_as_the_button() -> None:
     shop = lamp_shop()
     item = visit(shop, "search[x]", "click[l000000001]")

@@ -68,6 +68,7 @@ def evaluate(
         config = _as_chat(found, config, format, show_admissible, history, max_tokens, actions)
     if not found.script:
         check_world(config)
+        check_format(config)
     if found.script and (temperature is not None or actions is not None):
         raise UserError(f"temperature and actions mean nothing to the script '{found.script}'; leave them out")
     make_env = env_maker(config)
@@ -197,9 +198,7 @@ def _as_chat(
         response_tokens=max_tokens,
         actions=actions or "free",
     )
-    config = replace(config, rollout=rollout, model=replace(config.model, path=str(found.folder)))
-    check_format(config)
-    return config
+    return replace(config, rollout=rollout, model=replace(config.model, path=str(found.folder)))
 
 
 def drawn(config: Config) -> dict[str, str]:

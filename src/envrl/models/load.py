@@ -18,6 +18,7 @@ from envrl.config.schema import Config, ModelConfig
 from envrl.errors import UserError, suggest
 from envrl.models.adapters import base_folder, has_adapter, holds_adapter, load_adapter, save_adapter
 from envrl.models.forward import admit, longest_sequence, vocabulary_size
+from envrl.models.shapes import build_shape
 from envrl.models.template import CHATML, CHATML_TOKENS
 from envrl.models.tiny import PRESETS, build_tiny
 from envrl.models.tokenizer import MARKS, Codec, train_tokenizer
@@ -63,15 +64,23 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def build_model(config: ModelConfig, texts: Sequence[str], seed: int, device: str = "cpu") -> LanguageModel:
-    """Build `model.preset` from scratch: a tokenizer trained on `texts` and a network drawn with `seed`."""
+def build_model(
+    config: ModelConfig, texts: Sequence[str], seed: int, device: str = "cpu", shape: str = ""
+) -> LanguageModel:
+    """Build `model.preset` from scratch: a tokenizer trained on `texts` and a network drawn with `seed`.
+
+    With `shape` the network is one of `SHAPES` in its place.
+    """
     if config.preset not in PRESETS:
         raise UserError(f"unknown model.preset '{config.preset}'{suggest(config.preset, PRESETS)}")
     tokenizer = train_tokenizer(texts, config.vocabulary, config.context, config.phrases)
     if config.chat_template:
         _add_chat_template(tokenizer)
     codec = Codec(tokenizer)
-    network = build_tiny(config, len(codec), codec.marks["pad"], codec.marks["end"], seed)
+    if shape:
+        network = build_shape(shape, codec.marks["pad"], codec.marks["end"], seed, find_device(device))
+    else:
+        network = build_tiny(config, len(codec), codec.marks["pad"], codec.marks["end"], seed)
     return _ready(LanguageModel(network, codec), device)
 
 

@@ -178,7 +178,7 @@ def preset_shape(model: ModelConfig) -> Shape:
 
 
 _QWEN = {"model_type": "qwen2", "max_position_embeddings": 32768}
-_PUBLISHED: dict[str, dict[str, Any]] = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": _QWEN
     | {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
     | {"intermediate_size": 4864, "vocab_size": 151936, "tie_word_embeddings": True},
@@ -197,5 +197,5 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 
 def published_shape(name: str) -> Shape | None:
     """Return the shape of a published model whose name a folder's name holds (`Qwen2.5-1.5B-Instruct`), if known."""
-    found = [config for known, config in _PUBLISHED.items() if known in Path(name).name.lower()]
+    found = [config for known, config in PUBLISHED.items() if known in Path(name).name.lower()]
     return shape_of(found[0]) if found else None

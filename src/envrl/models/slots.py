@@ -129,6 +129,10 @@ class SlotCache:
         self.lengths[slots] = 0
         self._forget_states(slots)
 
+    def cut(self, slot: int, count: int) -> None:
+        """Keep the first `count` tokens of a slot (not where there are states, which are kept for the end alone)."""
+        self.lengths[slot] = count
+
     def _forget_states(self, slots: Tensor) -> None:
         for states in self._states.values():
             states[slots] = 0.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedModel
@@ -17,8 +19,9 @@ CHATML = (
 )
 """The template that `model.chat_template = "chatml"` gives to a tokenizer without one."""
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
-_DATE = "26 Jul 2024"
+_DATE = datetime(2024, 7, 26)
 """What a template gets that shows today's date, so that a prompt is the same tomorrow."""
+_CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
 class ChatTemplate:
@@ -36,38 +39,78 @@ class ChatTemplate:
                 "the model's tokenizer has no chat template, which every rollout.format but 'marks' needs: set "
                 "model.chat_template = 'chatml', which gives it one"
             )
-        special = sorted(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-        self._special = re.compile("|".join(map(re.escape, special))) if special else None
-        self.end = self._end(set(special))
+        self._in_parts = False
+        self.end = self._end(self._example())
         self.stops = frozenset({self.end, *stops})
+        self._anchor = str(tokenizer.convert_ids_to_tokens(self.end))
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = re.compile("|".join(map(re.escape, sorted(special | {self._anchor}))))
 
     def render(self, messages: Sequence[tuple[str, str]], answer: bool = True) -> str:
         """Return the text of a chat of (role, content), with `answer` up to where the model's response begins."""
+        chat: Any = [
+            {"role": role, "content": [{"type": "text", "text": content}] if self._in_parts else content}
+            for role, content in messages
+        ]
         try:
             text = self.codec.tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in messages],
+                chat,
                 tokenize=False,
                 add_generation_prompt=answer,
-                date_string=_DATE,
+                chat_template=_without_clock(self.codec.tokenizer.get_chat_template()),
+                date_string=_DATE.strftime("%d %b %Y"),
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise UserError(f"the model's chat template cannot write a chat: {error}") from error
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+            said = " ".join(str(error).split())
+            raise UserError(f"the model's chat template cannot write a chat: {said}") from error
         return str(text)
 
     def encode(self, text: str) -> Ids:
         """Return the ids of rendered text; special tokens in it count as what they are."""
         return self.codec.encode_special(text)
 
+    def encode_behind(self, text: str) -> Ids:
+        """Return the ids of rendered text that goes on behind a response.
+
+        It is encoded behind the response's end: some tokenizers put a blank before what begins a text, and some marks
+        swallow the blanks behind them.
+        """
+        ids = self.encode(self._anchor + text)
+        return ids[1:] if ids[:1] == (self.end,) else self.encode(text)
+
+    def tokens_within(self, text: str, start: int, stop: int) -> tuple[int, int]:
+        """Return the range of `encode_behind(text)`'s tokens that hold characters `start:stop` of it."""
+        if self.encode(self._anchor + text)[:1] != (self.end,):
+            return self.codec.tokens_within(text, start, stop)
+        shift = len(self._anchor)
+        first, last = self.codec.tokens_within(self._anchor + text, shift + start, shift + stop)
+        return max(first - 1, 0), max(last - 1, 0)
+
     def clean(self, text: str) -> str:
         """Return a text in which the name of a special token is broken by a blank: no world or model may say one."""
-        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text) if self._special else text
+        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
-    def _end(self, special: set[str]) -> int:
+    def _example(self) -> str:
+        """Return a chat with a response, and find out on the way whether contents are texts or lists of parts."""
+        refused = None
+        for self._in_parts in (False, True):
+            try:
+                written = self.render((("user", "question"), ("assistant", "response")), answer=False)
+            except UserError as error:
+                refused = refused or error
+                continue
+            if "response" in written.partition("question")[2]:
+                return written
+        raise refused or UserError(
+            "the model's chat template does not write what messages say: give the tokenizer another chat_template, or "
+            "set model.chat_template = 'chatml'"
+        )
+
+    def _end(self, written: str) -> int:
         """Return the id behind a response: the template's own, else the tokenizer's end of sequence."""
-        written = self.render((("user", "question"), ("assistant", "response")), answer=False)
         ids = self.encode(written.rpartition("response")[2].lstrip())
         tokenizer = self.codec.tokenizer
-        if ids and str(tokenizer.convert_ids_to_tokens(ids[0])) in special:
+        if ids and ids[0] in tokenizer.added_tokens_decoder:
             return ids[0]
         if not isinstance(tokenizer.eos_token_id, int):
             raise UserError(
@@ -81,3 +124,8 @@ def stops_of(network: PreTrainedModel, codec: Codec) -> tuple[int, ...]:
     found = getattr(network.generation_config, "eos_token_id", None)
     listed = found if isinstance(found, list) else [found]
     return tuple(i for i in (*listed, codec.tokenizer.eos_token_id) if isinstance(i, int))
+
+
+def _without_clock(template: str) -> str:
+    """Return a template in which the formats of today's date are the fixed one; it would take no clock of ours."""
+    return _CLOCK.sub(lambda found: repr(_DATE.strftime(found[2])), template)

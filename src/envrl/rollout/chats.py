@@ -52,7 +52,7 @@ class ChatWording:
         text = self._render(self._chat(past, observation, told.first))
         if told.length and text.startswith(told.text):
             behind = text[len(told.text) :]
-            ids = self._template.encode(behind)
+            ids = self._template.encode_behind(behind)
             length = told.length + len(ids)
             if length <= limit:
                 return Prompt(ids, False, Told(length, text, told.first), self._answer(behind, observation))
@@ -80,7 +80,7 @@ class ChatWording:
         place = behind.find(text)
         if place < 0 or len(text) == len(SEEN):
             return None
-        return self._codec.tokens_within(behind, place + len(SEEN), place + len(text))
+        return self._template.tokens_within(behind, place + len(SEEN), place + len(text))
 
     def respond(self, command: str) -> Ids:
         """Return the format's shortest response that gives a command, without any thought."""

@@ -54,6 +54,12 @@ class _Slot:
         return self.draft is not None and self.draft.open
 
 
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two sequences begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 class Sampler:
     """Samples responses for many sequences at once, each in a slot of the cache.
 
@@ -110,6 +116,20 @@ class Sampler:
             self._cache.clear(self._tensor(used))
         for slot in used:
             self._slots[slot] = _Slot()
+
+    def rewind(self, slot: int, ids: Sequence[int]) -> int:
+        """Empty a slot but for what its sequence and `ids` begin with alike; return how many of `ids` it holds then.
+
+        At least the last one is left to be run. (Nothing stays where there are states of convolutions.)
+        """
+        held = self._slots[slot].fed
+        alike = 0 if self._cache.has_states else _alike(held, ids[:-1])
+        if not alike:
+            self.forget([slot])
+            return 0
+        self._cache.cut(slot, alike)
+        self._slots[slot] = _Slot(fed=held[:alike])
+        return alike
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop all other sequences; the slots are renumbered in this order."""

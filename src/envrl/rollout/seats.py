@@ -123,15 +123,25 @@ class Seats:
                 self._seated[position] = self._waiting.popleft()
             self._open(taken)
             self._write(self._idle())
-        self._sampler.forget([n for n in self._idle() if (prompt := self._seated[n].prompt) and prompt.fresh])
+        for position in self._idle():
+            self._make_room(position)
         self._compact()
         free = self._settings.actions == "free"
         for position in (idle := self._idle()):
             episode = self._seated[position]
             assert episode.prompt is not None
+            held = self._sampler.length(position) if episode.prompt.fresh else 0
             trie = None if free else self._commands.trie(episode.observation)
-            self._sampler.ask(position, episode.prompt.ids, trie, episode.key, len(episode.transitions))
+            self._sampler.ask(position, episode.prompt.ids[held:], trie, episode.key, len(episode.transitions))
         return bool(idle) or any(self._sampler.is_open(n) for n in range(len(self._seated)))
+
+    def _make_room(self, position: int) -> None:
+        """Leave of a slot's sequence what its next prompt goes on from."""
+        episode = self._seated[position]
+        if not episode.transitions:  # what the slot held was another episode's; a group shares its first prompt
+            self._sampler.forget([position])
+        elif episode.prompt is not None and episode.prompt.fresh:
+            self._sampler.rewind(position, episode.prompt.ids)
 
     def answer(self) -> None:
         """Draw until enough responses are closed, and carry out what they say."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,27 +11,21 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from envrl.config.schema import Config
-from envrl.envs.pool import Worlds
 from envrl.errors import UserError
 from envrl.eval.split import env_maker, form_of, training_settings, wording_of
 from envrl.models.copies import sampling_copy
-from envrl.models.load import LanguageModel, build_model, load_policy
+from envrl.models.load import LanguageModel
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.meter import Meter
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock
 from envrl.trainer.batch import draw_episodes
-from envrl.trainer.demonstrations import collect, world_texts
+from envrl.trainer.bench import Watch, bench_model, matmul_peak, peak_memory
 from envrl.types import Trajectory
 
-_DEMONSTRATIONS = 24
-"""Episodes that the tokenizer of a model from scratch is made from here."""
-_SIZES = {"cpu": 1024, "cuda": 8192}
-"""Rows and columns of the matrices whose product gives the machine's peak."""
 
-
-def bench_rollout(config: Config, *, generate: bool = True) -> dict[str, Any]:
-    """Play an update's episodes with a model from scratch, or the one in `model.path`; return the figures.
+def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> dict[str, Any]:
+    """Play an update's episodes with the recipe's model, or a random one of a shape; return the figures.
 
     Seconds by part: `prefill` (passes with chunks), `decode` (a token a slot), `draw` (logits and choice), `world`, and
     `other` (prompts, tokenizer). FLOPs are 2 · parameters a token that was fed; the peak is that of a matrix product
@@ -41,7 +33,7 @@ def bench_rollout(config: Config, *, generate: bool = True) -> dict[str, Any]:
     """
     prepare_torch(config.train.threads)
     make_env = env_maker(config)
-    model = sampling_copy(_model(config, make_env), config.rollout.precision)
+    model = sampling_copy(bench_model(config, make_env, shape), config.rollout.precision)
     rollout = config.rollout
     episodes = draw_episodes(make_env().tasks(config.env.split), config.seed, 1, rollout.tasks, rollout.group_size)
     settings, wording = training_settings(config), wording_of(model, form_of(config))
@@ -70,15 +62,6 @@ def bench_rollout(config: Config, *, generate: bool = True) -> dict[str, Any]:
     return figures
 
 
-def _model(config: Config, make_env: Worlds) -> LanguageModel:
-    if config.model.path:
-        return load_policy(config.model.path, config)
-    few = replace(config.warm_start, demonstrations=_DEMONSTRATIONS, held_out=0)
-    demonstrations, _ = collect(replace(config, warm_start=few), make_env, lambda: None)
-    texts = world_texts(demonstrations, make_env(), config)
-    return build_model(config.model, texts, config.seed, config.train.device)
-
-
 def _figures(model: LanguageModel, trajectories: Sequence[Trajectory], clock: Clock, total: float) -> dict[str, Any]:
     meter, count = clock.meter, len(trajectories)
     drawn = sum(len(step.action.token_ids) for t in trajectories for step in t.transitions)
@@ -86,7 +69,8 @@ def _figures(model: LanguageModel, trajectories: Sequence[Trajectory], clock: Cl
     if not drawn:
         raise UserError("no episode took a step, since no first prompt fits the model's context: raise model.context")
     parts = {**meter.seconds, "world": clock.env}
-    peak = matmul_peak(model)
+    precision = "bf16" if next(model.network.parameters()).dtype == torch.bfloat16 else "fp32"
+    peak = matmul_peak(model, precision, Watch(time.perf_counter, meter.wait))
     flops = 2 * model.parameters() * meter.fed
     return {
         "model": model.network.config.model_type,
@@ -102,29 +86,8 @@ def _figures(model: LanguageModel, trajectories: Sequence[Trajectory], clock: Cl
         "rate": {"tokens": drawn / total, "fed": meter.fed / total, "episodes": count / total, "turns": turns / total},
         "peak_gflops": peak / 1e9,
         "mfu": flops / (total - clock.env) / peak,
-        "memory_mb": _memory(model),
+        "memory_mb": peak_memory(model),
     }
-
-
-def matmul_peak(model: LanguageModel) -> float:
-    """Return the FLOPs a second of a square matrix product in the model's type on its device, the best of five."""
-    size, weight = _SIZES[model.device.type], next(model.network.parameters())
-    one = torch.ones(size, size, dtype=weight.dtype, device=weight.device)
-    best = 0.0
-    for _ in range(6):
-        began = time.perf_counter()
-        found = one @ one
-        float(found[0, 0])  # waits for the device
-        best = max(best, 2 * size**3 / (time.perf_counter() - began))
-    return best
-
-
-def _memory(model: LanguageModel) -> float:
-    """Return the most memory held so far, MB: of the process, or on a GPU of its allocator."""
-    if model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(model.device) / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 class _Lengths(StoppingCriteria):

@@ -104,6 +104,9 @@ class Run:
             raise Interrupted(f"interrupted; saved {path}: go on with --resume") from None
         except KeyboardInterrupt:  # a second Ctrl-C may come inside a step: what is in memory is nobody's state
             raise Interrupted(f"interrupted; {self.folder} goes on from its last checkpoint with --resume") from None
+        finally:
+            self.metrics.close()
+            self.evals.close()
         return self.folder
 
     def _updates(self, state: RunState) -> None:

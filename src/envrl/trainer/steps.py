@@ -40,29 +40,12 @@ class Optimization:
         elif config.objective.kl_weight > 0:
             self.reference = load_policy(run / "warm_start", config)
 
-    def _settings(self, weights: Mapping[str, float]) -> LossSettings:
-        objective, train = self.config.objective, self.config.train
-        return LossSettings(
-            weights={"policy": 1.0, "entropy": objective.entropy_weight, "kl": objective.kl_weight, **weights},
-            policy_loss=objective.loss,
-            knobs={
-                "clip_low": objective.clip_low,
-                "clip_high": objective.clip_high,
-                "dual_clip": objective.dual_clip or None,
-            },
-            temperature=self.config.rollout.temperature,
-            precision=train.precision,
-            micro_batch_tokens=train.micro_batch_tokens,
-            checkpointing=train.checkpointing,
-            importance_cap=objective.importance_cap,
-        )
-
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:
         """Take the update's optimiser steps; return its metrics. A batch with a bad number changes nothing."""
-        settings = self._settings(weights)
+        settings = loss_settings(self.config, weights)
         if not rows:
             return {"grad_norm": 0.0, "skipped": 0.0}
-        name, parts = f"update-{update:06d}", self._parts(rows, update)
+        name, parts = f"update-{update:06d}", optimiser_batches(self.config, rows, update)
         old = self._logprobs(self.model, name, rows, settings) if len(parts) > 1 else None
         reference = self._reference(name, rows, settings)
         # Between two optimiser steps of one update the weights are no update's: a stop waits until the last of them.
@@ -85,25 +68,44 @@ class Optimization:
         with other_adapter(self.model.network, self.start):
             return self._logprobs(self.model, name, rows, settings)
 
-    def _parts(self, rows: Sequence[Row], update: int) -> list[list[Row]]:
-        """Return the rows of every optimiser step, in order."""
-        train, count = self.config.train, self.config.train.minibatches
-        if train.minibatch_rows:
-            policy = sum(any(term.component == "policy" for term in row.terms) for row in rows)
-            count = max(1, math.ceil(policy / train.minibatch_rows))
-        return [
-            [rows[i] for i in part]
-            for epoch in range(train.epochs)
-            for part in np.array_split(self._order(len(rows), update, epoch, count), count)
-            if len(part)
-        ]
 
-    def _order(self, count: int, update: int, epoch: int, parts: int) -> np.ndarray:
-        if parts == 1:
-            return np.arange(count)
-        return np.random.Generator(np.random.PCG64(key_of(self.config.seed, update, epoch, "minibatches"))).permutation(
-            count
-        )
+def loss_settings(config: Config, weights: Mapping[str, float]) -> LossSettings:
+    """Return how a recipe's rows become a loss, given the weights of its auxiliary components."""
+    objective, train = config.objective, config.train
+    return LossSettings(
+        weights={"policy": 1.0, "entropy": objective.entropy_weight, "kl": objective.kl_weight, **weights},
+        policy_loss=objective.loss,
+        knobs={
+            "clip_low": objective.clip_low,
+            "clip_high": objective.clip_high,
+            "dual_clip": objective.dual_clip or None,
+        },
+        temperature=config.rollout.temperature,
+        precision=train.precision,
+        micro_batch_tokens=train.micro_batch_tokens,
+        checkpointing=train.checkpointing,
+        importance_cap=objective.importance_cap,
+    )
+
+
+def optimiser_batches(config: Config, rows: Sequence[Row], update: int) -> list[list[Row]]:
+    """Return the rows of each optimiser step of an update, in order."""
+    train, count = config.train, config.train.minibatches
+    if train.minibatch_rows:
+        policy = sum(any(term.component == "policy" for term in row.terms) for row in rows)
+        count = max(1, math.ceil(policy / train.minibatch_rows))
+    return [
+        [rows[i] for i in part]
+        for epoch in range(train.epochs)
+        for part in np.array_split(_order(config.seed, len(rows), update, epoch, count), count)
+        if len(part)
+    ]
+
+
+def _order(seed: int, count: int, update: int, epoch: int, parts: int) -> np.ndarray:
+    if parts == 1:
+        return np.arange(count)
+    return np.random.Generator(np.random.PCG64(key_of(seed, update, epoch, "minibatches"))).permutation(count)
 
 
 def _never() -> None:

@@ -107,7 +107,9 @@ def _parts(page: Page) -> Iterable[str]:
 
 
 def _sub_page(product: Product, name: str) -> tuple[str, ...]:
-    return {"description": (product.description,), "features": product.bullet_points}.get(name, ())
+    if name == "features":  # the template puts a blank before each, so an empty one is seen, too
+        return tuple(f" {bullet}" for bullet in product.bullet_points)
+    return (product.description,) if name == "description" else ()
 
 
 def _visible(parts: Iterable[str]) -> Iterable[str]:

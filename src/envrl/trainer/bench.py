@@ -1,0 +1,169 @@
+"""What is measured with: a model and a world, an update that repeats the same work, clocks, and the machine's peak."""
+
+from __future__ import annotations
+
+import copy
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from envrl.config.schema import Config
+from envrl.envs.pool import Worlds
+from envrl.errors import UserError
+from envrl.eval.split import env_maker, form_of, training_settings, wording_of
+from envrl.models.adapters import add_adapter, has_adapter
+from envrl.models.copies import sampling_copy
+from envrl.models.load import LanguageModel, build_model, load_policy
+from envrl.models.runtime import prepare_torch
+from envrl.rollout.runner import play_model
+from envrl.rollout.wording import MARKS
+from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_groups
+from envrl.trainer.demonstrations import world_texts
+from envrl.trainer.optimizer import adamw
+from envrl.trainer.steps import loss_settings, optimiser_batches
+from envrl.trainer.update import accumulate, clip_gradient, policy_logprobs
+from envrl.types import Row, Trajectory
+
+_SIZES = {"cpu": 1024, "cuda": 8192}
+"""Rows and columns of the matrices whose product gives the machine's peak."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """Seconds by name, of a clock that first waits for the device."""
+
+    clock: Callable[[], float]
+    wait: Callable[[], None]
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    last: float = 0.0
+
+    def start(self) -> None:
+        self.wait()
+        self.last = self.clock()
+
+    def lap(self, name: str) -> None:
+        """Add the time since the last lap to `name`."""
+        self.wait()
+        now = self.clock()
+        self.seconds[name] += now - self.last
+        self.last = now
+
+
+class Bench:
+    """A model and a world to measure with; the learning rate is 0, so that every repeat does the same work."""
+
+    def __init__(self, config: Config, shape: str = "") -> None:
+        prepare_torch(config.train.threads)
+        self.make_env = env_maker(config)
+        self.model = bench_model(config, self.make_env, shape)
+        self.sampling = sampling_copy(self.model, config.rollout.precision)
+        self.optimizer = adamw(self.model, 0.0, config.train.weight_decay)
+        self.reference: LanguageModel | None = None
+        if config.objective.kl_weight > 0 and has_adapter(self.model.network):
+            self.reference = self.model  # its adapter is exchanged, which takes no time
+        elif config.objective.kl_weight > 0:
+            self.reference = LanguageModel(copy.deepcopy(self.model.network), self.model.codec)
+
+    def watch(self) -> Watch:
+        """Return a clock: processor seconds where one thread does everything, which other programs disturb less."""
+        alone = self.model.device.type == "cpu" and torch.get_num_threads() == 1 and not self.make_env.workers
+        wait = torch.cuda.synchronize if self.model.device.type == "cuda" else lambda: None
+        return Watch(time.process_time if alone else time.perf_counter, wait)
+
+    def play(self, config: Config) -> list[Trajectory]:
+        """Play the recipe's first update."""
+        rollout = config.rollout
+        tasks = self.make_env().tasks(config.env.split)
+        episodes = draw_episodes(tasks, config.seed, 1, rollout.tasks, rollout.group_size)
+        played = play_model(
+            self.sampling,
+            wording_of(self.model, form_of(config)),
+            self.make_env,
+            [task for task, _ in episodes],
+            [member for _, member in episodes],
+            training_settings(config),
+            seed=config.seed,
+            update=1,
+        )
+        return whole_groups(played, rollout.group_size)
+
+    def update(self, config: Config, trajectories: Sequence[Trajectory], watch: Watch) -> list[Row]:
+        """Do what a run's update does with its episodes; return the rows."""
+        watch.start()
+        rows = build_batch(trajectories, config, wording_of(self.model, form_of(config)), 1).rows
+        if not rows:
+            raise UserError(
+                "no episode has a token to learn from; let rollout.actions be 'free', or take another world"
+            )
+        watch.lap("rows")
+        settings = loss_settings(config, aux_weights(config.objective, 1, config.train.updates))
+        parts = optimiser_batches(config, rows, 1)
+        old = policy_logprobs(self.model, rows, settings) if len(parts) > 1 else None
+        watch.lap("old_logprobs")
+        reference = policy_logprobs(self.reference, rows, settings) if self.reference else None
+        watch.lap("reference")
+        for part in parts:
+            accumulate(self.model, part, settings, old, reference)
+            watch.lap("passes")
+            clip_gradient(list(self.model.network.parameters()), config.train.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            watch.lap("step")
+        return rows
+
+
+def bench_model(config: Config, make_env: Worlds, shape: str = "") -> LanguageModel:
+    """Return a random model of a shape (`envrl.models.shapes`), or the recipe's own: from scratch, or `model.path`."""
+    model = config.model
+    if shape and model.lora_rank:
+        raise UserError(
+            f"model.lora_rank = {model.lora_rank} needs a model in a folder, and --shape {shape} has none: set "
+            "model.lora_rank = 0, or leave --shape out"
+        )
+    if model.path and not shape:
+        found = load_policy(model.path, config)
+        if model.lora_rank:
+            add_adapter(found.network, Path(model.path), model.lora_rank, model.lora_alpha, config.seed)
+        return found
+    if config.rollout.format != MARKS:
+        model = replace(model, chat_template="chatml")
+    return build_model(model, world_texts([], make_env(), config), config.seed, config.train.device, shape)
+
+
+def deal_returns(trajectories: Sequence[Trajectory], scale: float) -> list[Trajectory]:
+    """Return the same episodes, every second of which was won: what a model from scratch plays has no advantages."""
+    dealt = []
+    for number, trajectory in enumerate(trajectories):
+        steps = [replace(step, reward=0.0) for step in trajectory.transitions]
+        if steps and number % 2:
+            steps[-1] = replace(steps[-1], reward=scale)
+        dealt.append(replace(trajectory, transitions=tuple(steps)))
+    return dealt
+
+
+def matmul_peak(model: LanguageModel, precision: str, watch: Watch) -> float:
+    """Return the FLOPs a second of a square matrix product in the update's precision on its device, the best of six."""
+    size = _SIZES[model.device.type]
+    one = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=model.device)
+    best = 0.0
+    for _ in range(6):
+        watch.start()
+        torch.mm(one, one)
+        began = watch.last
+        watch.lap("product")
+        best = max(best, 2 * size**3 / (watch.last - began))
+    return best
+
+
+def peak_memory(model: LanguageModel) -> float:
+    """Return the most memory held so far, MB: of the process, or on a GPU of its allocator since the first update."""
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.device) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,0 +1,206 @@
+"""`envrl bench train`: one real batch, and what an update on it costs, by phase and beside other auxiliary rows."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from envrl.config.schema import Config
+from envrl.models.rows import packs
+from envrl.trainer.batch import step_advantages
+from envrl.trainer.bench import Bench, deal_returns, matmul_peak, peak_memory
+from envrl.trainer.flops import row_flops
+from envrl.trainer.steps import loss_settings, optimiser_batches
+from envrl.trainer.update import LossSettings, micro_batches, precision_context
+from envrl.types import Row
+
+PHASES = ("rows", "old_logprobs", "reference", "passes", "step")
+"""Rows made; log-probs before the first step, and of the reference; forward and backward passes; the optimiser."""
+WEIGHT = 0.1
+"""Of an auxiliary loss that is compared and has no weight in the recipe."""
+
+
+def bench_train(
+    config: Config,
+    shape: str = "",
+    *,
+    repeats: int = 5,
+    compare: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Play one update and take it `repeats` times after a first one that does not count; return the figures.
+
+    `compare` measures whole updates, play included, with and without the auxiliary losses, in turns.
+    """
+    bench = Bench(config, shape)
+    say(f"playing {config.rollout.tasks * config.rollout.group_size} episodes")
+    watch = bench.watch()
+    watch.start()
+    trajectories = bench.play(config)
+    watch.lap("rollout")
+    dealt = not any(advantages.any() for advantages in step_advantages(trajectories, config))
+    trajectories = deal_returns(trajectories, config.rollout.reward_scale) if dealt else trajectories
+    if bench.model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(bench.model.device)
+    rows = bench.update(config, trajectories, bench.watch())
+    laps, peak = [], matmul_peak(bench.model, config.train.precision, watch)
+    for number in range(repeats):
+        say(f"update {number + 1} of {repeats}")
+        lap = bench.watch()
+        bench.update(config, trajectories, lap)
+        laps.append({name: lap.seconds[name] for name in PHASES})
+        peak = max(peak, matmul_peak(bench.model, config.train.precision, watch))
+    figures = _figures(bench, config, rows, laps, peak)
+    figures["seconds"]["rollout"] = watch.seconds["rollout"]
+    figures["episodes"], figures["returns"] = len(trajectories), "dealt" if dealt else "the world's"
+    if compare:
+        figures["compared"] = compare_arms(bench, config, repeats, dealt, say)
+    return figures
+
+
+def arms(config: Config) -> dict[str, Config]:
+    """Return the recipe without auxiliary losses, with state prediction in the policy's pass, and with rows for both.
+
+    Fractions are the recipe's. In the layout `steps` no row holds the next observation, so nothing is in its pass.
+    """
+    objective = config.objective
+    state, inverse = objective.state_weight or WEIGHT, objective.inverse_weight or WEIGHT
+    none = replace(objective, state_weight=0.0, inverse_weight=0.0, state_rows="separate")
+    found = {
+        "none": none,
+        "state in pass": replace(none, state_weight=state, state_rows="in_pass", placebo=False),
+        "state and inverse rows": replace(none, state_weight=state, inverse_weight=inverse),
+    }
+    if config.rollout.layout == "steps":
+        del found["state in pass"]
+    return {name: replace(config, objective=each) for name, each in found.items()}
+
+
+def compare_arms(
+    bench: Bench, config: Config, repeats: int, dealt: bool, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Return for each of `arms` the seconds of a whole update (play, rows, steps) and its ratio to that without any.
+
+    All are measured in turn, `repeats` times after a first round that does not count, and the ratios are of one round.
+    """
+    seconds: dict[str, list[dict[str, float]]] = defaultdict(list)
+    tokens: dict[str, int] = {}
+    for number in range(repeats + 1):
+        say(f"whole updates, round {number} of {repeats}")
+        for name, arm in arms(config).items():
+            watch = bench.watch()
+            watch.start()
+            played = bench.play(arm)
+            watch.lap("rollout")
+            played = deal_returns(played, config.rollout.reward_scale) if dealt else played
+            rows = bench.update(arm, played, watch)
+            tokens[name] = sum(len(row.token_ids) for row in rows)
+            if number:
+                seconds[name].append({**watch.seconds, "total": sum(watch.seconds.values())})
+    base = [lap["total"] for lap in seconds["none"]]
+    return {
+        name: {
+            "trained_tokens": tokens[name],
+            "seconds": {part: median(lap[part] for lap in laps) for part in laps[0]},
+            "ratio": _spread([lap["total"] / other for lap, other in zip(laps, base, strict=True)]),
+        }
+        for name, laps in seconds.items()
+    }
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """Return the figures as lines of text."""
+    seconds, tokens, mfu = figures["seconds"], figures["tokens"], figures["mfu"]
+    parts = ", ".join(f"{name} {seconds[name]['median']:.3f}" for name in PHASES)
+    total = seconds["total"]
+    lines = [
+        ("model", f"{figures['model']}, {figures['parameters']:,} parameters, {figures['precision']}"),
+        ("machine", f"{figures['device']}, {figures['threads']} threads, {figures['peak_gflops']:,.1f} GFLOP/s"),
+        (
+            "batch",
+            f"{figures['episodes']} episodes, {figures['rows']} rows of at most {figures['longest_row']:,} tokens",
+        ),
+        ("", f"{tokens['trained']:,} tokens, {tokens['scored']:,} scored; returns {figures['returns']}"),
+        (
+            "",
+            f"{figures['micro_batches']} micro-batches, {figures['optimiser_steps']} optimiser steps, "
+            f"{figures['padding']:.1%} padding",
+        ),
+        (
+            "update",
+            f"{total['median']:.3f} s ({total['min']:.3f} to {total['max']:.3f}, {figures['seconds_are']}): {parts}",
+        ),
+        ("a second", f"{figures['rate']['tokens']:,.0f} tokens, {figures['rate']['rows']:,.1f} rows"),
+        ("MFU", f"{mfu['update']:.1%} of the update, {mfu['passes']:.1%} of the passes"),
+        ("memory", f"{figures['memory_mb']:,.0f} MB"),
+    ]
+    for name, arm in figures.get("compared", {}).items():
+        ratio, total = arm["ratio"], arm["seconds"]["total"]
+        lines.append(
+            (
+                "whole",
+                f"{name}: {total:.3f} s, {ratio['median']:.3f} x ({ratio['min']:.3f} to {ratio['max']:.3f}), "
+                f"{arm['trained_tokens']:,} tokens",
+            )
+        )
+    return "\n".join(f"{name:<9} {text}" for name, text in lines)
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def _figures(
+    bench: Bench, config: Config, rows: Sequence[Row], laps: Sequence[Mapping[str, float]], peak: float
+) -> dict[str, Any]:
+    model, settings = bench.model, loss_settings(config, {})
+    steps = [[len(row.token_ids) for row in part] for part in _micro_batches(bench, config, rows, settings)]
+    with precision_context(settings.precision, model.device):
+        padded = not packs(model.network)
+    tokens = sum(map(sum, steps))
+    cells = sum(len(lengths) * max(lengths) for lengths in steps) if padded else tokens
+    totals = [sum(lap.values()) for lap in laps]
+    seconds = {name: _spread([lap[name] for lap in laps]) for name in PHASES} | {"total": _spread(totals)}
+    flops = row_flops(model.network, rows)
+    epochs = config.train.epochs
+    update, passes = seconds["total"]["median"] - seconds["rows"]["median"], seconds["passes"]["median"]
+    done = flops.again if settings.checkpointing else flops.both
+    return {
+        "model": model.network.config.model_type,
+        "parameters": model.parameters(),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "precision": settings.precision,
+        "seconds_are": "processor" if bench.watch().clock is time.process_time else "wall clock",
+        "rows": len(rows),
+        "longest_row": max(map(max, steps)),
+        "micro_batches": len(steps),
+        "optimiser_steps": len(optimiser_batches(config, rows, 1)),
+        "tokens": {"trained": tokens, "scored": sum(len(term.positions_T) for row in rows for term in row.terms)},
+        "padding": 1 - tokens / cells,
+        "seconds": seconds,
+        "rate": {
+            "tokens": tokens / epochs / seconds["total"]["median"],
+            "rows": len(rows) / seconds["total"]["median"],
+        },
+        "peak_gflops": peak / 1e9,
+        "gflop": {"useful": epochs * flops.both / 1e9, "done": epochs * done / 1e9},
+        "mfu": {
+            "update": epochs * flops.both / update / peak,
+            "passes": epochs * flops.both / passes / peak,
+            "passes_with_recomputation": epochs * done / passes / peak,
+        },
+        "memory_mb": peak_memory(model),
+    }
+
+
+def _micro_batches(bench: Bench, config: Config, rows: Sequence[Row], settings: LossSettings) -> list[list[Row]]:
+    return [
+        batch for part in optimiser_batches(config, rows, 1) for batch in micro_batches(bench.model, part, settings)
+    ]
