@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from envrl.envs import make, register_env
+from envrl.envs import make, nursery, register_env
 from envrl.envs.pool import LocalWorlds, ProcessPool, Start, VectorEnv, Worlds
 from envrl.envs.registry import maker
 from envrl.envs.wire import Inbox, pack
@@ -107,6 +107,19 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def children_of(parent: int) -> list[int]:
+    """Return the processes that a process has started and not waited for, ended ones included."""
+    found = []
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        with contextlib.suppress(OSError):
+            found += [pid] if parent_of(pid) == parent else []
+    return sorted(found)
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
@@ -219,6 +232,84 @@ def test_workers_killed_and_stopped_at_random_change_nothing(tmp_path: Path) -> 
     assert pool.set_aside == {}
 
 
+@pytest.mark.parametrize("ill", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_nursery_that_dies_or_is_stopped_is_replaced(tmp_path: Path, ill: signal.Signals) -> None:
+    pool, local = pool_of(tmp_path, 3), LocalWorlds(Counter)
+    assert said(pool, PLAIN) == said(local, PLAIN)
+    first, mother = pool.pids(), parent_of(pool.pids()[0])
+    assert mother != os.getpid()
+    os.kill(mother, ill)
+    os.kill(first[0], signal.SIGKILL)
+    assert wait_until(lambda: not alive(first[0]))
+    for turn in range(3):  # a nursery that is stopped cannot say that the worker has ended; its connection does
+        commands = [(slot, f"go {turn}") for slot in range(7)]
+        assert [step and step.observation for step in pool.step(commands)] == [
+            step and step.observation for step in local.step(commands)
+        ]
+    assert not set(first) & set(pool.pids())
+    assert {parent_of(pid) for pid in pool.pids()} == set(pool.processes()) - set(pool.pids())
+    assert (pool.replaced, pool.set_aside) == (3, {})
+    assert wait_until(lambda: not any(map(alive, [mother, *first])))
+
+
+def test_the_processes_of_a_pool_are_waited_for_when_they_have_ended(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path, 3)
+    said(pool, PLAIN)
+    mother = parent_of(pool.pids()[0])
+    assert mother in children_of(os.getpid())
+    for _ in range(3):
+        os.kill(pool.pids()[1], signal.SIGKILL)
+        pool.step([(slot, "go") for slot in range(7)])
+    assert wait_until(lambda: children_of(mother) == sorted(pool.pids()))
+    pool.close()
+    assert mother not in children_of(os.getpid())
+    assert pool.processes() == []
+
+
+class Telling(Counter):
+    """Tells what its process is like."""
+
+    def step(self, action: str) -> Step:
+        files = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+        about = {
+            "threads": threading.active_count(),
+            "pipes": sum("pipe:" in name for name in files if name != os.path.realpath("/proc/self/fd/2")),
+            "sockets": sum("socket:" in name for name in files),
+            "group": os.getpgid(0),
+            "ignores": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
+            "output": os.path.realpath("/proc/self/fd/1"),
+            "number": random.random(),
+        }
+        return Step(Observation("told"), 0.0, False, False, {"pid": os.getpid(), **about})
+
+
+def test_a_worker_has_nothing_of_the_run_nor_of_the_other_workers() -> None:
+    pool = ProcessPool(Telling, 3, 60.0)
+    pool.reset([Start(slot, TASKS[slot], 0) for slot in range(3)])
+    told = [step.info for step in pool.step([(slot, "tell") for slot in range(3)]) if step]
+    for about in told:
+        assert (about["threads"], about["pipes"], about["sockets"]) == (2, 1, 1)
+        assert about["group"] == about["pid"]
+        assert about["ignores"]
+        assert about["output"] == "/dev/null"
+    assert len({about["number"] for about in told}) == 3
+    assert {parent_of(pid) for pid in pool.pids()} == set(pool.processes()) - set(pool.pids())
+
+
+@pytest.mark.parametrize("ill", ["die", "exit"])
+def test_without_a_nursery_each_worker_is_an_interpreter(
+    tmp_path: Path, ill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nursery, "_can_be_had", lambda: False)
+    test_an_episode_goes_on_as_if_nothing_had_happened(tmp_path, ill)
+    pool = pool_of(tmp_path)
+    said(pool, PLAIN)
+    assert pool.processes() == pool.pids()
+    assert {parent_of(pid) for pid in pool.pids()} == {os.getpid()}
+    pool.close()
+    assert not set(children_of(os.getpid())) & set(pool.pids())
+
+
 class Moody(Counter):
     """Answers by its process."""
 
@@ -275,9 +366,9 @@ from test_pool import TASKS, Counter
 
 pool = ProcessPool(partial(Counter, sys.argv[1]), 2, 60.0)
 pool.reset([Start(slot, task, 0) for slot, task in enumerate(TASKS)])
-print(*pool.pids(), flush=True)
+print(*pool.processes(), flush=True)
 if sys.argv[2] == "stopped":
-    [os.kill(pid, signal.SIGSTOP) for pid in pool.pids()]
+    [os.kill(pid, signal.SIGSTOP) for pid in pool.processes()]
 if sys.argv[2] == "busy":
     threading.Thread(target=pool.step, args=([(0, "hang"), (1, "hang")],), daemon=True).start()
     time.sleep(0.5)
@@ -300,7 +391,7 @@ def test_workers_end_with_their_parent_however_it_ends(tmp_path: Path, workers: 
         check=False,
     )
     pids = [int(pid) for pid in ran.stdout.split()]
-    assert len(pids) == 2
+    assert len(pids) == 3  # the nursery is one of them
     assert wait_until(lambda: not any(map(alive, pids)))
     assert ran.returncode == {"raise ValueError": 1, "os.kill(os.getpid(), signal.SIGKILL)": -9}.get(end, 0)
 

@@ -209,8 +209,13 @@ def test_lengths_are_kept_in_one_byte() -> None:
     assert stored_length(24 + 0b10110111) == 24 + 0b10110000
 
 
-def test_search_matches_a_plain_sum_over_all_documents(raw: Files, index: Index) -> None:
+@pytest.mark.parametrize(("block", "long"), [(1 << 17, 100_000), (90, 100_000), (90, 30)])
+def test_search_matches_a_plain_sum_over_all_documents(
+    raw: Files, index: Index, block: int, long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The pruned search returns what scoring every document returns, for long queries of common words too."""
+    monkeypatch.setattr("envrl.envs.webshop.index._BLOCK", block)
+    monkeypatch.setattr("envrl.envs.webshop.index._LONG", long)
     from collections import Counter
     from math import log
 
@@ -238,6 +243,7 @@ def test_search_matches_a_plain_sum_over_all_documents(raw: Files, index: Index)
         found = index.search(" ".join(query))
         assert [points for _, points in found] == pytest.approx([expected[asin] for asin in best], rel=1e-9)
         assert [asin for asin, _ in found] == best
+        assert index.search(" ".join(query), 3) == found[:3]
 
 
 # --- actions ---------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from envrl.envs import make
 from envrl.envs.check import ODD_COMMANDS, check_env
 from envrl.envs.protocol import draw_command
 from envrl.envs.webshop import Index, WebShop, score
+from envrl.envs.webshop.bench import bench_search
 from envrl.envs.webshop.catalogue import generate, generate_product
 from envrl.envs.webshop.compact import CompactShop
 from envrl.envs.webshop.nouns import noun_source
@@ -488,3 +489,12 @@ def test_what_an_instruction_wants_in_phrases(instruction: str, phrases: tuple[s
 def test_the_words_to_search_with_are_those_of_the_instruction() -> None:
     asked = "Find me a (x-large) men's polo, 100% cotton. And polo - and price lower than 30.00 dollars"
     assert search_template(asked).words == ("find", "me", "a", "x-large", "men's", "polo", "100", "cotton", "and")
+
+
+def test_the_benchmark_of_the_search_counts_workers_that_share() -> None:
+    found = bench_search(products=1_000, workers=3)
+    assert found["products"] == 1_000
+    assert 0 < found["search_ms"]["median"] <= found["search_ms"]["worst"]
+    for memory in found["memory_mb"].values():
+        assert memory["one"] < memory["3_workers"] < 2.5 * memory["one"]
+        assert memory["ratio"] == round(memory["3_workers"] / memory["one"], 2)

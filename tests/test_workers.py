@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from boxes import Boxes, tiny
-from envrl.envs.registry import register_env
+from envrl.envs.pool import ProcessPool, Start
+from envrl.envs.registry import make, maker, register_env
 from envrl.errors import RunError
 from envrl.trainer.loop import train
 from frail import Frail
@@ -44,6 +45,14 @@ def test_a_run_in_workers_is_the_run_without_them_though_they_die(tmp_path: Path
     assert not any("env/set_aside" in r or "workers_replaced" in r.get("rate", {}) for r in plain)
     assert sum(r["rate"]["workers_replaced"] for r in frail if "rate" in r) >= len(list(tmp_path.glob("train-*"))) > 0
     assert {record.get("env/set_aside", 0) for record in frail} == {0}
+
+
+def test_processes_of_a_pool_have_nothing_of_the_runs_network() -> None:
+    pool = ProcessPool(maker("household"), 2, 60.0)
+    pool.reset([Start(slot, make("household").tasks("train")[slot], 0) for slot in range(2)])
+    libraries = [Path(f"/proc/{pid}/maps").read_text() for pid in (os.getpid(), *pool.processes())]
+    assert ["libtorch" in library for library in libraries] == [True, False, False, False]
+    assert all("numpy" in library for library in libraries)
 
 
 def test_a_run_goes_on_without_the_tasks_that_were_set_aside(tmp_path: Path) -> None:

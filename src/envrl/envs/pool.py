@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
+from envrl.envs.nursery import Nursery
 from envrl.envs.process import Lost, WorkerProcess, wait
 from envrl.envs.protocol import TextEnv
 from envrl.envs.wire import Answer, Call, Failure
@@ -117,6 +118,7 @@ class ProcessPool:
                 "or set env.workers = 0"
             ) from error
         self._timeout = timeout
+        self._nursery = Nursery()
         self._workers = [_Worker() for _ in range(workers)]
         self._episodes: dict[int, _Episode] = {}
         self._calls = 0
@@ -142,11 +144,16 @@ class ProcessPool:
         """Return the process ids of the workers that have been started."""
         return [worker.process.pid for worker in self._workers if worker.process is not None]
 
+    def processes(self) -> list[int]:
+        """Return the process ids of the workers, and of the nursery that they come from."""
+        return self.pids() + ([self._nursery.pid] if self._nursery.pid is not None else [])
+
     def close(self) -> None:
         """End the workers; those that are needed again later begin anew."""
         for worker in self._workers:
             worker.jobs.clear()
             self._drop(worker)
+        self._nursery.end()
 
     def _last(self, slot: int) -> Observation | Step | None:
         episode = self._episodes[slot]
@@ -186,7 +193,7 @@ class ProcessPool:
         if not jobs:
             return
         if worker.process is None:
-            worker.process = WorkerProcess(self._make_env)
+            worker.process = WorkerProcess(self._make_env, self._nursery)
         for job in jobs:
             worker.process.send(job.call)
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import finalize
 
+from envrl.envs.nursery import Fork, Nursery
 from envrl.envs.wire import READY, Answer, Call, Failure, Hello, Inbox, pack
 
-_BEGIN = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[4]); from envrl.envs.worker import serve; "
-    "serve(*map(int, sys.argv[1:4]))"
-)
 _START_SECONDS = 120.0  # longest time until a new worker says that it has begun
 _SLICE = 0.5  # seconds; longest wait, and the most that a silence counts at once
 _CHUNK = 1 << 16
@@ -31,18 +27,10 @@ class Lost(Exception):
 class WorkerProcess:
     """One worker; `send` and `receive` never block, so that no worker can hold up the run."""
 
-    def __init__(self, make_env: bytes) -> None:
+    def __init__(self, make_env: bytes, nursery: Nursery) -> None:
         self._wire, theirs = socket.socketpair()
         read_end, write_end = os.pipe()
-        path = json.dumps(sys.path)
-        numbers = [str(number) for number in (theirs.fileno(), read_end, os.getpid())]
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BEGIN, *numbers, path],
-            pass_fds=(theirs.fileno(), read_end),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # what a world prints is not the command's output
-            process_group=0,  # a Ctrl-C in the terminal is for the parent alone
-        )
+        self._process = nursery.worker(theirs.fileno(), read_end)
         theirs.close()
         os.close(read_end)
         self._wire.setblocking(False)
@@ -141,9 +129,10 @@ def wait(processes: Sequence[WorkerProcess]) -> list[WorkerProcess]:
         return [key.fileobj for key, _ in selector.select(_SLICE)]  # type: ignore[misc]
 
 
-def _end(process: subprocess.Popen[bytes], wire: socket.socket, lifeline: int) -> None:
-    """Kill a worker and take it off the list of processes; also where its object or this process ends."""
+def _end(process: subprocess.Popen[bytes] | Fork, wire: socket.socket, lifeline: int) -> None:
+    """Kill a worker and see it off the list of processes; also where its object or this process ends."""
     process.kill()
-    process.wait()
+    with suppress(subprocess.TimeoutExpired):  # a nursery that is stopped reports nothing
+        process.wait(timeout=1.0)
     wire.close()
     os.close(lifeline)

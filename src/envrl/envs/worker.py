@@ -24,10 +24,12 @@ _CHUNK = 1 << 16
 def serve(connection: int, lifeline: int, parent: int) -> None:
     """Carry out calls from the socket `connection` until it closes.
 
-    `lifeline` is a pipe that closes when the process `parent` ends, whatever the worlds are doing at that time.
+    `lifeline` is a pipe that closes when the run ends, whatever the worlds are doing at that time; `parent` is the
+    process that started this one: the run, or its nursery.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent(lifeline, parent)
+    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()  # for other systems than Linux
+    end_with(parent)
     with socket.socket(fileno=connection) as wire:
         inbox = Inbox()
         envs: dict[int, TextEnv] = {}
@@ -97,14 +99,10 @@ def _is_observation(value: object) -> bool:
     return offered is None or (isinstance(offered, tuple) and all(isinstance(command, str) for command in offered))
 
 
-def _end_with_parent(lifeline: int, parent: int) -> None:
-    """Make sure that this process does not outlive its parent.
-
-    Linux's signal reaches a process that is stopped, too; the thread is for other systems.
-    """
+def end_with(parent: int) -> None:
+    """Have Linux end this process when its parent ends, even where it is stopped; end it where that has happened."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
-    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
     if os.getppid() != parent:
         os._exit(1)
 

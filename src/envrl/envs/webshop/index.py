@@ -12,9 +12,8 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from envrl.envs.webshop.products import Product, read_products, search_text
 K1, B = 0.9, 0.4
 _EXACT_BELOW = 40
 _LONG = 100_000  # entries of a list in which it takes too long to find the best
+_BLOCK = 1 << 17  # documents whose scores are added up at once: a megabyte, which stays in the cache
 _ARRAYS = ("asins", "starts", "documents", "codes", "weights")
 
 
@@ -61,10 +61,6 @@ class Index:
     def __len__(self) -> int:
         return len(self._arrays["asins"])
 
-    @cached_property
-    def _dense(self) -> NDArray[np.float64]:
-        return np.zeros(len(self), dtype=np.float64)
-
     def search(self, query: str, limit: int = 50) -> list[tuple[str, float]]:
         """Return up to `limit` (asin, score) pairs, best first; none where no product holds a term of the query."""
         counts = Counter(number for term in analyze(query) if (number := self._terms.get(term)) is not None)
@@ -78,50 +74,78 @@ class Index:
         return [(bytes(asins[documents[i]]).decode(), float(scores[i])) for i in best]
 
     def _score(self, counts: Mapping[int, int], limit: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return documents and their scores, among them the best `limit`.
+        """Return documents and their scores, among them the best `limit`; one block of documents after another."""
+        lists = [self._postings(term, times) for term, times in sorted(counts.items())]
+        lists.sort(key=lambda each: len(each.documents))  # rare terms come first
+        blocks = [range(first, min(first + _BLOCK, len(self))) for first in range(0, len(self), _BLOCK)]
+        edges = np.array([*(block.start for block in blocks), len(self)], dtype=np.int32)
+        cuts = [np.searchsorted(each.documents, edges).tolist() for each in lists]
+        documents, scores, lower = np.empty(0, dtype=np.int64), np.empty(0), 0.0
+        for number, block in enumerate(blocks):
+            parts = [each.part(cut[number], cut[number + 1]) for each, cut in zip(lists, cuts, strict=True)]
+            seen, found = _best(parts, block, limit, lower)
+            documents, scores = np.concatenate([documents, seen]), np.concatenate([scores, found])
+            if len(scores) > limit:
+                lower = _threshold(scores, limit)
+                documents, scores = documents[scores >= lower], scores[scores >= lower]
+        return documents, scores
 
-        Rare terms come first. Once what the remaining terms could add lies below a score that `limit` documents have,
-        no new document can enter, and only those that can still be among the best are looked up in the longer lists.
-        """
-        starts = self._arrays["starts"]
-        frequencies = {term: int(starts[term + 1] - starts[term]) for term in counts}
-        idf = {term: times * _idf(len(self), frequencies[term]) for term, times in counts.items()}
-        order = sorted(counts, key=lambda term: (frequencies[term], term))
-        remaining = sum(idf.values())  # tf / (tf + …) < 1
-        total = self._dense
-        lower = 0.0  # `limit` documents have this score already
-        seen: NDArray[np.int64] | None = None  # the only ones that can still be among the best
-        for term in order:
-            documents, weights = self._postings(term)
-            remaining = max(0.0, remaining - idf[term])
-            gain = remaining * (1 + 1e-9)
-            if seen is None:
-                total[documents] += idf[term] * weights(slice(None))
-                if len(documents) <= _LONG:
-                    lower = max(lower, _threshold(total[documents], limit))
-                if lower > gain:
-                    seen = np.flatnonzero(total >= lower - gain)
-                continue
-            places = np.minimum(np.searchsorted(documents, seen), len(documents) - 1)
-            found = documents[places] == seen
-            total[seen[found]] += idf[term] * weights(places[found])
-            lower = max(lower, _threshold(total[seen], limit))
-            seen = seen[total[seen] + gain >= lower]
-        if seen is None:
-            seen = np.flatnonzero(total >= lower if lower > 0.0 else total)
-        scores = total[seen]
-        total.fill(0.0)
-        if len(seen) > 4 * limit:
-            keep = scores.astype(np.float32) >= np.float32(_threshold(scores, limit))
-            seen, scores = seen[keep], scores[keep]
-        return seen, scores
-
-    def _postings(self, term: int) -> tuple[NDArray[np.int64], Any]:
-        """Return the documents of a term, ascending, and a function from places in that list to their weights."""
+    def _postings(self, term: int, times: int) -> _Postings:
         start, stop = (int(edge) for edge in self._arrays["starts"][term : term + 2])
-        codes = self._arrays["codes"][start:stop]
-        table = self._arrays["weights"]
-        return np.asarray(self._arrays["documents"][start:stop]), lambda places: table[codes[places]]
+        documents, codes = self._arrays["documents"][start:stop], self._arrays["codes"][start:stop]
+        return _Postings(documents, codes, self._arrays["weights"], times * _idf(len(self), stop - start), stop - start)
+
+
+class _Postings(NamedTuple):
+    """Documents that hold a term, ascending, their weights, what it adds to a score at most, and in how many it is."""
+
+    documents: NDArray[np.int32]
+    codes: NDArray[Any]
+    weights: NDArray[np.float64]
+    most: float
+    frequency: int
+
+    def part(self, start: int, stop: int) -> _Postings:
+        """Return what lies between two places."""
+        return self._replace(documents=self.documents[start:stop], codes=self.codes[start:stop])
+
+    def added(self, places: Any) -> NDArray[np.float64]:
+        """Return what the term adds to the scores of the documents at some places."""
+        return self.most * self.weights[self.codes[places]]
+
+
+def _best(
+    parts: Sequence[_Postings], block: range, limit: int, lower: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return documents of a block, and their scores: all that can be among the best `limit`; `parts` lie in the block.
+
+    `lower` is a score that `limit` documents have. Once what the remaining terms could add lies below it, no new
+    document can enter, and only those that can still be among the best are looked up in the longer lists.
+    """
+    total = np.zeros(len(block))
+    remaining = sum(part.most for part in parts)  # what the terms that are left can add
+    seen: NDArray[np.int64] | None = None  # the only ones that can still be among the best
+    for part in parts:
+        if seen is None and lower > remaining:
+            seen = np.flatnonzero(total >= lower - remaining)
+        remaining = max(0.0, remaining - part.most)
+        if not len(part.documents):
+            continue
+        if seen is None:
+            local = part.documents - block.start
+            total[local] += part.added(slice(None))
+            if part.frequency <= _LONG:
+                lower = max(lower, _threshold(total[local], limit))
+            continue
+        wanted = (seen + block.start).astype(np.int32)
+        places = np.minimum(np.searchsorted(part.documents, wanted), len(part.documents) - 1)
+        found = part.documents[places] == wanted
+        total[seen[found]] += part.added(places[found])
+        lower = max(lower, _threshold(total[seen], limit))
+        seen = seen[total[seen] + remaining >= lower]
+    if seen is None:
+        seen = np.flatnonzero(total >= lower if lower > 0.0 else total)
+    return seen + block.start, total[seen]
 
 
 def mapped(folder: Path, name: str) -> NDArray[Any]:
@@ -130,8 +154,10 @@ def mapped(folder: Path, name: str) -> NDArray[Any]:
 
 
 def _threshold(scores: NDArray[np.float64], limit: int) -> float:
-    """Return the limit-th best score, or 0 where there are fewer."""
-    return float(np.partition(scores, len(scores) - limit)[len(scores) - limit]) if len(scores) >= limit else 0.0
+    """Return the limit-th best score, less what float32 may round away, or 0 where there are fewer."""
+    if len(scores) < limit:
+        return 0.0
+    return float(np.partition(scores, len(scores) - limit)[len(scores) - limit]) * (1 - 1e-6)
 
 
 def _idf(documents: int, frequency: int) -> float:
