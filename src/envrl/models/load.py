@@ -18,7 +18,7 @@ from envrl.config.schema import Config, ModelConfig
 from envrl.errors import UserError, suggest
 from envrl.models.adapters import base_folder, has_adapter, holds_adapter, load_adapter, save_adapter
 from envrl.models.forward import admit, longest_sequence, vocabulary_size
-from envrl.models.shapes import build_shape
+from envrl.models.random_weights import build_shape
 from envrl.models.template import CHATML, CHATML_TOKENS
 from envrl.models.tiny import PRESETS, build_tiny
 from envrl.models.tokenizer import MARKS, Codec, train_tokenizer

@@ -119,7 +119,7 @@ class Bench:
 
 
 def bench_model(config: Config, make_env: Worlds, shape: str = "") -> LanguageModel:
-    """Return a random model of a shape (`envrl.models.shapes`), or the recipe's own: from scratch, or `model.path`."""
+    """Return a model of a shape with random weights, or the recipe's own: from scratch, or `model.path`."""
     model = config.model
     if shape and model.lora_rank:
         raise UserError(

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from envrl.config.schema import Config
-from envrl.models.memory import Load
-from envrl.models.shape import Shape
+from envrl.costs.memory import Load
+from envrl.costs.shape import Shape
 
 CHARACTERS = {"preset": 5.4, "model": 4.0}
 """Of a token: the preset's tokenizer is made for its world; a pretrained one's on English."""
