@@ -96,8 +96,8 @@ def check_model_folder(folder: str | Path) -> Path:
 
 def load_policy(folder: str | Path, config: Config, device: str = "") -> LanguageModel:
     """Load the model of a recipe, ready for its prompt format, on its device or another one."""
-    marks, device = config.rollout.format == "marks", device or config.train.device
-    return load_model(folder, device, marks=marks, chat_template=config.model.chat_template)
+    marks, template = not config.rollout.is_chat, config.model.chat_template
+    return load_model(folder, device or config.train.device, marks=marks, chat_template=template)
 
 
 def load_model(

@@ -22,7 +22,6 @@ from envrl.models.load import LanguageModel, build_model, load_policy
 from envrl.models.runtime import prepare_torch, waiting
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock
-from envrl.rollout.wording import MARKS
 from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_groups
 from envrl.trainer.demonstrations import world_texts
 from envrl.trainer.optimizer import adamw
@@ -118,7 +117,7 @@ def bench_model(config: Config, make_env: Worlds, shape: str = "") -> LanguageMo
         if model.lora_rank:
             add_adapter(found.network, Path(model.path), model.lora_rank, model.lora_alpha, config.seed)
         return found
-    if config.rollout.format != MARKS:
+    if config.rollout.is_chat:
         model = replace(model, chat_template="chatml")
     return build_model(model, world_texts([], make_env(), config), config.seed, config.train.device, shape)
 
