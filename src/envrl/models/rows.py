@@ -119,12 +119,12 @@ def _tree_layers(model: PreTrainedModel) -> Iterator[None]:
             del layer.forward
 
 
-def _short_convolution(layer: nn.Module, hidden_states: Tensor, *, rows: Rows, **_: Any) -> Tensor:
+def _short_convolution(layer: Any, hidden_states: Tensor, *, rows: Rows, **_: Any) -> Tensor:
     """Return C ∘ conv(B ∘ x) of nodes (1, nodes, width) as LFM2 has it, over the last tokens of each one's own row."""
     before, after, x = layer.in_proj(hidden_states[0]).chunk(3, dim=-1)
     inputs = before * x
     padded = torch.cat([inputs, inputs.new_zeros(1, inputs.shape[1])])
-    kernel = layer.conv.weight[:, 0]
+    kernel = cast(Tensor, layer.conv.weight)[:, 0]
     found = inputs * kernel[:, -1]
     for distance in range(1, kernel.shape[1]):
         nodes = torch.from_numpy(rows.tree.before(distance)).to(inputs.device)

@@ -118,13 +118,13 @@ class Sampler:
         At least the last one is left to be run. (Nothing stays where there are states of convolutions.)
         """
         held = self._slots[slot].fed
-        alike = 0 if self._cache.has_states else alike(held, ids[:-1])
-        if not alike:
+        count = 0 if self._cache.has_states else alike(held, ids[:-1])
+        if not count:
             self.forget([slot])
             return 0
-        self._cache.cut(slot, alike)
-        self._slots[slot] = _Slot(fed=held[:alike])
-        return alike
+        self._cache.cut(slot, count)
+        self._slots[slot] = _Slot(fed=held[:count])
+        return count
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop all other sequences; the slots are renumbered in this order."""
