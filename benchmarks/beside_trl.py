@@ -293,8 +293,8 @@ def table(figures: Mapping[str, Any]) -> str:
             f"model  {figures['model']}, {figures['parameters']:,} parameters, fp32, one thread",
             f"batch  {figures['episodes']} episodes, {figures['with_advantage']} of them with an advantage, "
             f"{tokens['with_advantage']:,} tokens of {tokens['in_rows']:,}, {tokens['run']:,} of them run "
-            f"({tokens['with_trl_padding']:,} as TRL pads them), {tokens['trained']:,} trained; {figures['gflop']:,.0f} GFLOP "
-            f"({figures['trl_gflop']:,.0f} with TRL's padding and scores)",
+            f"({tokens['with_trl_padding']:,} as TRL pads them), {tokens['trained']:,} trained; "
+            f"{figures['gflop']:,.0f} GFLOP ({figures['trl_gflop']:,.0f} with TRL's padding and scores)",
             f"envrl  {own['seconds']:.2f} s, {own['samples_per_second']:.2f} samples a second, micro-batches of "
             f"{own['micro_batch_tokens']:,} tokens",
             f"TRL    {trl['seconds']:.2f} s, {trl['samples_per_second']:.2f} samples a second, micro-batches of "

@@ -127,10 +127,7 @@ def table(figures: Mapping[str, Any]) -> str:
             "batch",
             f"{figures['episodes']} episodes, {figures['rows']} rows of at most {figures['longest_row']:,} tokens",
         ),
-        (
-            "",
-            f"{tokens['trained']:,} tokens, {tokens['run']:,} run, {tokens['scored']:,} scored; returns {figures['returns']}",
-        ),
+        ("", f"{tokens['trained']:,} tokens, {tokens['run']:,} run, {tokens['scored']:,} scored"),
         (
             "",
             f"{figures['micro_batches']} micro-batches, {figures['optimiser_steps']} optimiser steps, "
