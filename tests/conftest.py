@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,10 @@ from envrl.envs.household.problem import Goal, Item, Problem, Receptacle
 # Examples are a function of the test alone, and busy cores are no failure.
 settings.register_profile("envrl", deadline=None, derandomize=True)
 settings.load_profile("envrl")
+
+# A shell starts what runs in its background deaf to Ctrl-C, and what tests start and interrupt would be so, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
