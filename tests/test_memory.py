@@ -272,7 +272,7 @@ def test_the_peak_of_an_update_is_the_predicted_one(case: str, kind: str, precis
     with Allocations([*model.network.parameters(), *model.network.buffers()]) as allocated:
         accumulate(model, batch, loss)
     shape = shape_of(model.network.config.to_dict())
-    load = replace(LOAD, micro_batch=rows * length, scored=rows * scored)
+    load = replace(LOAD, micro_batch=rows * length, scored=rows * scored, sees=length // 2)
     load = replace(load, bf16=precision == "bf16", checkpointing=checkpointing)
     expected = 4 * shape.parameters + sum(pass_parts(shape, load).values())
     assert allocated.peak == pytest.approx(expected, rel=0.04)
