@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
@@ -59,7 +60,11 @@ def _unpacked(name: str, what: str, variable: str) -> Path:
     if not unpacked.is_dir():
         if not archive.is_file():
             pytest.skip(f"no {what}: {variable} is not set, and there is no {archive}")
-        _unpack(archive, unpacked)
+        unpacked.parent.mkdir(exist_ok=True)
+        with open(unpacked.with_suffix(".lock"), "w") as lock:  # another test run may be at it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not unpacked.is_dir():
+                _unpack(archive, unpacked)
     return unpacked
 
 
@@ -73,7 +78,6 @@ def shared_lines(name: str) -> list[dict[str, Any]]:
 
 def _unpack(archive: Path, target: Path) -> None:
     """Unpack aside and rename, so that a killed unpack leaves nothing that looks whole."""
-    target.parent.mkdir(exist_ok=True)
     for stale in target.parent.glob(f"{target.name}-unpack-*"):
         shutil.rmtree(stale, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(prefix=f"{target.name}-unpack-", dir=target.parent))
