@@ -1,8 +1,8 @@
 """How much memory a run takes, part by part and phase by phase, from the model's shape alone; nothing is allocated.
 
 What a layer keeps for its backward pass is counted tensor by tensor as `transformers` computes it (RMSNorm in fp32,
-SwiGLU), with our attention and convolution; what is needed for a moment only is a few such tensors, taken from measured peaks.
-tests/test_memory.py compares both with what a pass really allocates.
+SwiGLU), with our attention and convolution; what is needed for a moment only is a few such tensors, taken from measured
+peaks. tests/test_memory.py compares both with what a pass really allocates.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ PROCESS = {"cpu": 600 * 2**20, "cuda": 600 * 2**20}
 class Load:
     """What a run asks of memory: its batch in tokens, and how it is trained.
 
-    `scored` tokens of a micro-batch have a loss, and one `sees` so many on average. `slots` episodes are played at once, with at most `positions` tokens
-    each. The first pass of the sampler runs `fed` tokens, `chunk` of an episode, and a later one `later` tokens of them
-    all. `copies` is the number of further models (a reference, best weights).
+    `scored` tokens of a micro-batch have a loss, and a token sees `sees` on average. `slots` episodes are played at
+    once, with at most `positions` tokens each. The first pass of the sampler runs `fed` tokens, `chunk` of an episode,
+    and a later one `later` tokens of them all. `copies` is the number of further models (a reference, best weights).
     """
 
     micro_batch: int

@@ -10,14 +10,26 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from envrl.costs.operations import Flops, Products, pass_flops
+from envrl.samples.packing import shared_lengths
 from envrl.types import Row
 
 
-def row_flops(network: PreTrainedModel, rows: Sequence[Row]) -> Flops:
-    """Return what rows take: padding and tokens whose logits nothing asks for do not count."""
+def row_flops(network: PreTrainedModel, rows: Sequence[Row], shared: Sequence[int] | None = None) -> Flops:
+    """Return what rows take: padding and tokens whose logits nothing asks for do not count.
+
+    Nor do the first `shared` tokens of each row, where those are run for another one.
+    """
     lengths = np.array([len(row.token_ids) for row in rows], dtype=np.float64)
+    known = np.zeros(len(rows)) if shared is None else np.array(shared, dtype=np.float64)
     scored = sum(len(term.positions_T) for row in rows for term in row.terms)
-    return pass_flops(products_in(network), float(lengths.sum()), float((lengths**2).sum()), scored)
+    squares = float((lengths**2 - known**2).sum())
+    return pass_flops(products_in(network), float((lengths - known).sum()), squares, scored)
+
+
+def batch_flops(network: PreTrainedModel, batches: Sequence[Sequence[Row]], *, padded: bool) -> Flops:
+    """Return what micro-batches take, each of them as `row_flops` counts it; what rows share counts once in a tree."""
+    found = [row_flops(network, batch, None if padded else shared_lengths(batch)) for batch in batches]
+    return Flops(sum(f.forward for f in found), sum(f.both for f in found), sum(f.again for f in found))
 
 
 def products_in(network: PreTrainedModel) -> Products:
