@@ -160,7 +160,7 @@ def test_attention_in_a_tree_has_the_derivatives_of_its_formula(keep: int, monke
 
 @pytest.mark.parametrize("rows", [rows_of(), forked()], ids=["own", "forked"])
 @pytest.mark.parametrize("kind", ["qwen2", "lfm2"])
-def test_attention_in_a_rectangle_of_rows_is_that_of_the_branches(
+def test_attention_in_whole_rows_is_that_of_the_branches(
     kind: str, rows: list[IntArray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a CUDA device runs in full precision, run here."""
@@ -170,7 +170,7 @@ def test_attention_in_a_rectangle_of_rows_is_that_of_the_branches(
     def apply(query: Tensor, key: Tensor, value: Tensor, tree: Any) -> Tensor:
         laid = attention.Rows.on(query.device, tree)
         flat = query.transpose(1, 2).flatten(0, 1)[None]
-        found = attention._rectangle(flat, key[None], value[None], laid, 1.0)
+        found = attention._by_rows(flat, key[None], value[None], laid, 1.0)
         return found.unflatten(1, (len(key), -1)).transpose(0, 1)
 
     monkeypatch.setattr(attention._Branches, "apply", apply)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from envrl.models.tree import Branch, Tree
@@ -65,8 +67,7 @@ def _tree_attention(
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
     query, key, value = (each.to(low) for each in (query, key, value))
     if device == "cuda":
-        by_rows = _varlen if low in (torch.bfloat16, torch.float16) else _rectangle
-        return by_rows(query, key, value, rows, scale)[None], None
+        return _by_rows(query, key, value, rows, scale)[None], None
     heads, nodes, size = key.shape[1:]
     grouped = query[0].unflatten(0, (heads, -1)).transpose(1, 2) * scale
     found = cast(Tensor, _Branches.apply(*(each.contiguous() for each in (grouped, key[0], value[0])), rows.tree))
@@ -76,11 +77,18 @@ def _tree_attention(
 ALL_ATTENTION_FUNCTIONS.register(TREE, _tree_attention)
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
-    """Attend by torch's own kernel for rows of different lengths, which exists for CUDA in half precision.
+def _by_rows(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
+    """Attend in each row by itself, what it shares included, by torch's kernels; return the nodes' (nodes, heads, size).
 
-    It has no trees: what rows share is attended to once a row.
+    It is done again in the backward pass: rows that share much are many times as long as their nodes.
     """
+    attend = _varlen if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else _rectangle
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    return cast(Tensor, again(attend, query, key, value, rows, scale))
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
+    """Attend by torch's own kernel for rows of different lengths, which exists for CUDA in half precision."""
     from torch.nn.attention.varlen import varlen_attn
 
     longest, groups = max(len(branch.path) for branch in rows.tree.branches), query.shape[1] // key.shape[1]
