@@ -78,7 +78,7 @@ ALL_ATTENTION_FUNCTIONS.register(TREE, _tree_attention)
 
 
 def _by_rows(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
-    """Attend in each row by itself, what it shares included, by torch's kernels; return the nodes' (nodes, heads, size).
+    """Attend in each row by itself, what it shares included, by torch's kernels; return the nodes' part.
 
     It is done again in the backward pass: rows that share much are many times as long as their nodes.
     """
