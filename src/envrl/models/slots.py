@@ -88,6 +88,10 @@ class SlotCache:
             result.append(seen if self._slots is None else seen[self._slots])
         return result[0], result[1]
 
+    def has_previous_state(self, layer_idx: int) -> bool:
+        """Return False, as `get_conv_state` returns None; transformers 5.17 asks so."""
+        return False
+
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> None:
         """Return None, so that every chunk takes the path through `update_conv_state`, which knows slots' lengths."""
 
