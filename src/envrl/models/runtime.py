@@ -6,11 +6,16 @@ import os
 import re
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.utils.deterministic
+from numpy.typing import NDArray
+from torch import Tensor
 
 
 def usable_threads() -> int:
@@ -25,6 +30,30 @@ def prepare_torch(threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory would cost time, and nothing here reads what it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def distinct_writes(device: torch.device) -> Iterator[None]:
+    """Write to indices that are all different: CUDA's kernel for repeated ones sorts, and copies the whole target.
+
+    What they write is the same.
+    """
+    if device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warn)
+
+
+def sent(numbers: NDArray[Any] | Sequence[int], device: torch.device) -> Tensor:
+    """Return numbers (integers where they are no array) as a tensor on a device; nobody waits for the copy to a GPU."""
+    array = numbers if isinstance(numbers, np.ndarray) else np.array(numbers, dtype=np.int64)
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from envrl.models.graphs import Recorded
+
 Part = Literal["prefill", "decode", "draw"]
 
 
@@ -24,6 +26,8 @@ class Meter:
     """Tokens that went through the network."""
     cells: int = 0
     """The same with padding."""
+    recorded: Recorded = field(default_factory=Recorded)
+    """Of the passes those that came from CUDA graphs."""
     seconds: dict[Part, float] = field(default_factory=lambda: {"prefill": 0.0, "decode": 0.0, "draw": 0.0})
 
     @contextmanager
