@@ -64,17 +64,20 @@ class Twins:
 
     def __init__(self, network: PreTrainedModel, count: int) -> None:
         self.network, self.generator = network, torch.Generator().manual_seed(0)
-        self.plain, self.fixed = (SlotCache(network.config, count, torch.float32, torch.device("cpu")) for _ in "ab")
+        weight = next(network.parameters())
+        self.device = weight.device
+        self.plain, self.fixed = (SlotCache(network.config, count, weight.dtype, weight.device) for _ in "ab")
         self.passes = 0
 
     def ids(self, *shape: int) -> Tensor:
-        return torch.randint(9, vocabulary_size(self.network), shape, generator=self.generator)
+        return torch.randint(9, vocabulary_size(self.network), shape, generator=self.generator).to(self.device)
 
     @torch.no_grad()
     def chunk(self, counts: list[int], some: list[int] | None = None) -> None:
-        ids, chosen = self.ids(len(counts), max(counts)), None if some is None else torch.tensor(some)
+        ids, lengths = self.ids(len(counts), max(counts)), torch.tensor(counts, device=self.device)
+        chosen = None if some is None else torch.tensor(some, device=self.device)
         for cache in (self.plain, self.fixed):
-            chunk_states(self.network, cache, ids, torch.tensor(counts), chosen)
+            chunk_states(self.network, cache, ids, lengths, chosen)
 
     @torch.no_grad()
     def write(self, *counts: int) -> None:
@@ -176,8 +179,8 @@ class Recorder:
 class Driver:
     """Feeds a cache through a `PassGraph`, as the sampler does, and a second one without."""
 
-    def __init__(self, name: str, count: int, recorder: Recorder) -> None:
-        self.network, self.count = network_of(name), Recorded()
+    def __init__(self, name: str, count: int, recorder: Callable[[graphs.Pass], graphs.Pass], **place: Any) -> None:
+        self.network, self.count = network_of(name).to(**place), Recorded()  # type: ignore[arg-type]
         self.twins = Twins(self.network, count)
         self.graph = PassGraph(self.network, self.twins.fixed, recorder, self.count)
         self.twins.both(lambda cache: cache.reserve(2 * BLOCK))
@@ -187,14 +190,14 @@ class Driver:
     def write(self, *counts: int) -> float:
         """Return the largest difference between the states with recordings and without."""
         twins, busy = self.twins, [slot for slot, count in enumerate(counts) if count]
-        ids, ones = twins.ids(len(busy)), torch.ones(len(busy), dtype=torch.long)
-        some = None if len(busy) == len(counts) else torch.tensor(busy)
+        ids, ones = twins.ids(len(busy)), torch.ones(len(busy), dtype=torch.long, device=twins.device)
+        some = None if len(busy) == len(counts) else torch.tensor(busy, device=twins.device)
 
         def ordinary(cache: SlotCache) -> Tensor:
             return chunk_states(self.network, cache, ids[:, None], ones, some)
 
         room = int(twins.fixed.lengths.max()) + 1
-        found = self.graph.run(busy, ids.numpy(), [1] * len(busy), room, lambda: ordinary(twins.fixed)).clone()
+        found = self.graph.run(busy, ids.cpu().numpy(), [1] * len(busy), room, lambda: ordinary(twins.fixed)).clone()
         expected = ordinary(twins.plain)
         assert found.shape == expected.shape
         assert torch.equal(twins.plain.lengths, twins.fixed.lengths)

@@ -82,6 +82,7 @@ def _figures(model: LanguageModel, trajectories: Sequence[Trajectory], clock: Cl
         "turns": turns,
         "tokens": {"fed": meter.fed, "with_padding": meter.cells, "drawn": drawn},
         "passes": meter.passes,
+        "cuda_graphs": {"recorded": meter.recorded.graphs, "passes": meter.recorded.passes},
         "seconds": {"total": total, **parts, "other": total - sum(parts.values())},
         "rate": {"tokens": drawn / total, "fed": meter.fed / total, "episodes": count / total, "turns": turns / total},
         "peak_gflops": peak / 1e9,
@@ -143,11 +144,12 @@ def generate_by_turns(
 
 def table(figures: dict[str, Any]) -> str:
     """Return the figures as lines of text."""
-    seconds, rate, tokens = figures["seconds"], figures["rate"], figures["tokens"]
+    seconds, rate, tokens, graphs = (figures[name] for name in ("seconds", "rate", "tokens", "cuda_graphs"))
     share = ", ".join(f"{name} {seconds[name]:.2f}" for name in ("prefill", "decode", "draw", "world", "other"))
     lines = [
         ("model", f"{figures['model']}, {figures['parameters']:,} parameters, {figures['dtype']}, {figures['device']}"),
         ("played", f"{figures['episodes']} episodes, {figures['turns']:,} turns, {figures['passes']:,} passes"),
+        ("graphs", f"{graphs['recorded']:,} recorded, {graphs['passes']:,} passes replayed from them"),
         (
             "tokens",
             f"{tokens['fed']:,} fed ({tokens['with_padding']:,} with padding), {tokens['drawn']:,} in responses",
