@@ -16,11 +16,11 @@ from envrl.cli.main import main
 from envrl.config.load import dump_config
 from envrl.errors import UserError
 from envrl.models.load import build_model
-from envrl.models.shapes import SHAPES, build_shape
+from envrl.models.random_weights import SHAPES, build_shape
 from envrl.models.template import ChatTemplate
 from envrl.trainer.bench import Bench, deal_returns
 from envrl.trainer.bench_train import PHASES, arms, bench_train, table
-from envrl.trainer.flops import row_flops
+from envrl.trainer.flops import batch_flops, row_flops
 from envrl.types import Row, Term
 
 SEPARATE = {"warm_start": {"state_rows": "separate"}}
@@ -34,7 +34,7 @@ def test_the_figures_are_those_of_the_batch() -> None:
     seconds = figures["seconds"]
     assert all(seconds[name]["median"] > 0 for name in PHASES), "two steps need old log-probs, a KL term the reference"
     assert all(each["min"] <= each["median"] <= each["max"] for each in (seconds[name] for name in PHASES))
-    assert 0 <= figures["padding"] < 1
+    assert figures["tokens"]["scored"] < figures["tokens"]["run"] < figures["tokens"]["trained"]
     assert figures["tokens"]["scored"] < figures["tokens"]["trained"]
     rate = figures["mfu"]["passes"] * figures["peak_gflops"] * seconds["passes"]["median"]
     assert rate == pytest.approx(figures["gflop"]["useful"]), "MFU times peak times seconds are the operations"
@@ -118,6 +118,18 @@ def test_frozen_matrices_cost_no_gradient_of_their_own() -> None:
     assert trained.both - row_flops(network, [row]).both == 2 * 8 * (4 * 32 * 32 + 3 * 32 * 48 + 97 * 32)
 
 
+def test_what_rows_share_is_counted_once() -> None:
+    """Two rows of 6 and 8 tokens, 5 of them alike: 9 tokens, which see 1 + … + 6 and 6 + 7 + 8 of their rows."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 97}
+    network = Qwen2ForCausalLM(Qwen2Config(**shape, num_attention_heads=4, num_key_value_heads=4))
+    rows = [Row(np.array(ids, dtype=np.int32), (_scored(2),)) for ids in ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7, 8, 9])]
+    weights, head, attended = 2 * (4 * 32 * 32 + 3 * 32 * 48), 97 * 32, 2 * 32
+    found = batch_flops(network, [rows], padded=False).forward
+    assert found == 2 * weights * 9 + 2 * attended * (36 + 64 - 25) + 2 * head * 4
+    assert batch_flops(network, [rows], padded=True) == row_flops(network, rows)
+    assert batch_flops(network, [[row] for row in rows], padded=False) == row_flops(network, rows)
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
@@ -134,7 +146,7 @@ def test_shapes_have_as_many_parameters_as_the_published_models(name: str, param
 
 def test_a_shape_comes_with_a_tokenizer_that_writes_chats(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {**SHAPES["qwen2-100m"], "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
-    monkeypatch.setattr("envrl.models.shapes.SHAPES", {"small": small})
+    monkeypatch.setattr("envrl.models.random_weights.SHAPES", {"small": small})
     config = tiny(model={"chat_template": "chatml"}).model
     model = build_model(config, ["open box 2"] * 20, 0, shape="small")
     assert model.network.config.vocab_size == 32_000

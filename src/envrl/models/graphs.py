@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from envrl.models.devices import sent
 from envrl.models.forward import chunk_states
 from envrl.models.out_of_memory import release_memory
-from envrl.models.runtime import sent
 from envrl.models.slots import SlotCache
 
 Pass = Callable[[], Tensor]
@@ -32,7 +32,7 @@ SETTLED = 8
 the arrangement changes then, recording has at most doubled what the passes took."""
 IN_VAIN = 1 << 30
 """Bytes that a layer may read of slots that have no token, which a graph runs, too: a device reads as much while
-Python begins an ordinary layer's kernels (0.8 ms, as `envrl.models.speed` assumes)."""
+Python begins an ordinary layer's kernels (0.8 ms, as `envrl.costs.speed` assumes)."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """By how much of its norm a state may differ from the ordinary pass's; 0.1 in types of less precision."""
 

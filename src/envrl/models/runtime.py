@@ -1,4 +1,4 @@
-"""What results may depend on beside the recipe (threads, kernels), and how much memory was taken."""
+"""What results may depend on beside the recipe (threads, kernels), and what a clock and the peak of memory need."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torch.utils.deterministic
-from numpy.typing import NDArray
-from torch import Tensor
 
 
 def usable_threads() -> int:
@@ -32,28 +28,9 @@ def prepare_torch(threads: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-@contextmanager
-def distinct_writes(device: torch.device) -> Iterator[None]:
-    """Write to indices that are all different: CUDA's kernel for repeated ones sorts, and copies the whole target.
-
-    What they write is the same.
-    """
-    if device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
-        yield
-        return
-    warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(True, warn_only=warn)
-
-
-def sent(numbers: NDArray[Any] | Sequence[int], device: torch.device) -> Tensor:
-    """Return numbers (integers where they are no array) as a tensor on a device; nobody waits for the copy to a GPU."""
-    array = numbers if isinstance(numbers, np.ndarray) else np.array(numbers, dtype=np.int64)
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+def waiting(device: torch.device) -> Callable[[], None]:
+    """Return what waits until a device has done all that it was given, which a clock must; on a CPU it always has."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from envrl.models.runtime import distinct_writes
+from envrl.models.devices import distinct_writes
 
 _BLOCK = 128
 

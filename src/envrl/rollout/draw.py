@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envrl.models.runtime import sent
+from envrl.models.devices import sent
 
 Choices = tuple[int, ...] | None
 """The ids that a token may be drawn from; None: the whole vocabulary."""
