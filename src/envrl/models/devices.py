@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def sent(numbers: NDArray[Any] | Sequence[int], device: torch.device) -> Tensor:
-    """Return numbers (integers where they are no array) as a tensor on a device; the copy to a GPU goes on by itself."""
+    """Return numbers (integers where they are no array) as a tensor on a device; nobody waits for the copy."""
     array = numbers if isinstance(numbers, np.ndarray) else np.array(numbers, dtype=np.int64)
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -39,10 +39,11 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 
 @dataclass(slots=True)
 class Recorded:
-    """How many graphs were recorded, and how many passes came from one."""
+    """How many graphs were recorded, how many passes came from one, and how many were ordinary for all that."""
 
     graphs: int = 0
     passes: int = 0
+    ordinary: int = 0
 
 
 class PassGraph:
@@ -71,12 +72,14 @@ class PassGraph:
         """
         everyone = len(self._cache.lengths)
         if self._given_up or (everyone - sum(counts)) * self._cache.slot_bytes > IN_VAIN:
+            self._count.ordinary += 1
             return ordinary()
         self._cache.reserve(room)
         if self._arrangement != self._cache.arrangement:
             self._arrangement, self._met, self._replay = self._cache.arrangement, 0, None
         if self._replay is None and self._met < SETTLED:
             self._met += 1
+            self._count.ordinary += 1
             return ordinary()
         inputs = np.zeros((2, everyone), dtype=np.int64)
         inputs[:, list(slots)] = ids, counts

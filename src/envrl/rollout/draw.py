@@ -45,6 +45,16 @@ def choose(logprobs: Tensor, numbers: NDArray[np.float64]) -> Tensor:
     return torch.minimum(index, last)
 
 
+def taken(index: Tensor, logprobs: Tensor, ids: Tensor | None) -> tuple[list[int], list[float]]:
+    """Return the tokens of choices (n,) and their log-probs; `ids` are the choices' as `padded` gives them.
+
+    Both come in one copy: it is here that a GPU is waited for (and in `chosen`). Doubles hold either exactly.
+    """
+    tokens = index if ids is None else ids.gather(1, index[:, None])[:, 0]
+    found = torch.stack([tokens.double(), logprobs.gather(1, index[:, None])[:, 0].double()]).tolist()
+    return [int(token) for token in found[0]], found[1]
+
+
 def padded(choices: list[Choices], logits: Tensor) -> Tensor | None:
     """Return each row's choices (n, most choices), -1 beyond its own; None where all have the whole vocabulary."""
     vocabulary = logits.shape[1]

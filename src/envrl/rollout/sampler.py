@@ -15,7 +15,7 @@ from envrl.models.forward import chunk_states, logits_of, restricted_logits, sta
 from envrl.models.graphs import PassGraph, recorder
 from envrl.models.load import LanguageModel
 from envrl.models.slots import SlotCache
-from envrl.rollout.draw import Choices, choose, chosen, kept, narrowed, padded
+from envrl.rollout.draw import Choices, choose, chosen, kept, narrowed, padded, taken
 from envrl.rollout.meter import Meter
 from envrl.rollout.passes import plan_passes
 from envrl.rollout.randomness import uniforms
@@ -153,11 +153,8 @@ class Sampler:
             states = self._feed(waiting)
             with self._meter.part("draw"):
                 self._draw(waiting, states)
-            closed |= {
-                number: draft
-                for number in waiting
-                if (draft := self._slots[number].draft) is not None and not draft.open
-            }
+            drafts = {number: self._slots[number].draft for number in waiting}
+            closed |= {number: draft for number, draft in drafts.items() if draft is not None and not draft.open}
         return closed
 
     def sample(
@@ -230,10 +227,9 @@ class Sampler:
             for slot, part in zip(slots, parts, strict=True):
                 self._slots[slot].fed += part
                 del self._slots[slot].pending[: len(part)]
-            place = {slot: row for row, slot in enumerate(slots)}
-            rows = [place[slot] for slot in busy]
-            lasts = [len(parts[row]) - 1 for row in rows]
-            states[self._tensor(busy)] = found[self._tensor(rows), self._tensor(lasts)]
+            ends = {slot: (row, len(part) - 1) for row, (slot, part) in enumerate(zip(slots, parts, strict=True))}
+            rows, columns = (self._tensor(part) for part in zip(*(ends[slot] for slot in busy), strict=True))
+            states[self._tensor(busy)] = found[rows, columns]
 
     def _pass(self, parts: list[list[int]], slots: list[int]) -> Tensor:
         """Run one chunk a slot; return its hidden states (slots, longest, width), which hold until the next pass."""
@@ -274,12 +270,10 @@ class Sampler:
             stays = kept(logprobs, self.top_k, self.top_p)
             logprobs, choices = narrowed(logprobs, stays), chosen(choices, stays, ids)
         index = logprobs.argmax(-1) if greedy else choose(logprobs, self._numbers(slots))
-        tokens = index if ids is None else ids.gather(1, index[:, None])[:, 0]
-        found = torch.stack([tokens.double(), logprobs.gather(1, index[:, None])[:, 0].double()])
-        # The one time a token that a GPU is waited for, unless sampling is narrowed.
-        for slot, draft, token, logprob, allowed in zip(slots, drafts, *found.tolist(), choices, strict=True):
+        tokens, found = taken(index, logprobs, ids)
+        for slot, draft, token, logprob, allowed in zip(slots, drafts, tokens, found, choices, strict=True):
             before = len(draft.token_ids)
-            self._append(draft, int(token), logprob, allowed)
+            self._append(draft, token, logprob, allowed)
             while draft.open and draft.node is not None and len(draft.node) == 1:
                 (only,) = draft.node
                 self._append(draft, only, 0.0, (only,))
