@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 import recordings
 from envrl.config.schema import ModelConfig
 from envrl.models import graphs, slots
+from envrl.models.devices import distinct_writes
 from envrl.models.forward import chunk_states, vocabulary_size
 from envrl.models.graphs import PassGraph, Recorded
 from envrl.models.load import build_model
@@ -325,20 +326,21 @@ def test_slots_at_rest_are_not_read_where_they_cost_more_than_a_recording_saves(
 # --- the sampler ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "lfm2"])
-@pytest.mark.parametrize("layout", ["concat", "steps"])
-def test_episodes_are_the_same_with_recordings(layout: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "layout", "count"),
+    [("qwen2", "concat", 0), ("qwen2", "steps", 5), ("lfm2", "concat", 5), ("lfm2", "steps", 0)],
+)
+def test_episodes_are_the_same_with_recordings(
+    kind: str, layout: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = qwen() if kind == "qwen2" else small_preset()
-    for count in (0, 5):
-        expected, _ = play(model, layout, count)
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "recorder", lambda device: recordings.record)
-            found, clock = play(model, layout, count)
-        assert_same(found, expected)
-        assert clock.mismatches == 0
-        assert clock.meter.recorded.graphs > 0
-        assert clock.meter.recorded.passes > clock.meter.recorded.graphs
-        assert clock.meter.recorded.passes < clock.meter.passes
+    expected, _ = play(model, layout, count)
+    monkeypatch.setattr(module, "recorder", lambda device: recordings.record)
+    with quiet():
+        found, clock = play(model, layout, count)
+    assert_same(found, expected)
+    assert clock.mismatches == 0
+    assert 0 < clock.meter.recorded.graphs < clock.meter.recorded.passes < clock.meter.passes
 
 
 def small_preset() -> Any:
@@ -352,6 +354,24 @@ def test_on_a_cpu_nothing_is_recorded() -> None:
     sampler.sample([[9, 10], [9, 11, 12]], [None, None], np.arange(2, dtype=np.uint64), 0)
     assert meter.passes >= 12
     assert meter.recorded == Recorded()
+
+
+def test_writes_at_places_all_different_need_no_order_and_what_a_run_asked_for_is_back_afterwards() -> None:
+    def modes() -> tuple[bool, bool]:
+        return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+    before = modes()
+    try:
+        for asked in ((True, True), (True, False), (False, False)):
+            torch.use_deterministic_algorithms(asked[0], warn_only=asked[1])
+            with pytest.raises(IndexError), distinct_writes(torch.device("cuda")):
+                assert modes() == (False, False)
+                raise IndexError
+            assert modes() == asked
+            with distinct_writes(torch.device("cpu")):
+                assert modes() == asked
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def test_what_is_drawn_is_what_was_drawn_with_more_memory() -> None:
