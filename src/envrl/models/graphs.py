@@ -99,7 +99,7 @@ class PassGraph:
     def _first(self, inputs: NDArray[np.int64], slots: Sequence[int], ordinary: Pass) -> Tensor:
         """Record a graph and run this pass with it; then run it ordinarily, compare, and return the latter's states."""
         moment, fault = self._cache.moment(), ""
-        found, lengths = None, moment[0]
+        found = lengths = moment[0]
         self._inputs = self._cache.lengths.new_zeros(inputs.shape)  # no tokens: a pass that alters nothing is recorded
         try:
             self._replay = self._record(self._step())
@@ -110,9 +110,8 @@ class PassGraph:
         self._cache.go_back(moment)
         if fault:
             self._give_up(fault)
+            return ordinary()
         states = ordinary()
-        if found is None:
-            return states
         self._count.graphs += 1
         fed = self._rows(self._inputs[1], slots) > 0
         gap = ((found - states)[fed].norm(dim=-1) / states[fed].norm(dim=-1)).max()
