@@ -17,7 +17,7 @@ from envrl.errors import RunError
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import OutOfMemory, counted_memory, is_out_of_memory
 from envrl.rollout.crowd import Crowd
-from envrl.samples.packing import pack
+from envrl.samples.packing import pack, tokens_run
 from envrl.trainer import loop, update
 from envrl.trainer.loop import train
 from envrl.trainer.optimizer import adamw
@@ -25,18 +25,18 @@ from envrl.trainer.steps import Optimization
 from envrl.types import Row, Trajectory
 from test_update import AUXILIARY, make_model, make_rows
 
-BUDGET = 600
+BUDGET = 200
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 
 
 def device_of(tokens: int, error: Callable[[], BaseException]) -> Callable[..., Any]:
-    """Return `micro_loss` on a device that holds micro-batches of so many tokens, padding included."""
+    """Return `micro_loss` on a device that holds micro-batches of so many tokens, what rows share counted once."""
     whole = update.micro_loss
 
     def limited(model: LanguageModel, rows: list[Row], *rest: Any) -> torch.Tensor:
         loss = whole(model, rows, *rest)
-        if len(rows) * max(len(row.token_ids) for row in rows) > tokens:
+        if tokens_run(rows, padded=False) > tokens:
             raise error()
         return loss
 
@@ -87,7 +87,7 @@ def test_memory_that_runs_out_in_the_middle_leaves_nothing_of_the_failed_try(
     """The third micro-batch fails once, after two have left their gradients."""
     said: list[str] = []
     config = budgeted(BUDGET)
-    assert len(pack(make_rows(make_model(config), config), BUDGET)) > 3
+    assert len(pack(make_rows(make_model(config), config), BUDGET, padded=False)) > 3
     _, half = stepped(budgeted(BUDGET // 2), tmp_path, said)
     whole, calls = update.micro_loss, iter(range(1, 10**6))
 
@@ -195,7 +195,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_survives_and_plays_the_same_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """12 episodes an update on a device that holds 4, micro-batches of 300 tokens: the run is the same to rounding."""
+    """12 episodes an update on a device that holds 4, micro-batches of 100 tokens: the run is the same to rounding."""
     config = tiny(objective=AUXILIARY, train={"micro_batch_tokens": BUDGET, "updates": 2})
     quiet = replace(config, eval=replace(config.eval, every=0, split=("valid_b",), free_episodes=0, probe_episodes=0))
     plain = train(quiet, tmp_path / "plain")
