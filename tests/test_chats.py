@@ -26,7 +26,7 @@ from envrl.config.schema import INVERSE_QUESTION, STATE_QUESTION, Config
 from envrl.errors import UserError
 from envrl.eval.evaluate import evaluate
 from envrl.eval.probe import score_targets
-from envrl.eval.split import wording_of
+from envrl.eval.split import form_of, wording_of
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.template import ChatTemplate
 from envrl.models.tokenizer import Codec
@@ -432,6 +432,58 @@ def test_more_context_than_the_model_has_is_refused(
     with pytest.raises(UserError, match=says):
         train(replace(config, model=replace(config.model, path=str(folders["qwen2"]))), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_first_prompts_do_not_fit_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """One that fits is enough: the others end with the reason `context`, as a later turn does."""
+    model = load_model(folders["qwen2"], marks=False)
+    config = recipe(layout="steps", show_admissible=True)
+    config = replace(config, model=replace(config.model, path=str(folders["qwen2"])))
+    env = Boxes()
+    prompts = {
+        task.id: wording_of(model, form_of(config)).prompt((), env.reset(task), Told(), 0)
+        for split in ("train", "valid_b")
+        for task in env.tasks(split)
+    }
+    lengths = {name: len(prompt.ids) for name, prompt in prompts.items() if prompt is not None}
+    shortest = min(lengths[name] for name in lengths if name.startswith("train"))
+    room = 4096 - shortest
+    for changes, says in (
+        (
+            {"response_tokens": room + 1},
+            rf"{shortest} tokens or more, which beside responses of {room + 1} do not fit the model's context of 4096: "
+            r"lower rollout\.response_tokens, set rollout\.show_admissible = false, or take a model with a longer",
+        ),
+        (
+            {"prompt_tokens": shortest - 1},
+            rf"{shortest} tokens or more, above rollout\.prompt_tokens = {shortest - 1}: set "
+            r"rollout\.show_admissible = false, or raise that",
+        ),
+    ):
+        with pytest.raises(UserError, match=rf"^no episode of the split 'train' can begin: .* {says}"):
+            train(replace(config, rollout=replace(config.rollout, **changes)), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    middle = replace(config.rollout, prompt_tokens=sorted(lengths.values())[len(lengths) // 2])
+    bare = replace(config, rollout=middle, warm_start=replace(config.warm_start, demonstrations=0))
+    full = [record["train/context_full"] for record in lines(train(bare, tmp_path / "run") / "metrics.jsonl")]
+    assert 0.0 < sum(full) / len(full) < 1.0
+    assert min(lengths.values()) < max(lengths.values()), "some fit, some do not"
+
+
+def test_an_evaluation_whose_first_prompts_do_not_fit_is_refused(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = ["eval", str(folders["qwen2"]), "--format", "tags", "--env", "boxes", "--split", "valid_a,valid_b"]
+    asked += ["--json", str(tmp_path / "found.json"), "--max-tokens"]
+    recipe()
+    assert main([*asked, "3990"]) == 2
+    out, error = capsys.readouterr()
+    assert error.count("\n") == 1
+    assert "no episode of the split 'valid_a' can begin" in error
+    assert "responses of 3990 do not fit the model's context of 4096: lower max_tokens" in error
+    assert not out
+    assert not (tmp_path / "found.json").exists()
+    assert main([*asked, "2"]) == 0
 
 
 def test_a_shared_warm_start_that_cannot_play_so_is_refused_before_anything_is_written(

@@ -194,6 +194,13 @@ def test_a_prompt_beyond_the_context_ends_its_episode_alone(server: ChatServer, 
     assert record["requests"] == 20  # the key in box 3 took three turns of the 22
 
 
+@needs_openai
+def test_an_endpoint_whose_context_no_first_prompt_fits_is_refused(server: ChatServer) -> None:
+    server.otherwise = status(400, code="context_length_exceeded")
+    with pytest.raises(UserError, match=r"no episode of the split 'valid_a' can begin: .* takes; lower max_tokens"):
+        measured(server)
+
+
 _HTML = b"<html><body>Welcome!</body></html>"
 
 

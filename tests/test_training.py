@@ -464,19 +464,33 @@ def test_a_world_without_expert_or_commands_trains_from_nothing(tmp_path: Path) 
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize(("context", "full"), [(24, 0.1), (12, 1.0)])
-def test_a_context_that_is_full_ends_episodes_not_the_run(context: int, full: float, tmp_path: Path) -> None:
-    """Too short for three turns; then too short for the first observation and a command."""
-    config = tiny(
-        model={"context": context},
+def test_a_context_that_is_full_ends_episodes_not_the_run(tmp_path: Path) -> None:
+    """Long enough for the first turn, and too short for the third."""
+    run = train(in_context(70), tmp_path / "run")
+    for record in metrics(run):
+        assert 0.1 <= record["train/context_full"] < 1.0
+        assert record["train/steps"] > 0
+
+
+def in_context(tokens: int) -> Config:
+    return tiny(
+        model={"context": tokens},
         warm_start={"demonstrations": 0},
         rollout={"response_tokens": 4},
         train={"updates": 2},
         eval=QUICK,
     )
-    run = train(config, tmp_path / "run")
-    for record in metrics(run):
-        assert full <= record["train/context_full"] <= 1.0
+
+
+def test_a_context_in_which_no_episode_can_begin_is_refused(tmp_path: Path) -> None:
+    """A preset's tokenizer is made on the way, and its run leaves nothing behind."""
+    says = (
+        r"no episode of the split 'train' can begin: its first prompts have 4\d tokens or more, which beside responses "
+        r"of \d+ do not fit the model's context of 24: lower rollout\.response_tokens, or raise model\.context$"
+    )
+    with pytest.raises(UserError, match=says):
+        train(in_context(24), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_never_finite_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

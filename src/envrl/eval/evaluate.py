@@ -14,7 +14,8 @@ from envrl.envs.protocol import TextEnv
 from envrl.envs.settings import WorldSettings
 from envrl.errors import UserError, suggest
 from envrl.eval.data import warn_of_other_data
-from envrl.eval.split import env_maker, evaluate_script, evaluate_split
+from envrl.eval.room import check_room
+from envrl.eval.split import chosen_tasks, env_maker, evaluate_script, evaluate_split
 from envrl.models.adapters import holds_adapter
 from envrl.models.checkpoints import MANIFEST, latest_checkpoint, verify_checkpoint
 from envrl.models.load import LanguageModel, find_device, load_policy
@@ -78,6 +79,10 @@ def evaluate(
         warn_of_other_data(found.run, config.env.name, world, config.eval.split)
     prepare_torch(config.train.threads)
     model = None if found.script else load_policy(found.folder, config, _device(config))
+    if model is not None:
+        chosen = {name: chosen_tasks(world, name, config, episodes or 0) for name in config.eval.split}
+        tasks = {name: [task for task, _ in pairs] for name, pairs in chosen.items()}
+        check_room(model, make_env, tasks, config, "rollout.response_tokens" if format is None else "max_tokens")
     return [_record(found, model, make_env, name, config, episodes or 0) for name in config.eval.split]
 
 

@@ -90,6 +90,12 @@ class Episode:
             self.stop_reason = "max_steps"
 
 
+def room_for(observation: Observation, commands: Commands, settings: PlaySettings) -> int:
+    """Return how many tokens the longest response may take."""
+    longest = 0 if settings.actions == "free" else commands.longest(observation)
+    return max(settings.response_tokens, longest)
+
+
 class Seats:
     """The episodes that are played at present, one in each slot of a sampler, and those that wait for a slot."""
 
@@ -187,8 +193,7 @@ class Seats:
     def _write(self, positions: Sequence[int]) -> None:
         """Write the prompts of these episodes; one is over where prompt and longest response do not fit the context."""
         for episode in (self._seated[n] for n in positions):
-            longest = 0 if self._settings.actions == "free" else self._commands.longest(episode.observation)
-            room = max(self._settings.response_tokens, longest)
+            room = room_for(episode.observation, self._commands, self._settings)
             episode.prompt = self._wording.prompt(
                 episode.transitions, episode.observation, episode.transcript.told, room
             )
