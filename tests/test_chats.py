@@ -263,6 +263,18 @@ def test_no_text_of_the_world_becomes_a_special_token(models: dict[str, Language
         assert prompt.ids.count(wording.end) == 1
 
 
+@pytest.mark.parametrize("layout", ["concat", "steps"])
+def test_half_of_a_surrogate_pair_trains_in_a_chat_too(layout: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    config = recipe(layout=layout, actions="admissible", show_admissible=True)
+    config = replace(config, env=replace(config.env, name="halves"), train=replace(config.train, updates=1))
+    config = replace(config, model=replace(config.model, path=str(folders["llama"])))
+    warm = replace(config.warm_start, demonstrator="walkthrough")
+    run = train(replace(config, warm_start=warm), tmp_path / "run")
+    (record,) = lines(run / "metrics.jsonl")
+    assert record["train/token_mismatches"] == 0
+    assert min(record["rows/state"], record["rows/inverse"]) > 0
+
+
 def test_auxiliary_rows_are_chats(models: dict[str, LanguageModel]) -> None:
     model = models["qwen2"]
     wording = wording_of(model, Form("steps", history=1, format="tags", **QUESTIONS))
