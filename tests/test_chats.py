@@ -11,7 +11,7 @@ from html import escape
 from itertools import pairwise
 from pathlib import Path
 from shutil import copytree
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from tokenizers import models as models_of_pieces
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from boxes import COMMANDS, Boxes, tiny
-from chat_models import CHATML, FAMILIES, save_chat_model
+from chat_models import CHATML, FAMILIES, make_sentencepiece, save_chat_model
 from envrl.cli.main import main
 from envrl.config.schema import INVERSE_QUESTION, STATE_QUESTION, Config
 from envrl.errors import UserError
@@ -38,7 +38,7 @@ from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.transcript import write_segments
 from envrl.rollout.wording import Form, Pair, Told, Wording
 from envrl.trainer.loop import train
-from envrl.types import Action, Observation, Trajectory, Transition
+from envrl.types import Action, Observation, Step, Task, Template, Trajectory, Transition
 
 SETTINGS = PlaySettings(max_steps=4, temperature=1.0, actions="free", response_tokens=12)
 QUESTIONS = {"state_question": STATE_QUESTION, "inverse_question": INVERSE_QUESTION}
@@ -318,6 +318,55 @@ def test_restricted_sampling_says_a_command_and_the_templates_end(models: dict[s
                 assert step.action.text in COMMANDS
                 assert step.action.token_ids == wording.respond(step.action.text)
                 assert step.action.well_formed
+
+
+class Shop:
+    """A world of commands that tokenizers alter, some with free words; it remembers what it was told."""
+
+    told: ClassVar[list[str]] = []
+    offers = Observation(
+        "A Shop.\n\nYour task is to: find the Key",
+        ("Open Box 1", " look ", "wait\nYou see it", ""),
+        templates=(
+            Template("find[", ("Blue", "blue box", "coin"), "]"),
+            Template("", ("Key", "\N{HOT BEVERAGE}"), " Now "),
+            Template("go to  ", ("room", "Box 4"), ""),
+        ),
+    )
+
+    def tasks(self, split: str) -> list[Task]:
+        return [Task(f"{split}/{number}", split, number) for number in range(4)]
+
+    def reset(self, task: Task, seed: int = 0) -> Observation:
+        return self.offers
+
+    def step(self, action: str) -> Step:
+        self.told.append(action)
+        return Step(self.offers, 0.0, False, False)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "blanks", "small letters"])
+@pytest.mark.parametrize("layout", ["concat", "steps"])
+def test_a_restricted_response_gives_the_worlds_own_command(kind: str, layout: str, tmp_path: Path) -> None:
+    """Whatever the tokenizer makes of blanks and letters, before + words + after of a template stay as they are."""
+    tokenizer = None if kind == "bytes" else make_sentencepiece(lowercase=kind == "small letters")
+    family = "qwen2" if kind == "bytes" else "phi3"
+    model = load_model(save_chat_model(family, tmp_path / "model", tokenizer=tokenizer), marks=False)
+    wording, env, clock = wording_of(model, Form(layout, format="action", history=1)), Shop(), Clock()
+    settings = PlaySettings(max_steps=6, temperature=2.0, actions="admissible", response_tokens=4)
+    Shop.told.clear()
+    tasks = [task for task in env.tasks("train") for _ in range(6)]
+    played = play_model(model, wording, Shop, tasks, list(range(6)) * 4, settings, seed=0, clock=clock)
+    actions = [step.action for trajectory in played for step in trajectory.transitions]
+    assert sorted(Shop.told) == sorted(action.text for action in actions)
+    found = ("Blue", "blue box", "coin", "Blue blue box", "Blue coin", "blue box coin", "Blue blue box coin")
+    wanted = {*(Shop.offers.admissible or ()), *(f"find[{words}]" for words in found)}
+    wanted |= {f"{words} Now " for words in ("Key", "\N{HOT BEVERAGE}", "Key \N{HOT BEVERAGE}")}
+    wanted |= {f"go to  {words}" for words in ("room", "Box 4", "room Box 4")}
+    assert {action.text for action in actions} <= wanted
+    assert len({action.text for action in actions}) >= 8
+    assert all(action.well_formed and not action.imagined for action in actions)
+    assert clock.mismatches == 0
 
 
 def test_a_response_that_is_cut_off_is_no_command(models: dict[str, LanguageModel]) -> None:

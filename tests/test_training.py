@@ -509,6 +509,7 @@ def test_half_of_a_surrogate_pair_is_text_that_cannot_be_encoded(layout: str, tm
     (record,) = metrics(run)
     assert record["train/token_mismatches"] == 0
     assert record["train/steps"] > 0
+    assert record["train/admissible_action_rate"] == 1.0
     first = json.loads((run / "trajectories" / "update-000001.jsonl").read_text().splitlines()[0])["steps"][0]
     assert first["observation"].startswith(f"{HALF}There are four boxes")
     assert main(["report", str(run)]) == 0
