@@ -35,7 +35,7 @@ from envrl.errors import UserError
 from envrl.eval.split import form_of, wording_of
 from envrl.models.load import LanguageModel
 from envrl.trainer.batch import build_batch, step_advantages
-from envrl.trainer.bench import Bench, deal_returns
+from envrl.trainer.bench import Bench, deal_returns, spread
 from envrl.trainer.bench_train import arms
 from envrl.trainer.files import write_json
 from envrl.trainer.flops import row_flops
@@ -252,7 +252,7 @@ def compare(config: Config, shape: str, repeats: int, returns: str) -> dict[str,
             **_speed([lap["seconds"] for lap in other], len(rows)),
             "seconds_to_make_the_batch": median(lap["batch"] for lap in other),
         },
-        "ratio": _spread([lap["seconds"] / seconds for lap, (seconds, _) in zip(other, found, strict=True)]),
+        "ratio": spread([lap["seconds"] / seconds for lap, (seconds, _) in zip(other, found, strict=True)]),
     }
 
 
@@ -275,10 +275,6 @@ def _padded(told: Sequence[Mapping[str, Any]]) -> Row:
 
 def _speed(seconds: Sequence[float], samples: int) -> dict[str, float]:
     return {"seconds": median(seconds), "samples_per_second": samples / median(seconds)}
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def table(figures: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ def test_the_figures_add_up() -> None:
 def test_generate_gets_the_prompts_and_lengths_that_were_recorded(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     played: list[Any] = []
     batches: list[tuple[list[list[int]], list[int]]] = []
-    play, generate = bench.play_model, bench.generate_by_turns
+    generate = bench.generate_by_turns
 
     def recorded(model: Any, trajectories: Any, *rest: Any) -> float:
         own = model.network.generate
@@ -53,7 +53,6 @@ def test_generate_gets_the_prompts_and_lengths_that_were_recorded(layout: str, m
         return generate(model, trajectories, *rest)
 
     monkeypatch.setattr(bench, "generate_by_turns", recorded)
-    assert bench.play_model is play
     settings = {"state_rows": "separate"}
     config = tiny(rollout={"layout": layout}, objective=settings, warm_start={"state_rows": "separate"})
     figures = bench.bench_rollout(config)

@@ -16,7 +16,7 @@ from envrl.cli.main import main
 from envrl.config.load import dump_config
 from envrl.errors import UserError
 from envrl.models.load import build_model
-from envrl.models.shapes import SHAPES, build_shape
+from envrl.models.random_weights import SHAPES, build_shape
 from envrl.models.template import ChatTemplate
 from envrl.trainer.bench import Bench, deal_returns
 from envrl.trainer.bench_train import PHASES, arms, bench_train, table
@@ -134,7 +134,7 @@ def test_shapes_have_as_many_parameters_as_the_published_models(name: str, param
 
 def test_a_shape_comes_with_a_tokenizer_that_writes_chats(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {**SHAPES["qwen2-100m"], "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
-    monkeypatch.setattr("envrl.models.shapes.SHAPES", {"small": small})
+    monkeypatch.setattr("envrl.models.random_weights.SHAPES", {"small": small})
     config = tiny(model={"chat_template": "chatml"}).model
     model = build_model(config, ["open box 2"] * 20, 0, shape="small")
     assert model.network.config.vocab_size == 32_000

@@ -31,6 +31,7 @@ from envrl.data.fetch import Patience
 from envrl.data.get import Wish, get
 from envrl.data.sets import ALFWORLD, WEBSHOP, DataSet, RemoteFile
 from envrl.errors import RunError, UserError
+from envrl.locks import held
 from envrl.trainer.loop import train
 
 PRODUCTS = json.dumps([{"asin": f"B{n:05}", "name": "a made-up thing " * 40} for n in range(300)]).encode()
@@ -498,9 +499,7 @@ def test_ctrl_c_keeps_what_came(server: web.Server, tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time(server: web.Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from envrl.data.fetch import held
-
-    with held(tmp_path):
+    with held(tmp_path, ""):
         assert main(["data", "get", "webshop", "--from", server.address, "--data", str(tmp_path)]) == 2
     assert "another process is getting data into" in capsys.readouterr().err
 

@@ -14,12 +14,12 @@ from envrl.cli.installed import GIB, Finding, data_finding, extra_finding, extra
 from envrl.cli.main import main
 from envrl.config.load import load_recipe
 from envrl.config.schema import Config
+from envrl.costs.estimate import estimate, recipe_shape, remedy
+from envrl.costs.memory import Load
+from envrl.costs.shape import Shape, published_shape
+from envrl.costs.speed import Accelerator, Passes, accelerators, forward_flops, measure_cpu, update_flops, update_times
+from envrl.costs.workload import Workload, workload
 from envrl.errors import UserError
-from envrl.models.estimate import estimate, recipe_shape, remedy
-from envrl.models.memory import Load
-from envrl.models.shape import Shape, published_shape
-from envrl.models.speed import Accelerator, Passes, accelerators, forward_flops, measure_cpu, update_flops, update_times
-from envrl.models.workload import Workload, workload
 
 Say = pytest.CaptureFixture[str]
 SIMPLE = Workload(

@@ -29,10 +29,7 @@ from transformers import (
 )
 
 from envrl.config.schema import ModelConfig
-from envrl.errors import UserError
-from envrl.models import scores
-from envrl.models.load import LanguageModel
-from envrl.models.memory import (
+from envrl.costs.memory import (
     LOGITS_CHUNK,
     Load,
     cache_bytes,
@@ -44,7 +41,10 @@ from envrl.models.memory import (
     saved_bytes,
     trainable,
 )
-from envrl.models.shape import preset_shape, published_shape, shape_of
+from envrl.costs.shape import preset_shape, published_shape, shape_of
+from envrl.errors import UserError
+from envrl.models import scores
+from envrl.models.load import LanguageModel
 from envrl.rollout.sampler import Sampler
 from envrl.trainer.optimizer import adamw
 from envrl.trainer.update import LossSettings, accumulate

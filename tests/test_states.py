@@ -1,4 +1,4 @@
-"""Hidden states of whole rows: end to end as padded, layers run again as once, and what the graph holds meanwhile."""
+"""Hidden states of whole rows: as a tree as padded, layers run again as once, and what the graph holds meanwhile."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from envrl.errors import UserError
+from envrl.models import attention
 from envrl.models import rows as module
 from envrl.models.rows import packs, states_of_rows
+from envrl.models.tree import tree_of
 from envrl.samples.packing import pack
 from envrl.types import IntArray, Row
 
@@ -22,12 +25,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "qwen2": {"num_key_value_heads": 2},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
-    "mistral": {"num_key_value_heads": 2, "sliding_window": 64},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 100},
     "phi3": {"pad_token_id": 0},
     "gemma": {"num_key_value_heads": 1, "head_dim": 8},
+    "lfm2": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
 }
 MIXED: dict[str, dict[str, Any]] = {
-    "lfm2": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "gemma2": {"num_key_value_heads": 2, "head_dim": 8},
     "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8},
 }
@@ -36,7 +39,7 @@ MIXED: dict[str, dict[str, Any]] = {
 def small(kind: str, settings: dict[str, Any], layers: int = 2) -> PreTrainedModel:
     common = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4}
     config = AutoConfig.for_model(
-        kind, **common, intermediate_size=48, max_position_embeddings=64, initializer_range=0.3, **settings
+        kind, **common, intermediate_size=48, max_position_embeddings=128, initializer_range=0.3, **settings
     )
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config).eval()
@@ -45,6 +48,17 @@ def small(kind: str, settings: dict[str, Any], layers: int = 2) -> PreTrainedMod
 def rows_of(lengths: tuple[int, ...] = LENGTHS) -> list[IntArray]:
     generator = np.random.default_rng(1)
     return [generator.integers(96, size=length, dtype=np.int32) for length in lengths]
+
+
+def forked() -> list[IntArray]:
+    """Return rows that begin alike: behind 9 tokens and behind 14, whole ones twice, a beginning, one by itself."""
+    generator = np.random.default_rng(2)
+    trunk, *ends = (generator.integers(96, size=size, dtype=np.int32) for size in (14, 80, 5, 3, 3))
+    rows = [np.concatenate([trunk, end]) for end in ends[:2]] + [np.concatenate([trunk[:9], ends[2]])]
+    return [ends[3], rows[0], rows[1], trunk[:11], rows[2], rows[1]]
+
+
+FORKED_NODES = 14 + 80 + 5 + 3 + 3
 
 
 def valid(network: PreTrainedModel, rows: list[IntArray], **settings: Any) -> Tensor:
@@ -66,17 +80,22 @@ def padded_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "packs", lambda model: False)
 
 
+@pytest.mark.parametrize("weights", ["kept", "made again"])
+@pytest.mark.parametrize(
+    ("rows", "nodes"), [(rows_of(), sum(LENGTHS)), (forked(), FORKED_NODES)], ids=["own", "forked"]
+)
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_rows_end_to_end_have_the_states_and_gradients_of_padded_rows(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+def test_rows_as_a_tree_have_the_states_and_gradients_of_padded_rows(
+    kind: str, rows: list[IntArray], nodes: int, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = small(kind, FAMILIES[kind])
     assert packs(network)
-    rows = rows_of()
-    assert states_of_rows(network, rows, 0).states.shape == (sum(LENGTHS), 32)
+    if weights == "made again":
+        monkeypatch.setattr(attention, "_KEPT", 0)
+    assert states_of_rows(network, rows, 0).states.shape == (nodes, 32)
     ours, our_gradients = valid(network, rows), gradients(network, rows)
     padded_layout(monkeypatch)
-    assert states_of_rows(network, rows, 0).states.shape == (len(rows) * max(LENGTHS), 32)
+    assert states_of_rows(network, rows, 0).states.shape == (len(rows) * max(map(len, rows)), 32)
     theirs, their_gradients = valid(network, rows), gradients(network, rows)
     assert float((ours - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())
     largest = max(float(each.abs().max()) for each in their_gradients)
@@ -108,15 +127,52 @@ def test_the_networks_own_attention_is_back_afterwards() -> None:
     assert all("forward" not in vars(layer) for layer in network.modules())
 
 
+def test_a_mistake_in_a_branch_would_show() -> None:
+    """Two rows of one trunk get the same states there and others behind it; a changed trunk changes both."""
+    network = small("llama", FAMILIES["llama"])
+    _, long, short, *_ = forked()
+    states = states_of_rows(network, [long, short], 0)
+    row = torch.zeros(14, dtype=torch.long)
+    assert torch.equal(states.at(row, torch.arange(14)), states.at(row + 1, torch.arange(14)))
+    assert not torch.equal(states.at(row[:1], torch.tensor([14])), states.at(row[:1] + 1, torch.tensor([14])))
+    other = states_of_rows(network, [long, np.concatenate([short[:3], short[2:3], short[4:]])], 0)
+    assert not torch.allclose(states.at(row[:1] + 1, torch.tensor([18])), other.at(row[:1] + 1, torch.tensor([18])))
+
+
+@pytest.mark.parametrize("keep", [0, 1 << 30])
+def test_attention_in_a_tree_has_the_derivatives_of_its_formula(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By finite differences in double precision; blocks of 4 tokens, so that branches begin and end inside them."""
+    monkeypatch.setattr(attention, "_KEPT", keep)
+    monkeypatch.setattr(attention, "_BLOCK", 4)
+    ids = [np.array(row, dtype=np.int32) for row in ([1, 2, 3, 4, 5, 6], [1, 2, 3, 9], [1, 2, 3, 4, 5, 7, 8], [1, 2])]
+    rows = attention.Rows.on(torch.device("cpu"), tree_of(ids))
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, 9, 3, dtype=torch.float64, generator=generator).requires_grad_() for heads in (4, 2, 2)
+    )
+
+    def attend(*given: Tensor) -> Tensor:
+        return ALL_ATTENTION_FUNCTIONS[attention.TREE](network, *given, None, rows=rows, scaling=0.7)[0]
+
+    network = torch.nn.Identity()
+    assert torch.autograd.gradcheck(attend, (query, key, value))
+
+
 def test_micro_batches_count_padding_only_where_there_is_some() -> None:
     rows = [Row(ids, (), str(number)) for number, ids in enumerate(rows_of())]
     padded = [[len(row.token_ids) for row in batch] for batch in pack(rows, 51)]
     assert padded == [[23, 17], [17, 17, 9], [2, 1]]
-    assert [[len(row.token_ids) for row in batch] for batch in pack(rows, 51, padded=False)] == [
-        [23, 17],
-        [17, 17, 9, 2, 1],
-    ]
+    found = pack(rows, 51, padded=False)
+    assert [sum(len(row.token_ids) for row in batch) for batch in found] == [34, 50, 2]
     assert [len(batch) for batch in pack(rows, 1, padded=False)] == [1] * 7
+
+
+def test_micro_batches_count_what_rows_begin_with_once() -> None:
+    rows = [Row(ids, (), str(number)) for number, ids in enumerate(forked())]
+    (batch,) = pack(rows, FORKED_NODES, padded=False)
+    assert len(tree_of([row.token_ids for row in batch]).ids) == FORKED_NODES
+    assert sum(len(row.token_ids) for row in rows) == 158
+    assert len(pack(rows, FORKED_NODES - 1, padded=False)) == 2
 
 
 # --- activation checkpointing ----------------------------------------------------------------------------------------

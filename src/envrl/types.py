@@ -160,14 +160,6 @@ class Trajectory:
 
 
 @dataclass(frozen=True, slots=True)
-class TrajectoryGroup:
-    """The episodes of one task from the same start; its failures are data too."""
-
-    task: Task
-    trajectories: tuple[Trajectory, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Ragged:
     """Lists of ids laid end to end: list i is `values[offsets[i]:offsets[i + 1]]`."""
 

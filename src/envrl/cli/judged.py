@@ -11,11 +11,11 @@ from typing import Any
 
 from envrl.cli.installed import EXTRA_OF_WORLD, GIB, Finding, cuda_devices, data_finding, extra_finding, memory, wrapped
 from envrl.config.schema import Config
+from envrl.costs.estimate import USABLE, Change, Estimate, Remedy, estimate, recipe_shape, remedy
+from envrl.costs.shape import Shape
+from envrl.costs.speed import LAYER_SECONDS, PREFILL, UTILISATION, Accelerator, accelerators, measure_cpu
+from envrl.costs.workload import TURNS, WRITTEN
 from envrl.errors import UserError
-from envrl.models.estimate import USABLE, Change, Estimate, Remedy, estimate, recipe_shape, remedy
-from envrl.models.shape import Shape
-from envrl.models.speed import LAYER_SECONDS, PREFILL, UTILISATION, Accelerator, accelerators, measure_cpu
-from envrl.models.workload import TURNS, WRITTEN
 
 
 @dataclass(slots=True)

@@ -125,7 +125,7 @@ def _check_learning(config: Config) -> None:
 def check_format(config: Config) -> None:
     """Raise `UserError` for settings that a prompt format cannot have."""
     rollout, model = config.rollout, config.model
-    if rollout.format == "marks":
+    if not rollout.is_chat:
         if rollout.summary or rollout.prompt_tokens:
             key = "summary = true" if rollout.summary else f"prompt_tokens = {rollout.prompt_tokens}"
             raise UserError(f"rollout.{key} is for chats; set rollout.format to one of them, or leave it out")

@@ -102,6 +102,11 @@ class RolloutConfig:
     invalid_penalty: NonNegative = 0.0  # taken from an invalid step
     invalid: Literal["command", "form"] = "command"  # one whose command is not accepted | whose response is malformed
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether episodes are written by the model's chat template, and not with our marks."""
+        return self.format != "marks"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveConfig:

@@ -6,7 +6,6 @@ names this version of the file, so that halves of two versions are not taken for
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import json
 import os
@@ -14,8 +13,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,20 +57,6 @@ class _Broken(Exception):
 def part_of(target: Path) -> Path:
     """Return where a file lies while it comes."""
     return target.with_name(f"{target.name}.part")
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process's downloads; raises `UserError` where another one is at it."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is getting data into {folder}: wait for it") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def fetch(address: str, target: Path, patience: Patience, tell: Tell, *, blind: bool = False) -> bool:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from envrl.data.fetch import Patience, Tell, fetch, forget, held, part_of, sync
+from envrl.data.fetch import Patience, Tell, fetch, forget, part_of, sync
 from envrl.data.inspect import Part, home_of, parts_of, products, read_record, write_record
 from envrl.data.sets import DataSet, RemoteFile
 from envrl.data.unpack import move_into, unpack
 from envrl.envs.data import size_and_sha256
 from envrl.errors import RunError, UserError
+from envrl.locks import held
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def get(data: DataSet, folder: Path, wish: Wish, tell: Tell) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"cannot write in {folder}: name another folder with --data")
     home = home_of(data, folder)
-    with held(home):
+    with held(home, f"another process is getting data into {home}: wait for it"):
         for file in data.files:
             if file.extra and not wish.full:
                 continue

@@ -22,7 +22,6 @@ from envrl.models.load import LanguageModel, find_device, load_policy
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.prompts import find_format
 from envrl.rollout.scripts import SCRIPTS
-from envrl.rollout.wording import MARKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +235,7 @@ def _record(
         record, _ = evaluate_script(target.script, make_env, split, config, episodes=episodes)
         return {"agent": target.script, **played, **record}
     played |= {"temperature": config.eval.temperature, "actions": config.rollout.actions}
-    if not target.run and config.rollout.format != MARKS:
+    if not target.run and config.rollout.is_chat:
         shown = ("format", "show_admissible", "history")
         played |= {name: getattr(config.rollout, name) for name in shown}
         played["max_tokens"] = config.rollout.response_tokens

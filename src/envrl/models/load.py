@@ -18,7 +18,7 @@ from envrl.config.schema import Config, ModelConfig
 from envrl.errors import UserError, suggest
 from envrl.models.adapters import base_folder, has_adapter, holds_adapter, load_adapter, save_adapter
 from envrl.models.forward import admit, longest_sequence, vocabulary_size
-from envrl.models.shapes import build_shape
+from envrl.models.random_weights import build_shape
 from envrl.models.template import CHATML, CHATML_TOKENS
 from envrl.models.tiny import PRESETS, build_tiny
 from envrl.models.tokenizer import MARKS, Codec, train_tokenizer
@@ -96,8 +96,8 @@ def check_model_folder(folder: str | Path) -> Path:
 
 def load_policy(folder: str | Path, config: Config, device: str = "") -> LanguageModel:
     """Load the model of a recipe, ready for its prompt format, on its device or another one."""
-    marks, device = config.rollout.format == "marks", device or config.train.device
-    return load_model(folder, device, marks=marks, chat_template=config.model.chat_template)
+    marks, template = not config.rollout.is_chat, config.model.chat_template
+    return load_model(folder, device or config.train.device, marks=marks, chat_template=template)
 
 
 def load_model(

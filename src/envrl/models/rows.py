@@ -1,39 +1,39 @@
-"""Hidden states of whole rows, for training: rows laid end to end where a model's layers allow it, else padded."""
+"""Hidden states of whole rows, for training: rows as a tree where a model's layers allow it, else padded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, groupby
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from envrl.errors import UserError
+from envrl.models.attention import TREE, Rows
 from envrl.models.forward import row_states, vocabulary_size
+from envrl.models.tree import tree_of
 from envrl.types import IntArray
 
 
 @dataclass(frozen=True, slots=True)
 class RowStates:
-    """Last hidden states (tokens of all rows and any padding, width); token t of row r is at `starts[r] + t`."""
+    """Last hidden states (those of all rows and any padding, width): token t of row r has `nodes[starts[r] + t]`."""
 
     states: Tensor
     starts: Tensor
+    nodes: Tensor
 
     def at(self, row_N: Tensor, token_N: Tensor) -> Tensor:
         """Return the states (n, width) of these tokens of these rows."""
-        return self.states[self.starts[row_N] + token_N]
+        return self.states[self.nodes[self.starts[row_N] + token_N]]
 
 
 def states_of_rows(
@@ -41,18 +41,19 @@ def states_of_rows(
 ) -> RowStates:
     """Return the hidden states of rows of token ids, each seen by itself.
 
-    With `checkpointing` the backward pass runs every layer again, and only what enters the layers is kept until then.
+    What rows begin with alike is run once, where the model's layers allow it. With `checkpointing` the backward pass
+    runs every layer again, and only what enters the layers is kept until then.
     """
     packed = packs(model) and not _hidden_by_window(model, max(map(len, rows)))
-    attention = _PACKED if packed else str(model.config._attn_implementation)
-    with _recomputed_layers(model, attention) if checkpointing else nullcontext(), _attention(model, attention):
-        return _end_to_end(model, rows) if packed else _padded(model, rows, pad)
+    layers = partial(_tree_layers, model) if packed else nullcontext
+    with layers(), _recomputed_layers(model, layers) if checkpointing else nullcontext():
+        return _as_tree(model, rows) if packed else _padded(model, rows, pad)
 
 
 def packs(model: PreTrainedModel) -> bool:
-    """Return whether rows can be laid end to end: tried once, with a few short ones, in the present precision.
+    """Return whether rows can be run as a tree: tried once, with a few short ones, in the present precision.
 
-    A layer that mixes neighbours otherwise than by attention (a convolution) fails it by its numbers.
+    A layer that mixes neighbours in a way that is not known here fails it by its numbers.
     """
     if model not in _PACKS:
         _PACKS[model] = _agrees(model)
@@ -65,13 +66,15 @@ _PACKS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 @torch.no_grad()
 def _agrees(model: PreTrainedModel) -> bool:
     generator = np.random.default_rng(0)
-    rows = [generator.integers(vocabulary_size(model), size=size, dtype=np.int32) for size in (11, 7, 7, 3)]
+    first, *rows = (generator.integers(vocabulary_size(model), size=size, dtype=np.int32) for size in (11, 7, 7, 3))
+    # A fork behind one token and one behind six, a row that is the beginning of another, and one that is alone.
+    rows += [first, np.concatenate([first[:6], rows[0]]), np.concatenate([first[:1], rows[1]]), first[:4]]
     weight = next(model.parameters())
     exact = weight.dtype == torch.float32 and not torch.is_autocast_enabled(weight.device.type)
     padded = _padded(model, rows, 0)
     try:
-        with _attention(model, _PACKED):
-            found = _end_to_end(model, rows)
+        with _tree_layers(model):
+            found = _as_tree(model, rows)
     except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError):
         return False
     row_N = torch.from_numpy(np.repeat(np.arange(len(rows)), list(map(len, rows)))).to(weight.device)
@@ -87,77 +90,48 @@ def _padded(model: PreTrainedModel, rows: Sequence[IntArray], pad: int) -> RowSt
     for number, row in enumerate(rows):
         ids[number, : len(row)] = row
     device = next(model.parameters()).device
-    states = row_states(model, torch.from_numpy(ids).to(device))
-    return RowStates(states.flatten(0, 1), torch.arange(len(rows), device=device) * longest)
+    states = row_states(model, torch.from_numpy(ids).to(device)).flatten(0, 1)
+    places = torch.arange(len(states), device=device)
+    return RowStates(states, places[::longest], places)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """The lengths of rows laid end to end; `bounds` (rows + 1) are where each begins and the last one ends."""
-
-    lengths: tuple[int, ...]
-    bounds: Tensor
-
-
-def _end_to_end(model: PreTrainedModel, rows: Sequence[IntArray]) -> RowStates:
+def _as_tree(model: PreTrainedModel, rows: Sequence[IntArray]) -> RowStates:
     device = next(model.parameters()).device
-    lengths = tuple(map(len, rows))
-    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-    ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None].to(device)
-    positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None].to(device)
+    tree = tree_of(rows)
+    laid = Rows.on(device, tree)
+    ids, positions = (torch.from_numpy(each)[None].to(device) for each in (tree.ids, tree.positions))
     decoder = cast(nn.Module, model.get_decoder())
-    states = decoder(input_ids=ids, position_ids=positions, use_cache=False, rows=_Rows(lengths, bounds))
-    return RowStates(states.last_hidden_state[0], bounds[:-1].long())
+    states = decoder(input_ids=ids, position_ids=positions, use_cache=False, rows=laid).last_hidden_state[0]
+    return RowStates(states, laid.bounds[:-1].long(), laid.nodes)
 
 
-def _packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    rows: _Rows,
-    scaling: float | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """Attend causally inside each row; query (1, heads, tokens, size), key and value with as many heads or fewer.
-
-    Raises `ValueError` for what a layer wants beyond that: with small numbers a cap on scores would go unnoticed.
-    """
-    if any(others.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
-        raise ValueError("this layer's attention is not plain")
-    low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
-    if query.is_cuda and low in (torch.bfloat16, torch.float16):
-        return _varlen(query.to(low), key.to(low), value.to(low), rows, scaling), None
-    found, start = [], 0
-    for length, equal in groupby(rows.lengths):
-        count = len(list(equal))
-        part = slice(start, start + count * length)
-        start = part.stop
-        q, k, v = (each[0, :, part].unflatten(1, (count, length)).transpose(0, 1) for each in (query, key, value))
-        grouped = q.shape[1] != k.shape[1]
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        found.append(seen.transpose(1, 2).flatten(0, 1))
-    return torch.cat(found)[None], None
+@contextmanager
+def _tree_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Have attention and short convolutions go by the rows that they are told of."""
+    convolutions = [layer for layer in model.modules() if type(layer).__name__.endswith("ShortConv")]
+    for layer in convolutions:
+        layer.forward = partial(_short_convolution, layer)
+    try:
+        with _attention(model, TREE):
+            yield
+    finally:
+        for layer in convolutions:
+            del layer.forward
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None) -> Tensor:
-    """Attend by torch's own kernel for rows of different lengths, which exists for CUDA in half precision."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    longest, groups = max(rows.lengths), query.shape[1] // key.shape[1]
-    # Repeated heads cost little here, and torch 2.11 cannot do without.
-    q, k, v = (
-        each[0].repeat_interleave(times, dim=0).transpose(0, 1)
-        for each, times in ((query, 1), (key, groups), (value, groups))
-    )
-    found = varlen_attn(q, k, v, rows.bounds, rows.bounds, longest, longest, scale=scaling, window_size=(-1, 0))
-    return cast(Tensor, found)[None]
-
-
-_PACKED = "envrl_packed"
-ALL_ATTENTION_FUNCTIONS.register(_PACKED, _packed_attention)
+def _short_convolution(layer: Any, hidden_states: Tensor, *, rows: Rows, **_: Any) -> Tensor:
+    """Return C ∘ conv(B ∘ x) of nodes (1, nodes, width) as LFM2 has it, over the last tokens of each one's own row."""
+    before, after, x = layer.in_proj(hidden_states[0]).chunk(3, dim=-1)
+    inputs = before * x
+    padded = torch.cat([inputs, inputs.new_zeros(1, inputs.shape[1])])
+    kernel = cast(Tensor, layer.conv.weight)[:, 0]
+    found = inputs * kernel[:, -1]
+    for distance in range(1, kernel.shape[1]):
+        nodes = torch.from_numpy(rows.tree.before(distance)).to(inputs.device)
+        found = found + padded[nodes] * kernel[:, -1 - distance]
+    if layer.conv.bias is not None:
+        found = found + layer.conv.bias
+    return layer.out_proj(after * found)[None]
 
 
 @contextmanager
@@ -171,8 +145,8 @@ def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _recomputed_layers(model: PreTrainedModel, attention: str) -> Iterator[None]:
-    """Have each layer's forward pass run again in the backward pass, with the same kind of attention.
+def _recomputed_layers(model: PreTrainedModel, context: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Have each layer's forward pass run again in the backward pass, in a context that the first pass has as well.
 
     The network's own switch acts in training mode alone, which would switch dropout on as well.
     """
@@ -190,7 +164,7 @@ def _recomputed_layers(model: PreTrainedModel, attention: str) -> Iterator[None]
         checkpoint,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), _attention(model, attention)),
+        context_fn=lambda: (nullcontext(), context()),
     )
     for layer in layers:
         layer.forward = partial(again, layer.forward)

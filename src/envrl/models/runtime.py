@@ -1,4 +1,4 @@
-"""What results may depend on beside the recipe (threads, kernels), and how much memory was taken."""
+"""What results may depend on beside the recipe (threads, kernels), and what a clock and the peak of memory need."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def prepare_torch(threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory would cost time, and nothing here reads what it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def waiting(device: torch.device) -> Callable[[], None]:
+    """Return what waits until a device has done all that it was given, which a clock must; on a CPU it always has."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from envrl.models.template import ChatTemplate
 from envrl.models.tokenizer import Ids
 from envrl.rollout.formats import trim
-from envrl.rollout.marks import last, task_of
+from envrl.rollout.marks import last_turns, task_of
 from envrl.rollout.prompts import SEEN, Message, find_format, inverse_messages, state_messages, with_summary
 from envrl.rollout.sampler import Draft
 from envrl.rollout.wording import Form, Pair, Prompt, Told
@@ -39,7 +39,7 @@ class ChatWording:
         return make(past, observation, told, limit)
 
     def _of_a_step(self, past: Sequence[Transition], observation: Observation, told: Told, limit: int) -> Prompt | None:
-        task, summary, turns = task_of(past, observation), self._summary(past), self._turns(past)
+        task, summary, turns = task_of(past, observation), self._summary(past), last_turns(past, self.form.history)
         for cut in range(len(turns) + 1):
             shown = self.form.show_admissible
             ids = self._ids(self._format.messages(task, turns[cut:], observation, shown, summary))
@@ -126,11 +126,8 @@ class ChatWording:
     def _situation(
         self, past: Sequence[Transition], step: Transition
     ) -> tuple[str, list[tuple[Observation, str]], Observation]:
-        turns = self._turns(past) if self.form.layout == "steps" else []
+        turns = last_turns(past, self.form.history) if self.form.layout == "steps" else []
         return task_of(past, step.observation), turns, step.observation
-
-    def _turns(self, past: Sequence[Transition]) -> list[tuple[Observation, str]]:
-        return [(step.observation, step.action.text) for step in last(past, self.form.history)]
 
     def _summary(self, past: Sequence[Transition]) -> str:
         return next((step.action.summary for step in reversed(past) if step.action.summary), "")

@@ -28,7 +28,7 @@ class MarksWording:
         form, task = self.form, task_of(past, observation)
         fresh, answer = form.layout == "steps" or not past, None
         if form.layout == "steps":
-            ids = steps_prompt(self._codec, task, self._turns(past), observation, form.show_admissible)
+            ids = steps_prompt(self._codec, task, last_turns(past, form.history), observation, form.show_admissible)
         else:
             ids = observation_ids(self._codec, observation, form.show_admissible, task if form.repeat_task else "")
             words = len(self._codec.encode(trim(observation.text)))
@@ -89,12 +89,9 @@ class MarksWording:
     def _context_of(self, past: Sequence[Transition], step: Transition) -> Ids:
         """Return what precedes the action, without the mark that asks for it."""
         steps = self.form.layout == "steps"
-        turns = self._turns(past) if steps else []
+        turns = last_turns(past, self.form.history) if steps else []
         shown = steps and self.form.show_admissible
         return steps_prompt(self._codec, task_of(past, step.observation), turns, step.observation, shown)[:-1]
-
-    def _turns(self, past: Sequence[Transition]) -> list[tuple[Observation, str]]:
-        return [(step.observation, step.action.text) for step in last(past, self.form.history)]
 
 
 def task_of(past: Sequence[Transition], observation: Observation) -> str:
@@ -102,6 +99,6 @@ def task_of(past: Sequence[Transition], observation: Observation) -> str:
     return task_text(past[0].observation if past else observation)
 
 
-def last(past: Sequence[Transition], count: int) -> Sequence[Transition]:
-    """Return the last `count` steps."""
-    return past[max(0, len(past) - count) :]
+def last_turns(past: Sequence[Transition], count: int) -> list[tuple[Observation, str]]:
+    """Return (observation, command) of the last `count` steps, oldest first."""
+    return [(step.observation, step.action.text) for step in past[max(0, len(past) - count) :]]

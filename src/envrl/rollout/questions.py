@@ -11,6 +11,7 @@ from typing import NamedTuple
 from envrl.envs.pool import Start, VectorEnv, vector_of
 from envrl.envs.protocol import TextEnv
 from envrl.rollout.formats import task_text
+from envrl.rollout.marks import last_turns
 from envrl.rollout.prompts import Message, PromptFormat
 from envrl.rollout.randomness import key_of
 from envrl.rollout.seats import SET_ASIDE
@@ -117,8 +118,7 @@ def _begin(task: Task, member: int, observation: Observation | None) -> _Episode
 
 
 def _question(episode: _Episode, settings: ChatSettings, turn: int) -> Question:
-    past = episode.transitions[-settings.history :] if settings.history else []
-    turns = [(step.observation, step.action.text) for step in past]
+    turns = last_turns(episode.transitions, settings.history)
     messages = settings.form.messages(episode.task_sentence, turns, episode.observation, settings.show_admissible)
     dice = (episode.member,) if episode.member else ()
     return Question(messages, key_of(settings.seed, episode.task.id, turn, *dice) % 2**31)

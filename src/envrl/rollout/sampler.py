@@ -18,6 +18,7 @@ from envrl.rollout.meter import Meter
 from envrl.rollout.passes import plan_passes
 from envrl.rollout.randomness import uniforms
 from envrl.rollout.trie import Node
+from envrl.sequences import alike
 
 
 @dataclass(slots=True)
@@ -52,12 +53,6 @@ class _Slot:
     @property
     def open(self) -> bool:
         return self.draft is not None and self.draft.open
-
-
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two sequences begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 class Sampler:
@@ -123,13 +118,13 @@ class Sampler:
         At least the last one is left to be run. (Nothing stays where there are states of convolutions.)
         """
         held = self._slots[slot].fed
-        alike = 0 if self._cache.has_states else _alike(held, ids[:-1])
-        if not alike:
+        count = 0 if self._cache.has_states else alike(held, ids[:-1])
+        if not count:
             self.forget([slot])
             return 0
-        self._cache.cut(slot, alike)
-        self._slots[slot] = _Slot(fed=held[:alike])
-        return alike
+        self._cache.cut(slot, count)
+        self._slots[slot] = _Slot(fed=held[:count])
+        return count
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop all other sequences; the slots are renumbered in this order."""

@@ -1,25 +1,34 @@
-"""Rows to micro-batches: by length, under a token budget."""
+"""Rows to micro-batches under a token budget: by length, or by what they begin with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from envrl.sequences import alike
 from envrl.types import Row
 
 
 def pack(rows: Sequence[Row], budget: int, *, padded: bool = True) -> list[list[Row]]:
-    """Return micro-batches of rows of like length whose tokens stay within `budget`.
+    """Return micro-batches of rows whose tokens stay within `budget`.
 
-    `padded`: every row counts as long as its micro-batch's longest. A row is never split: one longer than the budget is
-    a micro-batch of its own. The order is a function of the rows.
+    `padded`: rows of like length, each of which counts as long as its micro-batch's longest. Otherwise rows that begin
+    alike stand together, and what a row begins with as the one before it does is not counted again. A row is never
+    split: one longer than the budget is a micro-batch of its own. The order is a function of the rows.
     """
+    order = (lambda row: -len(row.token_ids)) if padded else (lambda row: row.token_ids.tolist())
     batches: list[list[Row]] = []
     filled = 0
-    for row in sorted(rows, key=lambda r: len(r.token_ids), reverse=True):
-        size = len(batches[-1][0].token_ids if batches and padded else row.token_ids)
+    for row in sorted(rows, key=order):
+        length = len(row.token_ids)
+        if not batches:
+            size = length
+        elif padded:
+            size = len(batches[-1][0].token_ids)
+        else:
+            size = length - alike(batches[-1][-1].token_ids, row.token_ids)
         if not batches or filled + size > budget:
             batches.append([])
-            size, filled = len(row.token_ids), 0
+            size, filled = length, 0
         batches[-1].append(row)
         filled += size
     return batches

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import resource
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -20,9 +19,9 @@ from envrl.eval.split import env_maker, form_of, training_settings, wording_of
 from envrl.models.adapters import add_adapter, has_adapter
 from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel, build_model, load_policy
-from envrl.models.runtime import prepare_torch
+from envrl.models.runtime import prepare_torch, waiting
 from envrl.rollout.runner import play_model
-from envrl.rollout.wording import MARKS
+from envrl.rollout.seats import Clock
 from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_groups
 from envrl.trainer.demonstrations import world_texts
 from envrl.trainer.optimizer import adamw
@@ -73,25 +72,12 @@ class Bench:
     def watch(self) -> Watch:
         """Return a clock: processor seconds where one thread does everything, which other programs disturb less."""
         alone = self.model.device.type == "cpu" and torch.get_num_threads() == 1 and not self.make_env.workers
-        wait = torch.cuda.synchronize if self.model.device.type == "cuda" else lambda: None
-        return Watch(time.process_time if alone else time.perf_counter, wait)
+        return Watch(time.process_time if alone else time.perf_counter, waiting(self.model.device))
 
     def play(self, config: Config) -> list[Trajectory]:
-        """Play the recipe's first update."""
-        rollout = config.rollout
-        tasks = self.make_env().tasks(config.env.split)
-        episodes = draw_episodes(tasks, config.seed, 1, rollout.tasks, rollout.group_size)
-        played = play_model(
-            self.sampling,
-            wording_of(self.model, form_of(config)),
-            self.make_env,
-            [task for task, _ in episodes],
-            [member for _, member in episodes],
-            training_settings(config),
-            seed=config.seed,
-            update=1,
-        )
-        return whole_groups(played, rollout.group_size)
+        """Play the recipe's first update, and return the groups that are whole."""
+        played = first_update(self.sampling, self.make_env, config)(training_settings(config).max_steps, Clock())
+        return whole_groups(played, config.rollout.group_size)
 
     def update(self, config: Config, trajectories: Sequence[Trajectory], watch: Watch) -> list[Row]:
         """Do what a run's update does with its episodes; return the rows."""
@@ -119,7 +105,7 @@ class Bench:
 
 
 def bench_model(config: Config, make_env: Worlds, shape: str = "") -> LanguageModel:
-    """Return a random model of a shape (`envrl.models.shapes`), or the recipe's own: from scratch, or `model.path`."""
+    """Return a model of a shape with random weights, or the recipe's own: from scratch, or `model.path`."""
     model = config.model
     if shape and model.lora_rank:
         raise UserError(
@@ -131,9 +117,22 @@ def bench_model(config: Config, make_env: Worlds, shape: str = "") -> LanguageMo
         if model.lora_rank:
             add_adapter(found.network, Path(model.path), model.lora_rank, model.lora_alpha, config.seed)
         return found
-    if config.rollout.format != MARKS:
+    if config.rollout.is_chat:
         model = replace(model, chat_template="chatml")
     return build_model(model, world_texts([], make_env(), config), config.seed, config.train.device, shape)
+
+
+def first_update(model: LanguageModel, make_env: Worlds, config: Config) -> Callable[[int, Clock], list[Trajectory]]:
+    """Return what plays the episodes of the recipe's first update with a model, each for so many turns at most."""
+    rollout, settings, wording = config.rollout, training_settings(config), wording_of(model, form_of(config))
+    episodes = draw_episodes(make_env().tasks(config.env.split), config.seed, 1, rollout.tasks, rollout.group_size)
+    tasks, members = [task for task, _ in episodes], [member for _, member in episodes]
+
+    def play(turns: int, clock: Clock) -> list[Trajectory]:
+        some = replace(settings, max_steps=turns)
+        return play_model(model, wording, make_env, tasks, members, some, seed=config.seed, update=1, clock=clock)
+
+    return play
 
 
 def deal_returns(trajectories: Sequence[Trajectory], scale: float) -> list[Trajectory]:
@@ -161,9 +160,6 @@ def matmul_peak(model: LanguageModel, precision: str, watch: Watch) -> float:
     return best
 
 
-def peak_memory(model: LanguageModel) -> float:
-    """Return the most memory held so far, MB: of the process, or on a GPU of its allocator since the first update."""
-    if model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(model.device) / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return the median of repeated measurements, and between what they lie."""
+    return {"median": median(values), "min": min(values), "max": max(values)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,15 +11,13 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from envrl.config.schema import Config
 from envrl.errors import UserError
-from envrl.eval.split import env_maker, form_of, training_settings, wording_of
+from envrl.eval.split import env_maker, training_settings
 from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
-from envrl.models.runtime import prepare_torch
+from envrl.models.runtime import peak_memory, prepare_torch, reset_peak_memory, waiting
 from envrl.rollout.meter import Meter
-from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock
-from envrl.trainer.batch import draw_episodes
-from envrl.trainer.bench import Watch, bench_model, matmul_peak, peak_memory
+from envrl.trainer.bench import Watch, bench_model, first_update, matmul_peak
 from envrl.types import Trajectory
 
 
@@ -34,25 +31,16 @@ def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> 
     prepare_torch(config.train.threads)
     make_env = env_maker(config)
     model = sampling_copy(bench_model(config, make_env, shape), config.rollout.precision)
-    rollout = config.rollout
-    episodes = draw_episodes(make_env().tasks(config.env.split), config.seed, 1, rollout.tasks, rollout.group_size)
-    settings, wording = training_settings(config), wording_of(model, form_of(config))
-    tasks, members = [task for task, _ in episodes], [member for _, member in episodes]
-
-    def play(turns: int, clock: Clock) -> list[Trajectory]:
-        some = replace(settings, max_steps=turns)
-        return play_model(model, wording, make_env, tasks, members, some, seed=config.seed, update=1, clock=clock)
-
+    play = first_update(model, make_env, config)
     play(1, Clock())  # what is done once (kernels chosen, memory reserved, commands encoded) is not counted
-    wait = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
+    wait = waiting(model.device)
+    reset_peak_memory(model.device)
     clock = Clock(meter=Meter(wait))
     began = time.perf_counter()
-    trajectories = play(settings.max_steps, clock)
+    trajectories = play(training_settings(config).max_steps, clock)
     figures = _figures(model, trajectories, clock, time.perf_counter() - began)
     if generate:
-        seconds = generate_by_turns(model, trajectories, rollout.temperature, wait)
+        seconds = generate_by_turns(model, trajectories, config.rollout.temperature, wait)
         sampler = figures["seconds"]["total"] - figures["seconds"]["world"]
         figures["generate"] = {
             "seconds": seconds,
@@ -86,7 +74,7 @@ def _figures(model: LanguageModel, trajectories: Sequence[Trajectory], clock: Cl
         "rate": {"tokens": drawn / total, "fed": meter.fed / total, "episodes": count / total, "turns": turns / total},
         "peak_gflops": peak / 1e9,
         "mfu": flops / (total - clock.env) / peak,
-        "memory_mb": peak_memory(model),
+        "memory_mb": peak_memory(model.device) / 1e6,
     }
 
 

@@ -13,11 +13,12 @@ import torch
 
 from envrl.config.schema import Config
 from envrl.models.rows import packs
+from envrl.models.runtime import peak_memory, reset_peak_memory
 from envrl.trainer.batch import step_advantages
-from envrl.trainer.bench import Bench, deal_returns, matmul_peak, peak_memory
+from envrl.trainer.bench import Bench, deal_returns, matmul_peak, spread
 from envrl.trainer.flops import row_flops
 from envrl.trainer.steps import loss_settings, optimiser_batches
-from envrl.trainer.update import LossSettings, micro_batches, precision_context
+from envrl.trainer.update import micro_batches, precision_context
 from envrl.types import Row
 
 PHASES = ("rows", "old_logprobs", "reference", "passes", "step")
@@ -46,8 +47,7 @@ def bench_train(
     watch.lap("rollout")
     dealt = not any(advantages.any() for advantages in step_advantages(trajectories, config))
     trajectories = deal_returns(trajectories, config.rollout.reward_scale) if dealt else trajectories
-    if bench.model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(bench.model.device)
+    reset_peak_memory(bench.model.device)
     rows = bench.update(config, trajectories, bench.watch())
     laps, peak = [], matmul_peak(bench.model, config.train.precision, watch)
     for number in range(repeats):
@@ -108,7 +108,7 @@ def compare_arms(
         name: {
             "trained_tokens": tokens[name],
             "seconds": {part: median(lap[part] for lap in laps) for part in laps[0]},
-            "ratio": _spread([lap["total"] / other for lap, other in zip(laps, base, strict=True)]),
+            "ratio": spread([lap["total"] / other for lap, other in zip(laps, base, strict=True)]),
         }
         for name, laps in seconds.items()
     }
@@ -152,21 +152,18 @@ def table(figures: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:<9} {text}" for name, text in lines)
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values)}
-
-
 def _figures(
     bench: Bench, config: Config, rows: Sequence[Row], laps: Sequence[Mapping[str, float]], peak: float
 ) -> dict[str, Any]:
     model, settings = bench.model, loss_settings(config, {})
-    steps = [[len(row.token_ids) for row in part] for part in _micro_batches(bench, config, rows, settings)]
+    batches = [b for part in optimiser_batches(config, rows, 1) for b in micro_batches(model, part, settings)]
+    steps = [[len(row.token_ids) for row in batch] for batch in batches]
     with precision_context(settings.precision, model.device):
         padded = not packs(model.network)
     tokens = sum(map(sum, steps))
     cells = sum(len(lengths) * max(lengths) for lengths in steps) if padded else tokens
     totals = [sum(lap.values()) for lap in laps]
-    seconds = {name: _spread([lap[name] for lap in laps]) for name in PHASES} | {"total": _spread(totals)}
+    seconds = {name: spread([lap[name] for lap in laps]) for name in PHASES} | {"total": spread(totals)}
     flops = row_flops(model.network, rows)
     epochs = config.train.epochs
     update, passes = seconds["total"]["median"] - seconds["rows"]["median"], seconds["passes"]["median"]
@@ -196,11 +193,5 @@ def _figures(
             "passes": epochs * flops.both / passes / peak,
             "passes_with_recomputation": epochs * done / passes / peak,
         },
-        "memory_mb": peak_memory(model),
+        "memory_mb": peak_memory(model.device) / 1e6,
     }
-
-
-def _micro_batches(bench: Bench, config: Config, rows: Sequence[Row], settings: LossSettings) -> list[list[Row]]:
-    return [
-        batch for part in optimiser_batches(config, rows, 1) for batch in micro_batches(bench.model, part, settings)
-    ]

@@ -19,7 +19,7 @@ from envrl.rollout.randomness import key_of
 from envrl.rollout.runner import Script, play_script
 from envrl.rollout.scripts import has_script, make_script, random_script
 from envrl.rollout.transcript import write_segments
-from envrl.rollout.wording import MARKS, Wording
+from envrl.rollout.wording import Wording
 from envrl.samples.rows import pair_rows
 from envrl.types import Observation, Row, Span, Task, Term, Trajectory
 
@@ -158,7 +158,7 @@ def world_texts(demonstrations: Sequence[Demonstration], env: TextEnv, config: C
         for step in trajectory.transitions:
             texts += [trim(step.observation.text), step.action.text, *(step.observation.admissible or ())]
         texts += [trim(step.next_observation.text) for step in trajectory.transitions[-1:]]
-    if config.rollout.format != MARKS:
+    if config.rollout.is_chat:
         form = find_format(config.rollout.format)
         for trajectory in played:
             for step in trajectory.transitions:

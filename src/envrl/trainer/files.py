@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from envrl.errors import RunError, UserError
+from envrl.locks import held
 
 _NO_ROOM = {
     errno.ENOSPC: "disk full",
@@ -121,18 +121,10 @@ def create_run(run: Path, config_toml: str, others: Mapping[str, str] | None = N
         raise
 
 
-@contextmanager
-def lock_run(run: Path) -> Iterator[None]:
+def lock_run(run: Path) -> AbstractContextManager[None]:
     """Hold the run for this process, until it ends, however it ends; raises `UserError` where another one holds it."""
-    file = os.open(run / "config.toml", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is training in {run}: wait for it, or name another directory") from None
-        yield
-    finally:
-        os.close(file)
+    refusal = f"another process is training in {run}: wait for it, or name another directory"
+    return held(run / "config.toml", refusal)
 
 
 @contextmanager

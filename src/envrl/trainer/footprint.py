@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from envrl.config.schema import Config
+from envrl.costs.memory import PROCESS, Load, footprint
+from envrl.costs.shape import shape_of
+from envrl.costs.workload import trained_how
 from envrl.models.load import LanguageModel
-from envrl.models.memory import PROCESS, Load, footprint
-from envrl.models.shape import shape_of
-from envrl.models.workload import trained_how
 from envrl.samples.packing import pack
 from envrl.types import Row, Trajectory
 

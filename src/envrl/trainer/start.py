@@ -23,7 +23,6 @@ from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.policy import TOKEN_LOSSES
 from envrl.rollout.prompts import find_format
 from envrl.rollout.scripts import make_script
-from envrl.rollout.wording import MARKS
 from envrl.trainer.batch import aux_weights
 from envrl.trainer.checkpoint import verify_checkpoint
 from envrl.trainer.files import create_run, lock_run, write_text
@@ -69,7 +68,7 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     `warm_start` says whether that stage still lies ahead.
     """
     _ = ESTIMATORS[config.objective.estimator], TOKEN_LOSSES[config.objective.loss]
-    if config.rollout.format != MARKS:
+    if config.rollout.is_chat:
         find_format(config.rollout.format)
     find_device(config.train.device)
     if config.model.lora_rank:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from envrl.envs.adapters.ended import ended
 from envrl.errors import UserError
 from envrl.types import Observation, Step, Task
 
@@ -89,10 +90,8 @@ class GymnasiumWorld:
         """
         if self._env is None:
             raise RuntimeError("step was called before the first reset")
-        if not isinstance(action, str):
-            raise TypeError(f"a command is a text, not of type {type(action).__name__}")
-        if self._last.done:
-            return Step(self._last.observation, 0.0, True, self._last.success)
+        if (again := ended(self._last, action)) is not None:
+            return again
         command = action.strip()
         if command not in self._wording.commands:
             text = f"That is no command here. The commands are: {', '.join(self._wording.commands)}."

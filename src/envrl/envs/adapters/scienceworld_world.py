@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from envrl.envs.adapters.ended import ended
 from envrl.envs.adapters.scienceworld_simulator import need_simulator, new_game
 from envrl.errors import RunError, UserError, suggest
 from envrl.types import Observation, Step, Task
@@ -116,10 +117,8 @@ class ScienceWorld:
         """
         if self._game is None:
             raise RuntimeError("step was called before the first reset")
-        if not isinstance(action, str):
-            raise TypeError(f"a command is a text, not of type {type(action).__name__}")
-        if self._last.done:
-            return Step(self._last.observation, 0.0, True, self._last.success)
+        if (again := ended(self._last, action)) is not None:
+            return again
         self._last = self._answer(action.encode("utf-8", "replace").decode())
         return self._last
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from envrl.envs.adapters.ended import ended
 from envrl.envs.adapters.extras import imported, need
 from envrl.envs.adapters.seeded import SeededTasks
 from envrl.envs.adapters.textworld_games import CHALLENGES, game_file
@@ -80,10 +81,8 @@ class TextWorld:
         """
         if self._game is None:
             raise RuntimeError("step was called before the first reset")
-        if not isinstance(action, str):
-            raise TypeError(f"a command is a text, not of type {type(action).__name__}")
-        if self._last.done:
-            return Step(self._last.observation, 0.0, True, self._last.success)
+        if (again := ended(self._last, action)) is not None:
+            return again
         command = re.sub(r"[^ -~]+|\\+", " ", action[: _LONGEST_COMMAND + 1]).strip()
         if not command or len(action) > _LONGEST_COMMAND:
             text = "That's not a command." if not command else "That's too long for a command."

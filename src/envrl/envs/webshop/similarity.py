@@ -12,17 +12,12 @@ _LATIN_1 = dict.fromkeys(range(128, 256))
 
 
 def alike(first: str, second: str) -> bool:
-    """Return whether the ratio of two texts, 0 to 100, is above 85."""
-    return _alike(_tokens(first), _tokens(second))
-
-
-def token_set_ratio(first: str, second: str) -> int:
-    """Return the likeness of two texts' word sets, 0 to 100.
+    """Return whether the likeness of two texts' word sets, 0 to 100, is above 85.
 
     With I the common words, sorted, and A, B = I and the rest of either, sorted: the best of r(I, A), r(I, B) and
     r(A, B), where r is difflib's ratio in whole per cent. U+0080 to U+00FF are dropped before.
     """
-    return max((_ratio(*pair) for pair in _pairs(_tokens(first), _tokens(second))), default=0)
+    return _alike(_tokens(first), _tokens(second))
 
 
 @lru_cache(maxsize=50_000)

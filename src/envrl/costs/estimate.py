@@ -9,11 +9,11 @@ from pathlib import Path
 
 from envrl.config.load import override
 from envrl.config.schema import Config
+from envrl.costs.memory import FULL, PROCESS, Footprint, Load, footprint, trainable
+from envrl.costs.shape import Shape, preset_shape, published_shape, read_shape
+from envrl.costs.speed import UTILISATION, Accelerator, Passes, Times, forward_flops, update_times
+from envrl.costs.workload import Workload, memory_load, workload
 from envrl.errors import UserError
-from envrl.models.memory import FULL, PROCESS, Footprint, Load, footprint, trainable
-from envrl.models.shape import Shape, preset_shape, published_shape, read_shape
-from envrl.models.speed import UTILISATION, Accelerator, Passes, Times, forward_flops, update_times
-from envrl.models.workload import Workload, memory_load, workload
 
 USABLE = 0.92
 """The share of a GPU's memory that tensors can fill before the allocator's gaps are in the way; assumed."""

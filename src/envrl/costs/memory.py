@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from envrl.models.shape import Shape
+from envrl.costs.shape import Shape
 
 GIB = 2**30
 FULL, HALF = 4, 2

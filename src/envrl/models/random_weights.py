@@ -1,4 +1,4 @@
-"""Random networks of published shapes, to measure with: speed and memory do not depend on what the weights are."""
+"""Networks with random weights, of published shapes, to measure with: speed and memory do not depend on weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from envrl.errors import UserError, suggest
-from envrl.models.shape import PUBLISHED
+from envrl.models.published import PUBLISHED
 
 _SMALL = {
     "model_type": "qwen2",

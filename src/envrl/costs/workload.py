@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from envrl.config.schema import Config
-from envrl.models.memory import Load
-from envrl.models.shape import Shape
+from envrl.costs.memory import Load
+from envrl.costs.shape import Shape
 
 CHARACTERS = {"preset": 5.4, "model": 4.0}
 """Of a token: the preset's tokenizer is made for its world; a pretrained one's on English."""
@@ -113,7 +113,7 @@ def workload(config: Config) -> Workload:
     response = max(command, WRITTEN * rollout.response_tokens) if free else command
     limit = max(rollout.response_tokens, int(command) if free else 0)
     earlier = rollout.history * (texts.later + texts.command) if steps else 0
-    instructions = INSTRUCTIONS if rollout.format != "marks" else 0
+    instructions = INSTRUCTIONS if rollout.is_chat else 0
     task = 80 if rollout.repeat_task or steps else 0
     prompt = ((turn if steps else texts.first) + earlier + instructions + task) / characters
     most = rollout.max_steps or config.env.max_steps

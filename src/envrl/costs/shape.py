@@ -10,6 +10,7 @@ from typing import Any
 
 from envrl.config.schema import ModelConfig
 from envrl.errors import UserError
+from envrl.models.published import PUBLISHED
 
 _QUERY_NORMS = ("qwen3", "lfm2", "gemma3_text")
 """Types with an RMSNorm of a head's width on queries and on keys."""
@@ -175,24 +176,6 @@ def preset_shape(model: ModelConfig) -> Shape:
             "max_position_embeddings": model.context,
         }
     )
-
-
-_QWEN = {"model_type": "qwen2", "max_position_embeddings": 32768}
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "qwen2.5-0.5b": _QWEN
-    | {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
-    | {"intermediate_size": 4864, "vocab_size": 151936, "tie_word_embeddings": True},
-    "qwen2.5-1.5b": _QWEN
-    | {"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2}
-    | {"intermediate_size": 8960, "vocab_size": 151936, "tie_word_embeddings": True},
-    "qwen2.5-3b": _QWEN
-    | {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2}
-    | {"intermediate_size": 11008, "vocab_size": 151936, "tie_word_embeddings": True},
-    "qwen2.5-7b": _QWEN
-    | {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}
-    | {"intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False},
-}
-"""Shapes of published models, so that a recipe can be judged before its model is downloaded; from their config.json."""
 
 
 def published_shape(name: str) -> Shape | None:

@@ -14,10 +14,10 @@ from importlib.resources import files
 from math import ceil
 from pathlib import Path
 
+from envrl.costs.memory import FULL, HALF, Load, cache_positions, trainable
+from envrl.costs.shape import Shape
+from envrl.costs.workload import Workload
 from envrl.errors import UserError
-from envrl.models.memory import FULL, HALF, Load, cache_positions, trainable
-from envrl.models.shape import Shape
-from envrl.models.workload import Workload
 
 UTILISATION = 0.4
 """The share of an accelerator's dense products that an update reaches; assumed, as in well-run training."""
@@ -127,7 +127,7 @@ def accelerators(file: Path | None = None) -> tuple[list[Accelerator], str]:
     Raises `UserError` where the file is not of that form.
     """
     try:
-        text = (files("envrl.models") / "accelerators.toml" if file is None else file).read_text(encoding="utf-8")
+        text = (files("envrl.costs") / "accelerators.toml" if file is None else file).read_text(encoding="utf-8")
         table = tomllib.loads(text)
         found = [Accelerator(name, **{k: float(v) for k, v in e.items()}) for name, e in table["accelerators"].items()]
     except OSError as error:

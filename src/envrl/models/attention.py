@@ -1,0 +1,178 @@
+"""Causal attention in a tree of rows: each token sees those before it in its row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from envrl.models.tree import Branch, Tree
+
+TREE = "envrl_tree"
+"""The name under which `transformers` finds it."""
+
+_BLOCK = 64
+"""Tokens whose weights are made at once: with more of them more lies in the future, with fewer products are slow."""
+_KEPT = 16
+"""Weights are kept for the backward pass where a token sees no more tokens, on average, than so many widths of a head.
+
+They take no more memory then than what else a layer keeps; where there are more they are made again.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A tree of rows on a device, and its rows end to end: `bounds` (rows + 1) in `nodes`, each token's node."""
+
+    tree: Tree
+    nodes: Tensor
+    bounds: Tensor
+
+    @classmethod
+    def on(cls, device: torch.device, tree: Tree) -> Rows:
+        nodes = torch.from_numpy(np.concatenate([branch.path for branch in tree.branches])).to(device)
+        lengths = [len(branch.path) for branch in tree.branches]
+        return cls(tree, nodes, torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device))
+
+
+def _tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    rows: Rows,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attend causally inside each row; query (1, heads, nodes, size), key and value with as many heads or fewer.
+
+    Raises `ValueError` for what a layer wants beyond that: with small numbers a cap on scores would go unnoticed.
+    """
+    if any(others.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        raise ValueError("this layer's attention is not plain")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    device = query.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    query, key, value = (each.to(low) for each in (query, key, value))
+    if device == "cuda" and low in (torch.bfloat16, torch.float16):
+        return _varlen(query, key, value, rows, scale)[None], None
+    heads, nodes, size = key.shape[1:]
+    grouped = query[0].unflatten(0, (heads, -1)).transpose(1, 2) * scale
+    found = cast(Tensor, _Branches.apply(*(each.contiguous() for each in (grouped, key[0], value[0])), rows.tree))
+    return found.transpose(0, 1).reshape(1, nodes, -1, size), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(TREE, _tree_attention)
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
+    """Attend by torch's own kernel for rows of different lengths, which exists for CUDA in half precision.
+
+    It has no trees: what rows share is attended to once a row.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest, groups = max(len(branch.path) for branch in rows.tree.branches), query.shape[1] // key.shape[1]
+    # Repeated heads cost little here, and torch 2.11 cannot do without.
+    q, k, v = (
+        each[0].repeat_interleave(times, dim=0).transpose(0, 1)[rows.nodes]
+        for each, times in ((query, 1), (key, groups), (value, groups))
+    )
+    found = varlen_attn(q, k, v, rows.bounds, rows.bounds, longest, longest, scale=scale, window_size=(-1, 0))
+    place = torch.empty_like(rows.nodes[: query.shape[2]])
+    place[rows.nodes] = torch.arange(len(rows.nodes), device=place.device)
+    return cast(Tensor, found)[place]
+
+
+class _Branches(torch.autograd.Function):
+    """Attention of query (heads, nodes, group, size) to key and value (heads, nodes, size), block by block of a branch.
+
+    A block's weights are softmax(q · kᵀ) over the nodes of its row up to its own; the future inside it is masked. Heads
+    that share keys are rows of one product. Sums are in fp32 or what is more precise.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree) -> Tensor:
+        found = torch.empty_like(query)
+        weights: list[Tensor] = []
+        keep = _mean_context(tree) <= _KEPT * query.shape[3]
+        with torch.autocast(query.device.type, enabled=False):
+            for branch in tree.branches:
+                k, v = (_precise(_gathered(each, branch)) for each in (key, value))
+                for own, seen in _blocks(branch):
+                    shares = _weights(_precise(query[:, own]), k[:, :seen])
+                    found[:, own] = torch.bmm(shares, v[:, :seen]).view_as(query[:, own])
+                    if keep:
+                        weights.append(shares)
+        ctx.save_for_backward(query, key, value, found, *weights)
+        ctx.tree = tree
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, found, *weights = ctx.saved_tensors
+        kept = iter(weights)
+        grad = _precise(grad_outputs[0].contiguous())
+        # With weights P: ∂q = (P ∘ (∂P - δ)) k, ∂P = ∂o vᵀ, δ = Σ ∂o ∘ o (Dao et al., NeurIPS 2022, appendix B).
+        delta = (grad * found).sum(-1)
+        q_grad, k_grad, v_grad = (_precise(torch.zeros_like(each)) for each in (query, key, value))
+        with torch.autocast(query.device.type, enabled=False):
+            for branch in ctx.tree.branches:
+                k, v = (_precise(_gathered(each, branch)) for each in (key, value))
+                k_part, v_part = (_gathered(each, branch, zeros=True) for each in (k_grad, v_grad))
+                for own, seen in _blocks(branch):
+                    q, above = _precise(query[:, own]), grad[:, own].flatten(1, 2)
+                    shares = next(kept) if weights else _weights(q, k[:, :seen])
+                    v_part[:, :seen].baddbmm_(shares.transpose(1, 2), above)
+                    scores = torch.bmm(above, v[:, :seen].transpose(1, 2))
+                    scores.sub_(delta[:, own].flatten(1, 2)[..., None]).mul_(shares)
+                    q_grad[:, own] = torch.bmm(scores, k[:, :seen]).view_as(q)
+                    k_part[:, :seen].baddbmm_(scores.transpose(1, 2), q.flatten(1, 2))
+                if branch.shared:
+                    path = torch.from_numpy(branch.path).to(key.device)
+                    k_grad.index_add_(1, path, k_part)
+                    v_grad.index_add_(1, path, v_part)
+        return q_grad.to(query.dtype), k_grad.to(key.dtype), v_grad.to(value.dtype), None
+
+
+def _precise(each: Tensor) -> Tensor:
+    return each.to(torch.promote_types(each.dtype, torch.float32))
+
+
+def _gathered(each: Tensor, branch: Branch, *, zeros: bool = False) -> Tensor:
+    """Return keys or values (heads, tokens, size) of a row, a view where all nodes are its own; or as many zeros."""
+    if not branch.shared:
+        return each[:, branch.own]
+    if zeros:
+        return each.new_zeros(each.shape[0], len(branch.path), each.shape[2])
+    return each[:, torch.from_numpy(branch.path).to(each.device)]
+
+
+def _blocks(branch: Branch) -> Iterator[tuple[slice, int]]:
+    """Yield the nodes of each block of a branch's own, and how many tokens of the row its last one sees."""
+    own = branch.own
+    for start in range(own.start, own.stop, _BLOCK):
+        stop = min(start + _BLOCK, own.stop)
+        yield slice(start, stop), branch.shared + stop - own.start
+
+
+def _weights(query: Tensor, key: Tensor) -> Tensor:
+    """Return the attention (heads, tokens · group, seen) of a block (heads, tokens, group, size) that ends with key."""
+    tokens, group = query.shape[1:3]
+    scores = torch.bmm(query.flatten(1, 2), key.transpose(1, 2))
+    future = scores.new_full((tokens, tokens), -torch.inf).triu_(1)[:, None]
+    scores.view(-1, tokens, group, key.shape[1])[..., -tokens:] += future
+    return scores.softmax(-1)
+
+
+def _mean_context(tree: Tree) -> float:
+    """Return how many tokens a node sees on average."""
+    return float(tree.positions.mean()) + 1

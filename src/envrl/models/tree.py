@@ -1,0 +1,66 @@
+"""Rows of token ids as a tree: what several begin with alike is there once (the nodes are what a network runs)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envrl.sequences import alike
+from envrl.types import IntArray
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """The nodes of one row: `path` (tokens of the row); from its place `shared` on they are its own, one by one."""
+
+    path: Indices
+    shared: int
+
+    @property
+    def own(self) -> slice:
+        """Which nodes no row before this one has."""
+        first = int(self.path[self.shared]) if self.shared < len(self.path) else 0
+        return slice(first, first + len(self.path) - self.shared)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Nodes of rows: their token `ids` and `positions` (nodes,), and each row's branch, in the rows' order."""
+
+    ids: Indices
+    positions: Indices
+    branches: tuple[Branch, ...]
+
+    @property
+    def forks(self) -> bool:
+        """Whether any node is in several rows."""
+        return any(branch.shared for branch in self.branches)
+
+    def before(self, distance: int) -> Indices:
+        """Return the node so many tokens before each node (nodes,), or the number of nodes where a row begins later."""
+        found = np.full(len(self.ids), len(self.ids), dtype=np.int64)
+        for branch in self.branches:
+            found[branch.path[distance:]] = branch.path[:-distance] if distance else branch.path
+        return found
+
+
+def tree_of(rows: Sequence[IntArray]) -> Tree:
+    """Return the tree of rows; in lexicographic order a row has its longest beginning in common with the one before."""
+    branches: dict[int, Branch] = {}
+    parts, count = [], 0
+    last, path = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
+    for number in sorted(range(len(rows)), key=lambda number: rows[number].tolist()):
+        row = rows[number]
+        shared = alike(last, row)
+        own = len(row) - shared
+        path = np.concatenate([path[:shared], np.arange(count, count + own)])
+        branches[number] = Branch(path, shared)
+        parts.append((row[shared:], np.arange(shared, len(row))))
+        last, count = row, count + own
+    ids, positions = (np.concatenate([part[side] for part in parts]).astype(np.int64) for side in (0, 1))
+    return Tree(ids, positions, tuple(branches[number] for number in range(len(rows))))

@@ -1,0 +1,16 @@
+"""Sequences of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from envrl.types import IntArray
+
+
+def alike(one: Sequence[int] | IntArray, other: Sequence[int] | IntArray) -> int:
+    """Return how many tokens two sequences begin with alike."""
+    length = min(len(one), len(other))
+    differs = np.asarray(one[:length]) != np.asarray(other[:length])
+    return int(differs.argmax()) if differs.any() else length
