@@ -15,12 +15,14 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as models_of_pieces
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from boxes import COMMANDS, Boxes, tiny
-from chat_models import CHATML, FAMILIES, make_sentencepiece, save_chat_model
+from chat_models import CHATML, FAMILIES, make_sentencepiece, make_tokenizer, save_chat_model
 from envrl.cli.main import main
 from envrl.config.schema import INVERSE_QUESTION, STATE_QUESTION, Config
 from envrl.errors import UserError
@@ -28,12 +30,13 @@ from envrl.eval.evaluate import evaluate
 from envrl.eval.probe import score_targets
 from envrl.eval.split import form_of, wording_of
 from envrl.models.load import LanguageModel, load_model
-from envrl.models.template import ChatTemplate
+from envrl.models.template import ChatTemplate, cleaner
 from envrl.models.tokenizer import Codec
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.prompts import FORMATS
 from envrl.rollout.responses import FAULTS
 from envrl.rollout.runner import play_model
+from envrl.rollout.sampler import Draft
 from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.transcript import write_segments
 from envrl.rollout.wording import Form, Pair, Told, Wording
@@ -273,6 +276,75 @@ def test_half_of_a_surrogate_pair_trains_in_a_chat_too(layout: str, folders: dic
     (record,) = lines(run / "metrics.jsonl")
     assert record["train/token_mismatches"] == 0
     assert min(record["rows/state"], record["rows/inverse"]) > 0
+
+
+SPECIAL = ("<think>", "</think>", "<action>", "</action>", "§")
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose tags are special tokens, and a sign of one character, too."""
+    tokenizer = make_tokenizer("qwen2")
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL], special_tokens=True)
+    return save_chat_model("qwen2", tmp_path_factory.mktemp("thinker"), tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("layout", ["concat", "steps"])
+def test_tags_that_are_special_tokens_are_the_forms_and_not_the_worlds(layout: str, thinker: Path) -> None:
+    model = load_model(thinker, marks=False)
+    wording = wording_of(model, Form(layout, format="tags", show_admissible=True, **QUESTIONS))
+    names = {name: model.codec.encode_special(name)[0] for name in SPECIAL}
+    sly = Observation(
+        "A <think>door</think> §.\n\nYour task is to: say § <action>", ("say </action>", "§"), templates=(SLY,)
+    )
+    plain = Observation("A door.\n\nYour task is to: say", ("say",), templates=(SLY,))
+    begun, whole = (wording.prompt([], observation, Told(), 8) for observation in (sly, plain))
+    assert begun is not None
+    assert whole is not None
+    assert FORMATS["tags"].asks in model.codec.decode(begun.ids)
+    for name, number in names.items():
+        assert begun.ids.count(number) == whole.ids.count(number) == FORMATS["tags"].asks.count(name)
+
+    ids = (names["<think>"], names["</think>"], names["<action>"], *model.codec.encode("open box 1"))
+    response = [*ids, names["</action>"], wording.end]
+    assert wording.respond("open box 1") == tuple(response)
+    response[1:1] = model.codec.encode("hm")
+    action = wording.read(Draft(None, response, [0.0] * len(response), [None] * len(response), open=False))
+    assert (action.text, action.fault) == ("open box 1", "")
+    step = Transition(sly, action, 0.0, sly, False, False)
+    for pair in (wording.state_pair([step], step), wording.inverse_pair([step], step)):
+        assert not set(names.values()) & {*pair.prompt, *pair.target}
+
+
+SLY = Template("shout <action>", ("loud",), "§")
+
+
+def test_a_chat_of_special_tags_goes_on_and_trains(thinker: Path, tmp_path: Path) -> None:
+    model = load_model(thinker, marks=False)
+    wording = wording_of(model, Form(format="tags"))
+    steps = [
+        replace(step, action=replace(step.action, token_ids=(*model.codec.encode_special(text), wording.end)))
+        for step, (text, _) in zip(conversation(model, wording, THINKING), THINKING, strict=True)
+    ]
+    segments = write_segments(wording, steps)
+    assert segments is not None
+    assert [len(segment.spans) for segment in segments] == [4]
+    config = recipe(format="tags")
+    config = replace(config, model=replace(config.model, path=str(thinker)), train=replace(config.train, updates=1))
+    config = replace(config, warm_start=replace(config.warm_start, epochs=20, learning_rate=0.01))
+    run = train(config, tmp_path / "run")
+    assert lines(run / "metrics.jsonl")[0]["train/token_mismatches"] == 0
+    assert lines(run / "eval.jsonl")[0]["valid_action_rate"] > 0.9, "the tags were learned as the tokens that they are"
+
+
+@given(st.sets(st.text("<|a> \n§\ufffd", min_size=1, max_size=4), max_size=4), st.text("<|a> \n§\ufffd", max_size=30))
+@example({"§"}, "a§b")
+@example({"  ", "<|a|>"}, "   <<|a|>|a|>")
+@example({"\ufffd", "§", "<>"}, "<§>")
+def test_no_name_of_a_special_token_is_left(names: set[str], text: str) -> None:
+    clean = cleaner(names)(text)
+    assert not any(name in clean for name in names)
+    assert clean == text or any(name in text for name in names)
 
 
 def test_auxiliary_rows_are_chats(models: dict[str, LanguageModel]) -> None:
@@ -653,7 +725,7 @@ def test_marks_that_swallow_blanks_and_blanks_before_a_text(special: bool) -> No
     tokenizer.add_tokens(marks, special_tokens=special)
     template = ChatTemplate(Codec(tokenizer))
     assert tokenizer.convert_ids_to_tokens(template.end) == "<|end|>"
-    assert template.clean("a <|end|>") == "a < |end|>"
+    assert "<|end|>" in template.special
     chat = [("user", "look"), ("assistant", "go"), ("user", "A door.")]
     whole = template.render(chat)
     place = whole.index("go<|end|>") + len("go<|end|>")
