@@ -29,7 +29,7 @@ from envrl.errors import UserError
 from envrl.eval.evaluate import evaluate
 from envrl.eval.probe import score_targets
 from envrl.eval.split import form_of, wording_of
-from envrl.models.load import LanguageModel, load_model
+from envrl.models.load import LanguageModel, build_model, load_model, save_model
 from envrl.models.template import ChatTemplate, cleaner
 from envrl.models.tokenizer import Codec
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
@@ -521,6 +521,27 @@ def test_a_preset_learns_to_chat_from_scratch(tmp_path: Path) -> None:
     first, last = lines(run / "eval.jsonl")
     assert first["valid_action_rate"] > 0.9
     assert last["success_rate"] > 0.3
+
+
+@pytest.mark.parametrize("kind", ["preset", "preset of marks", "llama", "llama with marks"])
+def test_a_saved_folder_encodes_its_chats_as_we_do(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """With plain `AutoTokenizer` and `apply_chat_template`, however often the folder was loaded and saved."""
+    model, chatml = load_model(folders["llama"], marks=kind.endswith("marks")), ""
+    if kind.startswith("preset"):
+        chatml = "chatml"
+        settings = replace(recipe().model, chat_template="" if kind.endswith("marks") else chatml)
+        model = build_model(settings, ["You see box 1."] * 9, seed=0)
+    for number in range(3):
+        save_model(model, tmp_path / str(number))
+        model = load_model(tmp_path / str(number), marks=False, chat_template=chatml)
+    save_model(model, tmp_path / "last")
+    tokenizer, template = AutoTokenizer.from_pretrained(tmp_path / "last"), ChatTemplate(model.codec)
+    chat = [("user", "You see box 1."), ("assistant", "look"), ("user", "Nothing.")]
+    ours = template.encode(template.render(chat))
+    messages = [{"role": role, "content": content} for role, content in chat]
+    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == list(ours)
+    assert model.codec.decode(model.codec.encode("<|im_end|>")) == "<|im_end|>"
+    assert len(model.codec.encode("<|im_end|>")) > 1
 
 
 BAD = [

@@ -115,7 +115,6 @@ def load_model(
         network = _load_network(base or path)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"the model in '{folder}' cannot be loaded: {_first_sentence(error)}") from error
-    tokenizer.split_special_tokens = True
     for name in ("is_local", "local_files_only"):  # how it was loaded is no part of what is saved
         tokenizer.init_kwargs.pop(name, None)
     if marks:
@@ -135,6 +134,8 @@ def _add_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a tokenizer the one chat template that ships, `chatml`."""
     _add_tokens(tokenizer, CHATML_TOKENS)
     tokenizer.chat_template = CHATML
+    # Ours is saved as one that finds no special token in a text; but a chat is a text of them to whoever loads it.
+    tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = False
 
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> None:
