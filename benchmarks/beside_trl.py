@@ -34,11 +34,12 @@ from envrl.config.schema import Config
 from envrl.errors import UserError
 from envrl.eval.split import form_of, wording_of
 from envrl.models.load import LanguageModel
+from envrl.samples.packing import pack, tokens_run
 from envrl.trainer.batch import build_batch, step_advantages
 from envrl.trainer.bench import Bench, deal_returns, spread
 from envrl.trainer.bench_train import arms
 from envrl.trainer.files import write_json
-from envrl.trainer.flops import row_flops
+from envrl.trainer.flops import batch_flops, row_flops
 from envrl.trainer.optimizer import BETAS, adamw
 from envrl.trainer.steps import loss_settings
 from envrl.trainer.update import accumulate, clip_gradient
@@ -97,6 +98,10 @@ class Ours:
         return unrestricted(
             build_batch(trajectories, self.config, wording_of(self.model, form_of(self.config)), 1).rows
         )
+
+    def batches(self, trajectories: Sequence[Trajectory], budget: int) -> list[list[Row]]:
+        """Return the micro-batches of a step on these episodes."""
+        return pack(self.rows(trajectories), budget, padded=False)
 
     def step(self, trajectories: Sequence[Trajectory], budget: int) -> tuple[float, float]:
         """Make rows of the episodes and take a step on them; return its seconds and the gradient's norm."""
@@ -242,8 +247,8 @@ def compare(config: Config, shape: str, repeats: int, returns: str) -> dict[str,
         "returns": returns,
         "episodes": len(rows),
         "with_advantage": len(used),
-        "tokens": _tokens(rows, used, told),
-        "gflop": row_flops(bench.model.network, used).both / 1e9,
+        "tokens": _tokens(rows, used, ours.batches(trajectories, budget), told),
+        "gflop": batch_flops(ours.model.network, ours.batches(trajectories, budget), padded=False).both / 1e9,
         "trl_gflop": row_flops(bench.model.network, [_padded(told)] * len(told)).both / 1e9,
         "gradient_norms_differ_by": gap,
         "envrl": {"micro_batch_tokens": budget, **_speed([seconds for seconds, _ in found], len(rows))},
@@ -256,10 +261,13 @@ def compare(config: Config, shape: str, repeats: int, returns: str) -> dict[str,
     }
 
 
-def _tokens(rows: Sequence[Row], used: Sequence[Row], told: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _tokens(
+    rows: Sequence[Row], used: Sequence[Row], batches: Sequence[Sequence[Row]], told: Sequence[Mapping[str, Any]]
+) -> dict[str, int]:
     return {
         "in_rows": sum(len(row.token_ids) for row in rows),
         "with_advantage": sum(len(row.token_ids) for row in used),
+        "run": sum(tokens_run(batch, padded=False) for batch in batches),
         "trained": sum(len(row.terms[0].positions_T) for row in used),
         "with_trl_padding": len(told)
         * sum(max(len(each[name]) for each in told) for name in ("prompt_ids", "completion_ids")),
@@ -284,9 +292,9 @@ def table(figures: Mapping[str, Any]) -> str:
         [
             f"model  {figures['model']}, {figures['parameters']:,} parameters, fp32, one thread",
             f"batch  {figures['episodes']} episodes, {figures['with_advantage']} of them with an advantage, "
-            f"{tokens['with_advantage']:,} tokens of {tokens['in_rows']:,} ({tokens['with_trl_padding']:,} as TRL pads "
-            f"them), {tokens['trained']:,} trained; {figures['gflop']:,.0f} GFLOP "
-            f"({figures['trl_gflop']:,.0f} with TRL's padding and scores)",
+            f"{tokens['with_advantage']:,} tokens of {tokens['in_rows']:,}, {tokens['run']:,} of them run "
+            f"({tokens['with_trl_padding']:,} as TRL pads them), {tokens['trained']:,} trained; "
+            f"{figures['gflop']:,.0f} GFLOP ({figures['trl_gflop']:,.0f} with TRL's padding and scores)",
             f"envrl  {own['seconds']:.2f} s, {own['samples_per_second']:.2f} samples a second, micro-batches of "
             f"{own['micro_batch_tokens']:,} tokens",
             f"TRL    {trl['seconds']:.2f} s, {trl['samples_per_second']:.2f} samples a second, micro-batches of "

@@ -20,7 +20,7 @@ from envrl.models.random_weights import SHAPES, build_shape
 from envrl.models.template import ChatTemplate
 from envrl.trainer.bench import Bench, deal_returns
 from envrl.trainer.bench_train import PHASES, arms, bench_train, table
-from envrl.trainer.flops import row_flops
+from envrl.trainer.flops import batch_flops, row_flops
 from envrl.types import Row, Term
 
 SEPARATE = {"warm_start": {"state_rows": "separate"}}
@@ -34,7 +34,7 @@ def test_the_figures_are_those_of_the_batch() -> None:
     seconds = figures["seconds"]
     assert all(seconds[name]["median"] > 0 for name in PHASES), "two steps need old log-probs, a KL term the reference"
     assert all(each["min"] <= each["median"] <= each["max"] for each in (seconds[name] for name in PHASES))
-    assert 0 <= figures["padding"] < 1
+    assert figures["tokens"]["scored"] < figures["tokens"]["run"] < figures["tokens"]["trained"]
     assert figures["tokens"]["scored"] < figures["tokens"]["trained"]
     rate = figures["mfu"]["passes"] * figures["peak_gflops"] * seconds["passes"]["median"]
     assert rate == pytest.approx(figures["gflop"]["useful"]), "MFU times peak times seconds are the operations"
@@ -116,6 +116,18 @@ def test_frozen_matrices_cost_no_gradient_of_their_own() -> None:
     network.requires_grad_(False)
     assert row_flops(network, [row]).forward == trained.forward
     assert trained.both - row_flops(network, [row]).both == 2 * 8 * (4 * 32 * 32 + 3 * 32 * 48 + 97 * 32)
+
+
+def test_what_rows_share_is_counted_once() -> None:
+    """Two rows of 6 and 8 tokens, 5 of them alike: 9 tokens, which see 1 + … + 6 and 6 + 7 + 8 of their rows."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 97}
+    network = Qwen2ForCausalLM(Qwen2Config(**shape, num_attention_heads=4, num_key_value_heads=4))
+    rows = [Row(np.array(ids, dtype=np.int32), (_scored(2),)) for ids in ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7, 8, 9])]
+    weights, head, attended = 2 * (4 * 32 * 32 + 3 * 32 * 48), 97 * 32, 2 * 32
+    found = batch_flops(network, [rows], padded=False).forward
+    assert found == 2 * weights * 9 + 2 * attended * (36 + 64 - 25) + 2 * head * 4
+    assert batch_flops(network, [rows], padded=True) == row_flops(network, rows)
+    assert batch_flops(network, [[row] for row in rows], padded=False) == row_flops(network, rows)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from envrl.config.load import load_recipe
 from envrl.config.schema import Config
 from envrl.costs.estimate import estimate, recipe_shape, remedy
 from envrl.costs.memory import Load
+from envrl.costs.operations import Passes, forward_flops, update_flops
 from envrl.costs.shape import Shape, published_shape
-from envrl.costs.speed import Accelerator, Passes, accelerators, forward_flops, measure_cpu, update_flops, update_times
+from envrl.costs.speed import Accelerator, accelerators, measure_cpu, update_times
 from envrl.costs.workload import Workload, workload
 from envrl.errors import UserError
 

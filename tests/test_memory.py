@@ -123,13 +123,17 @@ LOAD = Load(micro_batch=1000, scored=100, slots=8, positions=300, chunk=200, fed
 
 
 def test_a_layer_keeps_what_is_counted_by_hand() -> None:
-    """Width 64, inner 176, queries 64 wide, keys 32, 4 heads, rows end to end: fp32, then autocast."""
-    norms, attention, feed_forward = 4 * (6 * 64 + 2), 4 * (64 + 32 + 32 + 2 * 64 + 4), 4 * 4 * 176
-    assert layer_bytes(QWEN, bf16=False)[0] == norms + attention + feed_forward == 1544 + 1040 + 2816
-    norms, attention, feed_forward = 4 * (4 * 64 + 2), 2 * (3 * 64 + 256) + 16, 2 * (2 * 64 + 4 * 176)
-    assert layer_bytes(QWEN, bf16=True)[0] == norms + attention + feed_forward == 1032 + 912 + 1664
-    on_cuda = layer_bytes(QWEN, bf16=True, cuda=True)[0]
-    assert on_cuda == 1032 + 2 * (3 * 64 + 4 * 64) + 16 + 1664, "q, k and v of every query head, and the result"
+    """Width 64, inner 176, queries 64 wide, keys 32, 4 heads, rows as a tree: fp32, then autocast.
+
+    A token that sees 100 has 132 weights a head on average, in blocks of 64; one that sees 257 has none.
+    """
+    norms, attention, feed_forward = 4 * (6 * 64 + 2), 4 * (64 + 32 + 32 + 2 * 64 + 4 * 132), 4 * 4 * 176
+    assert layer_bytes(QWEN, bf16=False, sees=100)[0] == norms + attention + feed_forward == 1544 + 3136 + 2816
+    assert layer_bytes(QWEN, bf16=False, sees=257)[0] == 1544 + 4 * 256 + 2816
+    norms, attention, feed_forward = 4 * (4 * 64 + 2), 2 * (3 * 64 + 256) + 4 * 4 * 132, 2 * (2 * 64 + 4 * 176)
+    assert layer_bytes(QWEN, bf16=True, sees=100)[0] == norms + attention + feed_forward == 1032 + 3008 + 1664
+    on_cuda = layer_bytes(QWEN, bf16=True, cuda=True, sees=100)[0]
+    assert on_cuda == 1032 + 2 * (3 * 64 + 5 * 64) + 16 + 1664, "q, k and v of every query head, the result twice"
 
 
 def test_a_cache_grows_by_half_from_its_first_chunk() -> None:
@@ -159,6 +163,8 @@ def test_the_1_5b_model_by_hand() -> None:
         later=128,
         bf16=True,
         copies=1,
+        cuda=True,
+        sees=1280,
     )
     found = footprint(shape, load).phases
     assert found["update"]["weights"] == found["update"]["gradients"] == 4 * 1_543_714_304
@@ -167,7 +173,7 @@ def test_the_1_5b_model_by_hand() -> None:
     assert found["rollout"]["keys and values"] == 128 * 3072 * 29 * 2 * 256 * 4
     assert "gradients" not in found["rollout"]
     assert found["update"]["bf16 copies"] == 2 * 28 * (2 * 1536 * (1536 + 256) + 3 * 1536 * 8960)
-    layer = 4 * (4 * 1536 + 2) + 2 * (3 * 1536 + 2 * 1792 + 1536) + 48 + 2 * (2 * 1536 + 4 * 8960)
+    layer = 4 * (4 * 1536 + 2) + 2 * (3 * 1536 + 5 * 1536) + 48 + 2 * (2 * 1536 + 4 * 8960)
     ends = 4 * 3073 + 8 + 2 * 4 * 128
     assert found["update"]["activations"] == 16384 * (28 * layer + ends)
     checkpointed = saved_bytes(shape, replace(load, checkpointing=True))
@@ -272,7 +278,7 @@ def test_the_peak_of_an_update_is_the_predicted_one(case: str, kind: str, precis
     with Allocations([*model.network.parameters(), *model.network.buffers()]) as allocated:
         accumulate(model, batch, loss)
     shape = shape_of(model.network.config.to_dict())
-    load = replace(LOAD, micro_batch=rows * length, scored=rows * scored)
+    load = replace(LOAD, micro_batch=rows * length, scored=rows * scored, sees=length // 2)
     load = replace(load, bf16=precision == "bf16", checkpointing=checkpointing)
     expected = 4 * shape.parameters + sum(pass_parts(shape, load).values())
     assert allocated.peak == pytest.approx(expected, rel=0.04)

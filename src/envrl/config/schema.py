@@ -147,7 +147,7 @@ class TrainConfig:
     minibatch_rows: Count = 0  # policy rows an optimiser step, in place of minibatches; 0: by their number
     max_grad_norm: AboveZero = 1.0  # longer gradients are scaled down to this norm
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward and backward pass; master weights are fp32
-    micro_batch_tokens: Positive = 1024  # token budget of a forward and backward pass with padding; a GPU wants more
+    micro_batch_tokens: Positive = 4096  # token budget of a forward and backward pass; a GPU wants more
     checkpointing: bool = False  # layers are run again in the backward pass: a third more time, far less memory
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # torch threads; 0: as many as the process may use, at most 2
     device: str = "cpu"  # cpu, cuda or cuda:N

@@ -10,8 +10,9 @@ from pathlib import Path
 from envrl.config.load import override
 from envrl.config.schema import Config
 from envrl.costs.memory import FULL, PROCESS, Footprint, Load, footprint, trainable
+from envrl.costs.operations import Passes, forward_flops
 from envrl.costs.shape import Shape, preset_shape, published_shape, read_shape
-from envrl.costs.speed import UTILISATION, Accelerator, Passes, Times, forward_flops, update_times
+from envrl.costs.speed import UTILISATION, Accelerator, Times, update_times
 from envrl.costs.workload import Workload, memory_load, workload
 from envrl.errors import UserError
 

@@ -1,8 +1,8 @@
 """How much memory a run takes, part by part and phase by phase, from the model's shape alone; nothing is allocated.
 
 What a layer keeps for its backward pass is counted tensor by tensor as `transformers` computes it (RMSNorm in fp32,
-SDPA without a mask, SwiGLU); what is needed for a moment only is a few such tensors, taken from measured peaks.
-tests/test_memory.py compares both with what a pass really allocates.
+SwiGLU), with our attention and convolution; what is needed for a moment only is a few such tensors, taken from measured
+peaks. tests/test_memory.py compares both with what a pass really allocates.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ FULL, HALF = 4, 2
 """Bytes of an fp32 and of a bf16 number."""
 LOGITS_CHUNK = 1 << 27
 """Most logits at once, as in `envrl.models.scores`, which computes them twice where there are more than an eighth."""
+ATTENDED, TOGETHER = 16, 64
+"""Widths of a head that a token may see for its attention's weights to be kept, and tokens whose weights are made at
+once, up to the last one's: as in `envrl.models.attention`."""
 BLOCK = 128
 """Positions by which the sampler's cache grows, as in `envrl.models.slots`."""
 PROCESS = {"cpu": 600 * 2**20, "cuda": 600 * 2**20}
@@ -27,9 +30,9 @@ PROCESS = {"cpu": 600 * 2**20, "cuda": 600 * 2**20}
 class Load:
     """What a run asks of memory: its batch in tokens, and how it is trained.
 
-    `scored` tokens of a micro-batch have a loss. `slots` episodes are played at once, with at most `positions` tokens
-    each. The first pass of the sampler runs `fed` tokens, `chunk` of an episode, and a later one `later` tokens of them
-    all. `copies` is the number of further models (a reference, best weights).
+    `scored` tokens of a micro-batch have a loss, and a token sees `sees` on average. `slots` episodes are played at
+    once, with at most `positions` tokens each. The first pass of the sampler runs `fed` tokens, `chunk` of an episode,
+    and a later one `later` tokens of them all. `copies` is the number of further models (a reference, best weights).
     """
 
     micro_batch: int
@@ -46,6 +49,7 @@ class Load:
     sampling_bf16: bool = False
     """Whether the sampler has weights and a cache of its own in bf16."""
     cuda: bool = False
+    sees: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,31 +135,33 @@ def pass_parts(shape: Shape, load: Load) -> dict[str, int]:
     return copies | max(moments, key=lambda parts: sum(parts.values()))
 
 
-def layer_bytes(shape: Shape, bf16: bool, cuda: bool = False) -> tuple[int, int]:
+def layer_bytes(shape: Shape, bf16: bool, cuda: bool = False, sees: int = 0) -> tuple[int, int]:
     """Return what an attention and a convolution layer keep of a token, bytes.
 
-    Of each norm its input, the normed value, their scale, and its output; of attention q, k, v, the result and a
-    log-sum a head; of SwiGLU four values of the inner width. Under autocast the matrices' inputs are bf16 copies, one
-    for each matrix. Where rows lie end to end the result is kept twice (once for all of them), or, in the kernel that
-    takes them all, k and v are kept once a query head.
+    Of each norm its input, the normed value, their scale, and its output; of attention q, k, v, and the result; of
+    SwiGLU four values of the inner width. Under autocast the matrices' inputs are bf16 copies, one for each matrix.
+    Padded rows have a log-sum a head besides. In a tree the result is kept twice (head by head, and as it goes on), and
+    a weight for each token that is seen, if these are few; torch's kernel for CUDA has k and v once a query head.
     """
     width, inner = shape.width, shape.inner
     rotated = shape.attention_width + shape.key_width
-    attended = 2 * rotated
-    if not shape.padded:
-        attended = 4 * shape.attention_width if bf16 and cuda else attended + shape.attention_width
-    heads = FULL * shape.heads
+    attended, heads = 2 * rotated, FULL * shape.heads
+    if not shape.padded and bf16 and cuda:
+        attended = 5 * shape.attention_width
+    elif not shape.padded:
+        attended += shape.attention_width
+        heads *= sees + TOGETHER // 2 if sees <= ATTENDED * shape.head_size else 0
     if shape.query_norms:
         heads += (HALF + FULL if bf16 else 2 * FULL) * rotated + FULL * (shape.heads + shape.key_heads)
     if bf16:
         norms = FULL * (4 * width + 2)
         attention = HALF * (3 * width + attended) + heads
-        convolution = HALF * (width + 6 * width)
+        convolution = HALF * (width + 8 * width)
         feed_forward = HALF * (2 * width + 4 * inner)
     else:
         norms = FULL * (6 * width + 2)
         attention = FULL * attended + heads
-        convolution = FULL * 6 * width
+        convolution = FULL * 8 * width
         feed_forward = FULL * 4 * inner
     return norms + attention + feed_forward, norms + convolution + feed_forward
 
@@ -165,7 +171,7 @@ def saved_bytes(shape: Shape, load: Load) -> tuple[int, int]:
 
     An adapter adds its inner value for each matrix; that frozen norms keep less is left out.
     """
-    attention, convolution = layer_bytes(shape, load.bf16, load.cuda)
+    attention, convolution = layer_bytes(shape, load.bf16, load.cuda, load.sees)
     ends = FULL * (2 * shape.width + 1) + 8 + (0 if shape.padded else 2 * FULL * shape.head_size)
     adapter = 7 * load.lora_rank * (HALF if load.bf16 else FULL)
     if load.checkpointing:

@@ -53,8 +53,8 @@ class Shape:
 
     @property
     def padded(self) -> bool:
-        """Whether rows must be padded for training, since layers mix tokens otherwise than by plain attention."""
-        return self.convolutions > 0 or self.kind in _CAPPED
+        """Whether rows must be padded for training, since layers mix tokens otherwise than `envrl.models.rows` can."""
+        return self.kind in _CAPPED
 
     @property
     def attention_layers(self) -> int:

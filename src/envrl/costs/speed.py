@@ -1,8 +1,4 @@
-"""How long an update takes on an accelerator, from floating-point operations, bytes to be read, and passes to be begun.
-
-A forward pass of a token costs two operations a weight that it is multiplied with, and in each attention layer four for
-each position that it sees and each value of the queries' width; a backward pass costs twice that.
-"""
+"""How long an update takes on an accelerator: its floating-point operations, bytes to be read, passes to be begun."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ from math import ceil
 from pathlib import Path
 
 from envrl.costs.memory import FULL, HALF, Load, cache_positions, trainable
+from envrl.costs.operations import Passes, forward_flops, update_flops
 from envrl.costs.shape import Shape
 from envrl.costs.workload import Workload
 from envrl.errors import UserError
@@ -53,43 +50,6 @@ class Times:
     @property
     def total(self) -> float:
         return self.rollout + self.update
-
-
-# --- operations ------------------------------------------------------------------------------------------------------
-
-
-def forward_flops(shape: Shape, tokens: float, sequence: float) -> float:
-    """Return the operations of a forward pass over tokens in causal sequences of that length, without the head."""
-    attention = 4 * shape.attention_layers * shape.attention_width * sequence / 2
-    return tokens * (2 * shape.matrix_count + attention)
-
-
-def head_flops(shape: Shape, tokens: float) -> float:
-    """Return the operations of the logits of tokens."""
-    return tokens * 2 * shape.embedding_count
-
-
-@dataclass(frozen=True, slots=True)
-class Passes:
-    """How often an update's tokens are run: forward passes alone (old log-probs, a reference), and both passes."""
-
-    forward: int
-    both: int
-    again: bool = False
-    """Whether layers are run again in the backward pass."""
-    steps: float = 1.0
-    """Optimiser steps."""
-
-
-def update_flops(shape: Shape, work: Workload, passes: Passes, scored: float) -> float:
-    """Return the operations of an update: of both passes three times those of a forward pass, four where layers are run
-    again, as the logits of the `scored` tokens always are.
-    """
-    layers = forward_flops(shape, work.trained, work.sequence)
-    head = head_flops(shape, scored)
-    return layers * (passes.forward + (4 if passes.again else 3) * passes.both) + head * (
-        passes.forward + 4 * passes.both
-    )
 
 
 # --- seconds ---------------------------------------------------------------------------------------------------------

@@ -171,6 +171,7 @@ def memory_load(config: Config, work: Workload, shape: Shape, cuda: bool | None 
         fed=prompt * fresh,
         later=slots * (1 if work.steps else min(context, int(LONGEST * work.added) + 1)),
         cuda=config.train.device.startswith("cuda") if cuda is None else cuda,
+        sees=int(work.sequence / 2),
         **trained_how(config),
     )
     warm = config.warm_start

@@ -124,7 +124,7 @@ def _short_convolution(layer: Any, hidden_states: Tensor, *, rows: Rows, **_: An
     before, after, x = layer.in_proj(hidden_states[0]).chunk(3, dim=-1)
     inputs = before * x
     padded = torch.cat([inputs, inputs.new_zeros(1, inputs.shape[1])])
-    kernel = cast(Tensor, layer.conv.weight)[:, 0]
+    kernel = cast(Tensor, layer.conv.weight)[:, 0].to(inputs.dtype)
     found = inputs * kernel[:, -1]
     for distance in range(1, kernel.shape[1]):
         nodes = torch.from_numpy(rows.tree.before(distance)).to(inputs.device)

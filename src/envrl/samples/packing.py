@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from envrl.sequences import alike
 from envrl.types import Row
@@ -32,6 +33,17 @@ def pack(rows: Sequence[Row], budget: int, *, padded: bool = True) -> list[list[
         batches[-1].append(row)
         filled += size
     return batches
+
+
+def shared_lengths(rows: Sequence[Row]) -> list[int]:
+    """Return how many tokens each row of a micro-batch begins with as the one before it does; 0 for the first."""
+    return [0] * bool(rows) + [alike(one.token_ids, other.token_ids) for one, other in pairwise(rows)]
+
+
+def tokens_run(rows: Sequence[Row], *, padded: bool) -> int:
+    """Return how many tokens the network runs for a micro-batch of `pack`: padding too, or what rows share once."""
+    lengths = [len(row.token_ids) for row in rows]
+    return len(rows) * max(lengths, default=0) if padded else sum(lengths) - sum(shared_lengths(rows))
 
 
 def denominators(rows: Sequence[Row]) -> dict[str, float]:

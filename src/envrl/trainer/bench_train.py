@@ -14,9 +14,10 @@ import torch
 from envrl.config.schema import Config
 from envrl.models.rows import packs
 from envrl.models.runtime import peak_memory, reset_peak_memory
+from envrl.samples.packing import tokens_run
 from envrl.trainer.batch import step_advantages
 from envrl.trainer.bench import Bench, deal_returns, matmul_peak, spread
-from envrl.trainer.flops import row_flops
+from envrl.trainer.flops import batch_flops
 from envrl.trainer.steps import loss_settings, optimiser_batches
 from envrl.trainer.update import micro_batches, precision_context
 from envrl.types import Row
@@ -126,11 +127,11 @@ def table(figures: Mapping[str, Any]) -> str:
             "batch",
             f"{figures['episodes']} episodes, {figures['rows']} rows of at most {figures['longest_row']:,} tokens",
         ),
-        ("", f"{tokens['trained']:,} tokens, {tokens['scored']:,} scored; returns {figures['returns']}"),
+        ("", f"{tokens['trained']:,} tokens, {tokens['run']:,} run, {tokens['scored']:,} scored"),
         (
             "",
             f"{figures['micro_batches']} micro-batches, {figures['optimiser_steps']} optimiser steps, "
-            f"{figures['padding']:.1%} padding",
+            f"returns {figures['returns']}",
         ),
         (
             "update",
@@ -157,15 +158,13 @@ def _figures(
 ) -> dict[str, Any]:
     model, settings = bench.model, loss_settings(config, {})
     batches = [b for part in optimiser_batches(config, rows, 1) for b in micro_batches(model, part, settings)]
-    steps = [[len(row.token_ids) for row in batch] for batch in batches]
     with precision_context(settings.precision, model.device):
         padded = not packs(model.network)
-    tokens = sum(map(sum, steps))
-    cells = sum(len(lengths) * max(lengths) for lengths in steps) if padded else tokens
+    tokens = sum(len(row.token_ids) for batch in batches for row in batch)
+    run = sum(tokens_run(batch, padded=padded) for batch in batches)
     totals = [sum(lap.values()) for lap in laps]
     seconds = {name: spread([lap[name] for lap in laps]) for name in PHASES} | {"total": spread(totals)}
-    flops = row_flops(model.network, rows)
-    epochs = config.train.epochs
+    flops, epochs = batch_flops(model.network, batches, padded=padded), config.train.epochs
     update, passes = seconds["total"]["median"] - seconds["rows"]["median"], seconds["passes"]["median"]
     done = flops.again if settings.checkpointing else flops.both
     return {
@@ -176,22 +175,25 @@ def _figures(
         "precision": settings.precision,
         "seconds_are": "processor" if bench.watch().clock is time.process_time else "wall clock",
         "rows": len(rows),
-        "longest_row": max(map(max, steps)),
-        "micro_batches": len(steps),
+        "longest_row": max(len(row.token_ids) for row in rows),
+        "micro_batches": len(batches),
         "optimiser_steps": len(optimiser_batches(config, rows, 1)),
-        "tokens": {"trained": tokens, "scored": sum(len(term.positions_T) for row in rows for term in row.terms)},
-        "padding": 1 - tokens / cells,
+        "tokens": {
+            "trained": tokens,
+            "run": run,
+            "scored": sum(len(term.positions_T) for row in rows for term in row.terms),
+        },
         "seconds": seconds,
         "rate": {
             "tokens": tokens / epochs / seconds["total"]["median"],
             "rows": len(rows) / seconds["total"]["median"],
         },
         "peak_gflops": peak / 1e9,
-        "gflop": {"useful": epochs * flops.both / 1e9, "done": epochs * done / 1e9},
+        "gflop": {"useful": flops.both / 1e9, "done": done / 1e9},
         "mfu": {
-            "update": epochs * flops.both / update / peak,
-            "passes": epochs * flops.both / passes / peak,
-            "passes_with_recomputation": epochs * done / passes / peak,
+            "update": flops.both / update / peak,
+            "passes": flops.both / passes / peak,
+            "passes_with_recomputation": done / passes / peak,
         },
         "memory_mb": peak_memory(model.device) / 1e6,
     }

@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
+from envrl.costs.operations import Flops, Products, pass_flops
+from envrl.samples.packing import shared_lengths
 from envrl.types import Row
 
 
-@dataclass(frozen=True, slots=True)
-class Flops:
-    """Operations of one pass over rows: `forward`, `both` passes, and `again` with every layer's forward run twice."""
-
-    forward: float
-    both: float
-    again: float
-
-
-def row_flops(network: PreTrainedModel, rows: Sequence[Row]) -> Flops:
+def row_flops(network: PreTrainedModel, rows: Sequence[Row], shared: Sequence[int] | None = None) -> Flops:
     """Return what rows take: padding and tokens whose logits nothing asks for do not count.
 
-    forward = 2 · N · tokens + 4 · layers · width · Σ T² / 2 + 2 · vocabulary · hidden · scored tokens, with N the
-    parameters of the layers' matrices and attention causal over rows of T tokens. The backward pass takes as much for
-    the gradients of what entered a product, and as much again for those of trained matrices: 6 · N a token in all.
+    Nor do the first `shared` tokens of each row, where those are run for another one.
     """
+    lengths = np.array([len(row.token_ids) for row in rows], dtype=np.float64)
+    known = np.zeros(len(rows)) if shared is None else np.array(shared, dtype=np.float64)
+    scored = sum(len(term.positions_T) for row in rows for term in row.terms)
+    squares = float((lengths**2 - known**2).sum())
+    return pass_flops(products_in(network), float((lengths - known).sum()), squares, scored)
+
+
+def batch_flops(network: PreTrainedModel, batches: Sequence[Sequence[Row]], *, padded: bool) -> Flops:
+    """Return what micro-batches take, each of them as `row_flops` counts it; what rows share counts once in a tree."""
+    found = [row_flops(network, batch, None if padded else shared_lengths(batch)) for batch in batches]
+    return Flops(sum(f.forward for f in found), sum(f.both for f in found), sum(f.again for f in found))
+
+
+def products_in(network: PreTrainedModel) -> Products:
+    """Return the products of a network as it is, adapters included."""
     config = network.config.get_text_config()
     embedding = cast(nn.Embedding, network.get_input_embeddings()).weight
     head = cast(nn.Linear, network.get_output_embeddings()).weight
     layers = [p for p in network.parameters() if p.ndim == 2 and p is not embedding and p is not head]
-    all_of_them = sum(p.numel() for p in layers)
     trained = sum(p.numel() for p in layers if p.requires_grad)
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    lengths = np.array([len(row.token_ids) for row in rows], dtype=np.float64)
-    scored = sum(len(term.positions_T) for row in rows for term in row.terms)
-    tokens = float(lengths.sum())
-    attention = 2 * kinds.count("full_attention") * config.num_attention_heads * size * float((lengths**2).sum())
-    logits = 2.0 * head.numel() * scored
-    body = 2 * all_of_them * tokens + attention
-    both = 2 * body + attention + 2 * trained * tokens + logits * (3 if head.requires_grad else 2)
-    return Flops(body + logits, both, both + body)
+    attended = kinds.count("full_attention") * config.num_attention_heads * size
+    return Products(sum(p.numel() for p in layers), trained, head.numel(), head.requires_grad, attended)

@@ -9,7 +9,7 @@ from envrl.costs.memory import PROCESS, Load, footprint
 from envrl.costs.shape import shape_of
 from envrl.costs.workload import trained_how
 from envrl.models.load import LanguageModel
-from envrl.samples.packing import pack
+from envrl.samples.packing import pack, tokens_run
 from envrl.types import Row, Trajectory
 
 
@@ -26,7 +26,7 @@ def predicted_memory(
     starts = at_once if config.rollout.layout == "steps" else config.rollout.tasks
     cuda = model.device.type == "cuda"
     load = Load(
-        micro_batch=max((_tokens(batch, shape.padded) for batch in batches), default=0),
+        micro_batch=max((tokens_run(batch, padded=shape.padded) for batch in batches), default=0),
         scored=max((sum(len(t.positions_T) for row in batch for t in row.terms) for batch in batches), default=0),
         slots=at_once,
         positions=longest,
@@ -34,11 +34,7 @@ def predicted_memory(
         fed=first * min(starts, at_once),
         later=at_once * (later + 1),
         cuda=cuda,
+        sees=sum(len(row.token_ids) ** 2 for row in rows) // (2 * sum(len(row.token_ids) for row in rows) or 1),
         **trained_how(config),
     )
     return footprint(shape, load).peak + (0 if cuda else PROCESS["cpu"])
-
-
-def _tokens(rows: Sequence[Row], padded: bool) -> int:
-    lengths = [len(row.token_ids) for row in rows]
-    return len(rows) * max(lengths) if padded else sum(lengths)
