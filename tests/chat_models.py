@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -109,6 +109,14 @@ def make_sentencepiece(family: str = "phi3", texts: Sequence[str] = TEXTS, lower
     return PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", eos_token=special[-1], pad_token=special[0], chat_template=template
     )
+
+
+def make_in_python() -> ByT5Tokenizer:
+    """Return a tokenizer in Python, which knows no offsets: a token a byte, and ChatML's marks."""
+    tokenizer = ByT5Tokenizer(extra_ids=0)
+    tokenizer.add_tokens(list(FAMILIES["qwen2"][2][1:]), special_tokens=True)
+    tokenizer.chat_template = CHATML
+    return tokenizer
 
 
 def save_chat_model(

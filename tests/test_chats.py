@@ -22,7 +22,7 @@ from tokenizers import models as models_of_pieces
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from boxes import COMMANDS, Boxes, tiny
-from chat_models import CHATML, FAMILIES, make_sentencepiece, make_tokenizer, save_chat_model
+from chat_models import CHATML, FAMILIES, make_in_python, make_sentencepiece, make_tokenizer, save_chat_model
 from envrl.cli.main import main
 from envrl.config.schema import INVERSE_QUESTION, STATE_QUESTION, Config
 from envrl.errors import UserError
@@ -379,6 +379,38 @@ def test_in_pass_tokens_are_the_answers(family: str, models: dict[str, LanguageM
                 assert len(text) <= len(expected) + (14 if family == "plain" else 2), "a piece may go beyond it"
                 found += 1
     assert found >= 4 or family == "gemma"
+
+
+@pytest.mark.parametrize("layout", ["concat", "steps"])
+def test_a_tokenizer_in_python_trains(layout: str, tmp_path: Path) -> None:
+    """It has no offsets, by which the tokens of an answer are found in a chat that goes on."""
+    folder = save_chat_model("llama", tmp_path / "model", tokenizer=make_in_python())
+    model = load_model(folder, marks=False)
+    assert not model.codec.tokenizer.is_fast
+    wording = wording_of(model, Form(layout, format="action", show_admissible=True))
+    check_faithful(model, play(model, wording))
+    played = play(model, wording, replace(SETTINGS, actions="admissible"))
+    answers = [
+        (model.codec.decode(segment.token_ids[answer.start : answer.stop].tolist()), trajectory, answer.step)
+        for trajectory in played
+        for segment in trajectory.segments
+        for answer in segment.answers
+    ]
+    assert len(answers) > 5 or layout == "steps"
+    assert all(text == trajectory.transitions[step].next_observation.text for text, trajectory, step in answers)
+    begun = wording.prompt([], Observation("A door.</s><|im_end|>"), Told(), 8)
+    plain = wording.prompt([], Observation("A door."), Told(), 8)
+    assert begun is not None
+    assert plain is not None
+    for mark in (model.codec.tokenizer.eos_token_id, wording.end):
+        assert begun.ids.count(mark) == plain.ids.count(mark)
+    config = recipe(layout=layout, actions="admissible")
+    objective = replace(config.objective, state_rows="in_pass" if layout == "concat" else "separate")
+    config = replace(config, objective=objective, train=replace(config.train, updates=1))
+    run = train(replace(config, model=replace(config.model, path=str(folder))), tmp_path / "run")
+    (record,) = lines(run / "metrics.jsonl")
+    assert record["train/token_mismatches"] == 0
+    assert record["loss/state"] > 0.0
 
 
 def test_restricted_sampling_says_a_command_and_the_templates_end(models: dict[str, LanguageModel]) -> None:

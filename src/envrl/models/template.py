@@ -45,7 +45,7 @@ class ChatTemplate:
         self.stops = frozenset({self.end, *stops})
         self._anchor = str(tokenizer.convert_ids_to_tokens(self.end))
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self.special = frozenset(special | {self._anchor})
+        self.special = frozenset({*special, *map(str, tokenizer.all_special_tokens), self._anchor})
         """The names of the tokens that nobody but the template and the prompt format may say."""
 
     def render(self, messages: Sequence[tuple[str, str]], answer: bool = True) -> str:

@@ -13,6 +13,8 @@ from functools import lru_cache
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from envrl.sequences import alike
+
 Ids = tuple[int, ...]
 
 MARKS = {
@@ -117,11 +119,20 @@ class Codec:
 
     def tokens_within(self, text: str, start: int, stop: int) -> tuple[int, int]:
         """Return the range of `encode_special(text)`'s tokens that hold characters `start:stop` of it."""
+        if not self.tokenizer.is_fast:
+            return self._tokens_between(text, start, stop)
         offsets = self.tokenizer(
             encodable(text), add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True
         )["offset_mapping"]
         inside = [number for number, (begin, end) in enumerate(offsets) if begin < stop and end > start]
         return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+    def _tokens_between(self, text: str, start: int, stop: int) -> tuple[int, int]:
+        """Return the same of a tokenizer in Python, which does not say where a token stands: those of neither side."""
+        ids = self.encode_special(text)
+        before = alike(ids, self.encode_special(text[:start]))
+        behind = alike(ids[::-1], self.encode_special(text[stop:])[::-1])
+        return (before, len(ids) - behind) if before + behind < len(ids) else (0, 0)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids; our marks are left out, other special tokens are written."""
