@@ -19,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as models_of_pieces
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from boxes import COMMANDS, Boxes, tiny
 from chat_models import CHATML, FAMILIES, make_in_python, make_sentencepiece, make_tokenizer, save_chat_model
@@ -555,6 +555,22 @@ def test_a_preset_learns_to_chat_from_scratch(tmp_path: Path) -> None:
     assert last["success_rate"] > 0.3
 
 
+def test_the_demo_recipe_trains_as_a_chat(tmp_path: Path) -> None:
+    """The command of docs/chat-models.md, shortened; its state rows are the policy's own."""
+    chat = "--model.chat_template chatml --rollout.format action --rollout.repeat_task false"
+    small = "--model.hidden_size 32 --model.layers 2 --model.heads 2 --rollout.tasks 2 --rollout.group_size 2"
+    short = "--env.max_steps 8 --rollout.max_steps 0 --warm_start.demonstrations 4 --warm_start.held_out 2"
+    quick = "--train.updates 2 --eval.protocol published --eval.free_episodes 2 --eval.probe_episodes 2"
+    options = [*chat.split(), *small.split(), *short.split(), *quick.split(), "--eval.split", "valid_seen"]
+    assert main(["train", "household-demo", "--run", str(tmp_path / "run"), *options]) == 0
+    for record in lines(tmp_path / "run" / "metrics.jsonl"):
+        assert record["train/token_mismatches"] == 0
+        assert record["train/segments"] == 1.0
+        assert record["train/admissible_action_rate"] == 1.0
+    (first, last) = lines(tmp_path / "run" / "eval.jsonl")
+    assert (first["episodes"], last["valid_action_rate"]) == (128, 1.0)
+
+
 @pytest.mark.parametrize("kind", ["preset", "preset of marks", "llama", "llama with marks"])
 def test_a_saved_folder_encodes_its_chats_as_we_do(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
     """With plain `AutoTokenizer` and `apply_chat_template`, however often the folder was loaded and saved."""
@@ -572,6 +588,8 @@ def test_a_saved_folder_encodes_its_chats_as_we_do(kind: str, folders: dict[str,
     ours = template.encode(template.render(chat))
     messages = [{"role": role, "content": content} for role, content in chat]
     assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == list(ours)
+    stops = AutoModelForCausalLM.from_pretrained(tmp_path / "last").generation_config.eos_token_id
+    assert template.end in (stops if isinstance(stops, list) else [stops]), "where generate stops"
     assert model.codec.decode(model.codec.encode("<|im_end|>")) == "<|im_end|>"
     assert len(model.codec.encode("<|im_end|>")) > 1
 
