@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
 import shutil
+import signal
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +22,10 @@ from envrl.envs.household.problem import Goal, Item, Problem, Receptacle
 # Examples are a function of the test alone, and busy cores are no failure.
 settings.register_profile("envrl", deadline=None, derandomize=True)
 settings.load_profile("envrl")
+
+# A shell starts what runs in its background deaf to Ctrl-C, and what tests start and interrupt would be so, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -54,7 +60,11 @@ def _unpacked(name: str, what: str, variable: str) -> Path:
     if not unpacked.is_dir():
         if not archive.is_file():
             pytest.skip(f"no {what}: {variable} is not set, and there is no {archive}")
-        _unpack(archive, unpacked)
+        unpacked.parent.mkdir(exist_ok=True)
+        with open(unpacked.with_suffix(".lock"), "w") as lock:  # another test run may be at it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not unpacked.is_dir():
+                _unpack(archive, unpacked)
     return unpacked
 
 
@@ -68,7 +78,6 @@ def shared_lines(name: str) -> list[dict[str, Any]]:
 
 def _unpack(archive: Path, target: Path) -> None:
     """Unpack aside and rename, so that a killed unpack leaves nothing that looks whole."""
-    target.parent.mkdir(exist_ok=True)
     for stale in target.parent.glob(f"{target.name}-unpack-*"):
         shutil.rmtree(stale, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(prefix=f"{target.name}-unpack-", dir=target.parent))

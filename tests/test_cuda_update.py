@@ -5,35 +5,47 @@ from __future__ import annotations
 import pytest
 import torch
 
-from envrl.models import rows as module
+from envrl.models import attention
 from envrl.models.rows import packs
 from envrl.models.scores import score_tokens
+from envrl.types import IntArray
 from test_scores import inputs, network
-from test_states import FAMILIES, gradients, padded_layout, rows_of, small, valid
+from test_states import FAMILIES, forked, gradients, padded_layout, rows_of, small, valid
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama"])
-def test_rows_end_to_end_in_bf16_are_near_padded_rows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("precision", "way", "near"), [("bf16", "_varlen", (0.05, 0.1)), ("fp32", "_rectangle", (1e-4, 1e-3))]
+)
+@pytest.mark.parametrize("rows", [rows_of(), forked()], ids=["own", "forked"])
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "lfm2"])
+def test_rows_as_a_tree_are_near_padded_rows(
+    kind: str,
+    rows: list[IntArray],
+    precision: str,
+    way: str,
+    near: tuple[float, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, called = small(kind, FAMILIES[kind]).cuda(), []
-    own = module._varlen
-    monkeypatch.setattr(module, "_varlen", lambda *arguments: called.append(1) or own(*arguments))
+    own = getattr(attention, way)
+    monkeypatch.setattr(attention, way, lambda *arguments: called.append(1) or own(*arguments))
     torch.set_default_device("cuda")
     try:
-        with torch.autocast("cuda", dtype=torch.bfloat16):
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=precision == "bf16"):
             assert packs(model)
             called.clear()
-            ours, our_gradients = valid(model, rows_of()), gradients(model, rows_of(), checkpointing=True)
-            assert len(called) >= 4, "two layers, forward, and again in the backward pass"
+            ours, our_gradients = valid(model, rows), gradients(model, rows, checkpointing=True)
+            assert len(called) >= 3, "in a layer, forward, and again in the backward pass"
             padded_layout(monkeypatch)
-            theirs, their_gradients = valid(model, rows_of()), gradients(model, rows_of())
+            theirs, their_gradients = valid(model, rows), gradients(model, rows)
     finally:
         torch.set_default_device(None)
-    assert float((ours - theirs).abs().max()) < 0.05 * float(theirs.abs().max())
+    assert float((ours - theirs).abs().max()) < near[0] * float(theirs.abs().max())
     for mine, other in zip(our_gradients, their_gradients, strict=True):
         assert mine.dtype == torch.float32
-        assert float((mine - other).norm()) < 0.1 * float(other.norm()) + 1e-3
+        assert float((mine - other).norm()) < near[1] * float(other.norm()) + 1e-3
 
 
 def test_bf16_products_with_the_output_matrix_give_fp32_logits() -> None:

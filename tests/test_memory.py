@@ -133,7 +133,7 @@ def test_a_layer_keeps_what_is_counted_by_hand() -> None:
     norms, attention, feed_forward = 4 * (4 * 64 + 2), 2 * (3 * 64 + 256) + 4 * 4 * 132, 2 * (2 * 64 + 4 * 176)
     assert layer_bytes(QWEN, bf16=True, sees=100)[0] == norms + attention + feed_forward == 1032 + 3008 + 1664
     on_cuda = layer_bytes(QWEN, bf16=True, cuda=True, sees=100)[0]
-    assert on_cuda == 1032 + 2 * (3 * 64 + 5 * 64) + 16 + 1664, "q, k and v of every query head, the result twice"
+    assert on_cuda == 1032 + 2 * (3 * 64 + 2 * 64 + 2 * 32) + 1664, "q, k, v, the result"
 
 
 def test_a_cache_grows_by_half_from_its_first_chunk() -> None:
@@ -173,7 +173,7 @@ def test_the_1_5b_model_by_hand() -> None:
     assert found["rollout"]["keys and values"] == 128 * 3072 * 29 * 2 * 256 * 4
     assert "gradients" not in found["rollout"]
     assert found["update"]["bf16 copies"] == 2 * 28 * (2 * 1536 * (1536 + 256) + 3 * 1536 * 8960)
-    layer = 4 * (4 * 1536 + 2) + 2 * (3 * 1536 + 5 * 1536) + 48 + 2 * (2 * 1536 + 4 * 8960)
+    layer = 4 * (4 * 1536 + 2) + 2 * (3 * 1536 + 2 * 1792) + 2 * (2 * 1536 + 4 * 8960)
     ends = 4 * 3073 + 8 + 2 * 4 * 128
     assert found["update"]["activations"] == 16384 * (28 * layer + ends)
     checkpointed = saved_bytes(shape, replace(load, checkpointing=True))

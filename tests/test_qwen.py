@@ -87,8 +87,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_runs_shrunk(name: str, folder: Path, tmp_path: Path) -> None:
+def test_a_recipe_runs_shrunk(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two updates with a small random model: the same code, fewer tasks, turns and tokens."""
+    monkeypatch.setattr("envrl.eval.split.PUBLISHED_DRAWS", 6)
     flags = {
         "model.path": str(folder),
         "train.device": "cpu",

@@ -158,6 +158,28 @@ def test_attention_in_a_tree_has_the_derivatives_of_its_formula(keep: int, monke
     assert torch.autograd.gradcheck(attend, (query, key, value))
 
 
+@pytest.mark.parametrize("rows", [rows_of(), forked()], ids=["own", "forked"])
+@pytest.mark.parametrize("kind", ["qwen2", "lfm2"])
+def test_attention_in_whole_rows_is_that_of_the_branches(
+    kind: str, rows: list[IntArray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a CUDA device runs in full precision, run here."""
+    network = small(kind, FAMILIES[kind])
+    ours, our_gradients = valid(network, rows), gradients(network, rows)
+
+    def apply(query: Tensor, key: Tensor, value: Tensor, tree: Any) -> Tensor:
+        laid = attention.Rows.on(query.device, tree)
+        flat = query.transpose(1, 2).flatten(0, 1)[None]
+        found = attention._by_rows(flat, key[None], value[None], laid, 1.0)
+        return found.unflatten(1, (len(key), -1)).transpose(0, 1)
+
+    monkeypatch.setattr(attention._Branches, "apply", apply)
+    theirs, their_gradients = valid(network, rows), gradients(network, rows)
+    assert not torch.equal(ours, theirs)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(our_gradients, their_gradients, strict=True))
+
+
 def test_micro_batches_count_padding_only_where_there_is_some() -> None:
     rows = [Row(ids, (), str(number)) for number, ids in enumerate(rows_of())]
     padded = [[len(row.token_ids) for row in batch] for batch in pack(rows, 51)]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envrl.models.tree import tree_of
-from envrl.sequences import alike
+from envrl.sequences import alike, order
 from envrl.types import IntArray
 
 ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=7)
@@ -47,6 +47,11 @@ def test_the_node_before_is_that_of_the_same_row(rows: list[list[int]], distance
     for branch in tree.branches:
         for place, node in enumerate(branch.path):
             assert before[node] == (branch.path[place - distance] if place >= distance else len(tree.ids))
+
+
+@given(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=4)))
+def test_rows_are_in_the_order_of_their_numbers(rows: list[list[int]]) -> None:
+    assert sorted(rows, key=order) == sorted(rows)
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))

@@ -14,3 +14,8 @@ def alike(one: Sequence[int] | IntArray, other: Sequence[int] | IntArray) -> int
     length = min(len(one), len(other))
     differs = np.asarray(one[:length]) != np.asarray(other[:length])
     return int(differs.argmax()) if differs.any() else length
+
+
+def order(ids: Sequence[int] | IntArray) -> bytes:
+    """Return what token ids (≥ 0) are sorted by, so that those which begin alike stand together."""
+    return np.asarray(ids).astype(">u4").tobytes()

@@ -141,13 +141,13 @@ def layer_bytes(shape: Shape, bf16: bool, cuda: bool = False, sees: int = 0) -> 
     Of each norm its input, the normed value, their scale, and its output; of attention q, k, v, and the result; of
     SwiGLU four values of the inner width. Under autocast the matrices' inputs are bf16 copies, one for each matrix.
     Padded rows have a log-sum a head besides. In a tree the result is kept twice (head by head, and as it goes on), and
-    a weight for each token that is seen, if these are few; torch's kernel for CUDA has k and v once a query head.
+    a weight for each token that is seen, if these are few; on CUDA all of it is made again.
     """
     width, inner = shape.width, shape.inner
     rotated = shape.attention_width + shape.key_width
     attended, heads = 2 * rotated, FULL * shape.heads
-    if not shape.padded and bf16 and cuda:
-        attended = 5 * shape.attention_width
+    if not shape.padded and cuda:
+        heads = 0
     elif not shape.padded:
         attended += shape.attention_width
         heads *= sees + TOGETHER // 2 if sees <= ATTENDED * shape.head_size else 0

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from envrl.models.tree import Branch, Tree
@@ -62,8 +66,8 @@ def _tree_attention(
     device = query.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
     query, key, value = (each.to(low) for each in (query, key, value))
-    if device == "cuda" and low in (torch.bfloat16, torch.float16):
-        return _varlen(query, key, value, rows, scale)[None], None
+    if device == "cuda":
+        return _by_rows(query, key, value, rows, scale)[None], None
     heads, nodes, size = key.shape[1:]
     grouped = query[0].unflatten(0, (heads, -1)).transpose(1, 2) * scale
     found = cast(Tensor, _Branches.apply(*(each.contiguous() for each in (grouped, key[0], value[0])), rows.tree))
@@ -73,11 +77,18 @@ def _tree_attention(
 ALL_ATTENTION_FUNCTIONS.register(TREE, _tree_attention)
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
-    """Attend by torch's own kernel for rows of different lengths, which exists for CUDA in half precision.
+def _by_rows(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
+    """Attend in each row by itself, what it shares included, by torch's kernels; return the nodes' part.
 
-    It has no trees: what rows share is attended to once a row.
+    It is done again in the backward pass: rows that share much are many times as long as their nodes.
     """
+    attend = _varlen if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else _rectangle
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    return cast(Tensor, again(attend, query, key, value, rows, scale))
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
+    """Attend by torch's own kernel for rows of different lengths, which exists for CUDA in half precision."""
     from torch.nn.attention.varlen import varlen_attn
 
     longest, groups = max(len(branch.path) for branch in rows.tree.branches), query.shape[1] // key.shape[1]
@@ -87,9 +98,24 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float)
         for each, times in ((query, 1), (key, groups), (value, groups))
     )
     found = varlen_attn(q, k, v, rows.bounds, rows.bounds, longest, longest, scale=scale, window_size=(-1, 0))
-    place = torch.empty_like(rows.nodes[: query.shape[2]])
-    place[rows.nodes] = torch.arange(len(rows.nodes), device=place.device)
-    return cast(Tensor, found)[place]
+    return cast(Tensor, found)[_places(rows.nodes, query.shape[2])]
+
+
+def _rectangle(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
+    """Attend in rows padded to a rectangle: one call, where branches would be thousands of small ones to a GPU."""
+    paths = [torch.from_numpy(branch.path) for branch in rows.tree.branches]
+    nodes = pad_sequence(paths, batch_first=True, padding_value=-1).to(query.device)
+    q, k, v = (each[0][:, nodes].transpose(0, 1) for each in (query, key, value))
+    grouped = q.shape[1] != k.shape[1]
+    found = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    return found.transpose(1, 2).flatten(0, 1)[_places(nodes.flatten(), query.shape[2])]
+
+
+def _places(nodes: Tensor, count: int) -> Tensor:
+    """Return for each of `count` nodes a place where it stands in `nodes` (-1: no node)."""
+    places = nodes.new_empty(count + 1)
+    places[nodes] = torch.arange(len(nodes), device=nodes.device)
+    return places[:count]
 
 
 class _Branches(torch.autograd.Function):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from envrl.sequences import alike
+from envrl.sequences import alike, order
 from envrl.types import IntArray
 
 Indices = NDArray[np.int64]
@@ -54,7 +54,7 @@ def tree_of(rows: Sequence[IntArray]) -> Tree:
     branches: dict[int, Branch] = {}
     parts, count = [], 0
     last, path = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
-    for number in sorted(range(len(rows)), key=lambda number: rows[number].tolist()):
+    for number in sorted(range(len(rows)), key=lambda number: order(rows[number])):
         row = rows[number]
         shared = alike(last, row)
         own = len(row) - shared

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from envrl.sequences import alike
+from envrl.sequences import alike, order
 from envrl.types import Row
 
 
@@ -16,10 +16,10 @@ def pack(rows: Sequence[Row], budget: int, *, padded: bool = True) -> list[list[
     alike stand together, and what a row begins with as the one before it does is not counted again. A row is never
     split: one longer than the budget is a micro-batch of its own. The order is a function of the rows.
     """
-    order = (lambda row: -len(row.token_ids)) if padded else (lambda row: row.token_ids.tolist())
+    key = (lambda row: -len(row.token_ids)) if padded else (lambda row: order(row.token_ids))
     batches: list[list[Row]] = []
     filled = 0
-    for row in sorted(rows, key=order):
+    for row in sorted(rows, key=key):
         length = len(row.token_ids)
         if not batches:
             size = length
