@@ -660,8 +660,7 @@ def test_a_run_whose_first_prompts_do_not_fit_is_refused(folders: dict[str, Path
         ),
         (
             {"prompt_tokens": shortest - 1},
-            rf"{shortest} tokens or more, above rollout\.prompt_tokens = {shortest - 1}: set "
-            r"rollout\.show_admissible = false, or raise that",
+            rf"{shortest} tokens or more, above rollout\.prompt_tokens = {shortest - 1}: raise that$",
         ),
     ):
         with pytest.raises(UserError, match=rf"^no episode of the split 'train' can begin: .* {says}"):

@@ -81,7 +81,10 @@ def evaluate(
     if model is not None:
         chosen = {name: chosen_tasks(world, name, config, episodes or 0) for name in config.eval.split}
         tasks = {name: [task for task, _ in pairs] for name, pairs in chosen.items()}
-        check_room(model, make_env, tasks, config, "rollout.response_tokens" if format is None else "max_tokens")
+        remedy = (
+            "play other splits or another world" if format is None else "lower max_tokens, or set show_admissible to no"
+        )
+        check_room(model, make_env, tasks, config, remedy)
     return [_record(found, model, make_env, name, config, episodes or 0) for name in config.eval.split]
 
 

@@ -34,12 +34,12 @@ def check_room(
     make_env: Callable[[], TextEnv],
     chosen: Mapping[str, Sequence[Task]],
     config: Config,
-    setting: str = "rollout.response_tokens",
+    remedy: str,
 ) -> None:
     """Raise `UserError` where no first prompt of a few of a split's tasks fits the model beside the longest response.
 
     Every episode would end with the reason `context` before its first step: nothing would be learned or measured.
-    `setting` is what the user sets the length of responses with.
+    `remedy` is what the user can do about the context.
     """
     limit, context = config.rollout.prompt_tokens or model.context, model.context
     for split, tasks in chosen.items():
@@ -50,25 +50,22 @@ def check_room(
                 break
         else:
             if needs:  # else their worlds failed, which is another matter
-                raise _too_long(min(needs, key=sum), split, config, context, setting)
+                prompt, response = min(needs, key=sum)
+                begins = f"no episode of the split '{split}' can begin: its first prompts have {prompt} tokens or more"
+                if prompt > limit < context:
+                    raise UserError(f"{begins}, above rollout.prompt_tokens = {limit}: raise that")
+                beside = f"beside responses of {response} do not fit the model's context of {context}"
+                raise UserError(f"{begins}, which {beside}: {remedy}")
 
 
 def check_room_of_run(model: LanguageModel, make_env: Callable[[], TextEnv], config: Config) -> None:
     """Raise `UserError` where a run with this model could not begin an episode of one of its splits."""
     env = make_env()
-    check_room(model, make_env, {name: env.tasks(name) for name in (config.env.split, *config.eval.split)}, config)
-
-
-def _too_long(need: _Need, split: str, config: Config, context: int, setting: str) -> UserError:
-    begins = f"no episode of the split '{split}' can begin: its first prompts have {need.prompt} tokens or more"
+    splits = {name: env.tasks(name) for name in (config.env.split, *config.eval.split)}
     less = "set rollout.show_admissible = false, " if config.rollout.show_admissible else ""
-    if 0 < config.rollout.prompt_tokens < need.prompt:
-        return UserError(f"{begins}, above rollout.prompt_tokens = {config.rollout.prompt_tokens}: {less}or raise that")
-    longer = "raise model.context" if not config.model.path else "take a model with a longer context"
-    return UserError(
-        f"{begins}, which beside responses of {need.response} do not fit the model's context of {context}: lower "
-        f"{setting}, {less}or {longer}"
-    )
+    given = config.model.path or config.warm_start.path
+    longer = "take a model with a longer context" if given else "raise model.context"
+    check_room(model, make_env, splits, config, f"lower rollout.response_tokens, {less}or {longer}")
 
 
 def _needs(
