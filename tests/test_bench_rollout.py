@@ -12,7 +12,10 @@ import torch
 from boxes import register, tiny
 from envrl.cli.main import main
 from envrl.config.load import dump_config
+from envrl.models.graphs import SETTLED
+from envrl.rollout import sampler
 from envrl.trainer import bench_rollout as bench
+from recordings import record
 
 
 def test_the_figures_add_up() -> None:
@@ -28,7 +31,22 @@ def test_the_figures_add_up() -> None:
     flops = 2 * figures["parameters"] * tokens["fed"] / (seconds["total"] - seconds["world"])
     assert figures["mfu"] == pytest.approx(flops / figures["peak_gflops"] / 1e9)
     assert "generate" not in figures
+    assert figures["cuda_graphs"] == {"graphs": 0, "passes": 0, "ordinary": 0}, "there are none on a CPU"
     assert bench.table(figures).splitlines()[1].startswith(f"played    12 episodes, {figures['turns']} turns")
+
+
+def test_passes_from_recordings_are_told_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "recorder", lambda device: record)
+    config = tiny(rollout={"actions": "free", "response_tokens": 30}, env={"max_steps": 2})
+    figures = bench.bench_rollout(config, generate=False)
+    seconds, graphs = figures["seconds"], figures["cuda_graphs"]
+    assert seconds["total"] == pytest.approx(sum(value for name, value in seconds.items() if name != "total"))
+    assert min(seconds["replay"], seconds["record"], seconds["decode"]) > 0
+    assert graphs["graphs"] > 0
+    assert graphs["ordinary"] >= SETTLED * graphs["graphs"]
+    assert graphs["passes"] + graphs["ordinary"] + graphs["graphs"] < figures["passes"]
+    each = f"{1e3 * seconds['decode'] / graphs['ordinary']:.1f} ms"
+    assert bench.table(figures).splitlines()[2].endswith(f"; {graphs['ordinary']} ordinary ones at {each}")
 
 
 @pytest.mark.parametrize("layout", ["concat", "steps"])

@@ -79,12 +79,7 @@ def evaluate(
     prepare_torch(config.train.threads)
     model = None if found.script else load_policy(found.folder, config, _device(config))
     if model is not None:
-        chosen = {name: chosen_tasks(world, name, config, episodes or 0) for name in config.eval.split}
-        tasks = {name: [task for task, _ in pairs] for name, pairs in chosen.items()}
-        remedy = (
-            "play other splits or another world" if format is None else "lower max_tokens, or set show_admissible to no"
-        )
-        check_room(model, make_env, tasks, config, remedy)
+        _check_room(model, make_env, config, episodes or 0, bare=format is not None)
     return [_record(found, model, make_env, name, config, episodes or 0) for name in config.eval.split]
 
 
@@ -179,6 +174,17 @@ def world_settings(config: Config) -> dict[str, Any]:
     """Return the settings of the world that are not the defaults."""
     settings = {field.name: getattr(config.env, field.name) for field in fields(WorldSettings)}
     return {name: value for name, value in settings.items() if value != getattr(EnvConfig(), name)}
+
+
+def _check_room(
+    model: LanguageModel, make_env: Callable[[], TextEnv], config: Config, episodes: int, *, bare: bool
+) -> None:
+    """Raise `UserError` where no episode can begin; `bare`: of a chat model that is no run's."""
+    world = make_env()
+    tasks = {name: [task for task, _ in chosen_tasks(world, name, config, episodes)] for name in config.eval.split}
+    asked = "lower max_tokens, leave the commands out (show_admissible), or take a model with a longer context"
+    given = "play another split or world, or take a run whose model has a longer context"
+    check_room(model, make_env, tasks, config, asked if bare else given)
 
 
 def _as_chat(

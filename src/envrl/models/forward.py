@@ -41,10 +41,18 @@ def row_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def chunk_states(
-    model: PreTrainedModel, cache: SlotCache, ids: Tensor, counts: Tensor, slots: Tensor | None = None
+    model: PreTrainedModel,
+    cache: SlotCache,
+    ids: Tensor,
+    counts: Tensor,
+    slots: Tensor | None = None,
+    visible: int | None = None,
 ) -> Tensor:
-    """Feed a right-padded chunk (slots, width) into live slots, all or some; return its states (slots, width, size)."""
-    positions, mask = cache.begin(counts, ids.shape[1], slots)
+    """Feed a right-padded chunk (slots, width) into live slots, all or some; return its states (slots, width, size).
+
+    `visible` is what `SlotCache.begin` takes it for.
+    """
+    positions, mask = cache.begin(counts, ids.shape[1], slots, visible)
     attention_mask: Any = _masks(cache, mask)
     own = model.config._attn_implementation
     model.config._attn_implementation = _GROUPED

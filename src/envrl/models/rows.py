@@ -45,9 +45,10 @@ def states_of_rows(
     runs every layer again, and only what enters the layers is kept until then.
     """
     packed = packs(model) and not _hidden_by_window(model, max(map(len, rows)))
-    layers = partial(_tree_layers, model) if packed else nullcontext
+    laid = Rows.on(next(model.parameters()).device, tree_of(rows)) if packed else None
+    layers = partial(_tree_layers, model, laid) if laid else nullcontext
     with layers(), _recomputed_layers(model, layers) if checkpointing else nullcontext():
-        return _as_tree(model, rows) if packed else _padded(model, rows, pad)
+        return _as_tree(model, laid) if laid else _padded(model, rows, pad)
 
 
 def packs(model: PreTrainedModel) -> bool:
@@ -72,9 +73,10 @@ def _agrees(model: PreTrainedModel) -> bool:
     weight = next(model.parameters())
     exact = weight.dtype == torch.float32 and not torch.is_autocast_enabled(weight.device.type)
     padded = _padded(model, rows, 0)
+    laid = Rows.on(weight.device, tree_of(rows))
     try:
-        with _tree_layers(model):
-            found = _as_tree(model, rows)
+        with _tree_layers(model, laid):
+            found = _as_tree(model, laid)
     except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError):
         return False
     row_N = torch.from_numpy(np.repeat(np.arange(len(rows)), list(map(len, rows)))).to(weight.device)
@@ -95,22 +97,20 @@ def _padded(model: PreTrainedModel, rows: Sequence[IntArray], pad: int) -> RowSt
     return RowStates(states, places[::longest], places)
 
 
-def _as_tree(model: PreTrainedModel, rows: Sequence[IntArray]) -> RowStates:
-    device = next(model.parameters()).device
-    tree = tree_of(rows)
-    laid = Rows.on(device, tree)
+def _as_tree(model: PreTrainedModel, rows: Rows) -> RowStates:
+    tree, device = rows.tree, rows.nodes.device
     ids, positions = (torch.from_numpy(each)[None].to(device) for each in (tree.ids, tree.positions))
     decoder = cast(nn.Module, model.get_decoder())
-    states = decoder(input_ids=ids, position_ids=positions, use_cache=False, rows=laid).last_hidden_state[0]
-    return RowStates(states, laid.bounds[:-1].long(), laid.nodes)
+    states = decoder(input_ids=ids, position_ids=positions, use_cache=False, rows=rows).last_hidden_state[0]
+    return RowStates(states, rows.bounds[:-1].long(), rows.nodes)
 
 
 @contextmanager
-def _tree_layers(model: PreTrainedModel) -> Iterator[None]:
-    """Have attention and short convolutions go by the rows that they are told of."""
+def _tree_layers(model: PreTrainedModel, rows: Rows) -> Iterator[None]:
+    """Have attention and short convolutions go by these rows; attention is told of them as it is called."""
     convolutions = [layer for layer in model.modules() if type(layer).__name__.endswith("ShortConv")]
     for layer in convolutions:
-        layer.forward = partial(_short_convolution, layer)
+        layer.forward = partial(_short_convolution, layer, rows)
     try:
         with _attention(model, TREE):
             yield
@@ -119,7 +119,7 @@ def _tree_layers(model: PreTrainedModel) -> Iterator[None]:
             del layer.forward
 
 
-def _short_convolution(layer: Any, hidden_states: Tensor, *, rows: Rows, **_: Any) -> Tensor:
+def _short_convolution(layer: Any, laid: Rows, hidden_states: Tensor, **_: Any) -> Tensor:
     """Return C ∘ conv(B ∘ x) of nodes (1, nodes, width) as LFM2 has it, over the last tokens of each one's own row."""
     before, after, x = layer.in_proj(hidden_states[0]).chunk(3, dim=-1)
     inputs = before * x
@@ -127,7 +127,7 @@ def _short_convolution(layer: Any, hidden_states: Tensor, *, rows: Rows, **_: An
     kernel = cast(Tensor, layer.conv.weight)[:, 0].to(inputs.dtype)
     found = inputs * kernel[:, -1]
     for distance in range(1, kernel.shape[1]):
-        nodes = torch.from_numpy(rows.tree.before(distance)).to(inputs.device)
+        nodes = torch.from_numpy(laid.tree.before(distance)).to(inputs.device)
         found = found + padded[nodes] * kernel[:, -1 - distance]
     if layer.conv.bias is not None:
         found = found + layer.conv.bias

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from envrl.models.devices import distinct_writes
+
 _BLOCK = 128
 
 
@@ -30,23 +32,28 @@ class SlotCache:
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         self._states: dict[int, Tensor] = {}
-        self._capacity = 0
+        self.capacity = 0
+        self.arrangement = 0
+        """Another number whenever one of its tensors is another: what was recorded with the old ones is void then."""
         self._slots: Tensor | None = None
         self._positions = torch.zeros(0)
         self._counts = torch.zeros(0)
         self._visible = 0
 
-    def begin(self, counts: Tensor, width: int, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def begin(
+        self, counts: Tensor, width: int, slots: Tensor | None = None, visible: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Announce a chunk of `counts` tokens a slot, padded to `width`, for all slots or some of them.
 
         Return position ids (slots, width), none beyond its slot's last token, and the additive attention mask
-        (slots, 1, width, positions).
+        (slots, 1, width, positions). `visible` is how many positions that is; left out it is the longest of these
+        slots and `width`, which a GPU has to be waited for. A fixed one makes a pass of fixed shapes.
         """
         lengths = self.lengths if slots is None else self.lengths[slots]
         self._slots, self._counts = slots, counts
         self._positions = lengths[:, None] + torch.arange(width, device=self.device)
-        self._visible = int(lengths.max()) + width
-        self._reserve(self._visible)
+        self._visible = int(lengths.max()) + width if visible is None else visible
+        self.reserve(self._visible)
         hidden = torch.arange(self._visible, device=self.device)[None, None, :] > self._positions[:, :, None]
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, -torch.inf)
         last = (lengths + counts - 1).clamp(min=0)
@@ -60,33 +67,41 @@ class SlotCache:
     def commit(self) -> None:
         """The chunk went through every layer: the slots are longer now."""
         if self._slots is None:
-            self.lengths = self.lengths + self._counts
+            self.lengths += self._counts
         else:
             self.lengths[self._slots] += self._counts
 
-    def _reserve(self, capacity: int) -> None:
-        if capacity <= self._capacity:
+    def reserve(self, capacity: int) -> None:
+        """Grow, where there is no room for `capacity` positions a slot."""
+        if capacity <= self.capacity:
             return
-        self._capacity = -(-max(capacity, 3 * self._capacity // 2) // _BLOCK) * _BLOCK
+        self.capacity = -(-max(capacity, 3 * self.capacity // 2) // _BLOCK) * _BLOCK
+        self.arrangement += 1
         for store in (self._keys, self._values):
             for layer, old in store.items():
-                new = old.new_zeros(*old.shape[:2], self._capacity, old.shape[3])
+                new = old.new_zeros(*old.shape[:2], self.capacity, old.shape[3])
                 new[:, :, : old.shape[2]] = old
                 store[layer] = new
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store a chunk's keys and values (slots, heads, width, size); return those of all visible positions."""
         if layer_idx not in self._keys:
-            shape = (len(self.lengths), keys.shape[1], self._capacity, keys.shape[3])
+            shape = (len(self.lengths), keys.shape[1], self.capacity, keys.shape[3])
+            self.arrangement += 1
             self._keys[layer_idx] = keys.new_zeros(shape)
             self._values[layer_idx] = values.new_zeros(shape)
         slots = torch.arange(len(self.lengths), device=self.device) if self._slots is None else self._slots
         result = []
         for store, new in ((self._keys, keys), (self._values, values)):
-            store[layer_idx][slots[:, None], :, self._positions] = new.transpose(1, 2)
+            with distinct_writes(self.device):
+                store[layer_idx][slots[:, None], :, self._positions] = new.transpose(1, 2)
             seen = store[layer_idx][:, :, : self._visible]
             result.append(seen if self._slots is None else seen[self._slots])
         return result[0], result[1]
+
+    def has_previous_state(self, layer_idx: int) -> bool:
+        """Return False, as `get_conv_state` returns None; transformers 5.17 asks so."""
+        return False
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> None:
         """Return None, so that every chunk takes the path through `update_conv_state`, which knows slots' lengths."""
@@ -96,12 +111,13 @@ class SlotCache:
         before = conv_kernel_size - 1
         if layer_idx not in self._states:
             self._states[layer_idx] = inputs.new_zeros(len(self.lengths), inputs.shape[1], before)
+            self.arrangement += 1
         states = self._states[layer_idx]
         joined = torch.cat([states if self._slots is None else states[self._slots], inputs], dim=-1)
         last = self._counts[:, None, None] + torch.arange(before, device=self.device)
         kept = joined.gather(2, last.expand(-1, inputs.shape[1], -1))
         if self._slots is None:
-            self._states[layer_idx] = kept
+            states.copy_(kept)
         else:
             states[self._slots] = kept
         return joined
@@ -114,8 +130,24 @@ class SlotCache:
         """Whether convolutions have states here, which are kept for the end of a sequence alone."""
         return bool(self._states)
 
+    @property
+    def slot_bytes(self) -> int:
+        """The most that a layer holds of a slot, bytes of keys and values."""
+        pairs = zip(self._keys.values(), self._values.values(), strict=True)
+        return max((keys[0].nbytes + values[0].nbytes for keys, values in pairs), default=0)
+
+    def moment(self) -> list[Tensor]:
+        """Return copies of what a chunk changes for good: lengths and states. (Keys and values lie behind lengths.)"""
+        return [kept.clone() for kept in (self.lengths, *self._states.values())]
+
+    def go_back(self, moment: list[Tensor]) -> None:
+        """Be what `moment` returned before the chunks that came since; the slots are still the same."""
+        for kept, earlier in zip((self.lengths, *self._states.values()), moment, strict=True):
+            kept.copy_(earlier)
+
     def select(self, slots: Tensor) -> None:
         """Keep these slots only, in this order."""
+        self.arrangement += 1
         self.lengths = self.lengths[slots]
         empty = not bool(self.lengths.any())  # nothing is worth copying then
         for store in (self._keys, self._values, self._states):

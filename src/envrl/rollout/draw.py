@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from envrl.models.devices import sent
+
 Choices = tuple[int, ...] | None
 """The ids that a token may be drawn from; None: the whole vocabulary."""
 
@@ -36,11 +38,21 @@ def narrowed(logprobs: Tensor, stays: Tensor) -> Tensor:
 
 def choose(logprobs: Tensor, numbers: NDArray[np.float64]) -> Tensor:
     """Return the choice (n,) that each row's number in [0, 1) falls on, by inverse transform in the choices' order."""
-    cumulative = logprobs.double().exp().cumsum(-1)
-    targets = torch.from_numpy(numbers).to(logprobs.device)[:, None] * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, targets, right=True)[:, 0]
     last = logprobs.shape[1] - 1 - (logprobs > _NONE).flip(-1).int().argmax(-1)
+    cumulative = logprobs.to(torch.float64, copy=True).exp_().cumsum_(-1)
+    targets = sent(numbers, logprobs.device)[:, None] * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, targets, right=True)[:, 0]
     return torch.minimum(index, last)
+
+
+def taken(index: Tensor, logprobs: Tensor, ids: Tensor | None) -> tuple[list[int], list[float]]:
+    """Return the tokens of choices (n,) and their log-probs; `ids` are the choices' as `padded` gives them.
+
+    Both come in one copy: it is here that a GPU is waited for (and in `chosen`). Doubles hold either exactly.
+    """
+    tokens = index if ids is None else ids.gather(1, index[:, None])[:, 0]
+    found = torch.stack([tokens.double(), logprobs.gather(1, index[:, None])[:, 0].double()]).tolist()
+    return [int(token) for token in found[0]], found[1]
 
 
 def padded(choices: list[Choices], logits: Tensor) -> Tensor | None:
@@ -52,7 +64,7 @@ def padded(choices: list[Choices], logits: Tensor) -> Tensor | None:
     ids = np.full((len(choices), max(lengths)), -1, dtype=np.int64)
     for row, (choice, length) in enumerate(zip(choices, lengths, strict=True)):
         ids[row, :length] = np.arange(vocabulary) if choice is None else choice
-    return torch.from_numpy(ids).to(logits.device)
+    return sent(ids, logits.device)
 
 
 def chosen(choices: list[Choices], stays: Tensor, ids: Tensor | None) -> list[Choices]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
-Part = Literal["prefill", "decode", "draw"]
+from envrl.models.graphs import Recorded
+
+Part = Literal["prefill", "decode", "replay", "record", "draw"]
 
 
 @dataclass(slots=True)
 class Meter:
-    """Counts of a sampler's work; `prefill` are passes with chunks, `decode` those with a token a slot at most.
+    """Counts of a sampler's work; `prefill` are passes with chunks, the others have a token a slot at most.
 
+    Of those, `replay` are passes from a CUDA graph, `record` those for which one was recorded, `decode` all others.
     `wait` is called before a clock is read: a GPU's work goes on while the program does.
     """
 
@@ -24,16 +27,16 @@ class Meter:
     """Tokens that went through the network."""
     cells: int = 0
     """The same with padding."""
-    seconds: dict[Part, float] = field(default_factory=lambda: {"prefill": 0.0, "decode": 0.0, "draw": 0.0})
+    recorded: Recorded = field(default_factory=Recorded)
+    """Of the passes those that came from CUDA graphs."""
+    seconds: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(get_args(Part), 0.0))
 
     @contextmanager
     def part(self, name: Part) -> Iterator[None]:
         """Count the seconds of what is done in this context."""
-        self.wait()
-        began = time.perf_counter()
+        began = self._time()
         yield
-        self.wait()
-        self.seconds[name] += time.perf_counter() - began
+        self.seconds[name] += self._time() - began
 
     @contextmanager
     def a_pass(self, counts: list[int]) -> Iterator[None]:
@@ -41,5 +44,15 @@ class Meter:
         self.passes += 1
         self.fed += sum(counts)
         self.cells += len(counts) * max(counts)
-        with self.part("prefill" if max(counts) > 1 else "decode"):
-            yield
+        before, began = replace(self.recorded), self._time()
+        yield
+        name: Part = "prefill" if max(counts) > 1 else "decode"
+        if self.recorded.passes > before.passes:
+            name = "replay"
+        elif self.recorded.graphs > before.graphs:
+            name = "record"
+        self.seconds[name] += self._time() - began
+
+    def _time(self) -> float:
+        self.wait()
+        return time.perf_counter()

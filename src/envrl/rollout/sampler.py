@@ -10,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from envrl.models.devices import sent
 from envrl.models.forward import chunk_states, logits_of, restricted_logits, state_width
+from envrl.models.graphs import PassGraph, recorder
 from envrl.models.load import LanguageModel
 from envrl.models.slots import SlotCache
-from envrl.rollout.draw import Choices, choose, chosen, kept, narrowed, padded
+from envrl.rollout.draw import Choices, choose, chosen, kept, narrowed, padded, taken
 from envrl.rollout.meter import Meter
 from envrl.rollout.passes import plan_passes
 from envrl.rollout.randomness import uniforms
@@ -84,6 +86,8 @@ class Sampler:
         self._stops = {last: [s for s in sequences if s[-1] == last] for last in {s[-1] for s in sequences}}
         weight = next(model.network.parameters())
         self._cache = SlotCache(model.network.config, slots, weight.dtype, weight.device)
+        record = recorder(weight.device)
+        self._graph = record and PassGraph(model.network, self._cache, record, self._meter.recorded)
         self._slots = [_Slot() for _ in range(slots)]
 
     def __len__(self) -> int:
@@ -149,11 +153,8 @@ class Sampler:
             states = self._feed(waiting)
             with self._meter.part("draw"):
                 self._draw(waiting, states)
-            closed |= {
-                number: draft
-                for number in waiting
-                if (draft := self._slots[number].draft) is not None and not draft.open
-            }
+            drafts = {number: self._slots[number].draft for number in waiting}
+            closed |= {number: draft for number, draft in drafts.items() if draft is not None and not draft.open}
         return closed
 
     def sample(
@@ -181,10 +182,10 @@ class Sampler:
             self._run(first, first, states)
         if twins := {slot: leader for slot, leader in leaders.items() if slot != leader}:
             self._copy(twins)
-            states[list(twins)] = states[list(twins.values())]
+            states[self._tensor(list(twins))] = states[self._tensor(list(twins.values()))]
         if rest := [slot for slot in waiting if slot not in leaders]:
             self._run(list(range(len(self._slots))), rest, states)
-        return states[waiting]
+        return states[self._tensor(waiting)]
 
     def _begin(self, fresh: list[int]) -> dict[int, int]:
         """Return for each of these empty slots the one that is to be run for it: equal sequences are run once.
@@ -226,23 +227,31 @@ class Sampler:
             for slot, part in zip(slots, parts, strict=True):
                 self._slots[slot].fed += part
                 del self._slots[slot].pending[: len(part)]
-            place = {slot: row for row, slot in enumerate(slots)}
-            rows = [place[slot] for slot in busy]
-            states[busy] = found[rows, [len(parts[row]) - 1 for row in rows]]
+            ends = {slot: (row, len(part) - 1) for row, (slot, part) in enumerate(zip(slots, parts, strict=True))}
+            rows, columns = (self._tensor(part) for part in zip(*(ends[slot] for slot in busy), strict=True))
+            states[self._tensor(busy)] = found[rows, columns]
 
     def _pass(self, parts: list[list[int]], slots: list[int]) -> Tensor:
-        """Run one chunk a slot; return its hidden states (slots, longest, width)."""
+        """Run one chunk a slot; return its hidden states (slots, longest, width), which hold until the next pass."""
         counts = [len(part) for part in parts]
         ids = np.full((len(parts), max(counts)), self.model.codec.pad, dtype=np.int64)
         for row, part in enumerate(parts):
             ids[row, : len(part)] = part
-        some = None if len(slots) == len(self._slots) else self._tensor(slots)
-        chunk = torch.from_numpy(ids).to(self.model.device)
+        visible = max(len(self._slots[slot].fed) for slot in slots) + max(counts)
+
+        def ordinary() -> Tensor:
+            some = None if len(slots) == len(self._slots) else self._tensor(slots)
+            chunk, lengths = sent(ids, self.model.device), self._tensor(counts)
+            return chunk_states(self.model.network, self._cache, chunk, lengths, some, visible)
+
         with self._meter.a_pass(counts):
-            return chunk_states(self.model.network, self._cache, chunk, self._tensor(counts), some)
+            if self._graph is None or max(counts) > 1:
+                return ordinary()
+            room = max(len(slot.fed) for slot in self._slots) + 1
+            return self._graph.run(slots, ids[:, 0], counts, room, ordinary)
 
     def _tensor(self, numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.long, device=self.model.device)
+        return sent(numbers, self.model.device)
 
     @torch.no_grad()
     def _draw(self, waiting: list[int], states: Tensor) -> None:
@@ -255,13 +264,13 @@ class Sampler:
         if ids is not None:
             logits = restricted_logits(logits, ids)
         greedy = self.temperature == 0
-        logprobs = (logits if greedy else logits / self.temperature).log_softmax(-1)
+        logprobs = (logits if greedy else logits.div_(self.temperature)).log_softmax(-1)
+        del logits
         if not greedy and (self.top_k or self.top_p < 1):
             stays = kept(logprobs, self.top_k, self.top_p)
             logprobs, choices = narrowed(logprobs, stays), chosen(choices, stays, ids)
         index = logprobs.argmax(-1) if greedy else choose(logprobs, self._numbers(slots))
-        tokens = (index if ids is None else ids.gather(1, index[:, None])[:, 0]).tolist()
-        found = logprobs.gather(1, index[:, None])[:, 0].tolist()
+        tokens, found = taken(index, logprobs, ids)
         for slot, draft, token, logprob, allowed in zip(slots, drafts, tokens, found, choices, strict=True):
             before = len(draft.token_ids)
             self._append(draft, token, logprob, allowed)

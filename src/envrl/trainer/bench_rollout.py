@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,9 +25,9 @@ from envrl.types import Trajectory
 def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> dict[str, Any]:
     """Play an update's episodes with the recipe's model, or a random one of a shape; return the figures.
 
-    Seconds by part: `prefill` (passes with chunks), `decode` (a token a slot), `draw` (logits and choice), `world`, and
-    `other` (prompts, tokenizer). FLOPs are 2 · parameters a token that was fed; the peak is that of a matrix product
-    on this machine.
+    Seconds by part: `prefill` (passes with chunks), `decode` (a token a slot), `replay` (the same from a CUDA graph),
+    `record` (the same while one is recorded), `draw` (logits and choice), `world`, and `other` (prompts, tokenizer).
+    FLOPs are 2 · parameters a token that was fed; the peak is that of a matrix product on this machine.
     """
     prepare_torch(config.train.threads)
     make_env = env_maker(config)
@@ -70,6 +71,7 @@ def _figures(model: LanguageModel, trajectories: Sequence[Trajectory], clock: Cl
         "turns": turns,
         "tokens": {"fed": meter.fed, "with_padding": meter.cells, "drawn": drawn},
         "passes": meter.passes,
+        "cuda_graphs": asdict(meter.recorded),
         "seconds": {"total": total, **parts, "other": total - sum(parts.values())},
         "rate": {"tokens": drawn / total, "fed": meter.fed / total, "episodes": count / total, "turns": turns / total},
         "peak_gflops": peak / 1e9,
@@ -129,13 +131,26 @@ def generate_by_turns(
     return total
 
 
+def _each(seconds: dict[str, float], graphs: dict[str, int]) -> str:
+    """Return what a pass of a token a slot takes from a graph and without, where there were both."""
+    if not graphs["passes"] or not graphs["ordinary"]:
+        return ""
+    replayed, ordinary = seconds["replay"] / graphs["passes"], seconds["decode"] / graphs["ordinary"]
+    return f" at {1e3 * replayed:.1f} ms each; {graphs['ordinary']:,} ordinary ones at {1e3 * ordinary:.1f} ms"
+
+
 def table(figures: dict[str, Any]) -> str:
     """Return the figures as lines of text."""
-    seconds, rate, tokens = figures["seconds"], figures["rate"], figures["tokens"]
-    share = ", ".join(f"{name} {seconds[name]:.2f}" for name in ("prefill", "decode", "draw", "world", "other"))
+    seconds, rate, tokens, graphs = (figures[name] for name in ("seconds", "rate", "tokens", "cuda_graphs"))
+    share = ", ".join(
+        f"{name} {value:.2f}"
+        for name, value in seconds.items()
+        if name != "total" and (value or name not in ("replay", "record"))
+    )
     lines = [
         ("model", f"{figures['model']}, {figures['parameters']:,} parameters, {figures['dtype']}, {figures['device']}"),
         ("played", f"{figures['episodes']} episodes, {figures['turns']:,} turns, {figures['passes']:,} passes"),
+        ("graphs", f"{graphs['graphs']:,} recorded, {graphs['passes']:,} passes from them{_each(seconds, graphs)}"),
         (
             "tokens",
             f"{tokens['fed']:,} fed ({tokens['with_padding']:,} with padding), {tokens['drawn']:,} in responses",

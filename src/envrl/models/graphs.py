@@ -1,0 +1,183 @@
+"""Passes of a token a slot as a CUDA graph: all their kernels are begun at once, where Python begins each by itself.
+
+A graph repeats the same kernels on the same memory. So a pass is recorded in fixed shapes: all slots, each with a token
+or none, over all positions that the cache has room for. Where the cache becomes another (it grows, slots are given up)
+its graph is void, and the next one is recorded.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from envrl.models.devices import sent
+from envrl.models.forward import chunk_states
+from envrl.models.out_of_memory import release_memory
+from envrl.models.slots import SlotCache
+
+Pass = Callable[[], Tensor]
+"""Runs a pass on the inputs that lie ready; returns its states."""
+
+SETTLED = 8
+"""Ordinary passes on one arrangement of the cache before it is recorded, which takes about as long (assumed): whenever
+the arrangement changes then, recording has at most doubled what the passes took."""
+IN_VAIN = 1 << 30
+"""Bytes that a layer may read of slots that have no token, which a graph runs, too: a device reads as much while
+Python begins an ordinary layer's kernels (0.8 ms, as `envrl.costs.speed` assumes)."""
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""By how much of its norm a state may differ from the ordinary pass's; 0.1 in types of less precision."""
+
+
+@dataclass(slots=True)
+class Recorded:
+    """How many graphs were recorded, how many passes came from one, and how many were ordinary for all that."""
+
+    graphs: int = 0
+    passes: int = 0
+    ordinary: int = 0
+
+
+class PassGraph:
+    """Runs passes of one token a slot at most, from a graph once that pays.
+
+    A graph's first pass is run ordinarily, too, and compared. Where recording fails, for want of memory or anything
+    else, or the two do not agree, it warns, and all later passes are ordinary ones.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, cache: SlotCache, record: Callable[[Pass], Pass], count: Recorded
+    ) -> None:
+        self._model, self._cache, self._record, self._count = model, cache, record, count
+        self._replay: Pass | None = None
+        self._inputs = cache.lengths.new_zeros(2, 0)
+        self._arrangement, self._met = -1, 0
+        self._given_up = False
+
+    def run(
+        self, slots: Sequence[int], ids: NDArray[np.int64], counts: Sequence[int], room: int, ordinary: Pass
+    ) -> Tensor:
+        """Feed these slots an id each where their count is 1, none where it is 0; return states (slots, 1, width).
+
+        They hold until the next pass. `room` is what the longest of all slots will need, positions; `ordinary` runs
+        the same pass for these slots without a graph.
+        """
+        everyone = len(self._cache.lengths)
+        if self._given_up or (everyone - sum(counts)) * self._cache.slot_bytes > IN_VAIN:
+            self._count.ordinary += 1
+            return ordinary()
+        self._cache.reserve(room)
+        if self._arrangement != self._cache.arrangement:
+            self._arrangement, self._met, self._replay = self._cache.arrangement, 0, None
+        if self._replay is None and self._met < SETTLED:
+            self._met += 1
+            self._count.ordinary += 1
+            return ordinary()
+        inputs = np.zeros((2, everyone), dtype=np.int64)
+        inputs[:, list(slots)] = ids, counts
+        if self._replay is None:
+            return self._first(inputs, slots, ordinary)
+        self._count.passes += 1
+        return self._rows(self._again(self._replay, inputs), slots)
+
+    def _again(self, replay: Pass, inputs: NDArray[np.int64]) -> Tensor:
+        self._inputs.copy_(sent(inputs, self._inputs.device))
+        return replay()
+
+    @staticmethod
+    def _rows(states: Tensor, slots: Sequence[int]) -> Tensor:
+        return states if len(slots) == len(states) else states[sent(slots, states.device)]
+
+    def _first(self, inputs: NDArray[np.int64], slots: Sequence[int], ordinary: Pass) -> Tensor:
+        """Record a graph and run this pass with it; then run it ordinarily, compare, and return the latter's states."""
+        moment, fault = self._cache.moment(), ""
+        found = lengths = moment[0]
+        self._inputs = self._cache.lengths.new_zeros(inputs.shape)  # no tokens: a pass that alters nothing is recorded
+        try:
+            self._replay = self._record(self._step())
+            found = self._rows(self._again(self._replay, inputs), slots).clone()
+            lengths = self._cache.lengths.clone()
+        except (RuntimeError, MemoryError) as error:
+            fault = f"it cannot be recorded ({' '.join(str(error).split())[:200]})"
+        self._cache.go_back(moment)
+        if fault:
+            self._give_up(fault)
+            return ordinary()
+        states = ordinary()
+        self._count.graphs += 1
+        fed = self._rows(self._inputs[1], slots) > 0
+        gap = ((found - states)[fed].norm(dim=-1) / states[fed].norm(dim=-1)).max()
+        if not (gap <= _TOLERANCE.get(states.dtype, 0.1) and torch.equal(lengths, self._cache.lengths)):
+            self._give_up(f"its states or lengths differ from an ordinary one's (by {float(gap):.1e} of their norm)")
+        return states
+
+    def _step(self) -> Pass:
+        """Return the pass of fixed shapes, which never asks the device for a number."""
+        model, cache, (ids, counts), room = self._model, self._cache, self._inputs, self._cache.capacity
+        return lambda: chunk_states(model, cache, ids[:, None], counts, None, room)
+
+    def _give_up(self, fault: str) -> None:
+        self._replay, self._given_up = None, True
+        release_memory()
+        warnings.warn(f"sampling goes on without a CUDA graph of a pass, slower, since {fault}", stacklevel=2)
+
+
+def recorder(device: torch.device) -> Callable[[Pass], Pass] | None:
+    """Return what records passes on a device; None where there is no such thing."""
+    return partial(_record, device) if device.type == "cuda" else None
+
+
+def _record(device: torch.device, run: Pass) -> Pass:
+    """Return what repeats a pass as it is now, from a CUDA graph.
+
+    What is done once (workspaces, kernels that are chosen) is done before, on the same stream; and waiting for the
+    device, which no graph can hold, is an error there, where it does no harm yet.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device):
+        outer, side = torch.cuda.current_stream(), _side_stream(device)
+        try:
+            side.wait_stream(outer)
+            with torch.cuda.stream(side):
+                run()
+                with _no_waiting():
+                    run()
+            outer.wait_stream(side)
+            # Other threads may use the device meanwhile. The pool is its own: none can be used again once it was empty.
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                states = run()
+        finally:
+            torch.cuda.set_stream(outer)  # where a recording cannot be ended, torch leaves its stream in place
+
+    def replay() -> Tensor:
+        graph.replay()
+        return states
+
+    return replay
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream to record on: libraries keep a workspace for every stream that they have seen."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Make it an error to wait for the device."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
