@@ -53,9 +53,33 @@ class Boxes:
         return lambda observation: next(untried, "look")
 
 
+HALF = "\ud83d"
+"""Half of a surrogate pair, as a world may say it that cuts its texts in the wrong place."""
+
+
+class Halves(Boxes):
+    """The boxes, with halves of surrogate pairs in every text, and in every command but the first."""
+
+    def reset(self, task: Task, seed: int = 0) -> Observation:
+        return _halved(super().reset(task, seed))
+
+    def step(self, action: str) -> Step:
+        step = super().step(action.replace(HALF, ""))
+        return replace(step, observation=_halved(step.observation))
+
+    def walkthrough(self, task: Task) -> Sequence[str]:
+        return [command + HALF for command in super().walkthrough(task)]
+
+
+def _halved(observation: Observation) -> Observation:
+    first, *others = observation.admissible or ()
+    return Observation(f"{HALF}{observation.text}{HALF}", (first, *(command + HALF for command in others)))
+
+
 def register() -> None:
-    """Make the world `boxes` known; harmless a second time."""
+    """Make the worlds `boxes` and `halves` known; harmless a second time."""
     register_env("boxes", Boxes)
+    register_env("halves", Halves)
 
 
 def tiny(**settings: dict[str, Any] | int) -> Config:

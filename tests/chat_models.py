@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -90,10 +90,41 @@ def make_tokenizer(
     )
 
 
-def save_chat_model(family: str, folder: Path, seed: int = 0, context: int = 4096, **tokens: Any) -> Path:
-    """Write a random model of a family and its tokenizer; `tokens` are those of `make_tokenizer`."""
+def make_sentencepiece(family: str = "phi3", texts: Sequence[str] = TEXTS, lowercase: bool = False) -> Any:
+    """Return a tokenizer with blanks as sentencepiece has them ("▁blue"; one before every text), which decoding alters.
+
+    With `lowercase` it also takes all letters for small ones.
+    """
+    _, template, special, _ = FAMILIES[family]
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    if lowercase:
+        core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    core.decoder = decoders.Metaspace(prepend_scheme="always")
+    alphabet = [*map(chr, range(32, 127)), "▁", "\n"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<unk>", *special], initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator([*texts] * 8, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", eos_token=special[-1], pad_token=special[0], chat_template=template
+    )
+
+
+def make_in_python() -> ByT5Tokenizer:
+    """Return a tokenizer in Python, which knows no offsets: a token a byte, and ChatML's marks."""
+    tokenizer = ByT5Tokenizer(extra_ids=0)
+    tokenizer.add_tokens(list(FAMILIES["qwen2"][2][1:]), special_tokens=True)
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def save_chat_model(
+    family: str, folder: Path, seed: int = 0, context: int = 4096, tokenizer: Any = None, **tokens: Any
+) -> Path:
+    """Write a random model of a family and its tokenizer, or another one; `tokens` are those of `make_tokenizer`."""
     architecture, _, _, settings = FAMILIES[family]
-    tokenizer = make_tokenizer(family, **tokens)
+    tokenizer = tokenizer or make_tokenizer(family, **tokens)
     config = getattr(transformers, f"{architecture}Config")(
         vocab_size=len(tokenizer),
         hidden_size=32,

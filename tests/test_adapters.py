@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,63 @@ def test_a_chat_model_with_or_without_marks_added_is_adapted_and_exported(rollou
     assert float((logits[2] - logits[0]).abs().max()) < 1e-5 * float(logits[0].abs().max())
     text = "<|im_start|>user\nopen box 2<|im_end|>"
     assert plain.codec.encode_special(text) == first.codec.encode_special(text)
+
+
+@needs_peft
+@pytest.mark.parametrize("added", [False, True], ids=["own template", "chatml added"])
+def test_a_run_of_chats_resumes_bit_for_bit_and_is_evaluated(
+    added: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in its second update; the evaluation by the command line is the run's own last one."""
+    base = save_chat_model("llama" if added else "qwen2", tmp_path / "base")
+    if added:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.chat_template = None
+        tokenizer.save_pretrained(base)
+    config = recipe(
+        base,
+        rollout={"format": "action", "layout": "concat", "response_tokens": 12, "show_admissible": True},
+        warm_start={"demonstrations": 2, "held_out": 1, "epochs": 1},
+        objective={"kl_weight": 0.05, "state_weight": 0.2, "inverse_weight": 0.1},
+        train={"updates": 2, "trajectories_every": 1},
+        checkpoint={"every": 1},
+    )
+    config = replace(config, model=replace(config.model, chat_template="chatml" if added else ""))
+    whole, build = train(config, tmp_path / "whole"), loop.build_batch
+
+    def stop(*arguments: Any) -> Any:
+        if arguments[-1] == 2:
+            raise Interrupted
+        return build(*arguments)
+
+    monkeypatch.setattr(loop, "build_batch", stop)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "resumed")
+    monkeypatch.setattr(loop, "build_batch", build)
+    resumed = train(config, tmp_path / "resumed", resume=True)
+    last = [files(each / "checkpoints" / "step-000002") for each in (whole, resumed)]
+    assert {"adapter_model.safetensors", "state.safetensors"} < last[0].keys()
+    lengths = {"manifest.json", "state.json"}  # of lines with seconds in them
+    assert {name for name in last[0] if last[0][name] != last[1][name]} <= lengths
+    figures = [
+        [{k: v for k, v in line.items() if k not in ("seconds", "rate", "memory")} for line in read_lines(each, name)]
+        for each in (whole, resumed)
+        for name in ("metrics.jsonl", "eval.jsonl")
+    ]
+    assert figures[:2] == figures[2:]
+    assert [line["train/token_mismatches"] for line in figures[0]] == [0, 0]
+
+    command = ["eval", str(resumed), "--split", "valid_b", "--json", str(tmp_path / "found.json")]
+    assert main(command) == 0
+    (record,) = json.loads((tmp_path / "found.json").read_text())
+    end = figures[1][-1]
+    shared = end.keys() & record.keys() - {"seconds"}
+    assert {"success_rate", "turns", "valid_action_rate", "by_task"} <= shared
+    assert {name: record[name] for name in shared} == {name: end[name] for name in shared}
+
+
+def read_lines(run: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
 @needs_peft

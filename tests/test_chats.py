@@ -11,34 +11,37 @@ from html import escape
 from itertools import pairwise
 from pathlib import Path
 from shutil import copytree
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as models_of_pieces
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from boxes import COMMANDS, Boxes, tiny
-from chat_models import CHATML, FAMILIES, save_chat_model
+from chat_models import CHATML, FAMILIES, make_in_python, make_sentencepiece, make_tokenizer, save_chat_model
 from envrl.cli.main import main
 from envrl.config.schema import INVERSE_QUESTION, STATE_QUESTION, Config
 from envrl.errors import UserError
 from envrl.eval.evaluate import evaluate
 from envrl.eval.probe import score_targets
-from envrl.eval.split import wording_of
-from envrl.models.load import LanguageModel, load_model
-from envrl.models.template import ChatTemplate
+from envrl.eval.split import form_of, wording_of
+from envrl.models.load import LanguageModel, build_model, load_model, save_model
+from envrl.models.template import ChatTemplate, cleaner
 from envrl.models.tokenizer import Codec
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.prompts import FORMATS
 from envrl.rollout.responses import FAULTS
 from envrl.rollout.runner import play_model
+from envrl.rollout.sampler import Draft
 from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.transcript import write_segments
 from envrl.rollout.wording import Form, Pair, Told, Wording
 from envrl.trainer.loop import train
-from envrl.types import Action, Observation, Trajectory, Transition
+from envrl.types import Action, Observation, Step, Task, Template, Trajectory, Transition
 
 SETTINGS = PlaySettings(max_steps=4, temperature=1.0, actions="free", response_tokens=12)
 QUESTIONS = {"state_question": STATE_QUESTION, "inverse_question": INVERSE_QUESTION}
@@ -263,6 +266,87 @@ def test_no_text_of_the_world_becomes_a_special_token(models: dict[str, Language
         assert prompt.ids.count(wording.end) == 1
 
 
+@pytest.mark.parametrize("layout", ["concat", "steps"])
+def test_half_of_a_surrogate_pair_trains_in_a_chat_too(layout: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    config = recipe(layout=layout, actions="admissible", show_admissible=True)
+    config = replace(config, env=replace(config.env, name="halves"), train=replace(config.train, updates=1))
+    config = replace(config, model=replace(config.model, path=str(folders["llama"])))
+    warm = replace(config.warm_start, demonstrator="walkthrough")
+    run = train(replace(config, warm_start=warm), tmp_path / "run")
+    (record,) = lines(run / "metrics.jsonl")
+    assert record["train/token_mismatches"] == 0
+    assert min(record["rows/state"], record["rows/inverse"]) > 0
+
+
+SPECIAL = ("<think>", "</think>", "<action>", "</action>", "§")
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose tags are special tokens, and a sign of one character, too."""
+    tokenizer = make_tokenizer("qwen2")
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL], special_tokens=True)
+    return save_chat_model("qwen2", tmp_path_factory.mktemp("thinker"), tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("layout", ["concat", "steps"])
+def test_tags_that_are_special_tokens_are_the_forms_and_not_the_worlds(layout: str, thinker: Path) -> None:
+    model = load_model(thinker, marks=False)
+    wording = wording_of(model, Form(layout, format="tags", show_admissible=True, **QUESTIONS))
+    names = {name: model.codec.encode_special(name)[0] for name in SPECIAL}
+    sly = Observation(
+        "A <think>door</think> §.\n\nYour task is to: say § <action>", ("say </action>", "§"), templates=(SLY,)
+    )
+    plain = Observation("A door.\n\nYour task is to: say", ("say",), templates=(SLY,))
+    begun, whole = (wording.prompt([], observation, Told(), 8) for observation in (sly, plain))
+    assert begun is not None
+    assert whole is not None
+    assert FORMATS["tags"].asks in model.codec.decode(begun.ids)
+    for name, number in names.items():
+        assert begun.ids.count(number) == whole.ids.count(number) == FORMATS["tags"].asks.count(name)
+
+    ids = (names["<think>"], names["</think>"], names["<action>"], *model.codec.encode("open box 1"))
+    response = [*ids, names["</action>"], wording.end]
+    assert wording.respond("open box 1") == tuple(response)
+    response[1:1] = model.codec.encode("hm")
+    action = wording.read(Draft(None, response, [0.0] * len(response), [None] * len(response), open=False))
+    assert (action.text, action.fault) == ("open box 1", "")
+    step = Transition(sly, action, 0.0, sly, False, False)
+    for pair in (wording.state_pair([step], step), wording.inverse_pair([step], step)):
+        assert not set(names.values()) & {*pair.prompt, *pair.target}
+
+
+SLY = Template("shout <action>", ("loud",), "§")
+
+
+def test_a_chat_of_special_tags_goes_on_and_trains(thinker: Path, tmp_path: Path) -> None:
+    model = load_model(thinker, marks=False)
+    wording = wording_of(model, Form(format="tags"))
+    steps = [
+        replace(step, action=replace(step.action, token_ids=(*model.codec.encode_special(text), wording.end)))
+        for step, (text, _) in zip(conversation(model, wording, THINKING), THINKING, strict=True)
+    ]
+    segments = write_segments(wording, steps)
+    assert segments is not None
+    assert [len(segment.spans) for segment in segments] == [4]
+    config = recipe(format="tags")
+    config = replace(config, model=replace(config.model, path=str(thinker)), train=replace(config.train, updates=1))
+    config = replace(config, warm_start=replace(config.warm_start, epochs=20, learning_rate=0.01))
+    run = train(config, tmp_path / "run")
+    assert lines(run / "metrics.jsonl")[0]["train/token_mismatches"] == 0
+    assert lines(run / "eval.jsonl")[0]["valid_action_rate"] > 0.9, "the tags were learned as the tokens that they are"
+
+
+@given(st.sets(st.text("<|a> \n§\ufffd", min_size=1, max_size=4), max_size=4), st.text("<|a> \n§\ufffd", max_size=30))
+@example({"§"}, "a§b")
+@example({"  ", "<|a|>"}, "   <<|a|>|a|>")
+@example({"\ufffd", "§", "<>"}, "<§>")
+def test_no_name_of_a_special_token_is_left(names: set[str], text: str) -> None:
+    clean = cleaner(names)(text)
+    assert not any(name in clean for name in names)
+    assert clean == text or any(name in text for name in names)
+
+
 def test_auxiliary_rows_are_chats(models: dict[str, LanguageModel]) -> None:
     model = models["qwen2"]
     wording = wording_of(model, Form("steps", history=1, format="tags", **QUESTIONS))
@@ -297,6 +381,38 @@ def test_in_pass_tokens_are_the_answers(family: str, models: dict[str, LanguageM
     assert found >= 4 or family == "gemma"
 
 
+@pytest.mark.parametrize("layout", ["concat", "steps"])
+def test_a_tokenizer_in_python_trains(layout: str, tmp_path: Path) -> None:
+    """It has no offsets, by which the tokens of an answer are found in a chat that goes on."""
+    folder = save_chat_model("llama", tmp_path / "model", tokenizer=make_in_python())
+    model = load_model(folder, marks=False)
+    assert not model.codec.tokenizer.is_fast
+    wording = wording_of(model, Form(layout, format="action", show_admissible=True))
+    check_faithful(model, play(model, wording))
+    played = play(model, wording, replace(SETTINGS, actions="admissible"))
+    answers = [
+        (model.codec.decode(segment.token_ids[answer.start : answer.stop].tolist()), trajectory, answer.step)
+        for trajectory in played
+        for segment in trajectory.segments
+        for answer in segment.answers
+    ]
+    assert len(answers) > 5 or layout == "steps"
+    assert all(text == trajectory.transitions[step].next_observation.text for text, trajectory, step in answers)
+    begun = wording.prompt([], Observation("A door.</s><|im_end|>"), Told(), 8)
+    plain = wording.prompt([], Observation("A door."), Told(), 8)
+    assert begun is not None
+    assert plain is not None
+    for mark in (model.codec.tokenizer.eos_token_id, wording.end):
+        assert begun.ids.count(mark) == plain.ids.count(mark)
+    config = recipe(layout=layout, actions="admissible")
+    objective = replace(config.objective, state_rows="in_pass" if layout == "concat" else "separate")
+    config = replace(config, objective=objective, train=replace(config.train, updates=1))
+    run = train(replace(config, model=replace(config.model, path=str(folder))), tmp_path / "run")
+    (record,) = lines(run / "metrics.jsonl")
+    assert record["train/token_mismatches"] == 0
+    assert record["loss/state"] > 0.0
+
+
 def test_restricted_sampling_says_a_command_and_the_templates_end(models: dict[str, LanguageModel]) -> None:
     model = models["qwen2"]
     for layout in ("concat", "steps"):
@@ -306,6 +422,55 @@ def test_restricted_sampling_says_a_command_and_the_templates_end(models: dict[s
                 assert step.action.text in COMMANDS
                 assert step.action.token_ids == wording.respond(step.action.text)
                 assert step.action.well_formed
+
+
+class Shop:
+    """A world of commands that tokenizers alter, some with free words; it remembers what it was told."""
+
+    told: ClassVar[list[str]] = []
+    offers = Observation(
+        "A Shop.\n\nYour task is to: find the Key",
+        ("Open Box 1", " look ", "wait\nYou see it", ""),
+        templates=(
+            Template("find[", ("Blue", "blue box", "coin"), "]"),
+            Template("", ("Key", "\N{HOT BEVERAGE}"), " Now "),
+            Template("go to  ", ("room", "Box 4"), ""),
+        ),
+    )
+
+    def tasks(self, split: str) -> list[Task]:
+        return [Task(f"{split}/{number}", split, number) for number in range(4)]
+
+    def reset(self, task: Task, seed: int = 0) -> Observation:
+        return self.offers
+
+    def step(self, action: str) -> Step:
+        self.told.append(action)
+        return Step(self.offers, 0.0, False, False)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "blanks", "small letters"])
+@pytest.mark.parametrize("layout", ["concat", "steps"])
+def test_a_restricted_response_gives_the_worlds_own_command(kind: str, layout: str, tmp_path: Path) -> None:
+    """Whatever the tokenizer makes of blanks and letters, before + words + after of a template stay as they are."""
+    tokenizer = None if kind == "bytes" else make_sentencepiece(lowercase=kind == "small letters")
+    family = "qwen2" if kind == "bytes" else "phi3"
+    model = load_model(save_chat_model(family, tmp_path / "model", tokenizer=tokenizer), marks=False)
+    wording, env, clock = wording_of(model, Form(layout, format="action", history=1)), Shop(), Clock()
+    settings = PlaySettings(max_steps=6, temperature=2.0, actions="admissible", response_tokens=4)
+    Shop.told.clear()
+    tasks = [task for task in env.tasks("train") for _ in range(6)]
+    played = play_model(model, wording, Shop, tasks, list(range(6)) * 4, settings, seed=0, clock=clock)
+    actions = [step.action for trajectory in played for step in trajectory.transitions]
+    assert sorted(Shop.told) == sorted(action.text for action in actions)
+    found = ("Blue", "blue box", "coin", "Blue blue box", "Blue coin", "blue box coin", "Blue blue box coin")
+    wanted = {*(Shop.offers.admissible or ()), *(f"find[{words}]" for words in found)}
+    wanted |= {f"{words} Now " for words in ("Key", "\N{HOT BEVERAGE}", "Key \N{HOT BEVERAGE}")}
+    wanted |= {f"go to  {words}" for words in ("room", "Box 4", "room Box 4")}
+    assert {action.text for action in actions} <= wanted
+    assert len({action.text for action in actions}) >= 8
+    assert all(action.well_formed and not action.imagined for action in actions)
+    assert clock.mismatches == 0
 
 
 def test_a_response_that_is_cut_off_is_no_command(models: dict[str, LanguageModel]) -> None:
@@ -390,6 +555,45 @@ def test_a_preset_learns_to_chat_from_scratch(tmp_path: Path) -> None:
     assert last["success_rate"] > 0.3
 
 
+def test_the_demo_recipe_trains_as_a_chat(tmp_path: Path) -> None:
+    """The command of docs/chat-models.md, shortened; its state rows are the policy's own."""
+    chat = "--model.chat_template chatml --rollout.format action --rollout.repeat_task false"
+    small = "--model.hidden_size 32 --model.layers 2 --model.heads 2 --rollout.tasks 2 --rollout.group_size 2"
+    short = "--env.max_steps 8 --rollout.max_steps 0 --warm_start.demonstrations 4 --warm_start.held_out 2"
+    quick = "--train.updates 2 --eval.protocol published --eval.free_episodes 2 --eval.probe_episodes 2"
+    options = [*chat.split(), *small.split(), *short.split(), *quick.split(), "--eval.split", "valid_seen"]
+    assert main(["train", "household-demo", "--run", str(tmp_path / "run"), *options]) == 0
+    for record in lines(tmp_path / "run" / "metrics.jsonl"):
+        assert record["train/token_mismatches"] == 0
+        assert record["train/segments"] == 1.0
+        assert record["train/admissible_action_rate"] == 1.0
+    (first, last) = lines(tmp_path / "run" / "eval.jsonl")
+    assert (first["episodes"], last["valid_action_rate"]) == (128, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["preset", "preset of marks", "llama", "llama with marks"])
+def test_a_saved_folder_encodes_its_chats_as_we_do(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """With plain `AutoTokenizer` and `apply_chat_template`, however often the folder was loaded and saved."""
+    model, chatml = load_model(folders["llama"], marks=kind.endswith("marks")), ""
+    if kind.startswith("preset"):
+        chatml = "chatml"
+        settings = replace(recipe().model, chat_template="" if kind.endswith("marks") else chatml)
+        model = build_model(settings, ["You see box 1."] * 9, seed=0)
+    for number in range(3):
+        save_model(model, tmp_path / str(number))
+        model = load_model(tmp_path / str(number), marks=False, chat_template=chatml)
+    save_model(model, tmp_path / "last")
+    tokenizer, template = AutoTokenizer.from_pretrained(tmp_path / "last"), ChatTemplate(model.codec)
+    chat = [("user", "You see box 1."), ("assistant", "look"), ("user", "Nothing.")]
+    ours = template.encode(template.render(chat))
+    messages = [{"role": role, "content": content} for role, content in chat]
+    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == list(ours)
+    stops = AutoModelForCausalLM.from_pretrained(tmp_path / "last").generation_config.eos_token_id
+    assert template.end in (stops if isinstance(stops, list) else [stops]), "where generate stops"
+    assert model.codec.decode(model.codec.encode("<|im_end|>")) == "<|im_end|>"
+    assert len(model.codec.encode("<|im_end|>")) > 1
+
+
 BAD = [
     ({"format": "tag"}, {}, "did you mean 'tags'"),
     ({"format": "tags"}, {}, "set model.chat_template = 'chatml'"),
@@ -432,6 +636,57 @@ def test_more_context_than_the_model_has_is_refused(
     with pytest.raises(UserError, match=says):
         train(replace(config, model=replace(config.model, path=str(folders["qwen2"]))), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_first_prompts_do_not_fit_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """One that fits is enough: the others end with the reason `context`, as a later turn does."""
+    model = load_model(folders["qwen2"], marks=False)
+    config = recipe(layout="steps", show_admissible=True)
+    config = replace(config, model=replace(config.model, path=str(folders["qwen2"])))
+    env = Boxes()
+    prompts = {
+        task.id: wording_of(model, form_of(config)).prompt((), env.reset(task), Told(), 0)
+        for split in ("train", "valid_b")
+        for task in env.tasks(split)
+    }
+    lengths = {name: len(prompt.ids) for name, prompt in prompts.items() if prompt is not None}
+    shortest = min(lengths[name] for name in lengths if name.startswith("train"))
+    room = 4096 - shortest
+    for changes, says in (
+        (
+            {"response_tokens": room + 1},
+            rf"{shortest} tokens or more, which beside responses of {room + 1} do not fit the model's context of 4096: "
+            r"lower rollout\.response_tokens, set rollout\.show_admissible = false, or take a model with a longer",
+        ),
+        (
+            {"prompt_tokens": shortest - 1},
+            rf"{shortest} tokens or more, above rollout\.prompt_tokens = {shortest - 1}: raise that$",
+        ),
+    ):
+        with pytest.raises(UserError, match=rf"^no episode of the split 'train' can begin: .* {says}"):
+            train(replace(config, rollout=replace(config.rollout, **changes)), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    middle = replace(config.rollout, prompt_tokens=sorted(lengths.values())[len(lengths) // 2])
+    bare = replace(config, rollout=middle, warm_start=replace(config.warm_start, demonstrations=0))
+    full = [record["train/context_full"] for record in lines(train(bare, tmp_path / "run") / "metrics.jsonl")]
+    assert 0.0 < sum(full) / len(full) < 1.0
+    assert min(lengths.values()) < max(lengths.values()), "some fit, some do not"
+
+
+def test_an_evaluation_whose_first_prompts_do_not_fit_is_refused(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = ["eval", str(folders["qwen2"]), "--format", "tags", "--env", "boxes", "--split", "valid_a,valid_b"]
+    asked += ["--json", str(tmp_path / "found.json"), "--max-tokens"]
+    recipe()
+    assert main([*asked, "3990"]) == 2
+    out, error = capsys.readouterr()
+    assert error.count("\n") == 1
+    assert "no episode of the split 'valid_a' can begin" in error
+    assert "responses of 3990 do not fit the model's context of 4096: lower max_tokens" in error
+    assert not out
+    assert not (tmp_path / "found.json").exists()
+    assert main([*asked, "2"]) == 0
 
 
 def test_a_shared_warm_start_that_cannot_play_so_is_refused_before_anything_is_written(
@@ -540,7 +795,7 @@ def test_marks_that_swallow_blanks_and_blanks_before_a_text(special: bool) -> No
     tokenizer.add_tokens(marks, special_tokens=special)
     template = ChatTemplate(Codec(tokenizer))
     assert tokenizer.convert_ids_to_tokens(template.end) == "<|end|>"
-    assert template.clean("a <|end|>") == "a < |end|>"
+    assert "<|end|>" in template.special
     chat = [("user", "look"), ("assistant", "go"), ("user", "A door.")]
     whole = template.render(chat)
     place = whole.index("go<|end|>") + len("go<|end|>")

@@ -194,6 +194,22 @@ def test_a_prompt_beyond_the_context_ends_its_episode_alone(server: ChatServer, 
     assert record["requests"] == 20  # the key in box 3 took three turns of the 22
 
 
+@needs_openai
+def test_an_endpoint_whose_context_no_first_prompt_fits_is_refused(server: ChatServer) -> None:
+    server.otherwise = status(400, code="context_length_exceeded")
+    with pytest.raises(UserError, match=r"no episode of the split 'valid_a' can begin: .* takes; lower max_tokens"):
+        measured(server)
+
+
+@needs_openai
+def test_half_of_a_surrogate_pair_reaches_an_endpoint_as_a_sign_for_what_is_none(server: ChatServer) -> None:
+    server.otherwise = says(FORMATS["tags"].write("", "open box 1"))
+    endpoint = Endpoint(model="m", base_url=server.address)
+    (record,) = evaluate_endpoint(endpoint, env="halves", split="valid_a", episodes=2)
+    assert record["episodes"] == 2
+    assert "\ufffdThere are four boxes" in server.asked[0].prompt
+
+
 _HTML = b"<html><body>Welcome!</body></html>"
 
 

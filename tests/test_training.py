@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import envrl.trainer.loop as loop
-from boxes import COMMANDS, SIZES, Boxes, tiny
+from boxes import COMMANDS, HALF, SIZES, Boxes, tiny
+from envrl.cli.main import main
 from envrl.config.load import load_recipe
 from envrl.config.schema import Config
 from envrl.envs.registry import register_env
@@ -464,19 +465,57 @@ def test_a_world_without_expert_or_commands_trains_from_nothing(tmp_path: Path) 
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize(("context", "full"), [(24, 0.1), (12, 1.0)])
-def test_a_context_that_is_full_ends_episodes_not_the_run(context: int, full: float, tmp_path: Path) -> None:
-    """Too short for three turns; then too short for the first observation and a command."""
-    config = tiny(
-        model={"context": context},
+def test_a_context_that_is_full_ends_episodes_not_the_run(tmp_path: Path) -> None:
+    """Long enough for the first turn, and too short for the third."""
+    run = train(in_context(70), tmp_path / "run")
+    for record in metrics(run):
+        assert 0.1 <= record["train/context_full"] < 1.0
+        assert record["train/steps"] > 0
+
+
+def in_context(tokens: int) -> Config:
+    return tiny(
+        model={"context": tokens},
         warm_start={"demonstrations": 0},
         rollout={"response_tokens": 4},
         train={"updates": 2},
         eval=QUICK,
     )
+
+
+def test_a_context_in_which_no_episode_can_begin_is_refused(tmp_path: Path) -> None:
+    """A preset's tokenizer is made on the way, and its run leaves nothing behind."""
+    says = (
+        r"no episode of the split 'train' can begin: its first prompts have 4\d tokens or more, which beside responses "
+        r"of \d+ do not fit the model's context of 24: lower rollout\.response_tokens, or raise model\.context$"
+    )
+    with pytest.raises(UserError, match=says):
+        train(in_context(24), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("layout", ["concat", "steps"])
+def test_half_of_a_surrogate_pair_is_text_that_cannot_be_encoded(layout: str, tmp_path: Path) -> None:
+    """The tokenizer reads U+FFFD, the world gets its own commands, files have what it said."""
+    config = tiny(
+        env={"name": "halves"},
+        rollout={"layout": layout, "show_admissible": True},
+        warm_start={"demonstrations": 8, "demonstrator": "walkthrough"},
+        objective={"state_weight": 0.1, "inverse_weight": 0.1},
+        train={"updates": 1, "trajectories_every": 1},
+        eval=QUICK,
+    )
     run = train(config, tmp_path / "run")
-    for record in metrics(run):
-        assert full <= record["train/context_full"] <= 1.0
+    (record,) = metrics(run)
+    assert record["train/token_mismatches"] == 0
+    assert record["train/steps"] > 0
+    assert record["train/admissible_action_rate"] == 1.0
+    first = json.loads((run / "trajectories" / "update-000001.jsonl").read_text().splitlines()[0])["steps"][0]
+    assert first["observation"].startswith(f"{HALF}There are four boxes")
+    assert main(["report", str(run)]) == 0
+    assert main(["eval", str(run), "--split", "valid_b", "--json", str(tmp_path / "found.json")]) == 0
+    codec = load_model(run / "checkpoints" / "latest").codec
+    assert codec.decode(codec.encode(f"box {HALF}1")) == "box \ufffd1"
 
 
 def test_a_loss_that_is_never_finite_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from envrl.errors import RunError, UserError
+from envrl.models.tokenizer import encodable
 from envrl.rollout.questions import Ask, Question, Reply
 
 
@@ -111,7 +112,7 @@ async def _ask(openai: Any, client: Any, endpoint: Endpoint, question: Question)
     try:
         raw = await client.chat.completions.with_raw_response.create(
             model=endpoint.model,
-            messages=[{"role": message.role, "content": message.content} for message in question.messages],
+            messages=[{"role": role, "content": encodable(content)} for role, content in question.messages],
             temperature=endpoint.temperature,
             max_tokens=endpoint.max_tokens,
             seed=question.seed,

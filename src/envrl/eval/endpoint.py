@@ -85,6 +85,11 @@ def _play_split(
         for part in batches(len(chosen), BATCH)
         for trajectory in play_chat(ask, make_env, [chosen[i] for i in part], settings, tally)
     ]
+    if all(trajectory.stop_reason == "context" and not trajectory.transitions for trajectory in played):
+        raise UserError(
+            f"no episode of the split '{split}' can begin: every first prompt is longer than the endpoint's model "
+            "takes; lower max_tokens, leave the commands out of the prompt (show_admissible), or ask another model"
+        )
     return {
         "split": split,
         **summarize(played),

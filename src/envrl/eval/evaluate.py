@@ -14,7 +14,8 @@ from envrl.envs.protocol import TextEnv
 from envrl.envs.settings import WorldSettings
 from envrl.errors import UserError, suggest
 from envrl.eval.data import warn_of_other_data
-from envrl.eval.split import env_maker, evaluate_script, evaluate_split
+from envrl.eval.room import check_room
+from envrl.eval.split import chosen_tasks, env_maker, evaluate_script, evaluate_split
 from envrl.models.adapters import holds_adapter
 from envrl.models.checkpoints import MANIFEST, latest_checkpoint, verify_checkpoint
 from envrl.models.load import LanguageModel, find_device, load_policy
@@ -77,6 +78,8 @@ def evaluate(
         warn_of_other_data(found.run, config.env.name, world, config.eval.split)
     prepare_torch(config.train.threads)
     model = None if found.script else load_policy(found.folder, config, _device(config))
+    if model is not None:
+        _check_room(model, make_env, config, episodes or 0, bare=format is not None)
     return [_record(found, model, make_env, name, config, episodes or 0) for name in config.eval.split]
 
 
@@ -171,6 +174,17 @@ def world_settings(config: Config) -> dict[str, Any]:
     """Return the settings of the world that are not the defaults."""
     settings = {field.name: getattr(config.env, field.name) for field in fields(WorldSettings)}
     return {name: value for name, value in settings.items() if value != getattr(EnvConfig(), name)}
+
+
+def _check_room(
+    model: LanguageModel, make_env: Callable[[], TextEnv], config: Config, episodes: int, *, bare: bool
+) -> None:
+    """Raise `UserError` where no episode can begin; `bare`: of a chat model that is no run's."""
+    world = make_env()
+    tasks = {name: [task for task, _ in chosen_tasks(world, name, config, episodes)] for name in config.eval.split}
+    asked = "lower max_tokens, leave the commands out (show_admissible), or take a model with a longer context"
+    given = "play another split or world, or take a run whose model has a longer context"
+    check_room(model, make_env, tasks, config, asked if bare else given)
 
 
 def _as_chat(

@@ -109,12 +109,16 @@ def form_of(config: Config) -> Form:
     )
 
 
-def wording_of(model: LanguageModel, form: Form) -> Wording:
-    """Return what writes episodes for a model; raises `UserError` where its tokenizer cannot write the form."""
+def wording_of(model: LanguageModel, form: Form, context: int = 0) -> Wording:
+    """Return what writes episodes for a model, of at most `context` tokens (0: what it takes).
+
+    Raises `UserError` where its tokenizer cannot write the form.
+    """
+    context = context or model.context
     if form.format == MARKS:
-        return MarksWording(model.codec, form, model.context)
+        return MarksWording(model.codec, form, context)
     template = ChatTemplate(model.codec, stops_of(model.network, model.codec))
-    return ChatWording(template, form, model.context)
+    return ChatWording(template, form, context)
 
 
 def evaluate_split(

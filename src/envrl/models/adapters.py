@@ -13,6 +13,7 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,9 @@ def _inject(peft: Any, settings: Any, model: PreTrainedModel, base: Base) -> Non
 
 def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Write the adapter, and what names its base; `from_pretrained` loads the folder where `peft` is installed."""
-    model.peft_config["default"].save_pretrained(folder)
+    settings: Any = copy(model.peft_config["default"])
+    settings.target_modules = sorted(settings.target_modules)  # a set, of another order in each process
+    settings.save_pretrained(folder)
     tensors = {_PREFIX + name: tensor.contiguous() for name, tensor in adapter_tensors(model).items()}
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
     (folder / _BASE).write_text(json.dumps(asdict(_BASES[model]), indent=1) + "\n", encoding="utf-8")

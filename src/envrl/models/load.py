@@ -19,7 +19,7 @@ from envrl.errors import UserError, suggest
 from envrl.models.adapters import base_folder, has_adapter, holds_adapter, load_adapter, save_adapter
 from envrl.models.forward import admit, longest_sequence, vocabulary_size
 from envrl.models.random_weights import build_shape
-from envrl.models.template import CHATML, CHATML_TOKENS
+from envrl.models.template import CHATML, CHATML_TOKENS, stops_of
 from envrl.models.tiny import PRESETS, build_tiny
 from envrl.models.tokenizer import MARKS, Codec, train_tokenizer
 
@@ -81,6 +81,8 @@ def build_model(
         network = build_shape(shape, codec.marks["pad"], codec.marks["end"], seed, find_device(device))
     else:
         network = build_tiny(config, len(codec), codec.marks["pad"], codec.marks["end"], seed)
+    if config.chat_template:
+        _end_chats(network, codec)
     return _ready(LanguageModel(network, codec), device)
 
 
@@ -115,7 +117,6 @@ def load_model(
         network = _load_network(base or path)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"the model in '{folder}' cannot be loaded: {_first_sentence(error)}") from error
-    tokenizer.split_special_tokens = True
     for name in ("is_local", "local_files_only"):  # how it was loaded is no part of what is saved
         tokenizer.init_kwargs.pop(name, None)
     if marks:
@@ -128,13 +129,25 @@ def load_model(
             network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if base is not None:
         load_adapter(network, path)
-    return _ready(LanguageModel(network, Codec(tokenizer)), device)
+    codec = Codec(tokenizer)
+    if chat_template:
+        _end_chats(network, codec)
+    return _ready(LanguageModel(network, codec), device)
 
 
 def _add_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a tokenizer the one chat template that ships, `chatml`."""
     _add_tokens(tokenizer, CHATML_TOKENS)
     tokenizer.chat_template = CHATML
+    # Ours is saved as one that finds no special token in a text; but a chat is a text of them to whoever loads it.
+    tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = False
+
+
+def _end_chats(network: PreTrainedModel, codec: Codec) -> None:
+    """Have `generate` end where our chat template ends a response, too: a saved model says so to others."""
+    end = codec.tokenizer.get_vocab()[CHATML_TOKENS[1]]
+    if network.generation_config is not None:
+        network.generation_config.eos_token_id = sorted({*stops_of(network, codec), end})
 
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> None:

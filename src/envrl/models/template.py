@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError
@@ -44,7 +45,8 @@ class ChatTemplate:
         self.stops = frozenset({self.end, *stops})
         self._anchor = str(tokenizer.convert_ids_to_tokens(self.end))
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._special = re.compile("|".join(map(re.escape, sorted(special | {self._anchor}))))
+        self.special = frozenset({*special, *map(str, tokenizer.all_special_tokens), self._anchor})
+        """The names of the tokens that nobody but the template and the prompt format may say."""
 
     def render(self, messages: Sequence[tuple[str, str]], answer: bool = True) -> str:
         """Return the text of a chat of (role, content), with `answer` up to where the model's response begins."""
@@ -86,10 +88,6 @@ class ChatTemplate:
         first, last = self.codec.tokens_within(self._anchor + text, shift + start, shift + stop)
         return max(first - 1, 0), max(last - 1, 0)
 
-    def clean(self, text: str) -> str:
-        """Return a text in which the name of a special token is broken by a blank: no world or model may say one."""
-        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
-
     def _example(self) -> str:
         """Return a chat with a response, and find out on the way whether contents are texts or lists of parts."""
         refused = None
@@ -124,6 +122,29 @@ def stops_of(network: PreTrainedModel, codec: Codec) -> tuple[int, ...]:
     found = getattr(network.generation_config, "eos_token_id", None)
     listed = found if isinstance(found, list) else [found]
     return tuple(i for i in (*listed, codec.tokenizer.eos_token_id) if isinstance(i, int))
+
+
+def cleaner(names: Collection[str]) -> Callable[[str], str]:
+    """Return a function of texts that breaks these names of special tokens, by a blank, so that nobody can say one.
+
+    A name of one character becomes U+FFFD; what is a name even then is left out.
+    """
+    if not names:
+        return lambda text: text
+    special = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+
+    def clean(text: str) -> str:
+        text = special.sub(_broken, text)
+        while special.search(text):  # such as a name of blanks
+            text = special.sub("", text)
+        return text
+
+    return lru_cache(maxsize=20_000)(clean)
+
+
+def _broken(found: re.Match[str]) -> str:
+    name = found[0]
+    return f"{name[0]} {name[1:]}" if len(name) > 1 else "\N{REPLACEMENT CHARACTER}"
 
 
 def _without_clock(template: str) -> str:

@@ -13,6 +13,8 @@ from functools import lru_cache
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from envrl.sequences import alike
+
 Ids = tuple[int, ...]
 
 MARKS = {
@@ -28,8 +30,14 @@ MARKS = {
 }
 """The special tokens of our formats. No text can produce one: the tokenizer never looks for them in its input."""
 
+_HALVES = re.compile("[\ud800-\udfff]")
 _WORD = r"\p{L}+"
 _NUMBER = r" ?\p{N}+"
+
+
+def encodable(text: str) -> str:
+    """Return a text in which every half of a surrogate pair, which no encoding has, is U+FFFD."""
+    return text if text.isascii() else _HALVES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def names_in(texts: Iterable[str]) -> list[str]:
@@ -74,7 +82,7 @@ def train_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         special_tokens=[AddedToken(mark, special=True, normalized=False) for mark in MARKS.values()],
     )
-    core.train_from_iterator(texts, trainer)
+    core.train_from_iterator(map(encodable, texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=MARKS["pad"],
@@ -104,18 +112,27 @@ class Codec:
         self.encode_special = lru_cache(maxsize=20_000)(self._encode_special)
 
     def _encode(self, text: str) -> Ids:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+        return tuple(self.tokenizer.encode(encodable(text), add_special_tokens=False, split_special_tokens=True))
 
     def _encode_special(self, text: str) -> Ids:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False))
+        return tuple(self.tokenizer.encode(encodable(text), add_special_tokens=False, split_special_tokens=False))
 
     def tokens_within(self, text: str, start: int, stop: int) -> tuple[int, int]:
         """Return the range of `encode_special(text)`'s tokens that hold characters `start:stop` of it."""
+        if not self.tokenizer.is_fast:
+            return self._tokens_between(text, start, stop)
         offsets = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True
+            encodable(text), add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True
         )["offset_mapping"]
         inside = [number for number, (begin, end) in enumerate(offsets) if begin < stop and end > start]
         return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+    def _tokens_between(self, text: str, start: int, stop: int) -> tuple[int, int]:
+        """Return the same of a tokenizer in Python, which does not say where a token stands: those of neither side."""
+        ids = self.encode_special(text)
+        before = alike(ids, self.encode_special(text[:start]))
+        behind = alike(ids[::-1], self.encode_special(text[stop:])[::-1])
+        return (before, len(ids) - behind) if before + behind < len(ids) else (0, 0)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids; our marks are left out, other special tokens are written."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envrl.models.template import ChatTemplate
+from envrl.models.template import ChatTemplate, cleaner
 from envrl.models.tokenizer import Ids
 from envrl.rollout.formats import trim
 from envrl.rollout.marks import last_turns, task_of
 from envrl.rollout.prompts import SEEN, Message, find_format, inverse_messages, state_messages, with_summary
 from envrl.rollout.sampler import Draft
 from envrl.rollout.wording import Form, Pair, Prompt, Told
-from envrl.types import Action, Observation, Transition
+from envrl.types import Action, Observation, Template, Transition
 
 
 class ChatWording:
@@ -27,6 +27,10 @@ class ChatWording:
         self._template, self._codec = template, template.codec
         found = find_format(form.format)
         self._format = with_summary(found) if form.summary else found
+        # What the world and the model say is cleaned of special tokens' names, what the form says around it is not. A
+        # model may well have the tags that a response is written with as special tokens.
+        self._tags = frozenset(name for name in template.special if name in self._format.write("", ""))
+        self._clean, self._clean_response = cleaner(template.special), cleaner(template.special - self._tags)
         self.end, self.stops = template.end, template.stops
 
     def prompt(self, past: Sequence[Transition], observation: Observation, told: Told, room: int) -> Prompt | None:
@@ -39,17 +43,17 @@ class ChatWording:
         return make(past, observation, told, limit)
 
     def _of_a_step(self, past: Sequence[Transition], observation: Observation, told: Told, limit: int) -> Prompt | None:
-        task, summary, turns = task_of(past, observation), self._summary(past), last_turns(past, self.form.history)
+        task, turns, present = self._situation(past, observation)
+        summary, shown = self._summary(past), self.form.show_admissible
         for cut in range(len(turns) + 1):
-            shown = self.form.show_admissible
-            ids = self._ids(self._format.messages(task, turns[cut:], observation, shown, summary))
+            ids = self._ids(self._format.messages(task, turns[cut:], present, shown, summary))
             if len(ids) <= limit:
                 return Prompt(ids, True, Told(len(ids)))
         return None
 
     def _of_a_chat(self, past: Sequence[Transition], observation: Observation, told: Told, limit: int) -> Prompt | None:
         """Return what goes on from `told`, or a new segment; one that must be cut begins with the later half of it."""
-        text = self._render(self._chat(past, observation, told.first))
+        text = self._template.render(self._chat(past, observation, told.first))
         if told.length and text.startswith(told.text):
             behind = text[len(told.text) :]
             ids = self._template.encode_behind(behind)
@@ -64,19 +68,20 @@ class ChatWording:
             if first == len(past):
                 return None
             first += (len(past) - first + 1) // 2
-            text = self._render(self._chat(past, observation, first))
+            text = self._template.render(self._chat(past, observation, first))
 
     def _chat(self, past: Sequence[Transition], observation: Observation, first: int) -> list[Message]:
         """Return the chat from turn `first` on, up to where the model speaks."""
-        shown, seen = self.form.show_admissible, [*(step.observation for step in past[first:]), observation]
-        messages = [*self._format.messages(task_of(past, observation), (), seen[0], shown)]
+        shown = self.form.show_admissible
+        seen = [self._heard(each) for each in (*(step.observation for step in past[first:]), observation)]
+        messages = [*self._format.messages(self._task(past, observation), (), seen[0], shown)]
         for step, following in zip(past[first:], seen[1:], strict=True):
             messages += [Message("assistant", self._said(step.action)), *self._format.follow_up(following, shown)]
         return messages
 
     def _answer(self, behind: str, observation: Observation) -> tuple[int, int] | None:
         """Return the tokens of the observation in what the chat went on with, None where the template altered it."""
-        text = self._template.clean(f"{SEEN}{trim(observation.text)}")
+        text = f"{SEEN}{trim(self._clean(observation.text))}"
         place = behind.find(text)
         if place < 0 or len(text) == len(SEEN):
             return None
@@ -84,6 +89,8 @@ class ChatWording:
 
     def respond(self, command: str) -> Ids:
         """Return the format's shortest response that gives a command, without any thought."""
+        if self._tags:
+            return (*self._codec.encode_special(self._format.write("", self._clean(command))), self.end)
         return (*self._codec.encode(self._format.write("", command)), self.end)
 
     def text_of(self, response: Ids) -> str:
@@ -112,38 +119,47 @@ class ChatWording:
 
     def state_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
         """Return the chat that asks what the world answers → the next observation."""
-        asked = state_messages(
-            *self._situation(past, step), step.action.text, self.form.state_question, self._summary(past)
-        )
+        command, question = self._clean(step.action.text), self.form.state_question
+        asked = state_messages(*self._situation(past, step.observation), command, question, self._summary(past))
         return Pair(self._ids(asked), (*self._plain(trim(step.next_observation.text)), self.end))
 
     def inverse_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
         """Return the chat that asks for the command between two observations → the command."""
-        following, question = step.next_observation, self.form.inverse_question
-        asked = inverse_messages(*self._situation(past, step), following, question, self._summary(past))
+        following, question = self._heard(step.next_observation), self.form.inverse_question
+        asked = inverse_messages(*self._situation(past, step.observation), following, question, self._summary(past))
         return Pair(self._ids(asked), (*self._plain(step.action.text), self.end))
 
     def _situation(
-        self, past: Sequence[Transition], step: Transition
+        self, past: Sequence[Transition], observation: Observation
     ) -> tuple[str, list[tuple[Observation, str]], Observation]:
+        """Return the task, the last turns of the `steps` layout, and the present observation, all cleaned."""
         turns = last_turns(past, self.form.history) if self.form.layout == "steps" else []
-        return task_of(past, step.observation), turns, step.observation
+        heard = [(self._heard(seen), self._clean(said)) for seen, said in turns]
+        return self._task(past, observation), heard, self._heard(observation)
+
+    def _task(self, past: Sequence[Transition], observation: Observation) -> str:
+        return self._clean(task_of(past, observation))
+
+    def _heard(self, observation: Observation) -> Observation:
+        """Return what prompts show of an observation, cleaned."""
+        clean, text = self._clean, self._clean(observation.text)
+        if not self.form.show_admissible or observation.admissible is None:
+            return Observation(text)
+        own = tuple(Template(clean(each.before), each.words, clean(each.after)) for each in observation.templates)
+        return Observation(text, tuple(map(clean, observation.admissible)), templates=own)
 
     def _summary(self, past: Sequence[Transition]) -> str:
-        return next((step.action.summary for step in reversed(past) if step.action.summary), "")
+        return self._clean(next((step.action.summary for step in reversed(past) if step.action.summary), ""))
 
     def _said(self, action: Action) -> str:
         """Return the text of an earlier response, as the chat shows it."""
         ids = action.token_ids
         if not ids:
-            return self._format.write("", action.text)
-        return self._codec.decode(ids[:-1] if ids[-1] in self.stops else ids)
-
-    def _render(self, messages: Sequence[Message]) -> str:
-        return self._template.render([(role, self._template.clean(content)) for role, content in messages])
+            return self._format.write("", self._clean(action.text))
+        return self._clean_response(self._codec.decode(ids[:-1] if ids[-1] in self.stops else ids))
 
     def _ids(self, messages: Sequence[Message]) -> Ids:
-        return self._template.encode(self._render(messages))
+        return self._template.encode(self._template.render(messages))
 
     def _plain(self, text: str) -> Ids:
-        return self._codec.encode(self._template.clean(text))
+        return self._codec.encode(self._clean(text))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from envrl.envs.pool import Start, VectorEnv
 from envrl.models.load import LanguageModel
 from envrl.rollout.meter import Meter
-from envrl.rollout.sampler import Sampler
+from envrl.rollout.sampler import Draft, Sampler
 from envrl.rollout.transcript import Transcript
 from envrl.rollout.trie import Commands
 from envrl.rollout.wording import Prompt, Wording
@@ -90,6 +90,12 @@ class Episode:
             self.stop_reason = "max_steps"
 
 
+def room_for(observation: Observation, commands: Commands, settings: PlaySettings) -> int:
+    """Return how many tokens the longest response may take."""
+    longest = 0 if settings.actions == "free" else commands.longest(observation)
+    return max(settings.response_tokens, longest)
+
+
 class Seats:
     """The episodes that are played at present, one in each slot of a sampler, and those that wait for a slot."""
 
@@ -156,7 +162,7 @@ class Seats:
             text = self._wording.text_of(response)
             episode.transcript.add(len(episode.transitions), episode.prompt, response, text)
             self._clock.mismatches += not self._sampler.ends_with(position, episode.transcript.ids)
-            actions.append(self._wording.read(draft))
+            actions.append(self._read(episode.observation, draft))
         began = time.perf_counter()
         steps = self._worlds.step(
             [(episode.place, action.text) for (episode, *_), action in zip(acting, actions, strict=True)]
@@ -164,6 +170,12 @@ class Seats:
         for (episode, *_), action, step in zip(acting, actions, steps, strict=True):
             episode.advance(action, step, self._settings)
         self._clock.env += time.perf_counter() - began
+
+    def _read(self, observation: Observation, draft: Draft) -> Action:
+        """Return what a response does; a restricted one says a command of the world's in the world's own text."""
+        action = self._wording.read(draft)
+        command = None if draft.free else self._commands.command(observation, action.token_ids)
+        return action if command is None else replace(action, text=command, fault="", imagined=False)
 
     def _idle(self) -> list[int]:
         """Return the slots whose episodes go on and have no response under way."""
@@ -187,8 +199,7 @@ class Seats:
     def _write(self, positions: Sequence[int]) -> None:
         """Write the prompts of these episodes; one is over where prompt and longest response do not fit the context."""
         for episode in (self._seated[n] for n in positions):
-            longest = 0 if self._settings.actions == "free" else self._commands.longest(episode.observation)
-            room = max(self._settings.response_tokens, longest)
+            room = room_for(episode.observation, self._commands, self._settings)
             episode.prompt = self._wording.prompt(
                 episode.transitions, episode.observation, episode.transcript.told, room
             )

@@ -28,28 +28,63 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> Node:
     return root
 
 
+Position = tuple[Ids, int | None]
+"""A place in a template: tokens still to come, and the number of the word that they end; -1: the first part, None: the
+last one."""
+
+
 class FreeWords:
     """A template in tokens: its first part, then some of its words in their order, each once at most, then its end.
 
-    A position in it is (tokens still to come, number of the word that they end), -1 for the first part and None for
-    the last; where a word ends, any later one or the last part may begin.
+    Where a word ends, any later one or the last part may begin. `words` are those that the tokenizer can write.
     """
 
     def __init__(self, codec: Codec, template: Template, end: int) -> None:
-        words = tuple(dict.fromkeys(template.words))
         before = template.before.rstrip(" ")  # a blank belongs to the token behind it, as the tokenizer has it
-        self._first = [codec.encode(template.before[len(before) :] + word) for word in words]
-        self._later = [codec.encode(f" {word}") for word in words]
+        blank = template.before[len(before) :]
+        spelled = {word: (codec.encode(blank + word), codec.encode(f" {word}")) for word in template.words}
+        spelled = {word: ways for word, ways in spelled.items() if all(ways)}
+        self.template, self.words = template, list(spelled)
+        self._first = [first for first, _ in spelled.values()]
+        self._later = [later for _, later in spelled.values()]
         self._end = (*codec.encode(template.after), end)
-        self.start: tuple[Ids, int | None] = (codec.encode(before), -1)
-        self.longest = len(self.start[0]) + sum(map(len, self._later)) + len(self._end)
+        opening = codec.encode(before)
+        self.start: list[Position] = [(opening, -1)] if opening else self.after(-1)
+        longest = (max(map(len, ways)) for ways in spelled.values())
+        self.longest = len(opening) + sum(longest) + len(self._end)
 
-    def after(self, word: int) -> list[tuple[Ids, int | None]]:
+    def after(self, word: int) -> list[Position]:
         """Return the positions that follow the end of a word."""
         if word < 0:
             return list(zip(self._first, range(len(self._first)), strict=True))
         later = range(word + 1, len(self._later))
         return [*((self._later[number], number) for number in later), (self._end, None)]
+
+    def command(self, ids: Ids) -> str | None:
+        """Return the command that was drawn as these tokens, None where they are no way through the template.
+
+        Its words are the template's own, whatever the tokenizer makes of blanks and letters.
+        """
+        ways: dict[Position, tuple[int, ...]] = {place: _entered((), place[1]) for place in self.start}
+        for token in ids:
+            onward: dict[Position, tuple[int, ...]] = {}
+            for (rest, word), drawn in ways.items():
+                if rest[:1] != (token,):
+                    continue
+                if rest[1:] or word is None:
+                    onward.setdefault((rest[1:], word), drawn)
+                else:
+                    for place in self.after(word):
+                        onward.setdefault(place, _entered(drawn, place[1]))
+            ways = onward
+        drawn = ways.get(((), None))
+        if drawn is None:
+            return None
+        return f"{self.template.before}{' '.join(self.words[number] for number in drawn)}{self.template.after}"
+
+
+def _entered(drawn: tuple[int, ...], word: int | None) -> tuple[int, ...]:
+    return (*drawn, word) if word is not None and word >= 0 else drawn
 
 
 def build_graph(sequences: Sequence[Ids], templates: Sequence[FreeWords]) -> Node:
@@ -58,7 +93,8 @@ def build_graph(sequences: Sequence[Ids], templates: Sequence[FreeWords]) -> Nod
     Like a prefix tree, but what can follow in the same way is one node, since templates have no list of sequences.
     """
     nodes: dict[frozenset[tuple[int, Ids, int | None]], Node] = {}
-    start = frozenset([(-1, tuple(ids), None) for ids in sequences] + [(n, *t.start) for n, t in enumerate(templates)])
+    opening = [(number, *place) for number, template in enumerate(templates) for place in template.start]
+    start = frozenset([(-1, tuple(ids), None) for ids in sequences] + opening)
     nodes[start] = {}
     waiting = [start]
     while waiting:
@@ -98,10 +134,22 @@ class Commands:
     def longest(self, observation: Observation) -> int:
         return self._lengths(observation.admissible or (), _with_words(observation))
 
+    def command(self, observation: Observation, response: Ids) -> str | None:
+        """Return the command that a response says which followed the trie; None for one that did not.
+
+        It is the world's own text, which a tokenizer need not give back: one may alter blanks or letters.
+        """
+        for command in observation.admissible or ():
+            if self._respond(command) == response:
+                return command
+        spelled = (self._template(template).command(response) for template in _with_words(observation))
+        return next((command for command in spelled if command is not None), None)
+
     def _trie(self, admissible: tuple[str, ...], templates: tuple[Template, ...]) -> Node | None:
         sequences = [self._respond(command) for command in admissible]
-        if templates:
-            return build_graph(sequences, [self._template(template) for template in templates])
+        worded = [free for template in templates if (free := self._template(template)).words]
+        if worded:
+            return build_graph(sequences, worded)
         return build_trie(sequences) if sequences else None
 
     def _longest(self, admissible: tuple[str, ...], templates: tuple[Template, ...]) -> int:

@@ -14,6 +14,7 @@ from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.eval.data import data_file, warn_of_other_data
+from envrl.eval.room import check_room_of_run
 from envrl.eval.split import form_of, wording_of
 from envrl.models.adapters import check_peft
 from envrl.models.load import find_device, load_policy
@@ -83,11 +84,11 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         if (source / "config.toml").is_file():
             raise UserError(f"warm_start.path = '{source}' is a run; name its folder '{source / 'warm_start'}'")
         verify_checkpoint(source)
-        _check_model(source, config)
+        _check_model(source, config, make_env)
         _warn_of_other_origin(source, config)
         return
     if config.model.path:
-        _check_model(config.model.path, config)
+        _check_model(config.model.path, config, make_env)
     tasks, held_out = env.tasks(config.env.split), config.warm_start.held_out
     if not config.warm_start.demonstrations:
         return
@@ -98,11 +99,12 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     make_script(config.warm_start.demonstrator, env, tasks[0], config.seed)
 
 
-def _check_model(folder: str | Path, config: Config) -> None:
+def _check_model(folder: str | Path, config: Config, make_env: Callable[[], TextEnv]) -> None:
     """Refuse a model that cannot play as the recipe says; it is loaded again later, when something is written."""
     model = load_policy(folder, config, "cpu")
     wording_of(model, form_of(config))
     _check_context(config, folder, model.context)
+    check_room_of_run(model, make_env, config)
 
 
 def _check_context(config: Config, folder: str | Path, context: int) -> None:

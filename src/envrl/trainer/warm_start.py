@@ -17,6 +17,7 @@ import torch
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted, UserError
+from envrl.eval.room import check_room_of_run
 from envrl.eval.split import form_of, wording_of
 from envrl.models.adapters import add_adapter, put_tensors, trained_tensors
 from envrl.models.forward import log_softmax_and_entropy
@@ -103,6 +104,8 @@ class _Stage:
             also = f", or their prompts than rollout.prompt_tokens = {asked}" if asked else ""
             longer = f"longer than the model's context of {self.model.context} tokens{also}"
             raise UserError(f"all {wanted} demonstrations are {longer}; raise it, or set rollout.layout = 'steps'")
+        if latest is None and not config.model.path:  # a model that was there already was looked at before the run
+            check_room_of_run(self.model, make_env, config)
         self.guard = Guard(self.model, self.optimizer, config.train.max_grad_norm, run, hooks.say)
         self.guard.skips = self.skips
         self.steps_an_epoch = max(1, math.ceil(len(self.training) / config.warm_start.batch))

@@ -1,0 +1,84 @@
+"""Whether an agent's episodes can begin at all: a few first prompts of a split beside the model's context."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from envrl.config.schema import Config
+from envrl.envs.pool import Start, vector_of
+from envrl.envs.protocol import TextEnv
+from envrl.errors import UserError
+from envrl.eval.split import form_of, play_settings, wording_of
+from envrl.models.load import LanguageModel
+from envrl.rollout.seats import room_for
+from envrl.rollout.trie import Commands
+from envrl.rollout.wording import Told
+from envrl.types import Task
+
+SAMPLE = 8
+"""Tasks of a split that are looked at, evenly over it: one that fits is enough."""
+
+
+class _Need(NamedTuple):
+    """Tokens of a first prompt, and of the longest response to it."""
+
+    prompt: int
+    response: int
+
+
+def check_room(
+    model: LanguageModel,
+    make_env: Callable[[], TextEnv],
+    chosen: Mapping[str, Sequence[Task]],
+    config: Config,
+    remedy: str,
+) -> None:
+    """Raise `UserError` where no first prompt of a few of a split's tasks fits the model beside the longest response.
+
+    Every episode would end with the reason `context` before its first step: nothing would be learned or measured.
+    `remedy` is what the user can do about the context.
+    """
+    limit, context = config.rollout.prompt_tokens or model.context, model.context
+    for split, tasks in chosen.items():
+        needs: list[_Need] = []
+        for need in _needs(model, make_env, tasks, config):
+            needs.append(need)
+            if need.prompt <= limit and sum(need) <= context:
+                break
+        else:
+            if needs:  # else their worlds failed, which is another matter
+                prompt, response = min(needs, key=sum)
+                begins = f"no episode of the split '{split}' can begin: its first prompts have {prompt} tokens or more"
+                if prompt > limit < context:
+                    raise UserError(f"{begins}, above rollout.prompt_tokens = {limit}: raise that")
+                beside = f"beside responses of {response} do not fit the model's context of {context}"
+                raise UserError(f"{begins}, which {beside}: {remedy}")
+
+
+def check_room_of_run(model: LanguageModel, make_env: Callable[[], TextEnv], config: Config) -> None:
+    """Raise `UserError` where a run with this model could not begin an episode of one of its splits."""
+    env = make_env()
+    splits = {name: env.tasks(name) for name in (config.env.split, *config.eval.split)}
+    less = "set rollout.show_admissible = false, " if config.rollout.show_admissible else ""
+    given = config.model.path or config.warm_start.path
+    longer = "take a model with a longer context" if given else "raise model.context"
+    check_room(model, make_env, splits, config, f"lower rollout.response_tokens, {less}or {longer}")
+
+
+def _needs(
+    model: LanguageModel, make_env: Callable[[], TextEnv], tasks: Sequence[Task], config: Config
+) -> Iterator[_Need]:
+    form = replace(form_of(config), prompt_tokens=0)
+    wording, settings = wording_of(model, form, context=sys.maxsize), play_settings(config, 0.0)
+    commands, worlds = Commands(model.codec, wording), vector_of(make_env)
+    for place in range(0, len(tasks), max(1, len(tasks) // SAMPLE))[:SAMPLE]:
+        (observation,) = worlds.reset([Start(0, tasks[place], tasks[place].seed)])
+        if observation is None:
+            continue
+        room = room_for(observation, commands, settings)
+        prompt = wording.prompt((), observation, Told(), room)
+        assert prompt is not None
+        yield _Need(len(prompt.ids), room)
