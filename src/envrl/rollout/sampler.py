@@ -17,7 +17,7 @@ from envrl.models.load import LanguageModel
 from envrl.models.slots import SlotCache
 from envrl.rollout.draw import Choices, choose, chosen, kept, narrowed, padded, taken
 from envrl.rollout.meter import Meter
-from envrl.rollout.passes import plan_passes
+from envrl.rollout.passes import COSTS, plan_passes
 from envrl.rollout.randomness import uniforms
 from envrl.rollout.trie import Node
 from envrl.sequences import alike
@@ -219,7 +219,7 @@ class Sampler:
         """
         lengths = {slot: len(self._slots[slot].pending) for slot in wanted}
         cached = max(len(self._slots[slot].fed) for slot in group)
-        for step in plan_passes(list(lengths.values()), len(group), cached):
+        for step in plan_passes(list(lengths.values()), len(group), cached, COSTS[self.model.device.type]):
             busy = [slot for slot, length in lengths.items() if length > step.start]
             slots = group if step.whole else busy
             parts = [self._slots[slot].pending[: step.stop - step.start] for slot in slots]
