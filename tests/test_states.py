@@ -93,10 +93,10 @@ def test_rows_as_a_tree_have_the_states_and_gradients_of_padded_rows(
     if weights == "made again":
         monkeypatch.setattr(attention, "_KEPT", 0)
     assert states_of_rows(network, rows, 0).states.shape == (nodes, 32)
-    ours, our_gradients = valid(network, rows), gradients(network, rows)
+    ours, our_gradients = valid(network, rows).detach(), gradients(network, rows)
     padded_layout(monkeypatch)
     assert states_of_rows(network, rows, 0).states.shape == (len(rows) * max(map(len, rows)), 32)
-    theirs, their_gradients = valid(network, rows), gradients(network, rows)
+    theirs, their_gradients = valid(network, rows).detach(), gradients(network, rows)
     assert float((ours - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())
     largest = max(float(each.abs().max()) for each in their_gradients)
     for mine, other in zip(our_gradients, their_gradients, strict=True):
