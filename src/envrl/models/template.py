@@ -129,9 +129,10 @@ def cleaner(names: Collection[str]) -> Callable[[str], str]:
 
     A name of one character becomes U+FFFD; what is a name even then is left out.
     """
-    if not names:
+    spelled = sorted(filter(None, names), key=len, reverse=True)  # some tokenizers have one that is an empty text
+    if not spelled:
         return lambda text: text
-    special = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+    special = re.compile("|".join(map(re.escape, spelled)))
 
     def clean(text: str) -> str:
         text = special.sub(_broken, text)
