@@ -188,8 +188,13 @@ def test_training_episodes_can_be_shorter_than_those_of_evaluations(tmp_path: Pa
 
 
 def test_demonstrations_that_the_context_cannot_hold_are_left_out(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"all 8 demonstrations are longer than the model's context of 12 tokens"):
-        train(tiny(model={"context": 12}, rollout={"response_tokens": 4}, eval=QUICK), tmp_path / "run")
+    for layout, also in (("concat", r", or set rollout\.layout = 'steps'"), ("steps", "")):
+        says = rf"all 8 demonstrations are longer than the model's context of 12 tokens: raise model\.context{also}$"
+        with pytest.raises(UserError, match=says):
+            train(
+                tiny(model={"context": 12}, rollout={"response_tokens": 4, "layout": layout}, eval=QUICK),
+                tmp_path / "run",
+            )
     assert not (tmp_path / "run").exists(), "nothing was learned, so nothing is left"
 
 
@@ -485,12 +490,13 @@ def in_context(tokens: int) -> Config:
 
 def test_a_context_in_which_no_episode_can_begin_is_refused(tmp_path: Path) -> None:
     """A preset's tokenizer is made on the way, and its run leaves nothing behind."""
-    says = (
-        r"no episode of the split 'train' can begin: its first prompts have 4\d tokens or more, which beside responses "
-        r"of \d+ do not fit the model's context of 24: lower rollout\.response_tokens, or raise model\.context$"
-    )
-    with pytest.raises(UserError, match=says):
-        train(in_context(24), tmp_path / "run")
+    for context, also in ((47, r"lower rollout\.response_tokens, or "), (24, "")):
+        says = (
+            r"no episode of the split 'train' can begin: its first prompts have 4\d tokens or more, which beside "
+            rf"responses of 4 do not fit the model's context of {context}: {also}raise model\.context$"
+        )
+        with pytest.raises(UserError, match=says):
+            train(in_context(context), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -182,9 +182,12 @@ def _check_room(
     """Raise `UserError` where no episode can begin; `bare`: of a chat model that is no run's."""
     world = make_env()
     tasks = {name: [task for task, _ in chosen_tasks(world, name, config, episodes)] for name in config.eval.split}
-    asked = "lower max_tokens, leave the commands out (show_admissible), or take a model with a longer context"
-    given = "play another split or world, or take a run whose model has a longer context"
-    check_room(model, make_env, tasks, config, asked if bare else given)
+    if bare:
+        less = ["leave the commands out (show_admissible)"] * config.rollout.show_admissible
+        check_room(model, make_env, tasks, config, [*less, "take a model with a longer context"], "lower max_tokens")
+    else:
+        given = ["play another split or world", "take a run whose model has a longer context"]
+        check_room(model, make_env, tasks, config, given)
 
 
 def _as_chat(

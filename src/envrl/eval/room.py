@@ -34,12 +34,13 @@ def check_room(
     make_env: Callable[[], TextEnv],
     chosen: Mapping[str, Sequence[Task]],
     config: Config,
-    remedy: str,
+    remedies: Sequence[str],
+    shorter: str = "",
 ) -> None:
     """Raise `UserError` where no first prompt of a few of a split's tasks fits the model beside the longest response.
 
     Every episode would end with the reason `context` before its first step: nothing would be learned or measured.
-    `remedy` is what the user can do about the context.
+    `remedies` are what the user can do about the context, `shorter` what also helps where it is the longest response.
     """
     limit, context = config.rollout.prompt_tokens or model.context, model.context
     for split, tasks in chosen.items():
@@ -55,17 +56,28 @@ def check_room(
                 if prompt > limit < context:
                     raise UserError(f"{begins}, above rollout.prompt_tokens = {limit}: raise that")
                 beside = f"beside responses of {response} do not fit the model's context of {context}"
-                raise UserError(f"{begins}, which {beside}: {remedy}")
+                helps = prompt < context and response == config.rollout.response_tokens  # else a command is as long
+                raise UserError(f"{begins}, which {beside}: {either([shorter] * bool(shorter and helps), remedies)}")
 
 
 def check_room_of_run(model: LanguageModel, make_env: Callable[[], TextEnv], config: Config) -> None:
     """Raise `UserError` where a run with this model could not begin an episode of one of its splits."""
     env = make_env()
     splits = {name: env.tasks(name) for name in (config.env.split, *config.eval.split)}
-    less = "set rollout.show_admissible = false, " if config.rollout.show_admissible else ""
+    less = ["set rollout.show_admissible = false"] * config.rollout.show_admissible
+    check_room(model, make_env, splits, config, [*less, longer_context(config)], "lower rollout.response_tokens")
+
+
+def longer_context(config: Config) -> str:
+    """Return what gives a run's model a longer context."""
     given = config.model.path or config.warm_start.path
-    longer = "take a model with a longer context" if given else "raise model.context"
-    check_room(model, make_env, splits, config, f"lower rollout.response_tokens, {less}or {longer}")
+    return "take a model with a longer context" if given else "raise model.context"
+
+
+def either(*remedies: Sequence[str]) -> str:
+    """Return remedies as a list in words: "a", "a, or b", "a, b, or c"."""
+    *first, last = (remedy for some in remedies for remedy in some)
+    return f"{', '.join(first)}, or {last}" if first else last
 
 
 def _needs(

@@ -17,7 +17,7 @@ import torch
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted, UserError
-from envrl.eval.room import check_room_of_run
+from envrl.eval.room import check_room_of_run, either, longer_context
 from envrl.eval.split import form_of, wording_of
 from envrl.models.adapters import add_adapter, put_tensors, trained_tensors
 from envrl.models.forward import log_softmax_and_entropy
@@ -103,7 +103,9 @@ class _Stage:
             asked = config.rollout.prompt_tokens
             also = f", or their prompts than rollout.prompt_tokens = {asked}" if asked else ""
             longer = f"longer than the model's context of {self.model.context} tokens{also}"
-            raise UserError(f"all {wanted} demonstrations are {longer}; raise it, or set rollout.layout = 'steps'")
+            ways = ["raise rollout.prompt_tokens"] * bool(asked) + [longer_context(config)]
+            steps = ["set rollout.layout = 'steps'"] * (config.rollout.layout == "concat")
+            raise UserError(f"all {wanted} demonstrations are {longer}: {either(ways, steps)}")
         if latest is None and not config.model.path:  # a model that was there already was looked at before the run
             check_room_of_run(self.model, make_env, config)
         self.guard = Guard(self.model, self.optimizer, config.train.max_grad_norm, run, hooks.say)
