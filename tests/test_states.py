@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -178,6 +179,32 @@ def test_attention_in_whole_rows_is_that_of_the_branches(
     assert not torch.equal(ours, theirs)
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(our_gradients, their_gradients, strict=True))
+
+
+def test_padding_at_most_doubles_rows_that_a_device_attends_to_whole() -> None:
+    """Rows of a micro-batch that share much are of any length: one long row must not widen hundreds of short ones."""
+    paths = [torch.arange(length) for length in (5, 900, 30, 7, 1, 31, 4, 2, *[60] * 300)]
+    parts = attention._of_like_length(paths)
+    assert [len(part) for part in parts] == [1, 302, 3, 2]
+    assert sorted(len(path) for part in parts for path in part) == sorted(map(len, paths))
+    assert sum(len(part) * len(part[0]) for part in parts) <= 2 * sum(map(len, paths))
+
+
+def test_weights_of_attention_are_not_kept_where_no_gradient_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-probs of an old policy, or a reference: of all the blocks of a layer one alone is there at a time."""
+    network, weights, made = small("qwen2", FAMILIES["qwen2"]), attention._weights, []
+
+    def watched(query: Tensor, key: Tensor) -> Tensor:
+        assert all(earlier() is None for earlier in made[:-1])
+        found = weights(query, key)
+        made.append(weakref.ref(found))
+        return found
+
+    assert packs(network)
+    monkeypatch.setattr(attention, "_weights", watched)
+    with torch.no_grad():
+        states_of_rows(network, rows_of(), 0)
+    assert len(made) == 2 * len(LENGTHS)
 
 
 def test_micro_batches_count_padding_only_where_there_is_some() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -102,13 +102,26 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float)
 
 
 def _rectangle(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
-    """Attend in rows padded to a rectangle: one call, where branches would be thousands of small ones to a GPU."""
-    paths = [torch.from_numpy(branch.path) for branch in rows.tree.branches]
-    nodes = pad_sequence(paths, batch_first=True, padding_value=-1).to(query.device)
-    q, k, v = (each[0][:, nodes].transpose(0, 1) for each in (query, key, value))
-    grouped = q.shape[1] != k.shape[1]
-    found = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-    return found.transpose(1, 2).flatten(0, 1)[_places(nodes.flatten(), query.shape[2])]
+    """Attend in rows padded to rectangles: few calls, where branches would be thousands of small ones to a GPU."""
+    found, nodes = [], []
+    for paths in _of_like_length([torch.from_numpy(branch.path) for branch in rows.tree.branches]):
+        part = pad_sequence(paths, batch_first=True, padding_value=-1).to(query.device)
+        q, k, v = (each[0][:, part].transpose(0, 1) for each in (query, key, value))
+        grouped = q.shape[1] != k.shape[1]
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+        found.append(seen.transpose(1, 2).flatten(0, 1))
+        nodes.append(part.flatten())
+    return torch.cat(found)[_places(torch.cat(nodes), query.shape[2])]
+
+
+def _of_like_length(paths: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return rows in parts, in each of which none is shorter than half of the longest: padding at most doubles them."""
+    parts: list[list[Tensor]] = []
+    for path in sorted(paths, key=len, reverse=True):
+        if not parts or 2 * len(path) < len(parts[-1][0]):
+            parts.append([])
+        parts[-1].append(path)
+    return parts
 
 
 def _places(nodes: Tensor, count: int) -> Tensor:
@@ -129,7 +142,7 @@ class _Branches(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree) -> Tensor:
         found = torch.empty_like(query)
         weights: list[Tensor] = []
-        keep = _mean_context(tree) <= _KEPT * query.shape[3]
+        keep = any(ctx.needs_input_grad) and _mean_context(tree) <= _KEPT * query.shape[3]
         with torch.autocast(query.device.type, enabled=False):
             for branch in tree.branches:
                 k, v = (_precise(_gathered(each, branch)) for each in (key, value))

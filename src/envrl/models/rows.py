@@ -71,7 +71,7 @@ def _agrees(model: PreTrainedModel) -> bool:
     # A fork behind one token and one behind six, a row that is the beginning of another, and one that is alone.
     rows += [first, np.concatenate([first[:6], rows[0]]), np.concatenate([first[:1], rows[1]]), first[:4]]
     weight = next(model.parameters())
-    exact = weight.dtype == torch.float32 and not torch.is_autocast_enabled(weight.device.type)
+    exact = torch.finfo(weight.dtype).bits >= 32 and not torch.is_autocast_enabled(weight.device.type)
     padded = _padded(model, rows, 0)
     laid = Rows.on(weight.device, tree_of(rows))
     try:
