@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,8 +97,9 @@ def test_operations_are_those_that_torch_counts(tied: bool) -> None:
     assert found.again - found.both == found.forward - 2 * 97 * 32 * length, "logits are not counted twice"
 
 
-def _scored(count: int) -> Term:
-    return Term("imitation", np.arange(count, dtype=np.int32), np.ones(count, dtype=np.float32), float(count))
+def _scored(count: int, at: int = 0) -> Term:
+    places = np.arange(at, at + count, dtype=np.int32)
+    return Term("imitation", places, np.ones(count, dtype=np.float32), float(count))
 
 
 def test_frozen_matrices_cost_no_gradient_of_their_own() -> None:
@@ -122,10 +124,16 @@ def test_what_rows_share_is_counted_once() -> None:
     """Two rows of 6 and 8 tokens, 5 of them alike: 9 tokens, which see 1 + … + 6 and 6 + 7 + 8 of their rows."""
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 97}
     network = Qwen2ForCausalLM(Qwen2Config(**shape, num_attention_heads=4, num_key_value_heads=4))
-    rows = [Row(np.array(ids, dtype=np.int32), (_scored(2),)) for ids in ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7, 8, 9])]
+    ids = [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7, 8, 9]
+    rows = [Row(np.array(row, dtype=np.int32), (_scored(len(row)),)) for row in ids]
     weights, head, attended = 2 * (4 * 32 * 32 + 3 * 32 * 48), 97 * 32, 2 * 32
     found = batch_flops(network, [rows], padded=False).forward
-    assert found == 2 * weights * 9 + 2 * attended * (36 + 64 - 25) + 2 * head * 4
+    assert found == 2 * weights * 9 + 2 * attended * (36 + 64 - 25) + 2 * head * 14
+    unscored = [replace(rows[0], terms=()), replace(rows[1], terms=(_scored(1, at=7),))]
+    spared = 2 * (2 * 32 * 32 + 3 * 32 * 48) * (9 - 1)  # in the last layer: queries, result and feed-forward part
+    fewer = batch_flops(network, [unscored], padded=False)
+    assert fewer.forward == found - 2 * head * 13 - spared
+    assert fewer.both == 3 * fewer.forward
     assert batch_flops(network, [rows], padded=True) == row_flops(network, rows)
     assert batch_flops(network, [[row] for row in rows], padded=False) == row_flops(network, rows)
 

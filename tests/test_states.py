@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from envrl.errors import UserError
 from envrl.models import attention
 from envrl.models import rows as module
-from envrl.models.rows import packs, states_of_rows
+from envrl.models.rows import packs, states_of_rows, token_wise_parts
 from envrl.models.tree import tree_of
 from envrl.samples.packing import pack
 from envrl.types import IntArray, Row
@@ -128,6 +128,29 @@ def test_the_networks_own_attention_is_back_afterwards() -> None:
     assert all("forward" not in vars(layer) for layer in network.modules())
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_last_layer_is_run_for_the_tokens_that_are_asked_for(kind: str, checkpointing: bool) -> None:
+    """Their states and all gradients are the same; its feed-forward part sees no other token."""
+    network = small(kind, FAMILIES[kind])
+    assert packs(network)
+    assert len(token_wise_parts(network)) == (2 if kind == "phi3" else 3)
+    rows, asked = forked(), [np.array(places) for places in ([2], [13, 50], [7, 18], [3], [11], [18])]
+    row = torch.tensor(np.repeat(np.arange(len(rows)), list(map(len, asked))))
+    token = torch.tensor(np.concatenate(asked))
+    found, seen = [], []
+    product = next(token_wise_parts(network)[0].children())
+    with product.register_forward_hook(lambda part, given, result: seen.append(given[0].shape[1])):
+        for chosen in (None, asked):
+            states = states_of_rows(network, rows, 0, asked=chosen, checkpointing=checkpointing).at(row, token)
+            states.square().sum().backward()
+            found.append([states.detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
+            network.zero_grad(set_to_none=True)
+    assert set(seen) == {FORKED_NODES, 7}
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(*found, strict=True))
+    assert all("forward" not in vars(layer) for layer in network.modules())
+
+
 def test_a_mistake_in_a_branch_would_show() -> None:
     """Two rows of one trunk get the same states there and others behind it; a changed trunk changes both."""
     network = small("llama", FAMILIES["llama"])
@@ -170,9 +193,9 @@ def test_attention_in_whole_rows_is_that_of_the_branches(
 
     def apply(query: Tensor, key: Tensor, value: Tensor, tree: Any) -> Tensor:
         laid = attention.Rows.on(query.device, tree)
-        flat = query.transpose(1, 2).flatten(0, 1)[None]
+        flat = query.unflatten(1, (key.shape[1], -1)).transpose(1, 2).flatten(0, 1)[None]
         found = attention._by_rows(flat, key[None], value[None], laid, 1.0)
-        return found.unflatten(1, (len(key), -1)).transpose(0, 1)
+        return found.unflatten(1, (len(key), -1)).transpose(0, 1).flatten(1, 2)
 
     monkeypatch.setattr(attention._Branches, "apply", apply)
     theirs, their_gradients = valid(network, rows), gradients(network, rows)
@@ -194,9 +217,9 @@ def test_weights_of_attention_are_not_kept_where_no_gradient_is_asked_for(monkey
     """Log-probs of an old policy, or a reference: of all the blocks of a layer one alone is there at a time."""
     network, weights, made = small("qwen2", FAMILIES["qwen2"]), attention._weights, []
 
-    def watched(query: Tensor, key: Tensor) -> Tensor:
+    def watched(*arguments: Any) -> Tensor:
         assert all(earlier() is None for earlier in made[:-1])
-        found = weights(query, key)
+        found = weights(*arguments)
         made.append(weakref.ref(found))
         return found
 

@@ -116,20 +116,23 @@ def trainable(shape: Shape, lora_rank: int) -> int:
 
 
 def pass_parts(shape: Shape, load: Load) -> dict[str, int]:
-    """Return what a micro-batch's passes take beside weights and gradients, at the worst moment of three.
+    """Return what a micro-batch's passes take beside weights and gradients, at the worst moment.
 
     At the loss there are the activations that all layers keep, and logits. In a layer's backward pass there are
-    temporaries in place of logits, and with checkpointing all that this layer has made again. At the very end there are
+    temporaries in place of logits, and with checkpointing all that this layer has made again. Where the last layer has
+    little to do, its temporaries are those of norms, and the one before it has the others. At the very end there are
     only the gradients of embedding and head, until they are added up.
     """
     copied = shape.matrix_count // (shape.layers if load.checkpointing else 1)
     copies = {"bf16 copies": HALF * copied if load.bf16 else 0}
     kept, again = saved_bytes(shape, load)
+    gone = _last_layer_bytes(shape, load) if spared_bytes(shape, load) else 0
     embedding = 0 if load.lora_rank else FULL * shape.embedding_count
     held = embedding if shape.tied else 0
     moments = (
         {"activations": kept, "logits": logits_bytes(shape, load)},
-        {"activations": kept + again, "temporary": temporary_bytes(shape, load) + held},
+        {"activations": kept, "temporary": load.micro_batch * 4 * FULL * shape.width * bool(gone) + held},
+        {"activations": kept - gone + again, "temporary": temporary_bytes(shape, load) + held},
         {"temporary": embedding * (3 if shape.tied else 1)},
     )
     return copies | max(moments, key=lambda parts: sum(parts.values()))
@@ -175,10 +178,34 @@ def saved_bytes(shape: Shape, load: Load) -> tuple[int, int]:
     ends = FULL * (2 * shape.width + 1) + 8 + (0 if shape.padded else 2 * FULL * shape.head_size)
     adapter = 7 * load.lora_rank * (HALF if load.bf16 else FULL)
     if load.checkpointing:
-        whole = max(attention, convolution if shape.convolutions else 0) + adapter
+        others = shape.attention_layers - bool(spared_bytes(shape, load))
+        whole = max(attention if others else 0, convolution if shape.convolutions else 0) + adapter
         return load.micro_batch * (shape.layers * FULL * shape.width + ends), load.micro_batch * whole
     layers = shape.attention_layers * attention + shape.convolutions * convolution + shape.layers * adapter
-    return load.micro_batch * (layers + ends), 0
+    return load.micro_batch * (layers + ends) - spared_bytes(shape, load), 0
+
+
+def _last_layer_bytes(shape: Shape, load: Load) -> int:
+    """Return what is kept of the last layer, of which `spared_bytes` is left out."""
+    if load.checkpointing:
+        return load.micro_batch * FULL * shape.width
+    attention, _ = layer_bytes(shape, load.bf16, load.cuda, load.sees)
+    return load.micro_batch * attention - spared_bytes(shape, load)
+
+
+def spared_bytes(shape: Shape, load: Load) -> int:
+    """Return what the last layer need not keep of tokens without a loss: what it computes for each token by itself.
+
+    That is the feed-forward part with what enters it, and what enters the products of queries and of the result.
+    """
+    if shape.padded or 2 * load.scored >= load.micro_batch:
+        return 0
+    width, inner, attention = shape.width, shape.inner, shape.attention_width
+    if load.bf16:
+        of_a_token = HALF * (2 * width + 4 * inner + width + attention)
+    else:
+        of_a_token = FULL * (width + 4 * inner + attention)
+    return (load.micro_batch - load.scored) * of_a_token
 
 
 def temporary_bytes(shape: Shape, load: Load) -> int:

@@ -70,8 +70,9 @@ def _tree_attention(
         return _by_rows(query, key, value, rows, scale)[None], None
     heads, nodes, size = key.shape[1:]
     grouped = query[0].unflatten(0, (heads, -1)).transpose(1, 2) * scale
-    found = cast(Tensor, _Branches.apply(*(each.contiguous() for each in (grouped, key[0], value[0])), rows.tree))
-    return found.transpose(0, 1).reshape(1, nodes, -1, size), None
+    flat = (each.flatten(1, -2).contiguous() for each in (grouped, key[0], value[0]))
+    found = cast(Tensor, _Branches.apply(*flat, rows.tree))
+    return found.unflatten(1, (nodes, -1)).transpose(0, 1).reshape(1, nodes, -1, size), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(TREE, _tree_attention)
@@ -132,7 +133,7 @@ def _places(nodes: Tensor, count: int) -> Tensor:
 
 
 class _Branches(torch.autograd.Function):
-    """Attention of query (heads, nodes, group, size) to key and value (heads, nodes, size), block by block of a branch.
+    """Attention of query (heads, nodes · group, size) to key and value (heads, nodes, size), in blocks of branches.
 
     A block's weights are softmax(q · kᵀ) over the nodes of its row up to its own; the future inside it is masked. Heads
     that share keys are rows of one product. Sums are in fp32 or what is more precise.
@@ -142,13 +143,15 @@ class _Branches(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree) -> Tensor:
         found = torch.empty_like(query)
         weights: list[Tensor] = []
-        keep = any(ctx.needs_input_grad) and _mean_context(tree) <= _KEPT * query.shape[3]
+        keep = any(ctx.needs_input_grad) and _mean_context(tree) <= _KEPT * query.shape[2]
+        group = query.shape[1] // key.shape[1]
+        future = _future(query, group)
         with torch.autocast(query.device.type, enabled=False):
             for branch in tree.branches:
                 k, v = (_precise(_gathered(each, branch)) for each in (key, value))
-                for own, seen in _blocks(branch):
-                    shares = _weights(_precise(query[:, own]), k[:, :seen])
-                    found[:, own] = torch.bmm(shares, v[:, :seen]).view_as(query[:, own])
+                for own, seen in _blocks(branch, group):
+                    shares = _weights(_precise(query[:, own]), k[:, :seen], future, group)
+                    found[:, own] = torch.bmm(shares, v[:, :seen])
                     if keep:
                         weights.append(shares)
         ctx.save_for_backward(query, key, value, found, *weights)
@@ -158,23 +161,24 @@ class _Branches(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, found, *weights = ctx.saved_tensors
-        kept = iter(weights)
+        kept, group = iter(weights), query.shape[1] // key.shape[1]
+        future = _future(query, group)
         grad = _precise(grad_outputs[0].contiguous())
         # With weights P: ∂q = (P ∘ (∂P - δ)) k, ∂P = ∂o vᵀ, δ = Σ ∂o ∘ o (Dao et al., NeurIPS 2022, appendix B).
-        delta = (grad * found).sum(-1)
-        q_grad, k_grad, v_grad = (_precise(torch.zeros_like(each)) for each in (query, key, value))
+        delta = (grad * found).sum(-1, keepdim=True)
+        q_grad = _precise(torch.empty_like(query))
+        k_grad, v_grad = (_precise(torch.zeros_like(each)) for each in (key, value))
         with torch.autocast(query.device.type, enabled=False):
             for branch in ctx.tree.branches:
                 k, v = (_precise(_gathered(each, branch)) for each in (key, value))
                 k_part, v_part = (_gathered(each, branch, zeros=True) for each in (k_grad, v_grad))
-                for own, seen in _blocks(branch):
-                    q, above = _precise(query[:, own]), grad[:, own].flatten(1, 2)
-                    shares = next(kept) if weights else _weights(q, k[:, :seen])
+                for own, seen in _blocks(branch, group):
+                    q, above, k_seen = _precise(query[:, own]), grad[:, own], k[:, :seen]
+                    shares = next(kept) if weights else _weights(q, k_seen, future, group)
                     v_part[:, :seen].baddbmm_(shares.transpose(1, 2), above)
-                    scores = torch.bmm(above, v[:, :seen].transpose(1, 2))
-                    scores.sub_(delta[:, own].flatten(1, 2)[..., None]).mul_(shares)
-                    q_grad[:, own] = torch.bmm(scores, k[:, :seen]).view_as(q)
-                    k_part[:, :seen].baddbmm_(scores.transpose(1, 2), q.flatten(1, 2))
+                    scores = torch.bmm(above, v[:, :seen].transpose(1, 2)).sub_(delta[:, own]).mul_(shares)
+                    q_grad[:, own] = torch.bmm(scores, k_seen)
+                    k_part[:, :seen].baddbmm_(scores.transpose(1, 2), q)
                 if branch.shared:
                     path = torch.from_numpy(branch.path).to(key.device)
                     k_grad.index_add_(1, path, k_part)
@@ -195,20 +199,25 @@ def _gathered(each: Tensor, branch: Branch, *, zeros: bool = False) -> Tensor:
     return each[:, torch.from_numpy(branch.path).to(each.device)]
 
 
-def _blocks(branch: Branch) -> Iterator[tuple[slice, int]]:
-    """Yield the nodes of each block of a branch's own, and how many tokens of the row its last one sees."""
+def _blocks(branch: Branch, group: int) -> Iterator[tuple[slice, int]]:
+    """Yield where each block of a branch's own lies in the queries, and how many tokens its last one sees."""
     own = branch.own
     for start in range(own.start, own.stop, _BLOCK):
         stop = min(start + _BLOCK, own.stop)
-        yield slice(start, stop), branch.shared + stop - own.start
+        yield slice(start * group, stop * group), branch.shared + stop - own.start
 
 
-def _weights(query: Tensor, key: Tensor) -> Tensor:
-    """Return the attention (heads, tokens · group, seen) of a block (heads, tokens, group, size) that ends with key."""
-    tokens, group = query.shape[1:3]
-    scores = torch.bmm(query.flatten(1, 2), key.transpose(1, 2))
-    future = scores.new_full((tokens, tokens), -torch.inf).triu_(1)[:, None]
-    scores.view(-1, tokens, group, key.shape[1])[..., -tokens:] += future
+def _future(query: Tensor, group: int) -> Tensor:
+    """Return what is added to a whole block's scores of its own tokens (tokens · group, tokens)."""
+    mask = torch.full((_BLOCK, _BLOCK), -torch.inf, dtype=_precise(query[:0]).dtype, device=query.device)
+    return mask.triu_(1).repeat_interleave(group, dim=0)
+
+
+def _weights(query: Tensor, key: Tensor, future: Tensor, group: int) -> Tensor:
+    """Return the attention (heads, tokens · group, seen) of a block whose tokens are the last ones of `key`."""
+    tokens = query.shape[1] // group
+    scores = torch.bmm(query, key.transpose(1, 2))
+    scores[:, :, -tokens:] += future[: query.shape[1], :tokens]
     return scores.softmax(-1)
 
 

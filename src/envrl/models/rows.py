@@ -37,18 +37,43 @@ class RowStates:
 
 
 def states_of_rows(
-    model: PreTrainedModel, rows: Sequence[IntArray], pad: int, *, checkpointing: bool = False
+    model: PreTrainedModel,
+    rows: Sequence[IntArray],
+    pad: int,
+    *,
+    asked: Sequence[IntArray] | None = None,
+    checkpointing: bool = False,
 ) -> RowStates:
     """Return the hidden states of rows of token ids, each seen by itself.
 
-    What rows begin with alike is run once, where the model's layers allow it. With `checkpointing` the backward pass
-    runs every layer again, and only what enters the layers is kept until then.
+    What rows begin with alike is run once, where the model's layers allow it; `asked` are then the tokens of each row
+    whose states have to be right (default: all). With `checkpointing` the backward pass runs every layer again, and
+    only what enters the layers is kept until then.
     """
     packed = packs(model) and not _hidden_by_window(model, max(map(len, rows)))
     laid = Rows.on(next(model.parameters()).device, tree_of(rows)) if packed else None
-    layers = partial(_tree_layers, model, laid) if laid else nullcontext
+    nodes = _asked_nodes(laid, asked) if laid and asked is not None else None
+    layers = partial(_tree_layers, model, laid, nodes) if laid else nullcontext
     with layers(), _recomputed_layers(model, layers) if checkpointing else nullcontext():
         return _as_tree(model, laid) if laid else _padded(model, rows, pad)
+
+
+def token_wise_parts(model: PreTrainedModel) -> list[nn.Module]:
+    """Return what the last layer computes of each token for that token alone: no other token sees its result."""
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not layers:
+        return []
+    attention = getattr(layers[-1], "self_attn", None)
+    named = [(layers[-1], ("mlp", "feed_forward")), (attention, ("q_proj", "o_proj", "out_proj"))]
+    found = [getattr(owner, name, None) for owner, names in named for name in names]
+    return [part for part in found if isinstance(part, nn.Module)]
+
+
+def _asked_nodes(laid: Rows, asked: Sequence[IntArray]) -> Tensor | None:
+    """Return the nodes that are asked for, or None where they are most of all: choosing costs, too."""
+    paths = [branch.path[places] for branch, places in zip(laid.tree.branches, asked, strict=True)]
+    nodes = np.unique(np.concatenate(paths))
+    return torch.from_numpy(nodes).to(laid.nodes.device) if 2 * len(nodes) < len(laid.tree.ids) else None
 
 
 def packs(model: PreTrainedModel) -> bool:
@@ -75,15 +100,18 @@ def _agrees(model: PreTrainedModel) -> bool:
     padded = _padded(model, rows, 0)
     laid = Rows.on(weight.device, tree_of(rows))
     try:
-        with _tree_layers(model, laid):
+        with _tree_layers(model, laid, torch.arange(0, len(laid.tree.ids), 2, device=weight.device)):
+            some = _as_tree(model, laid)
+        with _tree_layers(model, laid, None):
             found = _as_tree(model, laid)
     except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError):
         return False
     row_N = torch.from_numpy(np.repeat(np.arange(len(rows)), list(map(len, rows)))).to(weight.device)
     token_N = torch.from_numpy(np.concatenate([np.arange(len(row)) for row in rows])).to(weight.device)
     expected = padded.at(row_N, token_N)
-    gap = (found.at(row_N, token_N) - expected).abs().max()
-    return bool(gap <= (1e-4 if exact else 0.05) * expected.abs().max())
+    largest = (1e-4 if exact else 0.05) * expected.abs().max()
+    alike = (found.at(row_N, token_N) - expected).abs().max() <= largest
+    return bool(alike and (some.states - found.states)[::2].abs().max() <= largest)
 
 
 def _padded(model: PreTrainedModel, rows: Sequence[IntArray], pad: int) -> RowStates:
@@ -106,17 +134,31 @@ def _as_tree(model: PreTrainedModel, rows: Rows) -> RowStates:
 
 
 @contextmanager
-def _tree_layers(model: PreTrainedModel, rows: Rows) -> Iterator[None]:
-    """Have attention and short convolutions go by these rows; attention is told of them as it is called."""
+def _tree_layers(model: PreTrainedModel, rows: Rows, asked: Tensor | None) -> Iterator[None]:
+    """Have attention and short convolutions go by these rows; attention is told of them as it is called.
+
+    Where nodes are `asked` for, the last layer computes for those alone what no other one sees.
+    """
     convolutions = [layer for layer in model.modules() if type(layer).__name__.endswith("ShortConv")]
+    parts: list[nn.Module] = []
     for layer in convolutions:
         layer.forward = partial(_short_convolution, layer, rows)
+    if asked is not None:
+        parts = token_wise_parts(model)
+        for part in parts:
+            part.forward = partial(_of_nodes, part.forward, asked)
     try:
         with _attention(model, TREE):
             yield
     finally:
-        for layer in convolutions:
+        for layer in (*convolutions, *parts):
             del layer.forward
+
+
+def _of_nodes(whole: Callable[[Tensor], Tensor], nodes: Tensor, states: Tensor) -> Tensor:
+    """Return what a part of a layer gives for these nodes of states (1, nodes, width), and zeros for the others."""
+    found = whole(states[:, nodes])
+    return found.new_zeros(1, states.shape[1], found.shape[2]).index_copy(1, nodes, found)
 
 
 def _short_convolution(layer: Any, laid: Rows, hidden_states: Tensor, **_: Any) -> Tensor:

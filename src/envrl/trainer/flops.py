@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from envrl.costs.operations import Flops, Products, pass_flops
-from envrl.samples.packing import shared_lengths
+from envrl.models.rows import token_wise_parts
+from envrl.samples.packing import shared_lengths, tokens_run
 from envrl.types import Row
 
 
@@ -27,9 +28,27 @@ def row_flops(network: PreTrainedModel, rows: Sequence[Row], shared: Sequence[in
 
 
 def batch_flops(network: PreTrainedModel, batches: Sequence[Sequence[Row]], *, padded: bool) -> Flops:
-    """Return what micro-batches take, each of them as `row_flops` counts it; what rows share counts once in a tree."""
+    """Return what micro-batches take, each of them as `row_flops` counts it.
+
+    In a tree what rows share counts once, and what the last layer leaves out for tokens without a loss not at all.
+    """
     found = [row_flops(network, batch, None if padded else shared_lengths(batch)) for batch in batches]
-    return Flops(sum(f.forward for f in found), sum(f.both for f in found), sum(f.again for f in found))
+    total = Flops(sum(f.forward for f in found), sum(f.both for f in found), sum(f.again for f in found))
+    if padded:
+        return total
+    weights = [p for part in token_wise_parts(network) for p in part.parameters() if p.ndim == 2]
+    trained = sum(p.numel() for p in weights if p.requires_grad)
+    less = float(sum(map(_unasked, batches)))
+    forward = 2 * less * sum(p.numel() for p in weights)
+    both = 2 * forward + 2 * less * trained
+    return Flops(total.forward - forward, total.both - both, total.again - both - forward)
+
+
+def _unasked(batch: Sequence[Row]) -> int:
+    """Return the nodes of a micro-batch whose last states nothing reads, 0 where these are less than half."""
+    nodes = tokens_run(batch, padded=False)
+    asked = len({row.token_ids[:place].tobytes() for row in batch for term in row.terms for place in term.positions_T})
+    return nodes - asked if 2 * asked < nodes else 0
 
 
 def products_in(network: PreTrainedModel) -> Products:

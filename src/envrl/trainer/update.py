@@ -21,7 +21,7 @@ from envrl.models.rows import RowStates, packs, states_of_rows
 from envrl.models.scores import TokenScores, score_tokens
 from envrl.objective.policy import TOKEN_LOSSES, kl_k3, truncated_importance
 from envrl.samples.packing import denominators, pack
-from envrl.types import Ragged, Row, Term
+from envrl.types import IntArray, Ragged, Row, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,11 @@ def row_numbers(rows: Sequence[Row], component: str, device: torch.device) -> Te
     return torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(device)
 
 
+def asked_tokens(rows: Sequence[Row]) -> list[IntArray]:
+    """Return for each row the tokens whose states its terms read: those before the predicted ones."""
+    return [np.concatenate([term.positions_T - 1 for term in row.terms]) for row in rows]
+
+
 OldLogprobs = Mapping[str, np.ndarray]
 """Log-probs of policy tokens by row origin: those of the policy before a batch's first step, or of the reference."""
 
@@ -140,6 +145,7 @@ def micro_loss(
             model.network,
             [row.token_ids for row in rows],
             model.codec.pad,
+            asked=asked_tokens(rows),
             checkpointing=settings.checkpointing,
         )
     totals.tokens += sum(len(row.token_ids) for row in rows)
@@ -218,7 +224,8 @@ def policy_logprobs(model: LanguageModel, rows: Sequence[Row], settings: LossSet
     for batch in micro_batches(model, with_policy, settings):
         with row_memory(batch):
             with precision_context(settings.precision, model.device):
-                states = states_of_rows(model.network, [row.token_ids for row in batch], model.codec.pad)
+                ids = [row.token_ids for row in batch]
+                states = states_of_rows(model.network, ids, model.codec.pad, asked=asked_tokens(batch))
             scores = score_terms(model, batch, "policy", states, settings.temperature, settings.precision)
             logprobs = scores.logprobs.float().cpu().numpy()
         ends = np.cumsum([len(row.terms[0].positions_T) for row in batch])
