@@ -30,7 +30,9 @@ from transformers import (
 
 from envrl.config.schema import ModelConfig
 from envrl.costs.memory import (
+    ATTENDED,
     LOGITS_CHUNK,
+    TOGETHER,
     Load,
     cache_bytes,
     cache_positions,
@@ -43,7 +45,7 @@ from envrl.costs.memory import (
 )
 from envrl.costs.shape import preset_shape, published_shape, shape_of
 from envrl.errors import UserError
-from envrl.models import scores
+from envrl.models import attention, scores
 from envrl.models.load import LanguageModel
 from envrl.rollout.sampler import Sampler
 from envrl.trainer.optimizer import adamw
@@ -186,6 +188,7 @@ def test_logits_are_bounded_by_a_chunk() -> None:
     assert shape is not None
     assert LOGITS_CHUNK == scores.CHUNK
     assert LOGITS_CHUNK // 8 == scores.KEPT
+    assert (ATTENDED, TOGETHER) == (attention._KEPT, attention._BLOCK)
     few, many = (logits_bytes(shape, replace(LOAD, scored=scored)) for scored in (100, 1000))
     assert few == 100 * 151936 * 21
     assert many == 883 * 151936 * 33 + 4 * 151936 * 1536

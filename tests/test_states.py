@@ -245,6 +245,8 @@ def test_micro_batches_count_what_rows_begin_with_once() -> None:
     assert len(tree_of([row.token_ids for row in batch]).ids) == FORKED_NODES
     assert sum(len(row.token_ids) for row in rows) == 158
     assert len(pack(rows, FORKED_NODES - 1, padded=False)) == 2
+    same = [rows[1]] * 20  # of 94 tokens each, which are run once
+    assert [len(batch) for batch in pack(same, 94, padded=False)] == [8, 8, 4]
 
 
 # --- activation checkpointing ----------------------------------------------------------------------------------------

@@ -492,7 +492,7 @@ def test_a_context_in_which_no_episode_can_begin_is_refused(tmp_path: Path) -> N
     """A preset's tokenizer is made on the way, and its run leaves nothing behind."""
     for context, also in ((47, r"lower rollout\.response_tokens, or "), (24, "")):
         says = (
-            r"no episode of the split 'train' can begin: its first prompts have 4\d tokens or more, which beside "
+            r"no episode of the split 'train' can begin: the first prompts of \d+ of its tasks have 4\d tokens or more, which beside "
             rf"responses of 4 do not fit the model's context of {context}: {also}raise model\.context$"
         )
         with pytest.raises(UserError, match=says):

@@ -18,7 +18,7 @@ from envrl.rollout.trie import Commands
 from envrl.rollout.wording import Told
 from envrl.types import Task
 
-SAMPLE = 8
+SAMPLE = 32
 """Tasks of a split that are looked at, evenly over it: one that fits is enough."""
 
 
@@ -52,7 +52,8 @@ def check_room(
         else:
             if needs:  # else their worlds failed, which is another matter
                 prompt, response = min(needs, key=sum)
-                begins = f"no episode of the split '{split}' can begin: its first prompts have {prompt} tokens or more"
+                prompts = f"the first prompts of {len(needs)} of its tasks have {prompt} tokens or more"
+                begins = f"no episode of the split '{split}' can begin: {prompts}"
                 if prompt > limit < context:
                     raise UserError(f"{begins}, above rollout.prompt_tokens = {limit}: raise that")
                 beside = f"beside responses of {response} do not fit the model's context of {context}"

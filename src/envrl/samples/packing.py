@@ -8,17 +8,22 @@ from itertools import pairwise
 from envrl.sequences import alike, order
 from envrl.types import Row
 
+WHOLE = 8
+"""How many budgets the rows of a micro-batch may have, what they share counted each time: on a GPU attention runs them
+whole, and has memory for that (`envrl.models.attention`)."""
+
 
 def pack(rows: Sequence[Row], budget: int, *, padded: bool = True) -> list[list[Row]]:
     """Return micro-batches of rows whose tokens stay within `budget`.
 
     `padded`: rows of like length, each of which counts as long as its micro-batch's longest. Otherwise rows that begin
-    alike stand together, and what a row begins with as the one before it does is not counted again. A row is never
-    split: one longer than the budget is a micro-batch of its own. The order is a function of the rows.
+    alike stand together, and what a row begins with as the one before it does is not counted again, as long as whole
+    rows stay within `WHOLE` budgets. A row is never split: one longer than the budget is a micro-batch of its own. The
+    order is a function of the rows.
     """
     key = (lambda row: -len(row.token_ids)) if padded else (lambda row: order(row.token_ids))
     batches: list[list[Row]] = []
-    filled = 0
+    filled = whole = 0
     for row in sorted(rows, key=key):
         length = len(row.token_ids)
         if not batches:
@@ -27,11 +32,11 @@ def pack(rows: Sequence[Row], budget: int, *, padded: bool = True) -> list[list[
             size = len(batches[-1][0].token_ids)
         else:
             size = length - alike(batches[-1][-1].token_ids, row.token_ids)
-        if not batches or filled + size > budget:
+        if not batches or filled + size > budget or whole + length > WHOLE * budget:
             batches.append([])
-            size, filled = length, 0
+            size, filled, whole = length, 0, 0
         batches[-1].append(row)
-        filled += size
+        filled, whole = filled + size, whole + length
     return batches
 
 
