@@ -490,10 +490,10 @@ def in_context(tokens: int) -> Config:
 
 def test_a_context_in_which_no_episode_can_begin_is_refused(tmp_path: Path) -> None:
     """A preset's tokenizer is made on the way, and its run leaves nothing behind."""
-    for context, also in ((47, r"lower rollout\.response_tokens, or "), (24, "")):
+    for context, also in ((45, r"lower rollout\.response_tokens, or "), (24, "")):
         says = (
-            r"no episode of the split 'train' can begin: the first prompts of \d+ of its tasks have 4\d tokens or more, which beside "
-            rf"responses of 4 do not fit the model's context of {context}: {also}raise model\.context$"
+            r"no episode of the split 'train' can begin: the first prompts of 32 of its tasks have 42 tokens or more, "
+            rf"which beside responses of 4 do not fit the model's context of {context}: {also}raise model\.context$"
         )
         with pytest.raises(UserError, match=says):
             train(in_context(context), tmp_path / "run")
