@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from envrl.models import attention
-from envrl.models.rows import packs
+from envrl.models.rows import runs_as_tree
 from envrl.models.scores import score_tokens
 from envrl.types import IntArray
 from test_scores import inputs, network
@@ -34,7 +34,7 @@ def test_rows_as_a_tree_are_near_padded_rows(
     torch.set_default_device("cuda")
     try:
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=precision == "bf16"):
-            assert packs(model)
+            assert runs_as_tree(model)
             called.clear()
             ours, our_gradients = valid(model, rows), gradients(model, rows, checkpointing=True)
             assert len(called) >= 3, "in a layer, forward, and again in the backward pass"

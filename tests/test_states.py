@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from envrl.errors import UserError
 from envrl.models import attention
 from envrl.models import rows as module
-from envrl.models.rows import packs, states_of_rows, token_wise_parts
+from envrl.models.rows import runs_as_tree, states_of_rows, token_wise_parts
 from envrl.models.tree import tree_of
 from envrl.samples.packing import pack
 from envrl.types import IntArray, Row
@@ -78,7 +78,7 @@ def gradients(network: PreTrainedModel, rows: list[IntArray], **settings: Any) -
 
 
 def padded_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "packs", lambda model: False)
+    monkeypatch.setattr(module, "runs_as_tree", lambda model: False)
 
 
 @pytest.mark.parametrize("weights", ["kept", "made again"])
@@ -90,7 +90,7 @@ def test_rows_as_a_tree_have_the_states_and_gradients_of_padded_rows(
     kind: str, rows: list[IntArray], nodes: int, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = small(kind, FAMILIES[kind])
-    assert packs(network)
+    assert runs_as_tree(network)
     if weights == "made again":
         monkeypatch.setattr(attention, "_KEPT", 0)
     assert states_of_rows(network, rows, 0).states.shape == (nodes, 32)
@@ -109,7 +109,7 @@ def test_rows_as_a_tree_have_the_states_and_gradients_of_padded_rows(
 @pytest.mark.parametrize("kind", MIXED)
 def test_layers_that_mix_tokens_otherwise_keep_the_padded_layout(kind: str) -> None:
     network = small(kind, MIXED[kind])
-    assert not packs(network)
+    assert not runs_as_tree(network)
     assert states_of_rows(network, rows_of(), 0).states.shape == (len(LENGTHS) * max(LENGTHS), 32)
 
 
@@ -133,7 +133,7 @@ def test_the_networks_own_attention_is_back_afterwards() -> None:
 def test_the_last_layer_is_run_for_the_tokens_that_are_asked_for(kind: str, checkpointing: bool) -> None:
     """Their states and all gradients are the same; its feed-forward part sees no other token."""
     network = small(kind, FAMILIES[kind])
-    assert packs(network)
+    assert runs_as_tree(network)
     assert len(token_wise_parts(network)) == (2 if kind == "phi3" else 3)
     rows, asked = forked(), [np.array(places) for places in ([2], [13, 50], [7, 18], [3], [11], [18])]
     row = torch.tensor(np.repeat(np.arange(len(rows)), list(map(len, asked))))
@@ -169,7 +169,7 @@ def test_attention_in_a_tree_has_the_derivatives_of_its_formula(keep: int, monke
     monkeypatch.setattr(attention, "_KEPT", keep)
     monkeypatch.setattr(attention, "_BLOCK", 4)
     ids = [np.array(row, dtype=np.int32) for row in ([1, 2, 3, 4, 5, 6], [1, 2, 3, 9], [1, 2, 3, 4, 5, 7, 8], [1, 2])]
-    rows = attention.Rows.on(torch.device("cpu"), tree_of(ids))
+    rows = attention.LaidRows.on(torch.device("cpu"), tree_of(ids))
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(1, heads, 9, 3, dtype=torch.float64, generator=generator).requires_grad_() for heads in (4, 2, 2)
@@ -192,7 +192,7 @@ def test_attention_in_whole_rows_is_that_of_the_branches(
     ours, our_gradients = valid(network, rows), gradients(network, rows)
 
     def apply(query: Tensor, key: Tensor, value: Tensor, tree: Any) -> Tensor:
-        laid = attention.Rows.on(query.device, tree)
+        laid = attention.LaidRows.on(query.device, tree)
         flat = query.unflatten(1, (key.shape[1], -1)).transpose(1, 2).flatten(0, 1)[None]
         found = attention._by_rows(flat, key[None], value[None], laid, 1.0)
         return found.unflatten(1, (len(key), -1)).transpose(0, 1).flatten(1, 2)
@@ -223,7 +223,7 @@ def test_weights_of_attention_are_not_kept_where_no_gradient_is_asked_for(monkey
         made.append(weakref.ref(found))
         return found
 
-    assert packs(network)
+    assert runs_as_tree(network)
     monkeypatch.setattr(attention, "_weights", watched)
     with torch.no_grad():
         states_of_rows(network, rows_of(), 0)

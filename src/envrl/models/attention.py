@@ -31,7 +31,7 @@ They take no more memory then than what else a layer keeps; where there are more
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class LaidRows:
     """A tree of rows on a device, and its rows end to end: `bounds` (rows + 1) in `nodes`, each token's node."""
 
     tree: Tree
@@ -39,7 +39,7 @@ class Rows:
     bounds: Tensor
 
     @classmethod
-    def on(cls, device: torch.device, tree: Tree) -> Rows:
+    def on(cls, device: torch.device, tree: Tree) -> LaidRows:
         nodes = torch.from_numpy(np.concatenate([branch.path for branch in tree.branches])).to(device)
         lengths = [len(branch.path) for branch in tree.branches]
         return cls(tree, nodes, torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device))
@@ -52,7 +52,7 @@ def _tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    rows: Rows,
+    rows: LaidRows,
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
@@ -78,7 +78,7 @@ def _tree_attention(
 ALL_ATTENTION_FUNCTIONS.register(TREE, _tree_attention)
 
 
-def _by_rows(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
+def _by_rows(query: Tensor, key: Tensor, value: Tensor, rows: LaidRows, scale: float) -> Tensor:
     """Attend in each row by itself, what it shares included, by torch's kernels; return the nodes' part.
 
     It is done again in the backward pass: rows that share much are many times as long as their nodes.
@@ -88,7 +88,7 @@ def _by_rows(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float
     return cast(Tensor, again(attend, query, key, value, rows, scale))
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
+def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: LaidRows, scale: float) -> Tensor:
     """Attend by torch's own kernel for rows of different lengths, which exists for CUDA in half precision."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -102,7 +102,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float)
     return cast(Tensor, found)[_places(rows.nodes, query.shape[2])]
 
 
-def _rectangle(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float) -> Tensor:
+def _rectangle(query: Tensor, key: Tensor, value: Tensor, rows: LaidRows, scale: float) -> Tensor:
     """Attend in rows padded to rectangles: few calls, where branches would be thousands of small ones to a GPU."""
     found, nodes = [], []
     for paths in _of_like_length([torch.from_numpy(branch.path) for branch in rows.tree.branches]):

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from envrl.errors import UserError
-from envrl.models.attention import TREE, Rows
+from envrl.models.attention import TREE, LaidRows
 from envrl.models.forward import row_states, vocabulary_size
 from envrl.models.tree import tree_of
 from envrl.types import IntArray
@@ -50,8 +50,8 @@ def states_of_rows(
     whose states have to be right (default: all). With `checkpointing` the backward pass runs every layer again, and
     only what enters the layers is kept until then.
     """
-    packed = packs(model) and not _hidden_by_window(model, max(map(len, rows)))
-    laid = Rows.on(next(model.parameters()).device, tree_of(rows)) if packed else None
+    tree = runs_as_tree(model) and not _hidden_by_window(model, max(map(len, rows)))
+    laid = LaidRows.on(next(model.parameters()).device, tree_of(rows)) if tree else None
     nodes = _asked_nodes(laid, asked) if laid and asked is not None else None
     layers = partial(_tree_layers, model, laid, nodes) if laid else nullcontext
     with layers(), _recomputed_layers(model, layers) if checkpointing else nullcontext():
@@ -69,24 +69,24 @@ def token_wise_parts(model: PreTrainedModel) -> list[nn.Module]:
     return [part for part in found if isinstance(part, nn.Module)]
 
 
-def _asked_nodes(laid: Rows, asked: Sequence[IntArray]) -> Tensor | None:
+def _asked_nodes(laid: LaidRows, asked: Sequence[IntArray]) -> Tensor | None:
     """Return the nodes that are asked for, or None where they are most of all: choosing costs, too."""
     paths = [branch.path[places] for branch, places in zip(laid.tree.branches, asked, strict=True)]
     nodes = np.unique(np.concatenate(paths))
     return torch.from_numpy(nodes).to(laid.nodes.device) if 2 * len(nodes) < len(laid.tree.ids) else None
 
 
-def packs(model: PreTrainedModel) -> bool:
+def runs_as_tree(model: PreTrainedModel) -> bool:
     """Return whether rows can be run as a tree: tried once, with a few short ones, in the present precision.
 
     A layer that mixes neighbours in a way that is not known here fails it by its numbers.
     """
-    if model not in _PACKS:
-        _PACKS[model] = _agrees(model)
-    return _PACKS[model]
+    if model not in _TRIED:
+        _TRIED[model] = _agrees(model)
+    return _TRIED[model]
 
 
-_PACKS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+_TRIED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def _agrees(model: PreTrainedModel) -> bool:
     weight = next(model.parameters())
     exact = torch.finfo(weight.dtype).bits >= 32 and not torch.is_autocast_enabled(weight.device.type)
     padded = _padded(model, rows, 0)
-    laid = Rows.on(weight.device, tree_of(rows))
+    laid = LaidRows.on(weight.device, tree_of(rows))
     try:
         with _tree_layers(model, laid, torch.arange(0, len(laid.tree.ids), 2, device=weight.device)):
             some = _as_tree(model, laid)
@@ -125,7 +125,7 @@ def _padded(model: PreTrainedModel, rows: Sequence[IntArray], pad: int) -> RowSt
     return RowStates(states, places[::longest], places)
 
 
-def _as_tree(model: PreTrainedModel, rows: Rows) -> RowStates:
+def _as_tree(model: PreTrainedModel, rows: LaidRows) -> RowStates:
     tree, device = rows.tree, rows.nodes.device
     ids, positions = (torch.from_numpy(each)[None].to(device) for each in (tree.ids, tree.positions))
     decoder = cast(nn.Module, model.get_decoder())
@@ -134,7 +134,7 @@ def _as_tree(model: PreTrainedModel, rows: Rows) -> RowStates:
 
 
 @contextmanager
-def _tree_layers(model: PreTrainedModel, rows: Rows, asked: Tensor | None) -> Iterator[None]:
+def _tree_layers(model: PreTrainedModel, rows: LaidRows, asked: Tensor | None) -> Iterator[None]:
     """Have attention and short convolutions go by these rows; attention is told of them as it is called.
 
     Where nodes are `asked` for, the last layer computes for those alone what no other one sees.
@@ -161,7 +161,7 @@ def _of_nodes(whole: Callable[[Tensor], Tensor], nodes: Tensor, states: Tensor) 
     return found.new_zeros(1, states.shape[1], found.shape[2]).index_copy(1, nodes, found)
 
 
-def _short_convolution(layer: Any, laid: Rows, hidden_states: Tensor, **_: Any) -> Tensor:
+def _short_convolution(layer: Any, laid: LaidRows, hidden_states: Tensor, **_: Any) -> Tensor:
     """Return C ∘ conv(B ∘ x) of nodes (1, nodes, width) as LFM2 has it, over the last tokens of each one's own row."""
     before, after, x = layer.in_proj(hidden_states[0]).chunk(3, dim=-1)
     inputs = before * x

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from envrl.config.schema import Config
-from envrl.models.rows import packs
+from envrl.models.rows import runs_as_tree
 from envrl.models.runtime import peak_memory, reset_peak_memory
 from envrl.samples.packing import tokens_run
 from envrl.trainer.batch import step_advantages
@@ -159,7 +159,7 @@ def _figures(
     model, settings = bench.model, loss_settings(config, {})
     batches = [b for part in optimiser_batches(config, rows, 1) for b in micro_batches(model, part, settings)]
     with precision_context(settings.precision, model.device):
-        padded = not packs(model.network)
+        padded = not runs_as_tree(model.network)
     tokens = sum(len(row.token_ids) for batch in batches for row in batch)
     run = sum(tokens_run(batch, padded=padded) for batch in batches)
     totals = [sum(lap.values()) for lap in laps]

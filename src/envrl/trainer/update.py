@@ -17,7 +17,7 @@ from torch import Tensor
 
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import counted_memory
-from envrl.models.rows import RowStates, packs, states_of_rows
+from envrl.models.rows import RowStates, runs_as_tree, states_of_rows
 from envrl.models.scores import TokenScores, score_tokens
 from envrl.objective.policy import TOKEN_LOSSES, kl_k3, truncated_importance
 from envrl.samples.packing import denominators, pack
@@ -208,7 +208,7 @@ def _lookup(rows: Sequence[Row], table: OldLogprobs, device: torch.device) -> Te
 def micro_batches(model: LanguageModel, rows: Sequence[Row], settings: LossSettings) -> list[list[Row]]:
     """Return the rows in parts that go through the network at once; padding counts where the model needs it."""
     with precision_context(settings.precision, model.device):
-        padded = not packs(model.network)
+        padded = not runs_as_tree(model.network)
     return pack(rows, settings.micro_batch_tokens, padded=padded)
 
 
