@@ -34,7 +34,7 @@ from envrl.config.schema import Config
 from envrl.errors import UserError
 from envrl.eval.split import form_of, wording_of
 from envrl.models.load import LanguageModel
-from envrl.samples.packing import pack, tokens_run
+from envrl.samples.packing import tokens_run
 from envrl.trainer.batch import build_batch, step_advantages
 from envrl.trainer.bench import Bench, deal_returns, spread
 from envrl.trainer.bench_train import arms
@@ -42,7 +42,7 @@ from envrl.trainer.files import write_json
 from envrl.trainer.flops import batch_flops, row_flops
 from envrl.trainer.optimizer import BETAS, adamw
 from envrl.trainer.steps import loss_settings
-from envrl.trainer.update import accumulate, clip_gradient
+from envrl.trainer.update import accumulate, clip_gradient, micro_batches
 from envrl.types import Row, Term, Trajectory
 
 BUDGETS = (1024, 2048, 4096, 8192)
@@ -101,7 +101,8 @@ class Ours:
 
     def batches(self, trajectories: Sequence[Trajectory], budget: int) -> list[list[Row]]:
         """Return the micro-batches of a step on these episodes."""
-        return pack(self.rows(trajectories), budget, padded=False)
+        settings = replace(loss_settings(self.config, {}), micro_batch_tokens=budget)
+        return micro_batches(self.model, self.rows(trajectories), settings)
 
     def step(self, trajectories: Sequence[Trajectory], budget: int) -> tuple[float, float]:
         """Make rows of the episodes and take a step on them; return its seconds and the gradient's norm."""
@@ -236,6 +237,7 @@ def compare(config: Config, shape: str, repeats: int, returns: str) -> dict[str,
     micro = min(sizes, key=lambda size: theirs.steps(size, 1)[0]["seconds"])
     found: list[tuple[float, float]] = []
     other = theirs.steps(micro, repeats, lambda: found.append(ours.step(trajectories, budget)))
+    batches = ours.batches(trajectories, budget)
     used = [row for row, advantage in zip(rows, advantages, strict=True) if advantage]
     share = len(used) / len(rows)  # our mean is over rows with an advantage, TRL's over all
     gap = max(abs(lap["norm"] / (share * norm) - 1) for lap, (_, norm) in zip(other, found, strict=True))
@@ -247,8 +249,8 @@ def compare(config: Config, shape: str, repeats: int, returns: str) -> dict[str,
         "returns": returns,
         "episodes": len(rows),
         "with_advantage": len(used),
-        "tokens": _tokens(rows, used, ours.batches(trajectories, budget), told),
-        "gflop": batch_flops(ours.model.network, ours.batches(trajectories, budget), padded=False).both / 1e9,
+        "tokens": _tokens(rows, used, batches, told),
+        "gflop": batch_flops(ours.model.network, batches, padded=False).both / 1e9,
         "trl_gflop": row_flops(bench.model.network, [_padded(told)] * len(told)).both / 1e9,
         "gradient_norms_differ_by": gap,
         "envrl": {"micro_batch_tokens": budget, **_speed([seconds for seconds, _ in found], len(rows))},

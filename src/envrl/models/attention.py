@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from typing import Any, cast
@@ -37,6 +37,13 @@ class LaidRows:
     tree: Tree
     nodes: Tensor
     bounds: Tensor
+    _before: dict[int, Tensor] = field(default_factory=dict)
+
+    def before(self, distance: int) -> Tensor:
+        """Return what `Tree.before` does, on the device; every layer asks for the same."""
+        if distance not in self._before:
+            self._before[distance] = torch.from_numpy(self.tree.before(distance)).to(self.nodes.device)
+        return self._before[distance]
 
     @classmethod
     def on(cls, device: torch.device, tree: Tree) -> LaidRows:

@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from envrl.errors import UserError
 from envrl.models.attention import TREE, LaidRows
 from envrl.models.forward import row_states, vocabulary_size
-from envrl.models.tree import tree_of
+from envrl.models.tree import Indices, Tree, tree_of
 from envrl.types import IntArray
 
 
@@ -52,8 +52,9 @@ def states_of_rows(
     """
     tree = runs_as_tree(model) and not _hidden_by_window(model, max(map(len, rows)))
     laid = LaidRows.on(next(model.parameters()).device, tree_of(rows)) if tree else None
-    nodes = _asked_nodes(laid, asked) if laid and asked is not None else None
-    layers = partial(_tree_layers, model, laid, nodes) if laid else nullcontext
+    nodes = asked_nodes(laid.tree, asked) if laid and asked is not None else None
+    some = torch.from_numpy(nodes).to(laid.nodes.device) if laid and nodes is not None else None
+    layers = partial(_tree_layers, model, laid, some) if laid else nullcontext
     with layers(), _recomputed_layers(model, layers) if checkpointing else nullcontext():
         return _as_tree(model, laid) if laid else _padded(model, rows, pad)
 
@@ -69,11 +70,10 @@ def token_wise_parts(model: PreTrainedModel) -> list[nn.Module]:
     return [part for part in found if isinstance(part, nn.Module)]
 
 
-def _asked_nodes(laid: LaidRows, asked: Sequence[IntArray]) -> Tensor | None:
-    """Return the nodes that are asked for, or None where they are most of all: choosing costs, too."""
-    paths = [branch.path[places] for branch, places in zip(laid.tree.branches, asked, strict=True)]
-    nodes = np.unique(np.concatenate(paths))
-    return torch.from_numpy(nodes).to(laid.nodes.device) if 2 * len(nodes) < len(laid.tree.ids) else None
+def asked_nodes(tree: Tree, asked: Sequence[IntArray]) -> Indices | None:
+    """Return the nodes of the tokens asked for in each row, or None where they are most of all: choosing costs, too."""
+    nodes = np.unique(np.concatenate([b.path[places] for b, places in zip(tree.branches, asked, strict=True)]))
+    return nodes if 2 * len(nodes) < len(tree.ids) else None
 
 
 def runs_as_tree(model: PreTrainedModel) -> bool:
@@ -169,8 +169,7 @@ def _short_convolution(layer: Any, laid: LaidRows, hidden_states: Tensor, **_: A
     kernel = cast(Tensor, layer.conv.weight)[:, 0].to(inputs.dtype)
     found = inputs * kernel[:, -1]
     for distance in range(1, kernel.shape[1]):
-        nodes = torch.from_numpy(laid.tree.before(distance)).to(inputs.device)
-        found = found + padded[nodes] * kernel[:, -1 - distance]
+        found = found + padded[laid.before(distance)] * kernel[:, -1 - distance]
     if layer.conv.bias is not None:
         found = found + layer.conv.bias
     return layer.out_proj(after * found)[None]

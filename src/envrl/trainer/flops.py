@@ -10,8 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from envrl.costs.operations import Flops, Products, pass_flops
-from envrl.models.rows import token_wise_parts
-from envrl.samples.packing import shared_lengths, tokens_run
+from envrl.models.rows import asked_nodes, token_wise_parts
+from envrl.models.tree import tree_of
+from envrl.samples.packing import shared_lengths
+from envrl.trainer.update import asked_tokens
 from envrl.types import Row
 
 
@@ -45,10 +47,10 @@ def batch_flops(network: PreTrainedModel, batches: Sequence[Sequence[Row]], *, p
 
 
 def _unasked(batch: Sequence[Row]) -> int:
-    """Return the nodes of a micro-batch whose last states nothing reads, 0 where these are less than half."""
-    nodes = tokens_run(batch, padded=False)
-    asked = len({row.token_ids[:place].tobytes() for row in batch for term in row.terms for place in term.positions_T})
-    return nodes - asked if 2 * asked < nodes else 0
+    """Return the nodes of a micro-batch for which the last layer is not run whole."""
+    tree = tree_of([row.token_ids for row in batch])
+    nodes = asked_nodes(tree, asked_tokens(batch))
+    return 0 if nodes is None else len(tree.ids) - len(nodes)
 
 
 def products_in(network: PreTrainedModel) -> Products:

@@ -122,7 +122,7 @@ def row_numbers(rows: Sequence[Row], component: str, device: torch.device) -> Te
 
 def asked_tokens(rows: Sequence[Row]) -> list[IntArray]:
     """Return for each row the tokens whose states its terms read: those before the predicted ones."""
-    return [np.concatenate([term.positions_T - 1 for term in row.terms]) for row in rows]
+    return [np.concatenate([_NO_IDS, *(term.positions_T - 1 for term in row.terms)]) for row in rows]
 
 
 OldLogprobs = Mapping[str, np.ndarray]
