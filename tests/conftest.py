@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from envrl.envs.data import default_folder
 from envrl.envs.household.problem import Goal, Item, Problem, Receptacle
 
 # Examples are a function of the test alone, and busy cores are no failure.
@@ -45,6 +46,15 @@ def webshop_data() -> Path:
     if os.environ.get("WEBSHOP_DATA"):
         return Path(os.environ["WEBSHOP_DATA"])
     return _unpacked("webshop", "WebShop products", "$WEBSHOP_DATA") / "webshop"
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """The folder of a real language model, SmolLM2-135M-Instruct (30 layers), where `envrl models get` puts it."""
+    folder = default_folder("models") / "smollm2-135m"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip(f"no real model: there is no {folder}")
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 import envrl.trainer.loop as loop
 from boxes import tiny
+from envrl.models.admission import admit
 from envrl.models.copies import refresh, sampling_copy
-from envrl.models.forward import admit
 from envrl.models.load import LanguageModel, build_model
 from envrl.trainer.loop import train
 
@@ -27,7 +27,7 @@ def model() -> LanguageModel:
 def test_a_copy_in_bf16_follows_its_master_and_leaves_it_alone() -> None:
     master = model()
     copied = sampling_copy(master, "bf16")
-    admit(copied.network)
+    admit(copied.network, ())
     embedding, output = copied.network.get_input_embeddings(), copied.network.get_output_embeddings()
     assert embedding is not None
     assert output is not None

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from envrl.errors import UserError
 from envrl.models import scores
-from envrl.models.forward import admit, logits_of, longest_sequence, row_states
+from envrl.models.admission import admit
+from envrl.models.forward import logits_of, longest_sequence, row_states
 from envrl.models.load import LanguageModel
 from envrl.models.tokenizer import Codec, train_tokenizer
 from envrl.rollout.sampler import Sampler
@@ -34,6 +35,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Phi-4 mini": ("phi3", {"pad_token_id": 0, "partial_rotary_factor": 0.5}),
     "Phi": ("phi", {"partial_rotary_factor": 0.5}),
     "Mistral with a window": ("mistral", {"sliding_window": WINDOW}),
+    "LFM2": ("lfm2", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
+    "GPT-2": ("gpt2", {}),
 }  # fmt: skip
 
 
@@ -59,7 +62,7 @@ def full_logprobs(network: PreTrainedModel, ids: list[int]) -> torch.Tensor:
 
 
 def test_sampling_in_ragged_slots_past_the_window_gives_the_models_own_logprobs(network: PreTrainedModel) -> None:
-    admit(network)
+    admit(network, ())
     sampler = Sampler(LanguageModel(network, CODEC), 4, 1.0, 9, frozenset({-1}))
     keys, generator = np.arange(4, dtype=np.uint64), np.random.default_rng(0)
     fed: list[list[int]] = [[] for _ in range(4)]
@@ -120,20 +123,20 @@ def test_a_window_is_tried_when_a_model_is_admitted_however_wide_it_is(monkeypat
     from envrl.models.slots import SlotCache
 
     network = small("mistral", sliding_window=50)
-    admit(network)
+    admit(network, ())
     assert network.config.sliding_window == 50
     monkeypatch.setattr(SlotCache, "windowed", lambda self, mask, window: mask)
     with pytest.raises(UserError, match="cached and full log-probs differ by"):
-        admit(network)
+        admit(network, ())
     assert network.config.sliding_window == 50
 
 
 def test_states_that_the_trainer_would_learn_from_are_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    from envrl.models import forward
+    from envrl.models import admission
 
-    monkeypatch.setattr(forward, "row_states", lambda model, ids: 0.9 * row_states(model, ids))
+    monkeypatch.setattr(admission, "row_states", lambda model, ids: 0.9 * row_states(model, ids))
     with pytest.raises(UserError, match="trained and full log-probs differ by"):
-        admit(small("llama"))
+        admit(small("llama"), ())
 
 
 def test_a_slot_beside_a_longer_chunk_never_reaches_beyond_the_context() -> None:

@@ -21,7 +21,8 @@ from transformers import (
 
 from envrl.config.schema import ModelConfig
 from envrl.errors import UserError
-from envrl.models.forward import admit, log_softmax_and_entropy, restricted_logits, row_states, vocabulary_size
+from envrl.models.admission import admit
+from envrl.models.forward import log_softmax_and_entropy, restricted_logits, row_states, vocabulary_size
 from envrl.models.load import LanguageModel, build_model, find_device, load_model, save_model
 from envrl.models.tiny import build_tiny
 from envrl.models.tokenizer import MARKS, train_tokenizer
@@ -64,13 +65,13 @@ ADMITTED = {
 @pytest.mark.parametrize("kind", ADMITTED)
 def test_families_whose_cached_and_full_logprobs_agree_are_admitted(kind: str) -> None:
     network = small(kind, **ADMITTED[kind])
-    admit(network)
+    admit(network, ())
     spread = network(input_ids=torch.arange(20)[None]).logits[0].log_softmax(-1).std()
     assert spread > 0.1, "with a constant output any two passes would agree"
 
 
 def test_bf16_weights_have_a_tolerance_of_their_own() -> None:
-    admit(small("qwen3", **ADMITTED["qwen3"]).bfloat16())
+    admit(small("qwen3", **ADMITTED["qwen3"]).bfloat16(), ())
 
 
 REFUSED = {
@@ -90,23 +91,23 @@ REFUSED = {
 def test_other_families_are_refused_in_one_sentence(kind: str) -> None:
     settings, words = REFUSED[kind]
     with pytest.raises(UserError, match=words) as error:
-        admit(small(kind, **settings))
+        admit(small(kind, **settings), ())
     assert "use a model of the families Qwen, Llama, Gemma, Phi-3 or LFM2" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_cache_that_forgets_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from envrl.models import forward
+    from envrl.models import admission
 
-    class Forgetful(forward.SlotCache):
+    class Forgetful(admission.SlotCache):
         def commit(self) -> None:
             super().commit()
             for store in self._values.values():
                 store[:, :, 0] = 0.0
 
-    monkeypatch.setattr(forward, "SlotCache", Forgetful)
+    monkeypatch.setattr(admission, "SlotCache", Forgetful)
     with pytest.raises(UserError, match="cached and full log-probs differ by"):
-        admit(small("llama", num_key_value_heads=2))
+        admit(small("llama", num_key_value_heads=2), ())
 
 
 def test_transformers_reloads_what_was_saved_with_the_same_logits_and_ids(model: LanguageModel, saved: Path) -> None:

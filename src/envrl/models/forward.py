@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -12,7 +10,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from envrl.errors import UserError
 from envrl.models.slots import SlotCache
 
 _NEVER = -1e30
@@ -154,65 +151,3 @@ def longest_sequence(model: PreTrainedModel) -> int:
     rope = getattr(config, "rope_parameters", None) or {}
     first = rope.get("original_max_position_embeddings", 0) if rope.get("rope_type") == "longrope" else 0
     return int(first or getattr(config, "max_position_embeddings", 0) or 1 << 30)
-
-
-@torch.no_grad()
-def admit(model: PreTrainedModel) -> None:
-    """Refuse a model that our slot cache cannot run: `UserError` unless cached and full log-probs agree (1e-4 in fp32).
-
-    Three slots of unequal lengths are fed in ragged chunks, the last of them into two slots alone, and compared with
-    the model's own full pass, and with the states that the trainer learns from. A sliding window is narrowed
-    meanwhile, so that it hides something.
-    """
-    kind = f"models of type '{model.config.model_type}'"
-    advice = "use a model of the families Qwen, Llama, Gemma, Phi-3 or LFM2"
-    generator = torch.Generator().manual_seed(0)
-    rows = [torch.randint(vocabulary_size(model), (length,), generator=generator) for length in (10, 3, 11)]
-    device = next(model.parameters()).device
-    with _narrow_window(model, 4):
-        try:
-            cached = _cached_logprobs(model, rows, [{0: 5, 1: 2, 2: 7}, {0: 1, 1: 1, 2: 2}, {0: 4, 2: 2}])
-        except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError) as error:
-            raise UserError(f"{kind} cannot be sampled with our slot cache ({error}): {advice}") from error
-        full = [model(input_ids=row[None].to(device)).logits[0].float().log_softmax(-1) for row in rows]
-        trained = [logits_of(model, row_states(model, row[None].to(device))[0]).log_softmax(-1) for row in rows]
-    tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.3
-    for name, found in (("cached", cached), ("trained", trained)):
-        gap = max(float((one - other).abs().max()) for one, other in zip(found, full, strict=True))
-        if not gap <= tolerance:
-            raise UserError(
-                f"{kind} are not supported: their {name} and full log-probs differ by {gap:.1e}, more than "
-                f"{tolerance:g}: {advice}"
-            )
-
-
-@contextmanager
-def _narrow_window(model: PreTrainedModel, width: int) -> Iterator[None]:
-    """Let a sliding window, where there is one, be `width` tokens wide for a while."""
-    config = model.config.get_text_config()
-    own = getattr(config, "sliding_window", None)
-    if own:
-        config.sliding_window = min(own, width)
-    try:
-        yield
-    finally:
-        if own:
-            config.sliding_window = own
-
-
-def _cached_logprobs(model: PreTrainedModel, rows: list[Tensor], turns: list[dict[int, int]]) -> list[Tensor]:
-    """Return each row's log-probs (tokens, vocabulary) when a turn feeds so many of its tokens (slot: count)."""
-    weight = next(model.parameters())
-    cache = SlotCache(model.config, len(rows), weight.dtype, weight.device)
-    found: list[list[Tensor]] = [[] for _ in rows]
-    fed = [0] * len(rows)
-    for turn in turns:
-        ids = torch.zeros(len(turn), max(turn.values()), dtype=torch.long)
-        for place, (slot, count) in enumerate(turn.items()):
-            ids[place, :count] = rows[slot][fed[slot] : fed[slot] + count]
-            fed[slot] += count
-        counts, slots = (torch.tensor(list(part), device=weight.device) for part in (turn.values(), turn))
-        states = chunk_states(model, cache, ids.to(weight.device), counts, None if len(turn) == len(rows) else slots)
-        for place, (slot, count) in enumerate(turn.items()):
-            found[slot].append(logits_of(model, states[place, :count]).log_softmax(-1))
-    return [torch.cat(parts) for parts in found]

@@ -17,7 +17,8 @@ from transformers.utils import logging as transformers_logging
 from envrl.config.schema import Config, ModelConfig
 from envrl.errors import UserError, suggest
 from envrl.models.adapters import base_folder, has_adapter, holds_adapter, load_adapter, save_adapter
-from envrl.models.forward import admit, longest_sequence, vocabulary_size
+from envrl.models.admission import admit_once
+from envrl.models.forward import longest_sequence, vocabulary_size
 from envrl.models.random_weights import build_shape
 from envrl.models.template import CHATML, CHATML_TOKENS, stops_of
 from envrl.models.tiny import PRESETS, build_tiny
@@ -184,5 +185,5 @@ def save_model(model: LanguageModel, folder: Path) -> None:
 def _ready(model: LanguageModel, device: str) -> LanguageModel:
     nn.Module.to(model.network, find_device(device))
     model.network.eval()
-    admit(model.network)
+    admit_once(model.network, model.codec)
     return model
