@@ -21,8 +21,6 @@ from envrl.models.tokenizer import Codec
 from faults import FAULTS, fault, faults_of
 from test_families import CODEC, FAMILIES, small
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning")
-
 TEXT = CODEC.encode(PASSAGE)
 REFUSED = "(cached|trained) and full log-probs differ by .* times what rounding explains"
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from envrl.errors import UserError
-from envrl.models import scores
+from envrl.models import forward, scores
 from envrl.models.admission import admit
 from envrl.models.forward import logits_of, longest_sequence, row_states
 from envrl.models.load import LanguageModel
@@ -61,7 +61,11 @@ def full_logprobs(network: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     return network(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
 
 
-def test_sampling_in_ragged_slots_past_the_window_gives_the_models_own_logprobs(network: PreTrainedModel) -> None:
+@pytest.mark.parametrize("wide", [1, 1000])
+def test_sampling_in_ragged_slots_past_the_window_gives_the_models_own_logprobs(
+    network: PreTrainedModel, wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "_WIDE", wide)  # slots one by one, or all at once
     admit(network, ())
     sampler = Sampler(LanguageModel(network, CODEC), 4, 1.0, 9, frozenset({-1}))
     keys, generator = np.arange(4, dtype=np.uint64), np.random.default_rng(0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
+from functools import cache as cached
 from typing import Any, cast
 
 import torch
@@ -51,16 +54,25 @@ def chunk_states(
     """
     positions, mask = cache.begin(counts, ids.shape[1], slots, visible)
     attention_mask: Any = _masks(cache, mask)
-    own = model.config._attn_implementation
+    wide = mask.device.type == "cpu" and ids.shape[1] >= _WIDE
+    ends: Any = list(zip(counts.tolist(), cache.ends.tolist(), strict=True)) if wide else None
+    decoder, own = _decoder(model), model.config._attn_implementation
+    given: dict[str, Any] = {_cache_name(type(decoder)): cache, **({"ends": ends} if wide else {})}
     model.config._attn_implementation = _GROUPED
     try:
-        states = _decoder(model)(
-            input_ids=ids, position_ids=positions, attention_mask=attention_mask, past_key_values=cache, use_cache=True
+        states = decoder(
+            input_ids=ids, position_ids=positions, attention_mask=attention_mask, use_cache=True, **given
         ).last_hidden_state
     finally:
         model.config._attn_implementation = own
     cache.commit()
     return states
+
+
+@cached
+def _cache_name(decoder: type[nn.Module]) -> str:
+    """Return what a decoder calls its cache: `cache`, or `past_key_values` where transformers is older than 5.24."""
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 def _masks(cache: SlotCache, mask: Tensor) -> Tensor | dict[str, Tensor | None]:
@@ -86,15 +98,19 @@ def _grouped_attention(
     *,
     scaling: float,
     softcap: float | None = None,
+    ends: Sequence[tuple[int, int]] | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend to the slots' keys and values; query heads that share a key head become rows of one product.
 
     So keys and values are read once, not once a query head: with few new tokens a slot, reading them is what costs.
-    A `softcap` c bounds the scores s before the mask: c · tanh(s / c).
+    A `softcap` c bounds the scores s before the mask: c · tanh(s / c). `ends` are each slot's new tokens and the
+    positions that its last one sees, where slots are to be gone through one by one.
     """
     slots, heads, width, size = query.shape
     groups = heads // key.shape[1]
+    if ends is not None and softcap is None:
+        return _slot_by_slot(query, key, value, attention_mask, scaling, ends), None
     rows = query.reshape(slots, key.shape[1], groups * width, size)
     mask = attention_mask.repeat(1, 1, groups, 1) if groups > 1 else attention_mask
     if softcap is None:
@@ -105,6 +121,28 @@ def _grouped_attention(
     return found.reshape(slots, heads, width, size).transpose(1, 2).contiguous(), None
 
 
+def _slot_by_slot(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, ends: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Attend (slots, width, heads, size) without what a rectangle pads: a slot's own new tokens to its own positions.
+
+    On a CPU plain products of this kind are 1.2 to 2 times as fast as the fused kernel, which does the padding too.
+    """
+    slots, heads, width, size = query.shape
+    found = query.new_zeros(slots, width, heads, size)
+    for slot, (count, end) in enumerate(ends):
+        if not count:
+            continue
+        rows = query[slot, :, :count].reshape(key.shape[1], -1, size) * scaling
+        scores = torch.bmm(rows, key[slot, :, :end].transpose(1, 2)).view(heads, count, end)
+        weights = scores.add_(mask[slot, :, :count, :end]).softmax(-1).view(key.shape[1], -1, end)
+        seen = torch.bmm(weights, value[slot, :, :end])
+        found[slot, :count] = seen.view(heads, count, size).transpose(0, 1)
+    return found
+
+
+_WIDE = 16
+"""Tokens of a chunk from which on slots are gone through one by one (measured with heads of width 64)."""
 _GROUPED = "envrl_grouped"
 ALL_ATTENTION_FUNCTIONS.register(_GROUPED, _grouped_attention)
 

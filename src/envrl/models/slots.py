@@ -64,6 +64,11 @@ class SlotCache:
         far = torch.arange(self._visible, device=self.device)[None, None, :] <= self._positions[:, :, None] - window
         return mask.masked_fill(far[:, None], -torch.inf)
 
+    @property
+    def ends(self) -> Tensor:
+        """How many positions the announced chunk's last token sees, in each of its slots (slots,)."""
+        return (self.lengths if self._slots is None else self.lengths[self._slots]) + self._counts
+
     def commit(self) -> None:
         """The chunk went through every layer: the slots are longer now."""
         if self._slots is None:
