@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,26 +30,45 @@ from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.wording import MARKS, Form, Wording
 from envrl.types import Task, Trajectory
 
+T = TypeVar("T")
+
 BATCH = 128
 """Episodes played at once; fixed, since log-probs depend on it in their last digits."""
-
 
 PUBLISHED_DRAWS = 128
 """Episodes of an evaluation in the published protocol (`eval.protocol`), drawn with repeats."""
 
 
 def chosen_tasks(env: TextEnv, split: str, config: Config, episodes: int) -> list[tuple[Task, int]]:
-    """Return (task, member) of an evaluation's episodes: a split in its order (its first `episodes`, 0: all), or draws.
+    """Return (task, member) of an evaluation's episodes: a split (`episodes` spread over it, 0: all), or draws.
 
     The draws of `eval.protocol = "published"` are a function of (split, `eval.seed`); a task drawn again is played by a
     further member, with other dice.
     """
     tasks = list(env.tasks(split))
     if config.eval.protocol == "whole":
-        return [(task, 0) for task in (tasks[:episodes] if episodes else tasks)]
+        return [(task, 0) for task in spread(tasks, episodes, lambda task: task.kind)]
     generator = np.random.Generator(np.random.PCG64(key_of(config.eval.seed, "draws", split)))
     drawn = generator.integers(len(tasks), size=PUBLISHED_DRAWS).tolist()[: episodes or None]
     return [(tasks[index], drawn[:place].count(index)) for place, index in enumerate(drawn)]
+
+
+def spread(items: Sequence[T], count: int, kind: Callable[[T], str]) -> list[T]:
+    """Return `count` of the items (0: all) in their order, the same ones for everybody.
+
+    Every kind has its share, up to one item, and within a kind they are evenly spaced: the first ones of a split are
+    often all of one kind.
+    """
+    if not 0 < count < len(items):
+        return list(items)
+    by_kind = sorted(range(len(items)), key=lambda place: kind(items[place]))
+    middles = [(2 * number + 1) * len(items) // (2 * count) for number in range(count)]
+    return [items[place] for place in sorted(by_kind[middle] for middle in middles)]
+
+
+def in_proportion(count: int, part: int, whole: int) -> int:
+    """Return the share of `count` that belongs to a part of a split (0: the whole), rounded up."""
+    return math.ceil(count * part / whole) if 0 < part < whole else count
 
 
 def env_maker(config: Config) -> Worlds:
@@ -128,13 +148,17 @@ def evaluate_split(
     config: Config,
     *,
     episodes: int = 0,
+    free: int | None = None,
+    probed: int | None = None,
     sampling: LanguageModel | None = None,
     poll: Callable[[], None] = lambda: None,
     crowd: Crowd | None = None,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
-    """Return the line of eval.jsonl for a split (its first `episodes` tasks, 0: all) and the trajectories behind it.
+    """Return the line of eval.jsonl for a split (`episodes` spread over it, 0: all) and the trajectories behind it.
 
-    `sampling` is the model's copy of the recipe's `rollout.precision`, made here where it is not given.
+    `free` and `probed` are the numbers of unrestricted and of scripted episodes; where they are not given, the recipe's
+    in proportion to `episodes`. `sampling` is the model's copy of the recipe's `rollout.precision`, made here where it
+    is not given.
     """
     player = sampling or sampling_copy(model, config.rollout.precision)
     began, clock, crowd = time.perf_counter(), Clock(), crowd or Crowd()
@@ -151,18 +175,20 @@ def evaluate_split(
 
         return crowd.play(len(some), play_part, BATCH)
 
+    whole = len(chosen_tasks(env, split, config, 0))
+    free = in_proportion(config.eval.free_episodes, episodes, whole) if free is None else free
+    probed = in_proportion(config.eval.probe_episodes, episodes, whole) if probed is None else probed
+
     played = play(chosen, config.rollout.actions)
     record: dict[str, Any] = {"split": split, **summarize(played)}
-    if config.eval.free_episodes:
+    if free:
         shared = config.rollout.actions == "free"
-        free = played if shared else play(chosen[: config.eval.free_episodes], "free")
-        record |= {f"free/{name}": value for name, value in action_rates(free).items()}
-        record["free/success_rate"] = success_summary(free)["success_rate"]
-        record["free/episodes"] = len(free)
-    if config.eval.probe_episodes:
-        scripted = probe_episodes(
-            env, env.tasks(split), config.eval.probe_episodes, config.env.max_steps, config.eval.seed
-        )
+        said = played if shared else play(chosen_tasks(env, split, config, free), "free")
+        record |= {f"free/{name}": value for name, value in action_rates(said).items()}
+        record["free/success_rate"] = success_summary(said)["success_rate"]
+        record["free/episodes"] = len(said)
+    if probed:
+        scripted = probe_episodes(env, env.tasks(split), probed, config.env.max_steps, config.eval.seed)
         record |= probe(model, wording, scripted, poll)
     record["seconds"] = {"total": time.perf_counter() - began, "env": clock.env}
     return record, played

@@ -15,7 +15,7 @@ from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted, RunError
 from envrl.eval.record import action_rates
-from envrl.eval.split import env_maker, evaluate_split, form_of, training_settings, wording_of
+from envrl.eval.split import env_maker, evaluate_split, form_of, spread, training_settings, wording_of
 from envrl.models.copies import refresh, sampling_copy
 from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.runtime import peak_memory, prepare_torch, reset_peak_memory
@@ -228,7 +228,7 @@ class Run:
         refresh(self.sampling, state.model)
         last = state.update in (0, self.config.train.updates)
         for split in self.config.eval.split:
-            episodes = 0 if last else self.config.eval.episodes
+            episodes = self.config.eval.final if last else self.config.eval.episodes
             record, played = evaluate_split(
                 *(state.model, self.make_env, split, self.config),
                 episodes=episodes,
@@ -238,7 +238,7 @@ class Run:
             )
             self.evals.append({"stage": "rl", "update": state.update, **record}, sync=True)
             if last and self.config.train.trajectories:
-                shown = played[: 2 * self.config.train.trajectories]
+                shown = spread(played, 2 * self.config.train.trajectories, lambda trajectory: trajectory.task.kind)
                 name = f"eval-{state.update:06d}-{split}"
                 write_trajectories(self.folder, name, state.update, shown, state.model, self.wording, self.config)
             low, high = record["ci95"]
