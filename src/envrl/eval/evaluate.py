@@ -20,6 +20,7 @@ from envrl.models.adapters import holds_adapter
 from envrl.models.checkpoints import MANIFEST, latest_checkpoint, verify_checkpoint
 from envrl.models.load import LanguageModel, find_device, load_policy
 from envrl.models.runtime import prepare_torch
+from envrl.progress import Reporter
 from envrl.rollout.prompts import find_format
 from envrl.rollout.scripts import SCRIPTS
 
@@ -52,6 +53,7 @@ def evaluate(
     free: int | None = None,
     probe: int | None = None,
     settings: Sequence[tuple[str, str]] = (),
+    reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Return one record a split, with the keys of eval.jsonl (docs/evaluation.md) after those that say what was played.
 
@@ -62,7 +64,8 @@ def evaluate(
     and the `protocol` "published" draws 128 with repeats. `free` episodes of each are played again without restriction,
     and `probe` scripted ones measure what a model knows of its world; not given: the run's, in proportion to
     `episodes`. A model's folder is asked as a chat where a `format` is named (docs/prompts.md): one turn at a time with
-    the last `history` turns, for responses of at most `max_tokens`. Raises `UserError`.
+    the last `history` turns, for responses of at most `max_tokens`. The `reporter` says how it goes, on standard error
+    where none is given. Raises `UserError`.
     """
     found = find_target(target)
     config = with_settings(found.config, env, data, split, temperature, actions, seed, protocol)
@@ -81,10 +84,12 @@ def evaluate(
     if found.run:
         warn_of_other_data(found.run, config.env.name, world, config.eval.split)
     prepare_torch(config.train.threads)
-    model = None if found.script else load_policy(found.folder, config, _device(config))
-    if model is not None:
-        _check_room(model, make_env, config, episodes or 0, bare=format is not None)
-    counts = {"episodes": episodes or 0, "free": free, "probed": probe}
+    reporter = reporter or Reporter()
+    with reporter.phase("loading the model"):
+        model = None if found.script else load_policy(found.folder, config, _device(config))
+        if model is not None:
+            _check_room(model, make_env, config, episodes or 0, bare=format is not None)
+    counts = {"episodes": episodes or 0, "free": free, "probed": probe, "reporter": reporter}
     return [_record(found, model, make_env, name, config, counts) for name in config.eval.split]
 
 
@@ -260,7 +265,8 @@ def _record(
         played["trained_on"] = target.config.env.name
     played |= {"seed": config.eval.seed, **drawn(config)}
     if model is None:
-        record, _ = evaluate_script(target.script, make_env, split, config, episodes=counts["episodes"])
+        shared = {name: counts[name] for name in ("episodes", "reporter")}
+        record, _ = evaluate_script(target.script, make_env, split, config, **shared)
         return {"agent": target.script, **played, **record}
     played |= {"temperature": config.eval.temperature, "actions": config.rollout.actions}
     if not target.run and config.rollout.is_chat:

@@ -20,6 +20,7 @@ from envrl.eval.record import action_rates, success_summary, summarize
 from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
 from envrl.models.template import ChatTemplate, stops_of
+from envrl.progress import Reporter
 from envrl.rollout.chats import ChatWording
 from envrl.rollout.crowd import Crowd
 from envrl.rollout.marks import MarksWording
@@ -153,6 +154,7 @@ def evaluate_split(
     sampling: LanguageModel | None = None,
     poll: Callable[[], None] = lambda: None,
     crowd: Crowd | None = None,
+    reporter: Reporter | None = None,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
     """Return the line of eval.jsonl for a split (`episodes` spread over it, 0: all) and the trajectories behind it.
 
@@ -161,48 +163,63 @@ def evaluate_split(
     is not given.
     """
     player = sampling or sampling_copy(model, config.rollout.precision)
-    began, clock, crowd = time.perf_counter(), Clock(), crowd or Crowd()
+    began, clock, reporter = time.perf_counter(), Clock(), reporter or Reporter()
+    crowd = crowd or Crowd(reporter.say)
     env, wording = make_env(), wording_of(model, form_of(config))
     chosen = chosen_tasks(env, split, config, episodes)
 
-    def play(some: Sequence[tuple[Task, int]], actions: str) -> list[Trajectory]:
+    def play(name: str, some: Sequence[tuple[Task, int]], actions: str) -> list[Trajectory]:
         settings = play_settings(config, config.eval.temperature, actions)
+        with reporter.phase(name, len(some), unit="episodes") as phase:
 
-        def play_part(part: range) -> list[Trajectory]:
-            tasks, members = zip(*(some[i] for i in part), strict=True)
-            seed = config.eval.seed
-            return play_model(player, wording, make_env, tasks, members, settings, seed=seed, clock=clock, poll=poll)
+            def play_part(part: range) -> list[Trajectory]:
+                tasks, members = zip(*(some[i] for i in part), strict=True)
+                return play_model(
+                    *(player, wording, make_env, tasks, members, settings),
+                    seed=config.eval.seed,
+                    clock=clock,
+                    poll=poll,
+                    watch=lambda done: phase.show(part.start + done),
+                )
 
-        return crowd.play(len(some), play_part, BATCH)
+            return crowd.play(len(some), play_part, BATCH)
 
     whole = len(chosen_tasks(env, split, config, 0))
     free = in_proportion(config.eval.free_episodes, episodes, whole) if free is None else free
     probed = in_proportion(config.eval.probe_episodes, episodes, whole) if probed is None else probed
 
-    played = play(chosen, config.rollout.actions)
+    played = play(f"evaluation of {split}", chosen, config.rollout.actions)
     record: dict[str, Any] = {"split": split, **summarize(played)}
     if free:
         shared = config.rollout.actions == "free"
-        said = played if shared else play(chosen_tasks(env, split, config, free), "free")
+        said = played if shared else play(f"{split} unrestricted", chosen_tasks(env, split, config, free), "free")
         record |= {f"free/{name}": value for name, value in action_rates(said).items()}
         record["free/success_rate"] = success_summary(said)["success_rate"]
         record["free/episodes"] = len(said)
     if probed:
         scripted = probe_episodes(env, env.tasks(split), probed, config.env.max_steps, config.eval.seed)
-        record |= probe(model, wording, scripted, poll)
+        record |= probe(model, wording, scripted, poll, reporter)
     record["seconds"] = {"total": time.perf_counter() - began, "env": clock.env}
     return record, played
 
 
 def evaluate_script(
-    name: str, make_env: Callable[[], TextEnv], split: str, config: Config, *, episodes: int = 0
+    name: str,
+    make_env: Callable[[], TextEnv],
+    split: str,
+    config: Config,
+    *,
+    episodes: int = 0,
+    reporter: Reporter | None = None,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
     """Return the same line for a script (random, walkthrough, expert), without what only a model has."""
     began = time.perf_counter()
     env = make_env()
-    played = [
-        play_script(env, task, make_script(name, env, task, config.eval.seed + member), config.env.max_steps)
-        for task, member in chosen_tasks(env, split, config, episodes)
-    ]
+    chosen, played = chosen_tasks(env, split, config, episodes), list[Trajectory]()
+    with (reporter or Reporter()).phase(f"evaluation of {split}", len(chosen), unit="episodes") as phase:
+        for task, member in chosen:
+            script = make_script(name, env, task, config.eval.seed + member)
+            played.append(play_script(env, task, script, config.env.max_steps))
+            phase.show(len(played))
     record = {"split": split, **summarize(played), "seconds": {"total": time.perf_counter() - began}}
     return record, played
