@@ -330,6 +330,7 @@ def test_the_command_line_writes_what_the_function_returns(
         (["m", "--base-url", f"http://user:{KEY}@"], "must not hold a key"),
         (["m", "--base-url", f"http://host/v1?key={KEY}"], "must not hold a key"),
         (["m", "--base-url", "http://host/v1", "--actions", "free"], "--actions means nothing to an endpoint"),
+        (["m", "--base-url", "http://host/v1", "--probe", "0"], "--probe is measured of a model whose weights"),
         (
             ["m", "--base-url", "http://host/v1", "--format", "tagz"],
             "unknown prompt format 'tagz'; did you mean 'tags'",

@@ -24,7 +24,7 @@ from envrl.errors import UserError
 from envrl.eval.evaluate import evaluate, find_target
 from envrl.eval.probe import names_action, probe, probe_episodes, score_targets
 from envrl.eval.record import action_rates, summarize
-from envrl.eval.split import wording_of
+from envrl.eval.split import in_proportion, spread, wording_of
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
@@ -246,6 +246,56 @@ def test_the_probe_tells_who_knows_the_world(model: LanguageModel, tmp_path: Pat
     assert knows["inverse_accuracy"] > does_not["inverse_accuracy"]
 
 
+# --- which episodes are played ---------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=60), st.integers(1, 70))
+def test_a_sample_has_its_share_of_every_kind(kinds: list[str], count: int) -> None:
+    items = list(enumerate(kinds))
+    sample = spread(items, count, lambda item: item[1])
+    assert sample == sorted(set(sample))
+    assert len(sample) == min(count, len(items))
+    for kind in set(kinds):
+        share = len(sample) * kinds.count(kind) / len(items)
+        assert abs(sum(item[1] == kind for item in sample) - share) < 1
+
+
+def test_a_sample_by_hand() -> None:
+    """Ten, sorted by kind: a a a a b b b b b b; the middles of three thirds are places 1, 5 and 8 of these."""
+    assert spread("aaaabbbbbb", 3, lambda kind: kind) == ["a", "b", "b"]
+    items = [("b", 0), ("a", 1), ("b", 2), ("a", 3), ("b", 4), ("a", 5), ("b", 6), ("a", 7), ("b", 8), ("b", 9)]
+    assert spread(items, 3, lambda item: item[0]) == [("b", 2), ("a", 3), ("b", 8)]
+    assert spread(items, 0, lambda item: item[0]) == spread(items, 11, lambda item: item[0]) == items
+
+
+def test_a_part_of_a_split_has_its_part_of_the_other_episodes() -> None:
+    assert [in_proportion(64, part, 140) for part in (0, 1, 4, 70, 139, 140, 999)] == [64, 1, 2, 32, 64, 64, 64]
+    assert in_proportion(0, 4, 140) == 0
+
+
+def test_fewer_episodes_are_all_that_is_played(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of valid_a's ten, five: so two of the four unrestricted and two of the four scripted ones; or what is asked."""
+    asked: list[int] = []
+    monkeypatch.setattr("envrl.eval.split.probe_episodes", lambda *a: asked.append(a[2]) or probe_episodes(*a))
+    (record,) = evaluate(run, split="valid_a", episodes=5)
+    assert (record["episodes"], record["free/episodes"], asked) == (5, 2, [2])
+    (record,) = evaluate(run, split="valid_a", episodes=5, free=3, probe=1)
+    assert (record["episodes"], record["free/episodes"], asked) == (5, 3, [2, 1])
+    (record,) = evaluate(run, split="valid_a", episodes=5, free=0, probe=0)
+    assert asked == [2, 1]
+    assert not any(key.startswith(("free/", "state_", "inverse_")) for key in record)
+
+
+def test_a_run_may_sample_its_first_and_last_evaluation_too(tmp_path: Path) -> None:
+    settings = {"every": 1, "episodes": 2, "final": 5, "free_episodes": 0, "probe_episodes": 0}
+    config = tiny(train={"updates": 2, "trajectories": 2}, eval=settings)
+    run = train(config, tmp_path / "run")
+    records = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    assert [(r["update"], r["episodes"]) for r in records] == [(0, 5), (0, 5), (1, 2), (1, 2), (2, 5), (2, 5)]
+    written = (run / "trajectories" / "eval-000002-valid_a.jsonl").read_text().splitlines()
+    assert {json.loads(line)["kind"] for line in written} == {"key", "coin", "ring", "pen"}
+
+
 # --- any agent, by one function --------------------------------------------------------------------------------------
 
 
@@ -349,6 +399,8 @@ def test_the_scripts_on_boxes(run: Path) -> None:
         ({"target": "expert", "temperature": 0.5}, "mean nothing to the script 'expert'"),
         ({"target": "random", "actions": "free"}, "mean nothing to the script 'random'"),
         ({"target": "expert", "episodes": 0}, "episodes must be at least 1, not 0"),
+        ({"target": "expert", "env": "boxes", "probe": 3}, "probe is measured of a model, not of the script 'expert'"),
+        ({"target": "expert", "env": "boxes", "free": 0}, "free is measured of a model, not of the script 'expert'"),
         ({"target": "expert", "env": "boxxes"}, "unknown world 'boxxes'"),
         ({"target": "expert", "env": "boxes", "split": ()}, "split must name at least one split"),
         ({"target": "expert", "env": "boxes", "data": "/absent"}, r"does not take options \(data\)"),
@@ -361,7 +413,12 @@ def test_mistakes_are_sentences(arguments: dict[str, Any], message: str) -> None
 
 
 def test_values_out_of_range_are_refused(run: Path) -> None:
-    for arguments, message in (({"temperature": -0.1}, "at least 0"), ({"actions": "any"}, "'admissible' or 'free'")):
+    for arguments, message in (
+        ({"temperature": -0.1}, "at least 0"),
+        ({"actions": "any"}, "'admissible' or 'free'"),
+        ({"probe": -1}, "probe must be at least 0, not -1"),
+        ({"actions": "free", "free": 3}, "free means episodes without restriction, and all of these are"),
+    ):
         with pytest.raises(UserError, match=message):
             evaluate(run, **arguments)
 

@@ -19,6 +19,8 @@ _ASKING = ("key_variable", "concurrency", "timeout", "retries", "price")
 """The options that an endpoint alone has."""
 _PROMPTING = ("format", "show_admissible", "history", "max_tokens")
 """The options that say how any chat model is asked."""
+_MEASURED = ("free", "probe")
+"""The options that only a model whose weights are here has."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -52,7 +54,7 @@ def _evaluate(values: argparse.Namespace, settings: Sequence[tuple[str, str]]) -
         temperature=values.temperature,
         actions=values.actions,
         settings=settings,
-        **_given(values, _PROMPTING),
+        **_given(values, (*_PROMPTING, *_MEASURED)),
         **_played(values),
     )
 
@@ -60,6 +62,9 @@ def _evaluate(values: argparse.Namespace, settings: Sequence[tuple[str, str]]) -
 def _evaluate_endpoint(values: argparse.Namespace, settings: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     if values.actions is not None:
         raise UserError("--actions means nothing to an endpoint, whose model writes freely; leave it out")
+    for name in _MEASURED:
+        if getattr(values, name) is not None:
+            raise UserError(f"--{name} is measured of a model whose weights are here, not of an endpoint; leave it out")
 
     from envrl.eval.client import Endpoint
     from envrl.eval.endpoint import evaluate_endpoint
@@ -94,7 +99,10 @@ def _parser() -> Parser:
     parser.add_argument("--env", metavar="NAME", help="the world (default: the run's)")
     parser.add_argument("--data", metavar="DIR", help="the world's downloaded data (default: the run's)")
     parser.add_argument("--split", metavar="A,B", type=names, help="splits (default: the run's)")
-    parser.add_argument("--episodes", metavar="all|N", type=_episodes, help="of each split (default: all)")
+    add = parser.add_argument
+    add("--episodes", metavar="all|N", type=_episodes, help="of each split, spread over it (default: all)")
+    add("--free", metavar="N", type=whole_number, help="played again without restriction (default: in proportion)")
+    add("--probe", metavar="N", type=whole_number, help="scripted ones, to measure what it knows (default: likewise)")
     parser.add_argument("--temperature", metavar="T", type=number, help="of sampling; 0: the most likely token")
     parser.add_argument("--actions", choices=("admissible", "free"), help="what may be said (default: the run's)")
     parser.add_argument("--seed", metavar="N", type=whole_number, help="of sampling")

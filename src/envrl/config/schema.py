@@ -160,10 +160,11 @@ class EvalConfig:
     every: Count = 20  # updates between evaluations; 0: only before and after RL
     split: tuple[str, ...] = ("valid_seen", "valid_unseen")  # splits, in this order
     protocol: Literal["whole", "published"] = "whole"  # every task of a split once | 128 drawn, as the papers did
-    episodes: Count = 0  # of each split in evaluations between the first and the last; 0: the whole split
+    episodes: Count = 0  # of each split, spread over it, in evaluations between first and last; 0: the whole split
+    final: Count = 0  # of each split, spread over it, in the first and the last evaluation; 0: the whole split
     temperature: Annotated[float, Meta(ge=0.0)] = 0.4  # 0: the most likely token
-    free_episodes: Count = 64  # of each split played again unrestricted, to measure what the model says by itself
-    probe_episodes: Count = 32  # of each split from whose transitions the state and inverse losses are measured
+    free_episodes: Count = 64  # of a whole split (of a part: fewer), played again unrestricted
+    probe_episodes: Count = 32  # of a whole split (of a part: fewer), scripted, for the state and inverse losses
     seed: int = 0  # of the evaluation's sampling
 
 

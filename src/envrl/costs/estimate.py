@@ -147,10 +147,10 @@ def _evaluated(config: Config) -> float:
     """Return how many episodes all evaluations play, the unrestricted ones included."""
     splits, every = len(config.eval.split), config.eval.every
     whole = GAMES.get(config.env.name, 200)
-    part = config.eval.episodes or whole
+    final, part = (min(count or whole, whole) for count in (config.eval.final, config.eval.episodes))
     between = (config.train.updates - 1) // every if every else 0
     free = config.eval.free_episodes if config.rollout.actions != "free" else 0
-    return splits * (2 * (whole + free) + between * (part + free))
+    return splits * (2 * final + between * part) * (1 + free / whole)
 
 
 def _stretch(config: Config) -> float:

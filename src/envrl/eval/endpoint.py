@@ -14,9 +14,11 @@ from envrl.eval.client import Endpoint, check_endpoint, connected
 from envrl.eval.evaluate import check_splits, drawn, with_settings, with_world_settings, world_settings
 from envrl.eval.record import summarize
 from envrl.eval.split import BATCH, chosen_tasks, env_maker
+from envrl.progress import Reporter
 from envrl.rollout.prompts import find_format
 from envrl.rollout.questions import Ask, ChatSettings, Tally, play_chat
 from envrl.rollout.runner import batches
+from envrl.types import Trajectory
 
 
 def evaluate_endpoint(
@@ -33,6 +35,7 @@ def evaluate_endpoint(
     seed: int | None = None,
     protocol: str | None = None,
     settings: Sequence[tuple[str, str]] = (),
+    reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Return one record a split, with the keys of `evaluate` and those of the requests (docs/evaluation.md).
 
@@ -62,9 +65,10 @@ def evaluate_endpoint(
         "history": history,
         "max_tokens": endpoint.max_tokens,
     }
+    reporter = reporter or Reporter()
     with connected(endpoint) as ask:
         return [
-            {**played, **_play_split(ask, make_env, name, config, chat, episodes or 0, price)}
+            {**played, **_play_split(ask, make_env, name, config, chat, episodes or 0, price, reporter)}
             for name in config.eval.split
         ]
 
@@ -77,14 +81,19 @@ def _play_split(
     settings: ChatSettings,
     episodes: int,
     price: tuple[float, float] | None,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     began, tally = time.perf_counter(), Tally()
     chosen = chosen_tasks(make_env(), split, config, episodes)
-    played = [
-        trajectory
-        for part in batches(len(chosen), BATCH)
-        for trajectory in play_chat(ask, make_env, [chosen[i] for i in part], settings, tally)
-    ]
+    played: list[Trajectory] = []
+    with reporter.phase(f"evaluation of {split}", len(chosen), unit="episodes") as phase:
+        for part in batches(len(chosen), BATCH):
+            some = [chosen[i] for i in part]
+
+            def watch(done: float, before: int = part.start) -> None:
+                phase.show(before + done, {"requests": tally.requests})
+
+            played += play_chat(ask, make_env, some, settings, tally, watch)
     if all(trajectory.stop_reason == "context" and not trajectory.transitions for trajectory in played):
         raise UserError(
             f"no episode of the split '{split}' can begin: every first prompt is longer than the endpoint's model "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from envrl.models.adapters import holds_adapter
 from envrl.models.checkpoints import MANIFEST, latest_checkpoint, verify_checkpoint
 from envrl.models.load import LanguageModel, find_device, load_policy
 from envrl.models.runtime import prepare_torch
+from envrl.progress import Reporter
 from envrl.rollout.prompts import find_format
 from envrl.rollout.scripts import SCRIPTS
 
@@ -49,17 +50,22 @@ def evaluate(
     show_admissible: bool = True,
     history: int = 2,
     max_tokens: int = 512,
+    free: int | None = None,
+    probe: int | None = None,
     settings: Sequence[tuple[str, str]] = (),
+    reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Return one record a split, with the keys of eval.jsonl (docs/evaluation.md) after those that say what was played.
 
     `target` is a run (its latest checkpoint), a checkpoint or `RUN/warm_start` (verified), any folder that transformers
     loads, or `random`, `walkthrough`, `expert`. What is not given comes from the run's config.toml, else from the
     recipe's defaults. `settings` are further keys of `[env]` with their values as text, such as
-    `("env.distractors", "3")`. Splits are played whole and in their order; `episodes` takes the first ones, and the
-    `protocol` "published" draws 128 with repeats. A model's folder is asked as a chat where a `format` is named
-    (docs/prompts.md): one turn at a time with the last `history` turns, for responses of at most `max_tokens`. Raises
-    `UserError`.
+    `("env.distractors", "3")`. Splits are played whole and in their order; `episodes` takes a sample spread over each,
+    and the `protocol` "published" draws 128 with repeats. `free` episodes of each are played again without restriction,
+    and `probe` scripted ones measure what a model knows of its world; not given: the run's, in proportion to
+    `episodes`. A model's folder is asked as a chat where a `format` is named (docs/prompts.md): one turn at a time with
+    the last `history` turns, for responses of at most `max_tokens`. The `reporter` says how it goes, on standard error
+    where none is given. Raises `UserError`.
     """
     found = find_target(target)
     config = with_settings(found.config, env, data, split, temperature, actions, seed, protocol)
@@ -71,16 +77,20 @@ def evaluate(
         check_format(config)
     if found.script and (temperature is not None or actions is not None):
         raise UserError(f"temperature and actions mean nothing to the script '{found.script}'; leave them out")
+    _check_measured(found, config, free, probe)
     make_env = env_maker(config)
     world = make_env()
     check_splits(world, config, episodes)
     if found.run:
         warn_of_other_data(found.run, config.env.name, world, config.eval.split)
     prepare_torch(config.train.threads)
-    model = None if found.script else load_policy(found.folder, config, _device(config))
-    if model is not None:
-        _check_room(model, make_env, config, episodes or 0, bare=format is not None)
-    return [_record(found, model, make_env, name, config, episodes or 0) for name in config.eval.split]
+    reporter = reporter or Reporter()
+    with reporter.phase("loading the model"):
+        model = None if found.script else load_policy(found.folder, config, _device(config))
+        if model is not None:
+            _check_room(model, make_env, config, episodes or 0, bare=format is not None)
+    counts = {"episodes": episodes or 0, "free": free, "probed": probe, "reporter": reporter}
+    return [_record(found, model, make_env, name, config, counts) for name in config.eval.split]
 
 
 def find_target(target: str | Path) -> Target:
@@ -116,6 +126,17 @@ def check_splits(world: TextEnv, config: Config, episodes: int | None) -> None:
     for name in config.eval.split:
         if not world.tasks(name):
             raise UserError(f"the split '{name}' of the world '{config.env.name}' is empty; there is nothing to play")
+
+
+def _check_measured(target: Target, config: Config, free: int | None, probe: int | None) -> None:
+    """Raise `UserError` for numbers of unrestricted and scripted episodes that cannot be meant."""
+    for name, count in (("free", free), ("probe", probe)):
+        if count is not None and count < 0:
+            raise UserError(f"{name} must be at least 0, not {count}")
+        if count is not None and target.script:
+            raise UserError(f"{name} is measured of a model, not of the script '{target.script}'; leave it out")
+    if free and config.rollout.actions == "free":
+        raise UserError("free means episodes without restriction, and all of these are; leave it out, or say free = 0")
 
 
 def with_settings(
@@ -237,19 +258,20 @@ def _record(
     make_env: Callable[[], TextEnv],
     split: str,
     config: Config,
-    episodes: int,
+    counts: Mapping[str, Any],
 ) -> dict[str, Any]:
     played = {"env": config.env.name, "max_steps": config.env.max_steps, **world_settings(config)}
     if target.run and target.config.env.name != config.env.name:
         played["trained_on"] = target.config.env.name
     played |= {"seed": config.eval.seed, **drawn(config)}
     if model is None:
-        record, _ = evaluate_script(target.script, make_env, split, config, episodes=episodes)
+        shared = {name: counts[name] for name in ("episodes", "reporter")}
+        record, _ = evaluate_script(target.script, make_env, split, config, **shared)
         return {"agent": target.script, **played, **record}
     played |= {"temperature": config.eval.temperature, "actions": config.rollout.actions}
     if not target.run and config.rollout.is_chat:
         shown = ("format", "show_admissible", "history")
         played |= {name: getattr(config.rollout, name) for name in shown}
         played["max_tokens"] = config.rollout.response_tokens
-    record, _ = evaluate_split(model, make_env, split, config, episodes=episodes)
+    record, _ = evaluate_split(model, make_env, split, config, **counts)
     return {"agent": str(target.folder), **played, **record}

@@ -15,6 +15,7 @@ import torch
 from envrl.envs.protocol import TextEnv
 from envrl.models.forward import logits_of, row_states
 from envrl.models.load import LanguageModel
+from envrl.progress import Reporter
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.randomness import key_of
 from envrl.rollout.runner import play_script
@@ -49,9 +50,15 @@ def probe_episodes(env: TextEnv, tasks: Sequence[Task], count: int, max_steps: i
 
 @torch.no_grad()
 def score_targets(
-    model: LanguageModel, pairs: Sequence[Pair], poll: Callable[[], None] = lambda: None
+    model: LanguageModel,
+    pairs: Sequence[Pair],
+    poll: Callable[[], None] = lambda: None,
+    watch: Callable[[int], None] = lambda _: None,
 ) -> list[TargetScore]:
-    """Return the score of every pair's target given its prompt; one that does not fit the context has no tokens."""
+    """Return the score of every pair's target given its prompt; one that does not fit the context has no tokens.
+
+    `poll` may raise; `watch` is told how many are scored.
+    """
     lengths = [len(pair.prompt) + len(pair.target) for pair in pairs]
     order = sorted((i for i in range(len(pairs)) if lengths[i] <= model.context), key=lambda i: lengths[i])
     scores = {i: TargetScore(0.0, 0, False) for i in range(len(pairs)) if lengths[i] > model.context}
@@ -70,6 +77,7 @@ def score_targets(
             target = ids[row, start : start + count].to(logprobs.device)
             exact = bool((logprobs.argmax(-1) == target).all())
             scores[index] = TargetScore(float(logprobs.gather(1, target[:, None]).sum()), count, exact)
+        watch(len(scores))
     return [scores[i] for i in range(len(pairs))]
 
 
@@ -91,7 +99,11 @@ def names_action(step: Transition) -> bool:
 
 
 def probe(
-    model: LanguageModel, wording: Wording, trajectories: Sequence[Trajectory], poll: Callable[[], None] = lambda: None
+    model: LanguageModel,
+    wording: Wording,
+    trajectories: Sequence[Trajectory],
+    poll: Callable[[], None] = lambda: None,
+    reporter: Reporter | None = None,
 ) -> dict[str, float]:
     """Return state_nll (nats a token), the shares of whole answers and whole commands that greedy decoding gets right.
 
@@ -100,8 +112,12 @@ def probe(
     steps = [step for trajectory in trajectories for step in trajectory.transitions]
     if not steps:
         return {}
-    states = score_targets(model, state_pairs(trajectories, wording), poll)
-    inverse = score_targets(model, inverse_pairs(trajectories, wording), poll)
+    reporter = reporter or Reporter()
+    with reporter.phase("probe", 2 * len(steps), unit="targets") as phase:
+        states = score_targets(model, state_pairs(trajectories, wording), poll, phase.show)
+        inverse = score_targets(
+            model, inverse_pairs(trajectories, wording), poll, lambda done: phase.show(len(steps) + done)
+        )
     unnamed = [score for step, score in zip(steps, inverse, strict=True) if not names_action(step)]
     result = {
         "state_nll": -sum(s.logprob for s in states) / max(sum(s.tokens for s in states), 1),

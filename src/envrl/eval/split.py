@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from envrl.eval.record import action_rates, success_summary, summarize
 from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
 from envrl.models.template import ChatTemplate, stops_of
+from envrl.progress import Reporter
 from envrl.rollout.chats import ChatWording
 from envrl.rollout.crowd import Crowd
 from envrl.rollout.marks import MarksWording
@@ -29,26 +31,45 @@ from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.wording import MARKS, Form, Wording
 from envrl.types import Task, Trajectory
 
+T = TypeVar("T")
+
 BATCH = 128
 """Episodes played at once; fixed, since log-probs depend on it in their last digits."""
-
 
 PUBLISHED_DRAWS = 128
 """Episodes of an evaluation in the published protocol (`eval.protocol`), drawn with repeats."""
 
 
 def chosen_tasks(env: TextEnv, split: str, config: Config, episodes: int) -> list[tuple[Task, int]]:
-    """Return (task, member) of an evaluation's episodes: a split in its order (its first `episodes`, 0: all), or draws.
+    """Return (task, member) of an evaluation's episodes: a split (`episodes` spread over it, 0: all), or draws.
 
     The draws of `eval.protocol = "published"` are a function of (split, `eval.seed`); a task drawn again is played by a
     further member, with other dice.
     """
     tasks = list(env.tasks(split))
     if config.eval.protocol == "whole":
-        return [(task, 0) for task in (tasks[:episodes] if episodes else tasks)]
+        return [(task, 0) for task in spread(tasks, episodes, lambda task: task.kind)]
     generator = np.random.Generator(np.random.PCG64(key_of(config.eval.seed, "draws", split)))
     drawn = generator.integers(len(tasks), size=PUBLISHED_DRAWS).tolist()[: episodes or None]
     return [(tasks[index], drawn[:place].count(index)) for place, index in enumerate(drawn)]
+
+
+def spread(items: Sequence[T], count: int, kind: Callable[[T], str]) -> list[T]:
+    """Return `count` of the items (0: all) in their order, the same ones for everybody.
+
+    Every kind has its share, up to one item, and within a kind they are evenly spaced: the first ones of a split are
+    often all of one kind.
+    """
+    if not 0 < count < len(items):
+        return list(items)
+    by_kind = sorted(range(len(items)), key=lambda place: kind(items[place]))
+    middles = [(2 * number + 1) * len(items) // (2 * count) for number in range(count)]
+    return [items[place] for place in sorted(by_kind[middle] for middle in middles)]
+
+
+def in_proportion(count: int, part: int, whole: int) -> int:
+    """Return the share of `count` that belongs to a part of a split (0: the whole), rounded up."""
+    return math.ceil(count * part / whole) if 0 < part < whole else count
 
 
 def env_maker(config: Config) -> Worlds:
@@ -128,55 +149,77 @@ def evaluate_split(
     config: Config,
     *,
     episodes: int = 0,
+    free: int | None = None,
+    probed: int | None = None,
     sampling: LanguageModel | None = None,
     poll: Callable[[], None] = lambda: None,
     crowd: Crowd | None = None,
+    reporter: Reporter | None = None,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
-    """Return the line of eval.jsonl for a split (its first `episodes` tasks, 0: all) and the trajectories behind it.
+    """Return the line of eval.jsonl for a split (`episodes` spread over it, 0: all) and the trajectories behind it.
 
-    `sampling` is the model's copy of the recipe's `rollout.precision`, made here where it is not given.
+    `free` and `probed` are the numbers of unrestricted and of scripted episodes; where they are not given, the recipe's
+    in proportion to `episodes`. `sampling` is the model's copy of the recipe's `rollout.precision`, made here where it
+    is not given.
     """
     player = sampling or sampling_copy(model, config.rollout.precision)
-    began, clock, crowd = time.perf_counter(), Clock(), crowd or Crowd()
+    began, clock, reporter = time.perf_counter(), Clock(), reporter or Reporter()
+    crowd = crowd or Crowd(reporter.say)
     env, wording = make_env(), wording_of(model, form_of(config))
     chosen = chosen_tasks(env, split, config, episodes)
 
-    def play(some: Sequence[tuple[Task, int]], actions: str) -> list[Trajectory]:
+    def play(name: str, some: Sequence[tuple[Task, int]], actions: str) -> list[Trajectory]:
         settings = play_settings(config, config.eval.temperature, actions)
+        with reporter.phase(name, len(some), unit="episodes") as phase:
 
-        def play_part(part: range) -> list[Trajectory]:
-            tasks, members = zip(*(some[i] for i in part), strict=True)
-            seed = config.eval.seed
-            return play_model(player, wording, make_env, tasks, members, settings, seed=seed, clock=clock, poll=poll)
+            def play_part(part: range) -> list[Trajectory]:
+                tasks, members = zip(*(some[i] for i in part), strict=True)
+                return play_model(
+                    *(player, wording, make_env, tasks, members, settings),
+                    seed=config.eval.seed,
+                    clock=clock,
+                    poll=poll,
+                    watch=lambda done: phase.show(part.start + done),
+                )
 
-        return crowd.play(len(some), play_part, BATCH)
+            return crowd.play(len(some), play_part, BATCH)
 
-    played = play(chosen, config.rollout.actions)
+    whole = len(chosen_tasks(env, split, config, 0))
+    free = in_proportion(config.eval.free_episodes, episodes, whole) if free is None else free
+    probed = in_proportion(config.eval.probe_episodes, episodes, whole) if probed is None else probed
+
+    played = play(f"evaluation of {split}", chosen, config.rollout.actions)
     record: dict[str, Any] = {"split": split, **summarize(played)}
-    if config.eval.free_episodes:
+    if free:
         shared = config.rollout.actions == "free"
-        free = played if shared else play(chosen[: config.eval.free_episodes], "free")
-        record |= {f"free/{name}": value for name, value in action_rates(free).items()}
-        record["free/success_rate"] = success_summary(free)["success_rate"]
-        record["free/episodes"] = len(free)
-    if config.eval.probe_episodes:
-        scripted = probe_episodes(
-            env, env.tasks(split), config.eval.probe_episodes, config.env.max_steps, config.eval.seed
-        )
-        record |= probe(model, wording, scripted, poll)
+        said = played if shared else play(f"{split} unrestricted", chosen_tasks(env, split, config, free), "free")
+        record |= {f"free/{name}": value for name, value in action_rates(said).items()}
+        record["free/success_rate"] = success_summary(said)["success_rate"]
+        record["free/episodes"] = len(said)
+    if probed:
+        scripted = probe_episodes(env, env.tasks(split), probed, config.env.max_steps, config.eval.seed)
+        record |= probe(model, wording, scripted, poll, reporter)
     record["seconds"] = {"total": time.perf_counter() - began, "env": clock.env}
     return record, played
 
 
 def evaluate_script(
-    name: str, make_env: Callable[[], TextEnv], split: str, config: Config, *, episodes: int = 0
+    name: str,
+    make_env: Callable[[], TextEnv],
+    split: str,
+    config: Config,
+    *,
+    episodes: int = 0,
+    reporter: Reporter | None = None,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
     """Return the same line for a script (random, walkthrough, expert), without what only a model has."""
     began = time.perf_counter()
     env = make_env()
-    played = [
-        play_script(env, task, make_script(name, env, task, config.eval.seed + member), config.env.max_steps)
-        for task, member in chosen_tasks(env, split, config, episodes)
-    ]
+    chosen, played = chosen_tasks(env, split, config, episodes), list[Trajectory]()
+    with (reporter or Reporter()).phase(f"evaluation of {split}", len(chosen), unit="episodes") as phase:
+        for task, member in chosen:
+            script = make_script(name, env, task, config.eval.seed + member)
+            played.append(play_script(env, task, script, config.env.max_steps))
+            phase.show(len(played))
     record = {"split": split, **summarize(played), "seconds": {"total": time.perf_counter() - began}}
     return record, played

@@ -80,12 +80,17 @@ class _Episode:
 
 
 def play_chat(
-    ask: Ask, make_env: Callable[[], TextEnv], chosen: Sequence[tuple[Task, int]], settings: ChatSettings, tally: Tally
+    ask: Ask,
+    make_env: Callable[[], TextEnv],
+    chosen: Sequence[tuple[Task, int]],
+    settings: ChatSettings,
+    tally: Tally,
+    watch: Callable[[float], None] = lambda _: None,
 ) -> list[Trajectory]:
     """Play an episode of each (task, member), all at once, and return their trajectories in order; add to `tally`.
 
     A response at fault gives its world the empty command, which means nothing to it. Seeds are of (seed, task, turn,
-    member).
+    member). `watch` is told how many episodes are played, those under way by the share of their steps.
     """
     began = time.perf_counter()
     worlds = vector_of(make_env)
@@ -105,6 +110,7 @@ def play_chat(
             else:
                 actions.append((slot, _act(reply.text, settings.form, tally)))
         _step(worlds, episodes, actions, tally)
+        watch(sum(1.0 if e.stop_reason else len(e.transitions) / settings.max_steps for e in episodes))
     return [
         Trajectory(episode.task, episode.member, tuple(episode.transitions), (), episode.stop_reason or "max_steps")
         for episode in episodes

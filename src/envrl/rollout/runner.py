@@ -25,10 +25,12 @@ def play_model(
     update: int = 0,
     clock: Clock | None = None,
     poll: Callable[[], None] = lambda: None,
+    watch: Callable[[float], None] = lambda _: None,
 ) -> list[Trajectory]:
     """Play one episode for each (task, member), `settings.slots` at a time, and return trajectories in that order.
 
-    What is drawn depends on (seed, update, task, member, turn, token) alone. `poll` is called every turn and may raise.
+    What is drawn depends on (seed, update, task, member, turn, token) alone. `poll` is called every turn and may raise;
+    `watch` is told how many episodes are played, those under way by the share of their steps.
     """
     clock = clock or Clock()
     worlds = vector_of(make_env)
@@ -41,6 +43,7 @@ def play_model(
     while seats.ask():
         poll()
         seats.answer()
+        watch(sum(1.0 if e.stop_reason else len(e.transitions) / settings.max_steps for e in episodes))
     clock.replaced += worlds.replaced - replaced
     return [_finish(episode, update) for episode in episodes]
 

@@ -12,6 +12,7 @@ import numpy as np
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
+from envrl.progress import Reporter
 from envrl.rollout.auxiliary import inverse_pairs, separate_state_pairs
 from envrl.rollout.formats import task_text, trim
 from envrl.rollout.prompts import find_format
@@ -64,7 +65,7 @@ def _with_noise(script: Script, chance: float, seed: int, imitated: list[bool]) 
 
 
 def collect(
-    config: Config, make_env: Callable[[], TextEnv], poll: Callable[[], None]
+    config: Config, make_env: Callable[[], TextEnv], poll: Callable[[], None], reporter: Reporter | None = None
 ) -> tuple[list[Demonstration], list[Demonstration]]:
     """Return (those to imitate, those held out), of different training games; only episodes that were won count.
 
@@ -79,14 +80,16 @@ def collect(
     held_tasks, rest = order[:held], order[held:]
     tries = [rest[i % len(rest)] for i in range(2 * wanted)] if len(rest) < 2 * wanted else rest
     found: tuple[list[Demonstration], list[Demonstration]] = ([], [])
-    for which, pool, target in ((1, held_tasks, held), (0, tries, wanted)):
-        for number, task in enumerate(pool):
-            if len(found[which]) == target:
-                break
-            poll()
-            demonstration = demonstrate(env, task, config, config.seed + number // max(len(rest), 1))
-            if demonstration.trajectory.success:
-                found[which].append(demonstration)
+    with (reporter or Reporter()).phase("demonstrations", held + wanted, unit="episodes") as phase:
+        for which, pool, target in ((1, held_tasks, held), (0, tries, wanted)):
+            for number, task in enumerate(pool):
+                if len(found[which]) == target:
+                    break
+                poll()
+                demonstration = demonstrate(env, task, config, config.seed + number // max(len(rest), 1))
+                if demonstration.trajectory.success:
+                    found[which].append(demonstration)
+                    phase.show(len(found[0]) + len(found[1]))
     if wanted and not found[0]:
         raise UserError(
             f"the demonstrator '{config.warm_start.demonstrator}' won none of {len(tries)} episodes; use another one"

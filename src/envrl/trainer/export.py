@@ -10,10 +10,11 @@ from envrl.eval.evaluate import Target, find_target
 from envrl.models.adapters import holds_adapter, merge_adapter
 from envrl.models.checkpoints import MANIFEST, files_below
 from envrl.models.load import load_policy, save_model
+from envrl.progress import Reporter
 from envrl.trainer.checkpoint import save_folder
 
 
-def export_model(target: str | Path, folder: Path) -> None:
+def export_model(target: str | Path, folder: Path, reporter: Reporter | None = None) -> None:
     """Write the model of a run (its latest checkpoint) or of a checkpoint into a new folder, which appears whole.
 
     Plain `from_pretrained` loads it. Raises `UserError` where there is no such model, or the folder cannot be made.
@@ -25,20 +26,24 @@ def export_model(target: str | Path, folder: Path) -> None:
         raise UserError(f"'{folder}' is there already; name a folder that is not")
     if not folder.parent.is_dir():
         raise UserError(f"'{folder}' cannot be made: there is no folder {folder.parent}")
+    reporter = reporter or Reporter()
     if holds_adapter(found.folder):
-        save_folder(folder, lambda aside: _merge(found, aside))
+        save_folder(folder, lambda aside: _merge(found, aside, reporter))
     else:
-        save_folder(folder, lambda aside: _copy(found.folder, aside))
+        save_folder(folder, lambda aside: _copy(found.folder, aside, reporter))
 
 
-def _merge(source: Target, target: Path) -> None:
-    model = load_policy(source.folder, source.config, "cpu")
-    merge_adapter(model.network)
-    save_model(model, target)
+def _merge(source: Target, target: Path, reporter: Reporter) -> None:
+    with reporter.phase("loading the model"):
+        model = load_policy(source.folder, source.config, "cpu")
+    with reporter.phase("merging the adapter"):
+        merge_adapter(model.network)
+    with reporter.phase("writing the model"):
+        save_model(model, target)
 
 
-def _copy(source: Path, target: Path) -> None:
-    for name, file in files_below(source).items():
+def _copy(source: Path, target: Path, reporter: Reporter) -> None:
+    for name, file in reporter.over(list(files_below(source).items()), "export", "files"):
         if name != MANIFEST and not name.startswith("state."):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target / name)

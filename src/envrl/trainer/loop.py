@@ -15,10 +15,11 @@ from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted, RunError
 from envrl.eval.record import action_rates
-from envrl.eval.split import env_maker, evaluate_split, form_of, training_settings, wording_of
+from envrl.eval.split import env_maker, evaluate_split, form_of, spread, training_settings, wording_of
 from envrl.models.copies import refresh, sampling_copy
 from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.runtime import peak_memory, prepare_torch, reset_peak_memory
+from envrl.progress import Reporter
 from envrl.rollout.crowd import Crowd
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock
@@ -26,7 +27,6 @@ from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_g
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
 from envrl.trainer.files import JsonLines
 from envrl.trainer.footprint import predicted_memory
-from envrl.trainer.progress import Reporter
 from envrl.trainer.signals import StopRequest, stop_on_signals
 from envrl.trainer.start import check_inputs, held_run, new_config, resumed_config
 from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, write_state
@@ -46,7 +46,8 @@ def train(config: Config, run: Path | str, resume: bool = False, reporter: Repor
     config = resumed_config(run, config) if resume else new_config(config)
     make_env = env_maker(config)
     prepare_torch(config.train.threads)
-    check_inputs(config, make_env, warm_start=not (run / FOLDER).exists())
+    with reporter.phase("checking the recipe"):
+        check_inputs(config, make_env, warm_start=not (run / FOLDER).exists())
     with held_run(run, config, make_env, resume), stop_on_signals() as stop:
         try:
             return Run(config, run, make_env, reporter, stop).go()
@@ -82,12 +83,13 @@ class Run:
                 hooks = Hooks(
                     self.stop.poll,
                     lambda done, total, figures: phase.show(done, _few(figures), total),
-                    self.reporter.say,
+                    self.reporter,
                 )
                 model = warm_start(self.config, self.folder, self.make_env, hooks)
             state = fresh_state(model, self.config)
         else:
-            state = read_state(latest, self.config)
+            with self.reporter.phase("loading the checkpoint"):
+                state = read_state(latest, self.config)
         self.metrics, self.evals = JsonLines(self.folder / "metrics.jsonl"), JsonLines(self.folder / "eval.jsonl")
         self.metrics.truncate(state.metrics_offset)
         self.evals.truncate(state.eval_offset)
@@ -146,19 +148,23 @@ class Run:
                 update=number,
                 clock=clock,
                 poll=self.stop.poll,
+                watch=lambda done: phase.show(part.start + done),
             )
 
-        drawn = self.crowd.play(len(episodes), play)
+        with self.reporter.phase("playing", len(episodes), unit="episodes") as phase:
+            drawn = self.crowd.play(len(episodes), play)
         trajectories = whole_groups(drawn, config.rollout.group_size)
         played = time.perf_counter()
         batch = build_batch(trajectories, config, self.wording, number)
         built = time.perf_counter()
-        figures = self.optimization.step(
-            batch.rows, aux_weights(config.objective, number, config.train.updates), number
-        )
+        weights = aux_weights(config.objective, number, config.train.updates)
+        with self.reporter.phase("learning"):
+            figures = self.optimization.step(batch.rows, weights, number)
         if number % config.train.trajectories_every == 0 and config.train.trajectories:
             shown = trajectories[: config.train.trajectories * config.rollout.group_size]
-            write_trajectories(self.folder, f"update-{number:06d}", number, shown, state.model, self.wording, config)
+            with self.reporter.phase("writing episodes down"):
+                name = f"update-{number:06d}"
+                write_trajectories(self.folder, name, number, shown, state.model, self.wording, config)
         record = self._record(state, number, trajectories) | batch.figures | figures
         record["train/token_mismatches"] = clock.mismatches
         if self.make_env.workers:
@@ -228,19 +234,21 @@ class Run:
         refresh(self.sampling, state.model)
         last = state.update in (0, self.config.train.updates)
         for split in self.config.eval.split:
-            episodes = 0 if last else self.config.eval.episodes
+            episodes = self.config.eval.final if last else self.config.eval.episodes
             record, played = evaluate_split(
                 *(state.model, self.make_env, split, self.config),
                 episodes=episodes,
                 sampling=self.sampling,
                 poll=self.stop.poll,
                 crowd=self.crowd,
+                reporter=self.reporter,
             )
             self.evals.append({"stage": "rl", "update": state.update, **record}, sync=True)
             if last and self.config.train.trajectories:
-                shown = played[: 2 * self.config.train.trajectories]
+                shown = spread(played, 2 * self.config.train.trajectories, lambda trajectory: trajectory.task.kind)
                 name = f"eval-{state.update:06d}-{split}"
-                write_trajectories(self.folder, name, state.update, shown, state.model, self.wording, self.config)
+                with self.reporter.phase("writing episodes down"):
+                    write_trajectories(self.folder, name, state.update, shown, state.model, self.wording, self.config)
             low, high = record["ci95"]
             self.reporter.say(
                 f"update {state.update}, {split}: success {record['success_rate']:.1%} "

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from envrl.models.forward import log_softmax_and_entropy
 from envrl.models.load import LanguageModel, build_model, load_policy, save_model
 from envrl.models.rows import states_of_rows
 from envrl.models.scores import logits_in_chunks
+from envrl.progress import Reporter
 from envrl.rollout.randomness import key_of
 from envrl.rollout.wording import Wording
 from envrl.samples.packing import pack
@@ -48,11 +49,11 @@ PARTIAL = "warm_start.partial"
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the stage tells the outside: `poll` may raise, `show` gets (done, total, figures), `say` a line."""
+    """What the stage tells the outside: `poll` may raise, `show` gets (done, total, figures)."""
 
     poll: Callable[[], None]
     show: Callable[[int, int, dict[str, float]], None]
-    say: Callable[[str], None] = lambda _: None
+    reporter: Reporter = field(default_factory=Reporter)
 
 
 def warm_start(config: Config, run: Path, make_env: Callable[[], TextEnv], hooks: Hooks) -> LanguageModel:
@@ -82,7 +83,7 @@ class _Stage:
 
     def __init__(self, config: Config, run: Path, make_env: Callable[[], TextEnv], hooks: Hooks) -> None:
         self.config, self.run_folder, self.make_env, self.hooks = config, run, make_env, hooks
-        self.training, self.held_out = collect(config, make_env, hooks.poll)
+        self.training, self.held_out = collect(config, make_env, hooks.poll, hooks.reporter)
         self.log = JsonLines(run / "warm_start.jsonl")
         self.best = math.inf
         self.waited = 0
@@ -108,7 +109,7 @@ class _Stage:
             raise UserError(f"all {wanted} demonstrations are {longer}: {either(ways, steps)}")
         if latest is None and not config.model.path:  # a model that was there already was looked at before the run
             check_room_of_run(self.model, make_env, config)
-        self.guard = Guard(self.model, self.optimizer, config.train.max_grad_norm, run, hooks.say)
+        self.guard = Guard(self.model, self.optimizer, config.train.max_grad_norm, run, hooks.reporter.say)
         self.guard.skips = self.skips
         self.steps_an_epoch = max(1, math.ceil(len(self.training) / config.warm_start.batch))
         self.steps = self.steps_an_epoch * config.warm_start.epochs if self.training else 0
@@ -136,7 +137,8 @@ class _Stage:
         fitting = [d for d in demonstrations if imitation_rows(d, self.wording, self.config) is not None]
         if len(fitting) < len(demonstrations):
             left_out = len(demonstrations) - len(fitting)
-            self.hooks.say(f"left out {left_out} demonstrations that are longer than the context of {context} tokens")
+            what = f"left out {left_out} demonstrations that are longer than the context of {context} tokens"
+            self.hooks.reporter.say(what)
         return fitting
 
     def run(self) -> None:
@@ -191,7 +193,9 @@ class _Stage:
         }
 
     def _measure(self) -> dict[str, float]:
-        measured = measure_imitation(self.model, self.wording, self.held_out or self.training[:64], self.config)
+        measured = measure_imitation(
+            self.model, self.wording, self.held_out or self.training[:64], self.config, self.hooks.reporter
+        )
         loss = measured["held_out/imitation"]
         if loss < self.best:
             self.best, self.waited = loss, 0
@@ -238,13 +242,18 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def measure_imitation(
-    model: LanguageModel, wording: Wording, demonstrations: Sequence[Demonstration], config: Config
+    model: LanguageModel,
+    wording: Wording,
+    demonstrations: Sequence[Demonstration],
+    config: Config,
+    reporter: Reporter | None = None,
 ) -> dict[str, float]:
     """Return the loss (nats a token), whole actions right, and entropy (nats a token) on demonstrations."""
     rows: list[Row] = [row for d in demonstrations for row in imitation_rows(d, wording, config) or ()]
     loss = entropy = 0.0
     tokens = right = actions = 0
-    for batch in pack(rows, config.train.micro_batch_tokens):
+    batches = pack(rows, config.train.micro_batch_tokens)
+    for batch in (reporter or Reporter()).over(batches, "held-out demonstrations", "passes"):
         states = states_of_rows(model.network, [row.token_ids for row in batch], model.codec.pad)
         for number, row in enumerate(batch):
             positions = torch.from_numpy(row.terms[0].positions_T.astype(np.int64)).to(model.device)
