@@ -27,6 +27,7 @@ from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_g
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
 from envrl.trainer.files import JsonLines
 from envrl.trainer.footprint import predicted_memory
+from envrl.trainer.shared_start import shared_evaluations
 from envrl.trainer.signals import StopRequest, stop_on_signals
 from envrl.trainer.start import check_inputs, held_run, new_config, resumed_config
 from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, write_state
@@ -233,7 +234,12 @@ class Run:
         self.evals.truncate(state.eval_offset)
         refresh(self.sampling, state.model)
         last = state.update in (0, self.config.train.updates)
+        known = shared_evaluations(self.config) if state.update == 0 else {}
         for split in self.config.eval.split:
+            if split in known:
+                self.evals.append(known[split], sync=True)
+                self._say_success(known[split], ", measured by the run that made the warm start")
+                continue
             episodes = self.config.eval.final if last else self.config.eval.episodes
             record, played = evaluate_split(
                 *(state.model, self.make_env, split, self.config),
@@ -249,12 +255,15 @@ class Run:
                 name = f"eval-{state.update:06d}-{split}"
                 with self.reporter.phase("writing episodes down"):
                     write_trajectories(self.folder, name, state.update, shown, state.model, self.wording, self.config)
-            low, high = record["ci95"]
-            self.reporter.say(
-                f"update {state.update}, {split}: success {record['success_rate']:.1%} "
-                f"(95 % interval {low:.1%} to {high:.1%}, {record['episodes']} games)"
-            )
+            self._say_success({"update": state.update, **record})
         state.eval_offset = self.evals.offset
+
+    def _say_success(self, record: dict[str, Any], how: str = "") -> None:
+        low, high = record["ci95"]
+        self.reporter.say(
+            f"update {record['update']}, {record['split']}: success {record['success_rate']:.1%} "
+            f"(95 % interval {low:.1%} to {high:.1%}, {record['episodes']} games{how})"
+        )
 
     def _save(self, state: RunState) -> Path:
         self.metrics.sync()
