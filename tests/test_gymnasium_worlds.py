@@ -13,6 +13,7 @@ from envrl.envs.adapters.gymnasium_world import GymnasiumWorld, SavableGymnasium
 from envrl.envs.adapters.seeded import SeededTasks
 from envrl.envs.adapters.sokoban_levels import make_level
 from envrl.envs.check import check_env
+from envrl.envs.vector import LocalWorlds, Start
 from envrl.errors import UserError
 from envrl.rollout.formats import task_text
 from envrl.rollout.runner import play_script
@@ -277,3 +278,35 @@ def test_a_missing_package_is_one_sentence(name: str, package: str, monkeypatch:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"'{name}' needs the package '{package}': pip install 'envrl\[{package}\]'"):
         envrl.make(name)
+
+
+def test_every_environment_is_closed_when_its_episode_is_over() -> None:
+    opened: list[Any] = []
+    closed: list[Any] = []
+
+    class Counted(gymnasium.Env[Any, Any]):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+            super().reset(seed=seed)
+            return "a hall", {}
+
+        def step(self, action: int) -> tuple[str, float, bool, bool, dict[str, Any]]:
+            return "a room", float(action), action == 1, False, {}
+
+        def close(self) -> None:
+            closed.append(self)
+
+    def open_env(task: Task) -> Any:
+        opened.append(Counted())
+        return opened[-1]
+
+    tasks = SeededTasks("counted", splits=(("train", 40),))
+    worlds = LocalWorlds(lambda: GymnasiumWorld(tasks, open_env, Wording({"wait": 0, "leave": 1})))
+    for update in range(3):
+        starts = [Start(slot, task, 0) for slot, task in enumerate(tasks.tasks("train")[: 12 - update])]
+        worlds.reset(starts)
+        assert len(opened) - len(closed) == 12 - update
+        worlds.step([(slot, "leave") for slot in range(6)])
+        assert len(opened) - len(closed) == 6 - update
+        worlds.finish()
+        assert len(opened) == len(closed)
+    assert (len(opened), opened) == (33, sorted(closed, key=opened.index))

@@ -22,8 +22,9 @@ from typing import Any
 import pytest
 
 from envrl.envs import make, nursery, register_env
-from envrl.envs.pool import LocalWorlds, ProcessPool, Start, VectorEnv, Worlds
+from envrl.envs.pool import ProcessPool, Worlds
 from envrl.envs.registry import maker
+from envrl.envs.vector import LocalWorlds, Start, VectorEnv
 from envrl.envs.wire import Inbox, pack
 from envrl.errors import RunError, UserError
 from envrl.types import Observation, Step, Task
@@ -361,7 +362,8 @@ class Undone:
 PARENT = """
 import os, signal, sys, threading, time
 from functools import partial
-from envrl.envs.pool import ProcessPool, Start
+from envrl.envs.pool import ProcessPool
+from envrl.envs.vector import Start
 from test_pool import TASKS, Counter
 
 pool = ProcessPool(partial(Counter, sys.argv[1]), 2, 60.0)

@@ -67,7 +67,9 @@ def test_what_is_over_soon_says_nothing_and_the_rest_speaks_by_itself(
 
 def test_a_terminal_shows_the_phases_below_each_other() -> None:
     reporter, written = Reporter(), io.StringIO()
-    reporter.console = Console(file=written, force_terminal=True, width=110, highlight=False, _environ={"TERM": "xterm"})
+    reporter.console = Console(
+        file=written, force_terminal=True, width=110, highlight=False, _environ={"TERM": "xterm"}
+    )
     with reporter.phase("update", 2):
         for _ in reporter.over(range(3), "evaluation of valid_seen", "episodes"):
             reporter.say("[a line] between")

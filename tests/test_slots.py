@@ -21,9 +21,9 @@ from envrl.models.load import LanguageModel, build_model
 from envrl.rollout import sampler as module
 from envrl.rollout.marks import MarksWording
 from envrl.rollout.runner import play_model
-from envrl.rollout.seats import SET_ASIDE, Clock, PlaySettings
+from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.wording import Form, Told
-from envrl.types import Observation, Step, Task, Trajectory
+from envrl.types import SET_ASIDE, Observation, Step, Task, Trajectory
 from frail import Frail
 
 STEPS = 6

@@ -134,13 +134,16 @@ class Segment:
     """The tokens that the world gave as its answer to a step of this segment, where they stand in it."""
 
 
+SET_ASIDE = "set aside"
+"""Why an episode stopped whose world failed again and again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """One episode, recorded once: nothing is ever re-tokenised from it.
 
     `stop_reason` is "done" (the world ended it), "max_steps", "context" (the model's context was full), or "set aside"
-    (the world failed again and again in its worker process);
-    `policy_version` is the update that it was played for.
+    (the world failed again and again); `policy_version` is the update that it was played for.
     """
 
     task: Task

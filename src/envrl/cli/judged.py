@@ -84,11 +84,13 @@ def _needs(config: Config) -> Iterator[Finding]:
 
 
 def _world(config: Config, section: str) -> Finding:
+    from envrl.envs.answers import listed_tasks, opened
     from envrl.eval.split import env_maker
 
     try:
-        env = env_maker(config)()
-        counts = {name: len(env.tasks(name)) for name in dict.fromkeys((config.env.split, *config.eval.split))}
+        names = dict.fromkeys((config.env.split, *config.eval.split))
+        with opened(env_maker(config)()) as env:
+            counts = {name: len(listed_tasks(env, name, config.env.name)) for name in names}
     except UserError as error:
         return Finding(section, f"world {config.env.name}", False, str(error))
     empty = [name for name, count in counts.items() if not count]

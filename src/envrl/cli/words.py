@@ -26,6 +26,8 @@ def evaluation_lines(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {kind:<{width}}  {success(part)} of {part['episodes']}")
     turns = [f"{record['turns']:.1f} turns an episode"] if "turns" in record else []
     lines.append("  " + "; ".join([*turns, *_percentages(record, _RATES)]))
+    if record.get("set_aside"):
+        lines.append(f"  set aside and counted as lost, since their world failed: {record['set_aside']}")
     if "requests" in record:
         lines += _request_lines(record)
     if record.get("free/episodes"):

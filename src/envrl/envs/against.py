@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from envrl.envs.answers import answer, first_observation, listed_tasks, what_happened
 from envrl.envs.check import ODD_COMMANDS, STEPS, spread
 from envrl.envs.protocol import TextEnv
 from envrl.envs.registry import make
@@ -81,8 +82,8 @@ def compare_envs(
     options = {"data": data} if data else {}
     names = tuple(env if isinstance(env, str) else type(env).__name__ for env in (first, second))
     one, other = (make(env, **options) if isinstance(env, str) else env for env in (first, second))
-    listed = one.tasks(split)
-    ids, others = {task.id for task in listed}, {task.id for task in other.tasks(split)}
+    listed = listed_tasks(one, split, names[0])
+    ids, others = {task.id for task in listed}, {task.id for task in listed_tasks(other, split, names[1])}
     if ids != others or not ids:
         raise UserError(
             f"'{names[0]}' and '{names[1]}' cannot be compared on split '{split}': they list {len(ids)} and "
@@ -98,14 +99,14 @@ def _play(
     one: TextEnv, other: TextEnv, task: Task, generator: random.Random, steps: int
 ) -> tuple[int, Difference | None]:
     """Play one game in both worlds up to their first difference, and return how many steps that took."""
-    answers = [_answer(partial(env.reset, task, seed=task.seed)) for env in (one, other)]
+    answers = [_answer(partial(first_observation, env, task, task.seed)) for env in (one, other)]
     difference = _difference(task, 0, "", *answers)
     commands = _Commands(_walkthrough(one, task), generator)
     step, left = 0, steps
     while difference is None and left > 0 and not isinstance(answers[0], str):
         command = commands.after(answers[0])
         step += 1
-        answers = [_answer(partial(env.step, command)) for env in (one, other)]
+        answers = [_answer(partial(answer, env, command)) for env in (one, other)]
         difference = _difference(task, step, command, *answers)
         ended = isinstance(answers[0], Step) and answers[0].done
         left = min(left - 1, _AFTER_THE_END) if ended else left - 1
@@ -126,9 +127,9 @@ class _Commands:
         self._planned = list(walkthrough[: None if whole else generator.randint(0, len(walkthrough))])
         self._met: dict[str, None] = {}
 
-    def after(self, answer: Observation | Step) -> str:
+    def after(self, said: Observation | Step) -> str:
         """Return the next command, given what the first world just said."""
-        observation = answer if isinstance(answer, Observation) else answer.observation
+        observation = said if isinstance(said, Observation) else said.observation
         offered = observation.admissible or ()
         self._met |= dict.fromkeys(offered)
         draw = self._generator.random()
@@ -152,11 +153,11 @@ def _answer(call: Callable[[], Observation | Step]) -> _Answer:
     try:
         return call()
     except Exception as error:  # what a world raises is a difference, unless the other raises the same
-        return f"raised {type(error).__name__}: {error}"
+        return what_happened(error).removeprefix("it ")
 
 
 def _difference(task: Task, step: int, command: str, first: _Answer, second: _Answer) -> Difference | None:
-    fields = [_fields(answer) for answer in (first, second)]
+    fields = [_fields(said) for said in (first, second)]
     for name in _FIELDS:
         one, other = (values.get(name) for values in fields)
         if one != other:

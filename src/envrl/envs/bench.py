@@ -7,6 +7,7 @@ import statistics
 import time
 from typing import Any
 
+from envrl.envs.answers import opened
 from envrl.envs.protocol import SavableEnv, TextEnv, draw_command
 from envrl.envs.registry import make
 from envrl.errors import UserError
@@ -31,22 +32,22 @@ def bench_env(
     """
     if not seconds > 0:
         raise UserError(f"a benchmark needs more than 0 seconds, not {seconds}")
-    env = make(name, **({"data": data} if data else {}))
-    began = time.perf_counter()
-    split, tasks = _tasks(env, games)
-    listing = time.perf_counter() - began
-    loads = _loads(env, tasks, seed)
-    tasks = tasks[: len(loads)]
-    play = _play(env, tasks, seconds, seed)
-    return {
-        "env": name,
-        "split": split,
-        "games": len(tasks),
-        **play,
-        "list_ms": round(listing * 1e3, 3),
-        "load_ms": round(statistics.median(loads) * 1e3, 4),
-        **_saving(env, tasks[0], seed),
-    }
+    with opened(make(name, **({"data": data} if data else {}))) as env:
+        began = time.perf_counter()
+        split, tasks = _tasks(env, games)
+        listing = time.perf_counter() - began
+        loads = _loads(env, tasks, seed)
+        tasks = tasks[: len(loads)]
+        play = _play(env, tasks, seconds, seed)
+        return {
+            "env": name,
+            "split": split,
+            "games": len(tasks),
+            **play,
+            "list_ms": round(listing * 1e3, 3),
+            "load_ms": round(statistics.median(loads) * 1e3, 4),
+            **_saving(env, tasks[0], seed),
+        }
 
 
 def _tasks(env: TextEnv, games: int) -> tuple[str, list[Task]]:

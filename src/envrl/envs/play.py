@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import TextIO
 
+from envrl.envs.answers import answer, first_observation, listed_tasks, opened, what_happened
 from envrl.envs.protocol import TextEnv
 from envrl.envs.registry import make
-from envrl.errors import UserError
+from envrl.errors import RunError, UserError
 from envrl.types import Observation, Task
 
 _INTRODUCTION = (
@@ -31,10 +33,24 @@ def play(
     `env` is a world or the name of one. The game ends when the task is done, with `quit`, or with the input. Raises
     `UserError` for an unknown world, split or index, or missing data.
     """
-    world = make(env, **({"data": data} if data else {})) if isinstance(env, str) else env
-    task = _task(world, split, index) if task is None else task
-    source, screen = input or sys.stdin, output or sys.stdout
-    observation = world.reset(task)
+    name = env if isinstance(env, str) else type(env).__name__
+    own = make(env, **({"data": data} if data else {})) if isinstance(env, str) else None
+    with opened(own) if own is not None else nullcontext(env) as world:
+        assert not isinstance(world, str)
+        task = _task(world, split, index, name) if task is None else task
+        try:
+            return _play(world, task, input or sys.stdin, output or sys.stdout)
+        except (OSError, UserError):
+            raise
+        except Exception as error:  # a world may raise anything
+            raise RunError(
+                f"the world '{name}' failed in the task '{task.id}': {what_happened(error)}; 'envrl check-env {name}' "
+                "tests a world"
+            ) from error
+
+
+def _play(world: TextEnv, task: Task, source: TextIO, screen: TextIO) -> bool:
+    observation = first_observation(world, task, 0)
     screen.write(f"{_INTRODUCTION}\n{observation.text}\n")
     steps = 0
     while True:
@@ -54,7 +70,7 @@ def play(
             continue
         if command != words:
             screen.write(f"({command})\n")
-        step = world.step(command)
+        step = answer(world, command)
         steps += 1
         observation = step.observation
         screen.write(f"{observation.text}\n")
@@ -64,8 +80,8 @@ def play(
             return step.success
 
 
-def _task(env: TextEnv, split: str, index: int) -> Task:
-    tasks = env.tasks(split)
+def _task(env: TextEnv, split: str, index: int, name: str) -> Task:
+    tasks = listed_tasks(env, split, name)
     if not 0 <= index < len(tasks):
         raise UserError(f"split '{split}' has tasks 0 to {len(tasks) - 1}, not {index}")
     return tasks[index]

@@ -1,4 +1,4 @@
-"""Many episodes at once, each in its slot: in this process for fast worlds, in worker processes for slow ones.
+"""Episodes in worker processes, for slow worlds; and where a recipe's episodes are played, there or in this process.
 
 A worker that dies, hangs or answers rubbish is killed and replaced, and its episodes are played again from the same
 task and seed with the same commands. Worlds are deterministic, so the answers must be the same again, and nothing that
@@ -9,78 +9,23 @@ from __future__ import annotations
 
 import os
 import pickle
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
 
+from envrl.envs.answers import opened
 from envrl.envs.nursery import Nursery
 from envrl.envs.process import Lost, WorkerProcess, wait
 from envrl.envs.protocol import TextEnv
+from envrl.envs.vector import OTHERWISE, Episode, LocalWorlds, Start, VectorEnv, put_aside, same_answer
 from envrl.envs.wire import Answer, Call, Failure
 from envrl.envs.worker import is_answer
 from envrl.errors import RunError, UserError
-from envrl.types import Observation, Step, Task
+from envrl.types import Observation, Step
 
 ATTEMPTS = 3
 """Failures of one call in a row after which its task is set aside, or of a worker's start after which none is tried."""
-
-
-class Start(NamedTuple):
-    """A task to be started in a slot."""
-
-    slot: int
-    task: Task
-    seed: int
-
-
-class VectorEnv(Protocol):
-    """Many episodes, each in its slot; what they answer does not depend on how they are played.
-
-    None stands for an episode whose task was set aside, since its world failed again and again.
-    """
-
-    replaced: int
-    """Workers that were replaced."""
-
-    def reset(self, starts: Sequence[Start]) -> list[Observation | None]:
-        """Start tasks, each in a slot of its own, and return their first observations; what was there is given up."""
-        ...
-
-    def step(self, commands: Sequence[tuple[int, str]]) -> list[Step | None]:
-        """Carry out one command in each of the given slots."""
-        ...
-
-
-class LocalWorlds:
-    """Episodes in this process, one world each."""
-
-    replaced = 0
-
-    def __init__(self, make_env: Callable[[], TextEnv]) -> None:
-        self._make_env = make_env
-        self._envs: dict[int, TextEnv] = {}
-
-    def reset(self, starts: Sequence[Start]) -> list[Observation | None]:
-        self._envs |= {start.slot: self._make_env() for start in starts}
-        return [self._envs[start.slot].reset(start.task, seed=start.seed) for start in starts]
-
-    def step(self, commands: Sequence[tuple[int, str]]) -> list[Step | None]:
-        return [self._envs[slot].step(command) for slot, command in commands]
-
-
-@dataclass(slots=True)
-class _Episode:
-    """What was said in a slot since its task was started, from which the episode can be played again."""
-
-    task: Task
-    seed: int
-    commands: list[str] = field(default_factory=list)
-    answers: list[Observation | Step] = field(default_factory=list)
-    lost: bool = True
-    failures: int = 0
 
 
 @dataclass(slots=True)
@@ -120,16 +65,15 @@ class ProcessPool:
         self._timeout = timeout
         self._nursery = Nursery()
         self._workers = [_Worker() for _ in range(workers)]
-        self._episodes: dict[int, _Episode] = {}
+        self._episodes: dict[int, Episode] = {}
         self._calls = 0
         self.replaced = 0
         self.set_aside: dict[str, str] = {}
-        """The ids of tasks that are no longer tried, and what happened at the last attempt."""
 
     def reset(self, starts: Sequence[Start]) -> list[Observation | None]:
         """Start tasks; see `VectorEnv`."""
         for start in starts:
-            self._episodes[start.slot] = _Episode(start.task, start.seed)
+            self._episodes[start.slot] = Episode(start.task, start.seed)
         self._carry_out((start.slot, None) for start in starts)
         answers = [self._last(start.slot) for start in starts]
         return [answer if isinstance(answer, Observation) else None for answer in answers]
@@ -139,6 +83,10 @@ class ProcessPool:
         self._carry_out(commands)
         answers = [self._last(slot) for slot, _ in commands]
         return [answer if isinstance(answer, Step) else None for answer in answers]
+
+    def finish(self) -> None:
+        """Forget the episodes; the workers stay, and a world of theirs is closed with its next task, or with them."""
+        self._episodes.clear()
 
     def pids(self) -> list[int]:
         """Return the process ids of the workers that have been started."""
@@ -225,8 +173,8 @@ class ProcessPool:
             raise Lost(value.what)
         assert value is not None
         if job.received < job.known:
-            if not _same(value, episode.answers[job.received]):
-                raise Lost("it answered otherwise when the episode was played again")
+            if not same_answer(value, episode.answers[job.received]):
+                raise Lost(OTHERWISE)
         else:
             episode.answers.append(value)
         job.received += 1
@@ -245,15 +193,9 @@ class ProcessPool:
             episode = self._episodes[worker.jobs[0].call.slot]
             episode.failures += 1
             if episode.failures >= ATTEMPTS:
-                self._set_aside(episode.task, reason)
+                put_aside(self.set_aside, episode.task, ATTEMPTS, reason)
         self._replace(worker)
         self._send(worker, worker.jobs)
-
-    def _set_aside(self, task: Task, reason: str) -> None:
-        if task.id in self.set_aside:
-            return
-        self.set_aside[task.id] = reason
-        warnings.warn(f"set aside the task '{task.id}': its world failed {ATTEMPTS} times, {reason}", stacklevel=2)
 
     def _replace(self, worker: _Worker) -> None:
         """End a worker, and make its jobs anew: those of tasks that are set aside are dropped."""
@@ -271,23 +213,12 @@ class ProcessPool:
                 episode.lost = True
 
 
-def _same(one: Observation | Step, other: Observation | Step) -> bool:
-    """Return whether two answers say the same; `info` may hold anything, and is not compared."""
-    if isinstance(one, Observation) or isinstance(other, Observation):
-        return isinstance(one, Observation) and isinstance(other, Observation) and _said(one) == _said(other)
-    ends = (one.reward, one.done, one.success), (other.reward, other.done, other.success)
-    return ends[0] == ends[1] and _said(one.observation) == _said(other.observation)
-
-
-def _said(observation: Observation) -> tuple[str, tuple[str, ...] | None]:
-    return observation.text, observation.admissible
-
-
 class Worlds:
     """How a recipe's world is made: one by calling this, many at once by `vector`."""
 
     def __init__(self, make_env: Callable[[], TextEnv], workers: int = 0, timeout: float = 60.0) -> None:
         self._make_env, self._wanted, self._timeout = make_env, workers, timeout
+        self._here: LocalWorlds | None = None
         self._pool: ProcessPool | None = None
 
     def __call__(self) -> TextEnv:
@@ -299,12 +230,14 @@ class Worlds:
         """The number of worker processes, 0 where none are used; below 0 was asked for: a core each if it is slow."""
         if self._wanted >= 0:
             return self._wanted
-        return _cores() if getattr(self._make_env(), "slow", False) else 0
+        with opened(self._make_env()) as env:
+            return _cores() if getattr(env, "slow", False) else 0
 
     def vector(self) -> VectorEnv:
         """Return a place to play many episodes: this process, or the one pool of worker processes, begun at need."""
         if not self.workers:
-            return LocalWorlds(self._make_env)
+            self._here = self._here or LocalWorlds(self._make_env)
+            return self._here
         if self._pool is None:
             self._pool = ProcessPool(self._make_env, self.workers, self._timeout)
         return self._pool

@@ -14,7 +14,8 @@ class TextEnv(Protocol):
     """A text world that plays one task at a time.
 
     Constructing it is cheap: nothing is read until it is needed. `step` never ends an episode for its length; that
-    limit is the rollout's. A command that means nothing is answered in text, never by an exception.
+    limit is the rollout's. A command that means nothing is answered in text, never by an exception. A `close()`, where
+    there is one, is called when the world is not needed any more: at the end of an episode, mostly.
     """
 
     def tasks(self, split: str) -> Sequence[Task]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
-from functools import partial
-from importlib.metadata import entry_points
+from functools import cache, partial
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from envrl.envs.protocol import TextEnv
@@ -29,6 +29,10 @@ _BUILT_IN = {
 _REGISTERED: dict[str, EnvFactory] = {}
 
 
+class CannotMake(UserError):
+    """A world could not be made, though its name and options are known; in the midst of a run this may pass."""
+
+
 def register_env(name: str, factory: EnvFactory) -> None:
     """Make `factory(**options)` available as the world `name`; raises `UserError` where the name is taken."""
     if name in _BUILT_IN or _REGISTERED.get(name, factory) is not factory:
@@ -38,8 +42,7 @@ def register_env(name: str, factory: EnvFactory) -> None:
 
 def env_names() -> list[str]:
     """Return the names of all worlds that `make` knows, sorted."""
-    plugins = [point.name for point in entry_points(group="envrl.envs")]
-    return sorted({*_BUILT_IN, *_REGISTERED, *plugins})
+    return sorted({*_BUILT_IN, *_REGISTERED, *_plugins()})
 
 
 def make(name: str, **options: Any) -> TextEnv:
@@ -60,25 +63,45 @@ def maker(name: str, **options: Any) -> Callable[[], TextEnv]:
     return partial(make, name, **options) if factory is None else partial(_made, factory, name, options)
 
 
+@cache
+def _plugins() -> dict[str, EntryPoint]:
+    """Return the worlds of installed packages by name; looked up once, since that reads every package's metadata."""
+    return {point.name: point for point in entry_points(group="envrl.envs")}
+
+
 def _factory(name: str) -> EnvFactory:
-    factory = _REGISTERED.get(name)
-    if factory is None and name in _BUILT_IN:
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
-        factory = getattr(importlib.import_module(module), attribute)
-    if factory is None:
-        for point in entry_points(group="envrl.envs", name=name):
-            factory = point.load()
-    if factory is None:
+        return getattr(importlib.import_module(module), attribute)
+    if name not in _plugins():
+        _plugins.cache_clear()  # it may have been installed since
+    if name not in _plugins():
         raise UserError(f"unknown world '{name}'{suggest(name, env_names())}")
-    return factory
+    return _loaded(name)
+
+
+@cache
+def _loaded(name: str) -> EnvFactory:
+    point = _plugins()[name]
+    try:
+        return point.load()
+    except Exception as error:  # a package may raise anything while it is imported
+        raise CannotMake(
+            f"the world '{name}' is '{point.value}', which cannot be imported ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _made(factory: EnvFactory, name: str, options: dict[str, Any]) -> TextEnv:
     try:
         return factory(**options)
-    except TypeError as error:
-        if not re.search("unexpected keyword argument|takes no arguments", str(error)):
-            raise
+    except UserError:
+        raise
+    except Exception as error:  # a world may raise anything
+        told = re.search("unexpected keyword argument|takes no arguments", str(error))
+        if not isinstance(error, TypeError) or not told:
+            raise CannotMake(f"the world '{name}' cannot be made ({type(error).__name__}: {error})"[:400]) from error
         named = re.search(r"argument '(\w+)'", str(error))
         what = f"the option '{named[1]}'" if named else f"options ({', '.join(options)})"
         raise UserError(f"the world '{name}' does not take {what}") from error

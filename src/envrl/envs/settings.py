@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from envrl.envs.answers import answer, first_observation
 from envrl.envs.household.draws import Draws
 from envrl.envs.protocol import HasSubgoals, SavableEnv, TextEnv
 from envrl.errors import UserError
@@ -89,8 +90,8 @@ class _Moment(NamedTuple):
 def with_settings(env: TextEnv, settings: WorldSettings) -> TextEnv:
     """Return the world with the settings applied: itself where they change nothing.
 
-    The result has `save` and `load`, `walkthrough`, `expert`, `subgoals` and `fingerprint` where `env` has them. Its
-    expert sees what the world itself says; its walkthrough repeats what fails, for episodes reset with `task.seed`.
+    The result has `save` and `load`, `walkthrough`, `expert`, `subgoals`, `fingerprint` and `close` where `env` does.
+    Its expert sees what the world itself says; its walkthrough repeats what fails, for episodes reset with `task.seed`.
     Raises `UserError` for settings out of range, and where sub-goals are to be paid in a world that names none.
     """
     if settings == WorldSettings():
@@ -119,7 +120,7 @@ class SetWorld:
     def __init__(self, inner: TextEnv, settings: WorldSettings) -> None:
         self.inner, self.settings = inner, settings
         self._now: _Moment | None = None
-        for name in ("subgoals", "fingerprint", "slow"):
+        for name in ("subgoals", "fingerprint", "slow", "close"):
             if hasattr(inner, name):
                 setattr(self, name, getattr(inner, name))
         # Set on the instance, so that a world that offers none of them is not taken for one that does.
@@ -134,7 +135,7 @@ class SetWorld:
         return self.inner.tasks(split)
 
     def reset(self, task: Task, seed: int = 0) -> Observation:
-        plain = self.inner.reset(task, seed)
+        plain = first_observation(self.inner, task, seed)
         self._now = _Moment(task, seed, 0, plain, False, self._reached())
         return self._shown(plain, self._now)
 
@@ -148,7 +149,7 @@ class SetWorld:
             self._now = now = now._replace(turn=turn)
             plain = replace(now.plain, text=FAILED)
             return Step(self._shown(plain, now, failed=True), -self.settings.step_cost, False, False)
-        step = self.inner.step(action)
+        step = answer(self.inner, action)
         reached = now.reached | self._reached()
         pay = self.settings.subgoal_reward * len(reached - now.reached)
         self._now = now._replace(turn=turn, plain=step.observation, done=step.done, reached=reached)

@@ -12,7 +12,9 @@ import threading
 from collections.abc import Callable, Iterator
 from numbers import Real
 
+from envrl.envs.answers import answer, first_observation, what_happened
 from envrl.envs.protocol import TextEnv
+from envrl.envs.registry import CannotMake
 from envrl.envs.wire import READY, Answer, Call, Failure, Hello, Inbox, pack
 from envrl.errors import UserError
 from envrl.types import Observation, Step
@@ -63,15 +65,15 @@ def _answers(envs: dict[int, TextEnv], make_env: Callable[[], TextEnv], call: Ca
         if call.task is not None:
             if call.slot not in envs:
                 envs[call.slot] = make_env()
-            yield Answer(call.number, item, envs[call.slot].reset(call.task, seed=call.seed))
+            yield Answer(call.number, item, first_observation(envs[call.slot], call.task, call.seed))
             item += 1
         for command in call.commands:
-            yield Answer(call.number, item, envs[call.slot].step(command))
+            yield Answer(call.number, item, answer(envs[call.slot], command))
             item += 1
     except UserError as error:
-        yield Answer(call.number, item, Failure(str(error), mistake=True))
+        yield Answer(call.number, item, Failure(str(error), mistake=not isinstance(error, CannotMake)))
     except Exception as error:  # a world may raise anything; the pool decides what becomes of the episode
-        yield Answer(call.number, item, Failure(f"it raised {type(error).__name__}: {error}"[:300], mistake=False))
+        yield Answer(call.number, item, Failure(what_happened(error), mistake=False))
 
 
 def is_answer(message: object, number: int, item: int, starts: bool) -> bool:

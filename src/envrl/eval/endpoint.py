@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from envrl.config.schema import Config
+from envrl.envs.answers import opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.eval.client import Endpoint, check_endpoint, connected
@@ -49,7 +50,8 @@ def evaluate_endpoint(
         raise UserError(f"history must be at least 0, not {history}")
     check_endpoint(endpoint)
     make_env = env_maker(config)
-    check_splits(make_env(), config, episodes)
+    with opened(make_env()) as world:
+        check_splits(world, config, episodes)
     chat = ChatSettings(form, config.env.max_steps, history, show_admissible, config.eval.seed)
     played = {
         "agent": endpoint.model,
@@ -84,7 +86,8 @@ def _play_split(
     reporter: Reporter,
 ) -> dict[str, Any]:
     began, tally = time.perf_counter(), Tally()
-    chosen = chosen_tasks(make_env(), split, config, episodes)
+    with opened(make_env()) as world:
+        chosen = chosen_tasks(world, split, config, episodes)
     played: list[Trajectory] = []
     with reporter.phase(f"evaluation of {split}", len(chosen), unit="episodes") as phase:
         for part in batches(len(chosen), BATCH):

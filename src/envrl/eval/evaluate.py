@@ -10,6 +10,7 @@ from typing import Any
 from envrl.config.check import check_format, check_world
 from envrl.config.load import load_recipe, override
 from envrl.config.schema import Config, EnvConfig
+from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
 from envrl.envs.settings import WorldSettings
 from envrl.errors import UserError, suggest
@@ -79,10 +80,10 @@ def evaluate(
         raise UserError(f"temperature and actions mean nothing to the script '{found.script}'; leave them out")
     _check_measured(found, config, free, probe)
     make_env = env_maker(config)
-    world = make_env()
-    check_splits(world, config, episodes)
-    if found.run:
-        warn_of_other_data(found.run, config.env.name, world, config.eval.split)
+    with opened(make_env()) as world:
+        check_splits(world, config, episodes)
+        if found.run:
+            warn_of_other_data(found.run, config.env.name, world, config.eval.split)
     prepare_torch(config.train.threads)
     reporter = reporter or Reporter()
     with reporter.phase("loading the model"):
@@ -124,7 +125,7 @@ def check_splits(world: TextEnv, config: Config, episodes: int | None) -> None:
     if episodes is not None and episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}; leave it out for whole splits")
     for name in config.eval.split:
-        if not world.tasks(name):
+        if not listed_tasks(world, name, config.env.name):
             raise UserError(f"the split '{name}' of the world '{config.env.name}' is empty; there is nothing to play")
 
 
@@ -201,8 +202,8 @@ def _check_room(
     model: LanguageModel, make_env: Callable[[], TextEnv], config: Config, episodes: int, *, bare: bool
 ) -> None:
     """Raise `UserError` where no episode can begin; `bare`: of a chat model that is no run's."""
-    world = make_env()
-    tasks = {name: [task for task, _ in chosen_tasks(world, name, config, episodes)] for name in config.eval.split}
+    with opened(make_env()) as world:
+        tasks = {name: [task for task, _ in chosen_tasks(world, name, config, episodes)] for name in config.eval.split}
     if bare:
         less = ["leave the commands out (show_admissible)"] * config.rollout.show_admissible
         check_room(model, make_env, tasks, config, [*less, "take a model with a longer context"], "lower max_tokens")

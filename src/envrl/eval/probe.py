@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -18,7 +19,7 @@ from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.randomness import key_of
-from envrl.rollout.runner import play_script
+from envrl.rollout.runner import attempt_script
 from envrl.rollout.scripts import HasExpert, make_script
 from envrl.rollout.wording import Pair, Wording
 from envrl.types import Task, Trajectory, Transition
@@ -43,7 +44,7 @@ def probe_episodes(env: TextEnv, tasks: Sequence[Task], count: int, max_steps: i
     order = sorted(tasks, key=lambda task: key_of(seed, "probe", task.id))[:count]
     scripts = ("expert", "random") if isinstance(env, HasExpert) else ("random",)
     return [
-        play_script(env, task, make_script(scripts[i % len(scripts)], env, task, seed), max_steps)
+        attempt_script(env, task, partial(make_script, scripts[i % len(scripts)], env, task, seed), max_steps)
         for i, task in enumerate(order)
     ]
 

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from envrl.errors import RunError
 from envrl.statistics import deviation, mean_interval, wilson
-from envrl.types import Trajectory
+from envrl.types import SET_ASIDE, Trajectory
+
+
+def check_played(trajectories: Sequence[Trajectory], world: str, split: str, set_aside: Mapping[str, str]) -> None:
+    """Raise `RunError` where the world failed in every episode, of which nothing can be said then.
+
+    `set_aside` holds what happened, by the task's id.
+    """
+    if trajectories and all(trajectory.stop_reason == SET_ASIDE for trajectory in trajectories):
+        task = trajectories[-1].task.id
+        raise RunError(
+            f"the world '{world}' failed in all {len(trajectories)} games of the split '{split}': in '{task}', "
+            f"{set_aside.get(task, 'as was said')}; 'envrl check-env {world}' tests a world"
+        )
 
 
 def success_summary(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
@@ -35,9 +49,11 @@ def summarize(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     count = max(len(trajectories), 1)
     scores = [trajectory.total_reward for trajectory in trajectories]
     score, spread = sum(scores) / count, deviation(scores)
+    aside = sum(trajectory.stop_reason == SET_ASIDE for trajectory in trajectories)
     kinds = sorted({trajectory.task.kind for trajectory in trajectories})
     return {
         **success_summary(trajectories),
+        **({"set_aside": aside} if aside else {}),
         "score": score,
         "score_sd": spread,
         "score_ci95": list(mean_interval(score, spread, count)),

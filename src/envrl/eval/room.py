@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from envrl.config.schema import Config
-from envrl.envs.pool import Start, vector_of
+from envrl.envs.answers import listed_tasks, opened
+from envrl.envs.pool import vector_of
 from envrl.envs.protocol import TextEnv
+from envrl.envs.vector import Start
 from envrl.errors import UserError
 from envrl.eval.split import form_of, play_settings, wording_of
 from envrl.models.load import LanguageModel
@@ -63,8 +65,9 @@ def check_room(
 
 def check_room_of_run(model: LanguageModel, make_env: Callable[[], TextEnv], config: Config) -> None:
     """Raise `UserError` where a run with this model could not begin an episode of one of its splits."""
-    env = make_env()
-    splits = {name: env.tasks(name) for name in (config.env.split, *config.eval.split)}
+    with opened(make_env()) as env:
+        names = (config.env.split, *config.eval.split)
+        splits = {name: listed_tasks(env, name, config.env.name) for name in names}
     less = ["set rollout.show_admissible = false"] * config.rollout.show_admissible
     check_room(model, make_env, splits, config, [*less, longer_context(config)], "lower rollout.response_tokens")
 
@@ -87,11 +90,14 @@ def _needs(
     form = replace(form_of(config), prompt_tokens=0)
     wording, settings = wording_of(model, form, context=sys.maxsize), play_settings(config, 0.0)
     commands, worlds = Commands(model.codec, wording), vector_of(make_env)
-    for place in range(0, len(tasks), max(1, len(tasks) // SAMPLE))[:SAMPLE]:
-        (observation,) = worlds.reset([Start(0, tasks[place], tasks[place].seed)])
-        if observation is None:
-            continue
-        room = room_for(observation, commands, settings)
-        prompt = wording.prompt((), observation, Told(), room)
-        assert prompt is not None
-        yield _Need(len(prompt.ids), room)
+    try:
+        for place in range(0, len(tasks), max(1, len(tasks) // SAMPLE))[:SAMPLE]:
+            (observation,) = worlds.reset([Start(0, tasks[place], tasks[place].seed)])
+            if observation is None:
+                continue
+            room = room_for(observation, commands, settings)
+            prompt = wording.prompt((), observation, Told(), room)
+            assert prompt is not None
+            yield _Need(len(prompt.ids), room)
+    finally:
+        worlds.finish()

@@ -6,17 +6,19 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
 from envrl.config.schema import Config, EnvConfig
-from envrl.envs.pool import Worlds
+from envrl.envs.answers import listed_tasks, opened
+from envrl.envs.pool import Worlds, vector_of
 from envrl.envs.protocol import TextEnv
 from envrl.envs.registry import maker
 from envrl.envs.settings import WorldSettings, set_maker
 from envrl.eval.probe import probe, probe_episodes
-from envrl.eval.record import action_rates, success_summary, summarize
+from envrl.eval.record import action_rates, check_played, success_summary, summarize
 from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
 from envrl.models.template import ChatTemplate, stops_of
@@ -25,7 +27,7 @@ from envrl.rollout.chats import ChatWording
 from envrl.rollout.crowd import Crowd
 from envrl.rollout.marks import MarksWording
 from envrl.rollout.randomness import key_of
-from envrl.rollout.runner import play_model, play_script
+from envrl.rollout.runner import attempt_script, play_model
 from envrl.rollout.scripts import make_script
 from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.wording import MARKS, Form, Wording
@@ -46,7 +48,7 @@ def chosen_tasks(env: TextEnv, split: str, config: Config, episodes: int) -> lis
     The draws of `eval.protocol = "published"` are a function of (split, `eval.seed`); a task drawn again is played by a
     further member, with other dice.
     """
-    tasks = list(env.tasks(split))
+    tasks = list(listed_tasks(env, split, config.env.name))
     if config.eval.protocol == "whole":
         return [(task, 0) for task in spread(tasks, episodes, lambda task: task.kind)]
     generator = np.random.Generator(np.random.PCG64(key_of(config.eval.seed, "draws", split)))
@@ -164,9 +166,12 @@ def evaluate_split(
     """
     player = sampling or sampling_copy(model, config.rollout.precision)
     began, clock, reporter = time.perf_counter(), Clock(), reporter or Reporter()
-    crowd = crowd or Crowd(reporter.say)
-    env, wording = make_env(), wording_of(model, form_of(config))
-    chosen = chosen_tasks(env, split, config, episodes)
+    crowd, wording = crowd or Crowd(reporter.say), wording_of(model, form_of(config))
+    with opened(make_env()) as env:
+        chosen, whole = chosen_tasks(env, split, config, episodes), len(chosen_tasks(env, split, config, 0))
+        free = in_proportion(config.eval.free_episodes, episodes, whole) if free is None else free
+        probed = in_proportion(config.eval.probe_episodes, episodes, whole) if probed is None else probed
+        unrestricted = chosen_tasks(env, split, config, free) if free else []
 
     def play(name: str, some: Sequence[tuple[Task, int]], actions: str) -> list[Trajectory]:
         settings = play_settings(config, config.eval.temperature, actions)
@@ -184,20 +189,18 @@ def evaluate_split(
 
             return crowd.play(len(some), play_part, BATCH)
 
-    whole = len(chosen_tasks(env, split, config, 0))
-    free = in_proportion(config.eval.free_episodes, episodes, whole) if free is None else free
-    probed = in_proportion(config.eval.probe_episodes, episodes, whole) if probed is None else probed
-
     played = play(f"evaluation of {split}", chosen, config.rollout.actions)
+    check_played(played, config.env.name, split, vector_of(make_env).set_aside)
     record: dict[str, Any] = {"split": split, **summarize(played)}
     if free:
         shared = config.rollout.actions == "free"
-        said = played if shared else play(f"{split} unrestricted", chosen_tasks(env, split, config, free), "free")
+        said = played if shared else play(f"{split} unrestricted", unrestricted, "free")
         record |= {f"free/{name}": value for name, value in action_rates(said).items()}
         record["free/success_rate"] = success_summary(said)["success_rate"]
         record["free/episodes"] = len(said)
     if probed:
-        scripted = probe_episodes(env, env.tasks(split), probed, config.env.max_steps, config.eval.seed)
+        with opened(make_env()) as env:
+            scripted = probe_episodes(env, env.tasks(split), probed, config.env.max_steps, config.eval.seed)
         record |= probe(model, wording, scripted, poll, reporter)
     record["seconds"] = {"total": time.perf_counter() - began, "env": clock.env}
     return record, played
@@ -214,12 +217,14 @@ def evaluate_script(
 ) -> tuple[dict[str, Any], list[Trajectory]]:
     """Return the same line for a script (random, walkthrough, expert), without what only a model has."""
     began = time.perf_counter()
-    env = make_env()
-    chosen, played = chosen_tasks(env, split, config, episodes), list[Trajectory]()
-    with (reporter or Reporter()).phase(f"evaluation of {split}", len(chosen), unit="episodes") as phase:
-        for task, member in chosen:
-            script = make_script(name, env, task, config.eval.seed + member)
-            played.append(play_script(env, task, script, config.env.max_steps))
-            phase.show(len(played))
+    set_aside: dict[str, str] = {}
+    with opened(make_env()) as env:
+        chosen, played = chosen_tasks(env, split, config, episodes), list[Trajectory]()
+        with (reporter or Reporter()).phase(f"evaluation of {split}", len(chosen), unit="episodes") as phase:
+            for task, member in chosen:
+                script = partial(make_script, name, env, task, config.eval.seed + member)
+                played.append(attempt_script(env, task, script, config.env.max_steps, set_aside))
+                phase.show(len(played))
+    check_played(played, config.env.name, split, set_aside)
     record = {"split": split, **summarize(played), "seconds": {"total": time.perf_counter() - began}}
     return record, played

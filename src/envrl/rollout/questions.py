@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from envrl.envs.pool import Start, VectorEnv, vector_of
+from envrl.envs.pool import vector_of
 from envrl.envs.protocol import TextEnv
+from envrl.envs.vector import Start, VectorEnv
 from envrl.rollout.formats import task_text
 from envrl.rollout.marks import last_turns
 from envrl.rollout.prompts import Message, PromptFormat
 from envrl.rollout.randomness import key_of
-from envrl.rollout.seats import SET_ASIDE
-from envrl.types import Action, Observation, Task, Trajectory, Transition
+from envrl.types import SET_ASIDE, Action, Observation, Task, Trajectory, Transition
 
 
 class Question(NamedTuple):
@@ -92,8 +92,26 @@ def play_chat(
     A response at fault gives its world the empty command, which means nothing to it. Seeds are of (seed, task, turn,
     member). `watch` is told how many episodes are played, those under way by the share of their steps.
     """
-    began = time.perf_counter()
     worlds = vector_of(make_env)
+    try:
+        episodes = _played(ask, worlds, chosen, settings, tally, watch)
+    finally:
+        worlds.finish()
+    return [
+        Trajectory(episode.task, episode.member, tuple(episode.transitions), (), episode.stop_reason or "max_steps")
+        for episode in episodes
+    ]
+
+
+def _played(
+    ask: Ask,
+    worlds: VectorEnv,
+    chosen: Sequence[tuple[Task, int]],
+    settings: ChatSettings,
+    tally: Tally,
+    watch: Callable[[float], None],
+) -> list[_Episode]:
+    began = time.perf_counter()
     observations = worlds.reset([Start(slot, task, task.seed) for slot, (task, _) in enumerate(chosen)])
     tally.env += time.perf_counter() - began
     episodes = [_begin(*who, observation) for who, observation in zip(chosen, observations, strict=True)]
@@ -111,10 +129,7 @@ def play_chat(
                 actions.append((slot, _act(reply.text, settings.form, tally)))
         _step(worlds, episodes, actions, tally)
         watch(sum(1.0 if e.stop_reason else len(e.transitions) / settings.max_steps for e in episodes))
-    return [
-        Trajectory(episode.task, episode.member, tuple(episode.transitions), (), episode.stop_reason or "max_steps")
-        for episode in episodes
-    ]
+    return episodes
 
 
 def _begin(task: Task, member: int, observation: Observation | None) -> _Episode:

@@ -7,17 +7,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from envrl.envs.pool import Start, VectorEnv
+from envrl.envs.vector import Start, VectorEnv
 from envrl.models.load import LanguageModel
 from envrl.rollout.meter import Meter
 from envrl.rollout.sampler import Draft, Sampler
 from envrl.rollout.transcript import Transcript
 from envrl.rollout.trie import Commands
 from envrl.rollout.wording import Prompt, Wording
-from envrl.types import Action, Observation, Step, Task, Transition
-
-SET_ASIDE = "set aside"
-"""Why an episode stopped whose world failed again and again."""
+from envrl.types import SET_ASIDE, Action, Observation, Step, Task, Transition
 
 _QUORUM = 0.25
 """Share of the open responses that the worlds wait for where responses are free text, of unlike lengths. Without

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +17,10 @@ from envrl.objective.placebo import derange
 from envrl.objective.schedule import weight_at
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.randomness import key_of
-from envrl.rollout.seats import SET_ASIDE
 from envrl.rollout.wording import Pair, Wording
 from envrl.samples.rows import pair_rows, policy_rows
 from envrl.trainer.demonstrations import sample_share
-from envrl.types import Row, Task, Trajectory, Transition
+from envrl.types import SET_ASIDE, Row, Task, Trajectory, Transition
 
 _VALID: dict[str, Callable[[Transition], bool]] = {
     "command": lambda step: step.admissible and bool(step.action.text),
@@ -60,12 +59,21 @@ def draw_episodes(tasks: Sequence[Task], seed: int, update: int, count: int, siz
     return drawn
 
 
-def whole_groups(trajectories: Sequence[Trajectory], size: int) -> list[Trajectory]:
-    """Return the groups of `size` in a row without an episode that was set aside; raises `RunError` if none is left."""
+def whole_groups(
+    trajectories: Sequence[Trajectory], size: int, world: str = "", set_aside: Mapping[str, str] | None = None
+) -> list[Trajectory]:
+    """Return the groups of `size` in a row without an episode that was set aside; raises `RunError` if none is left.
+
+    `set_aside` holds what the world did at the last attempt, by the task's id.
+    """
     groups = [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
     whole = [episode for group in groups if all(e.stop_reason != SET_ASIDE for e in group) for episode in group]
     if not whole:
-        raise RunError("every task of an update was set aside, since the world failed again and again in all of them")
+        task = next(episode.task.id for episode in reversed(trajectories) if episode.stop_reason == SET_ASIDE)
+        raise RunError(
+            f"every task of an update was set aside, since the world '{world}' failed again and again in all of them; "
+            f"in '{task}', {(set_aside or {}).get(task, 'as was said')}"
+        )
     return whole
 
 

@@ -13,6 +13,7 @@ from statistics import median
 import torch
 
 from envrl.config.schema import Config
+from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.errors import UserError
 from envrl.eval.split import env_maker, form_of, training_settings, wording_of
@@ -119,13 +120,17 @@ def bench_model(config: Config, make_env: Worlds, shape: str = "") -> LanguageMo
         return found
     if config.rollout.is_chat:
         model = replace(model, chat_template="chatml")
-    return build_model(model, world_texts([], make_env(), config), config.seed, config.train.device, shape)
+    with opened(make_env()) as env:
+        texts = world_texts([], env, config)
+    return build_model(model, texts, config.seed, config.train.device, shape)
 
 
 def first_update(model: LanguageModel, make_env: Worlds, config: Config) -> Callable[[int, Clock], list[Trajectory]]:
     """Return what plays the episodes of the recipe's first update with a model, each for so many turns at most."""
     rollout, settings, wording = config.rollout, training_settings(config), wording_of(model, form_of(config))
-    episodes = draw_episodes(make_env().tasks(config.env.split), config.seed, 1, rollout.tasks, rollout.group_size)
+    with opened(make_env()) as env:
+        tasks = listed_tasks(env, config.env.split, config.env.name)
+    episodes = draw_episodes(tasks, config.seed, 1, rollout.tasks, rollout.group_size)
     tasks, members = [task for task, _ in episodes], [member for _, member in episodes]
 
     def play(turns: int, clock: Clock) -> list[Trajectory]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
 from envrl.config.schema import Config
+from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.progress import Reporter
@@ -17,7 +19,7 @@ from envrl.rollout.auxiliary import inverse_pairs, separate_state_pairs
 from envrl.rollout.formats import task_text, trim
 from envrl.rollout.prompts import find_format
 from envrl.rollout.randomness import key_of
-from envrl.rollout.runner import Script, play_script
+from envrl.rollout.runner import Script, attempt_script
 from envrl.rollout.scripts import has_script, make_script, random_script
 from envrl.rollout.transcript import write_segments
 from envrl.rollout.wording import Wording
@@ -43,12 +45,21 @@ def choose_tasks(tasks: Sequence[Task], seed: int, count: int) -> list[Task]:
     return [tasks[order[i % len(tasks)]] for i in range(count)]
 
 
-def demonstrate(env: TextEnv, task: Task, config: Config, seed: int) -> Demonstration:
-    """Play one task with the demonstrator, a random command thrown in before a step with chance `warm_start.noise`."""
-    script = make_script(config.warm_start.demonstrator, env, task, seed)
+def demonstrate(
+    env: TextEnv, task: Task, config: Config, seed: int, set_aside: dict[str, str] | None = None
+) -> Demonstration:
+    """Play one task with the demonstrator, a random command thrown in before a step with chance `warm_start.noise`.
+
+    `set_aside` takes the task where its world fails.
+    """
     imitated: list[bool] = []
-    noisy = _with_noise(script, config.warm_start.noise, key_of(seed, task.id, "noise"), imitated)
-    return Demonstration(play_script(env, task, noisy, config.env.max_steps), tuple(imitated))
+
+    def noisy() -> Script:
+        imitated.clear()
+        script = make_script(config.warm_start.demonstrator, env, task, seed)
+        return _with_noise(script, config.warm_start.noise, key_of(seed, task.id, "noise"), imitated)
+
+    return Demonstration(attempt_script(env, task, noisy, config.env.max_steps, set_aside), tuple(imitated))
 
 
 def _with_noise(script: Script, chance: float, seed: int, imitated: list[bool]) -> Script:
@@ -71,28 +82,40 @@ def collect(
 
     Where none are to be imitated the held-out ones still serve the tokenizer, in a world that has such a demonstrator.
     """
-    env = make_env()
+    with opened(make_env()) as env:
+        return _collected(env, config, poll, reporter or Reporter())
+
+
+def _collected(
+    env: TextEnv, config: Config, poll: Callable[[], None], reporter: Reporter
+) -> tuple[list[Demonstration], list[Demonstration]]:
     wanted, held = config.warm_start.demonstrations, config.warm_start.held_out
-    tasks = env.tasks(config.env.split)
+    tasks = listed_tasks(env, config.env.split, config.env.name)
     if not wanted:
         held = min(held, len(tasks)) if has_script(config.warm_start.demonstrator, env) else 0
     order = choose_tasks(tasks, config.seed, len(tasks))
     held_tasks, rest = order[:held], order[held:]
     tries = [rest[i % len(rest)] for i in range(2 * wanted)] if len(rest) < 2 * wanted else rest
     found: tuple[list[Demonstration], list[Demonstration]] = ([], [])
-    with (reporter or Reporter()).phase("demonstrations", held + wanted, unit="episodes") as phase:
+    set_aside: dict[str, str] = {}
+    with reporter.phase("demonstrations", held + wanted, unit="episodes") as phase:
         for which, pool, target in ((1, held_tasks, held), (0, tries, wanted)):
             for number, task in enumerate(pool):
                 if len(found[which]) == target:
                     break
+                if task.id in set_aside:
+                    continue
                 poll()
-                demonstration = demonstrate(env, task, config, config.seed + number // max(len(rest), 1))
+                demonstration = demonstrate(env, task, config, config.seed + number // max(len(rest), 1), set_aside)
                 if demonstration.trajectory.success:
                     found[which].append(demonstration)
                     phase.show(len(found[0]) + len(found[1]))
     if wanted and not found[0]:
+        last = next(reversed(set_aside.values()), "")
+        failed = f"; in {len(set_aside)} tasks the world failed, at last: {last}"
         raise UserError(
-            f"the demonstrator '{config.warm_start.demonstrator}' won none of {len(tries)} episodes; use another one"
+            f"the demonstrator '{config.warm_start.demonstrator}' won none of {len(tries)} episodes of the world "
+            f"'{config.env.name}'{failed if set_aside else '; use another one'}"
         )
     return found
 
@@ -153,9 +176,8 @@ def world_texts(demonstrations: Sequence[Demonstration], env: TextEnv, config: C
     """
     tasks = [d.trajectory.task for d in demonstrations][:RANDOM_EPISODES]
     tasks = tasks or choose_tasks(env.tasks(config.env.split), config.seed, RANDOM_EPISODES)
-    played = [
-        play_script(env, t, random_script(key_of(config.seed, t.id, "texts")), config.env.max_steps) for t in tasks
-    ]
+    scripts = {task.id: partial(random_script, key_of(config.seed, task.id, "texts")) for task in tasks}
+    played = [attempt_script(env, task, scripts[task.id], config.env.max_steps) for task in tasks]
     texts: list[str] = []
     for trajectory in [*(d.trajectory for d in demonstrations), *played]:
         for step in trajectory.transitions:

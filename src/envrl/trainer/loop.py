@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from envrl.config.schema import Config
+from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted, RunError
 from envrl.eval.record import action_rates
@@ -67,7 +68,8 @@ class Run:
     def __init__(self, config: Config, folder: Path, make_env: Worlds, reporter: Reporter, stop: StopRequest) -> None:
         self.config, self.folder, self.make_env, self.reporter, self.stop = config, folder, make_env, reporter, stop
         self.checkpoints = folder / "checkpoints"
-        self.tasks = make_env().tasks(config.env.split)
+        with opened(make_env()) as env:
+            self.tasks = listed_tasks(env, config.env.split, config.env.name)
         self.crowd = Crowd(reporter.say)
 
     def go(self) -> Path:
@@ -154,7 +156,8 @@ class Run:
 
         with self.reporter.phase("playing", len(episodes), unit="episodes") as phase:
             drawn = self.crowd.play(len(episodes), play)
-        trajectories = whole_groups(drawn, config.rollout.group_size)
+        set_aside = self.make_env.vector().set_aside
+        trajectories = whole_groups(drawn, config.rollout.group_size, config.env.name, set_aside)
         played = time.perf_counter()
         batch = build_batch(trajectories, config, self.wording, number)
         built = time.perf_counter()
@@ -168,8 +171,7 @@ class Run:
                 write_trajectories(self.folder, name, number, shown, state.model, self.wording, config)
         record = self._record(state, number, trajectories) | batch.figures | figures
         record["train/token_mismatches"] = clock.mismatches
-        if self.make_env.workers:
-            record["env/set_aside"] = len(drawn) - len(trajectories)
+        record["env/set_aside"] = len(drawn) - len(trajectories)
         done = time.perf_counter()
         record["seconds"] = {
             "rollout": played - began - clock.env,

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from envrl.config.load import config_differences, dump_config, load_recipe
 from envrl.config.schema import Config
+from envrl.envs.answers import listed_tasks, opened, what_happened
 from envrl.envs.protocol import TextEnv
-from envrl.errors import UserError
+from envrl.errors import RunError, UserError
 from envrl.eval.data import data_file, warn_of_other_data
 from envrl.eval.room import check_room_of_run
 from envrl.eval.split import form_of, wording_of
@@ -73,10 +74,10 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     find_device(config.train.device)
     if config.model.lora_rank:
         check_peft()
-    env = make_env()
-    for split in (config.env.split, *config.eval.split):
-        if not env.tasks(split):
-            raise UserError(f"the split '{split}' of the world '{config.env.name}' has no tasks")
+    with opened(make_env()) as env:
+        for split in (config.env.split, *config.eval.split):
+            if not listed_tasks(env, split, config.env.name):
+                raise UserError(f"the split '{split}' of the world '{config.env.name}' has no tasks")
     if not warm_start:
         return
     if config.warm_start.path:
@@ -89,14 +90,27 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         return
     if config.model.path:
         _check_model(config.model.path, config, make_env)
-    tasks, held_out = env.tasks(config.env.split), config.warm_start.held_out
-    if not config.warm_start.demonstrations:
-        return
-    if held_out >= len(tasks):
-        raise UserError(
-            f"warm_start.held_out = {held_out} leaves nothing of the {len(tasks)} tasks of split '{config.env.split}'"
-        )
-    make_script(config.warm_start.demonstrator, env, tasks[0], config.seed)
+    if config.warm_start.demonstrations:
+        _check_demonstrator(config, make_env)
+
+
+def _check_demonstrator(config: Config, make_env: Callable[[], TextEnv]) -> None:
+    demonstrator, held_out = config.warm_start.demonstrator, config.warm_start.held_out
+    with opened(make_env()) as env:
+        tasks = listed_tasks(env, config.env.split, config.env.name)
+        if held_out >= len(tasks):
+            raise UserError(
+                f"warm_start.held_out = {held_out} leaves nothing of the {len(tasks)} tasks of split "
+                f"'{config.env.split}'"
+            )
+        try:
+            make_script(demonstrator, env, tasks[0], config.seed)
+        except (UserError, RunError):
+            raise
+        except Exception as error:  # a world may raise anything
+            raise UserError(
+                f"the {demonstrator} of the world '{config.env.name}' cannot be had: {what_happened(error)}"
+            ) from error
 
 
 def _check_model(folder: str | Path, config: Config, make_env: Callable[[], TextEnv]) -> None:

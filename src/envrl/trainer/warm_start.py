@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from envrl.config.schema import Config
+from envrl.envs.answers import opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted, UserError
 from envrl.eval.room import check_room_of_run, either, longer_context
@@ -122,7 +123,8 @@ class _Stage:
                 folder, rank, alpha = Path(config.model.path), config.model.lora_rank, config.model.lora_alpha
                 add_adapter(model.network, folder, rank, alpha, config.seed)
             return model
-        texts = world_texts([*self.training, *self.held_out], self.make_env(), config)
+        with opened(self.make_env()) as env:
+            texts = world_texts([*self.training, *self.held_out], env, config)
         return build_model(config.model, texts, config.seed, config.train.device)
 
     def _fresh_optimizer(self) -> Optimizer:

@@ -74,15 +74,15 @@ class BabyAI(SavableGymnasiumWorld):
 
     def walkthrough(self, task: Task) -> tuple[str, ...]:
         """Return the bot's commands for a task; they win, save for rare tasks of large levels that it gives up."""
-        world = BabyAI(self._levels)
-        observation, script = world.reset(task), world.expert(0)
         commands: list[str] = []
-        while len(commands) < _LONGEST_WALKTHROUGH:
-            commands.append(script(observation))
-            step = world.step(commands[-1])
-            observation = step.observation
-            if step.done:
-                break
+        with contextlib.closing(BabyAI(self._levels)) as world:
+            observation, script = world.reset(task), world.expert(0)
+            while len(commands) < _LONGEST_WALKTHROUGH:
+                commands.append(script(observation))
+                step = world.step(commands[-1])
+                observation = step.observation
+                if step.done:
+                    break
         return tuple(commands)
 
     def _carried_out(self, env: gymnasium.Env[Any, Any], action: Any) -> Step:

@@ -74,8 +74,7 @@ class GymnasiumWorld:
     def reset(self, task: Task, seed: int = 0) -> Observation:
         """Start a task anew; `seed` changes nothing. Raises `UserError` for an unknown task."""
         known = self._tasks.find(task)
-        if self._env is not None:
-            self._env.close()
+        self.close()
         self._env = self._open_env(known)
         observation, info = self._env.reset(seed=known.seed)
         goal = self._wording.goal
@@ -98,6 +97,12 @@ class GymnasiumWorld:
             return Step(Observation(text, self._last.observation.admissible), 0.0, False, False)
         self._last = self._carried_out(self._env, self._wording.commands[command])
         return self._last
+
+    def close(self) -> None:
+        """Close the environment of the present episode; the next `reset` opens another."""
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
 
     def _carried_out(self, env: gymnasium.Env[Any, Any], action: Any) -> Step:
         observation, reward, terminated, truncated, info = env.step(action)
@@ -133,4 +138,5 @@ class SavableGymnasiumWorld(GymnasiumWorld):
 
     def load(self, state: SavedGame) -> None:
         """Go back to a saved state, of this task or of another."""
+        self.close()
         self._env, self._last = copy.deepcopy(state.env), state.last

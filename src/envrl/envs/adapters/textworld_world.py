@@ -59,8 +59,7 @@ class TextWorld:
         """
         file = game_file(self._tasks.find(task))
         package = imported("textworld", "textworld", "textworld")
-        if self._game is not None:
-            self._game.close()
+        self.close()
         wanted = ("admissible_commands", "feedback", "lost", "max_score", "objective", "score", "won")
         with warnings.catch_warnings(action="ignore"):  # each start says that the interpreter keeps no score itself
             self._game = package.start(str(file), package.EnvInfos(**dict.fromkeys(wanted, True)))
@@ -94,6 +93,12 @@ class TextWorld:
             Observation(text, _commands(state)), gained, bool(done), bool(state.won), {"score": state.score}
         )
         return self._last
+
+    def close(self) -> None:
+        """End the interpreter of the present game; the next `reset` starts another."""
+        game, self._game = self._game, None
+        if game is not None:
+            game.close()
 
     def walkthrough(self, task: Task) -> tuple[str, ...]:
         """Return the generator's own solution; the game is built where it is not in the cache."""

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from envrl.envs.pool import ProcessPool, Start
+from envrl.envs.pool import ProcessPool
+from envrl.envs.vector import Start
 from envrl.envs.webshop.store import StoredShop
 from envrl.envs.webshop.visit import search_template
 from envrl.envs.webshop.world import WebShop, webshop
