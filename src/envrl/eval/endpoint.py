@@ -11,11 +11,12 @@ from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.eval.client import Endpoint, check_endpoint, connected
-from envrl.eval.evaluate import check_splits, drawn, with_settings, with_world_settings, world_settings
+from envrl.eval.evaluate import check_splits, drawn, said_before, with_settings, with_world_settings, world_settings
 from envrl.eval.record import summarize
 from envrl.eval.split import BATCH, chosen_tasks, env_maker
-from envrl.rollout.prompts import find_format
+from envrl.rollout.prompts import find_format, with_thought
 from envrl.rollout.questions import Ask, ChatSettings, Tally, play_chat
+from envrl.rollout.responses import Thought
 from envrl.rollout.runner import batches
 
 
@@ -25,6 +26,7 @@ def evaluate_endpoint(
     format: str = "tags",
     show_admissible: bool = True,
     history: int = 2,
+    system_message: str = "",
     price: tuple[float, float] | None = None,
     env: str | None = None,
     data: str | Path | None = None,
@@ -41,13 +43,13 @@ def evaluate_endpoint(
     """
     config = with_settings(Config(), env, data, split, endpoint.temperature, "free", seed, protocol)
     config = with_world_settings(config, settings)
-    form = find_format(format)
+    form = with_thought(find_format(format), Thought())
     if history < 0:
         raise UserError(f"history must be at least 0, not {history}")
     check_endpoint(endpoint)
     make_env = env_maker(config)
     check_splits(make_env(), config, episodes)
-    chat = ChatSettings(form, config.env.max_steps, history, show_admissible, config.eval.seed)
+    chat = ChatSettings(form, config.env.max_steps, history, show_admissible, config.eval.seed, system_message)
     played = {
         "agent": endpoint.model,
         "base_url": endpoint.base_url,
@@ -61,6 +63,7 @@ def evaluate_endpoint(
         "show_admissible": show_admissible,
         "history": history,
         "max_tokens": endpoint.max_tokens,
+        **said_before(system_message, endpoint.template_arguments),
     }
     with connected(endpoint) as ask:
         return [

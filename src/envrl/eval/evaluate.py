@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ def evaluate(
     show_admissible: bool = True,
     history: int = 2,
     max_tokens: int = 512,
+    system_message: str = "",
+    template_arguments: Mapping[str, Any] | None = None,
     settings: Sequence[tuple[str, str]] = (),
 ) -> list[dict[str, Any]]:
     """Return one record a split, with the keys of eval.jsonl (docs/evaluation.md) after those that say what was played.
@@ -58,14 +60,17 @@ def evaluate(
     recipe's defaults. `settings` are further keys of `[env]` with their values as text, such as
     `("env.distractors", "3")`. Splits are played whole and in their order; `episodes` takes the first ones, and the
     `protocol` "published" draws 128 with repeats. A model's folder is asked as a chat where a `format` is named
-    (docs/prompts.md): one turn at a time with the last `history` turns, for responses of at most `max_tokens`. Raises
-    `UserError`.
+    (docs/prompts.md): one turn at a time with the last `history` turns, for responses of at most `max_tokens`, with a
+    `system_message` and `template_arguments` of its own. Raises `UserError`.
     """
     found = find_target(target)
     config = with_settings(found.config, env, data, split, temperature, actions, seed, protocol)
     config = with_world_settings(config, settings)
     if format is not None:
         config = _as_chat(found, config, format, show_admissible, history, max_tokens, actions)
+        rollout = replace(config.rollout, system_message=system_message)
+        asked = replace(config.model, template_arguments=dict(template_arguments or {}))
+        config = replace(config, rollout=rollout, model=asked)
     if not found.script:
         check_world(config)
         check_format(config)
@@ -217,6 +222,12 @@ def _as_chat(
     return replace(config, rollout=rollout, model=replace(config.model, path=str(found.folder)))
 
 
+def said_before(system_message: str, template_arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record says of a chat's own system message and template arguments, where there are any."""
+    given = {"system_message": system_message, "template_arguments": dict(template_arguments)}
+    return {name: value for name, value in given.items() if value}
+
+
 def drawn(config: Config) -> dict[str, str]:
     """Return the protocol by which tasks were drawn, nothing where whole splits were played."""
     return {} if config.eval.protocol == "whole" else {"protocol": config.eval.protocol}
@@ -251,5 +262,6 @@ def _record(
         shown = ("format", "show_admissible", "history")
         played |= {name: getattr(config.rollout, name) for name in shown}
         played["max_tokens"] = config.rollout.response_tokens
+        played |= said_before(config.rollout.system_message, config.model.template_arguments)
     record, _ = evaluate_split(model, make_env, split, config, episodes=episodes)
     return {"agent": str(target.folder), **played, **record}
