@@ -53,7 +53,7 @@ def smollm2_folder() -> Path:
     """The folder of a real language model, SmolLM2-135M-Instruct (30 layers), where `envrl models get` puts it."""
     folder = default_folder("models") / "smollm2-135m"
     if not (folder / "model.safetensors").is_file():
-        pytest.skip(f"no real model: there is no {folder}")
+        pytest.skip(f"no real model in {folder}: envrl models get smollm2-135m")
     return folder
 
 

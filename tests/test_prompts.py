@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from envrl.errors import UserError
-from envrl.rollout.prompts import FORMATS, NO_COMMAND, find_format, with_summary
-from envrl.rollout.responses import FAULTS
+from envrl.rollout.prompts import FORMATS, NO_COMMAND, find_format, with_summary, with_thought
+from envrl.rollout.responses import FAULTS, Thought
 from envrl.types import Observation, Template
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "prompts.md"
@@ -61,6 +61,7 @@ FAULTY = [
     ("react", "Thought: hm\nAction: look\nAction: help", "several actions"),
     ("react", "Thought: hm\nAction: look\nObservation: a desk\nThought: so\nAction: help", "imagined observation"),
     ("react", "Thought: hm\nAction: look\nand then help", "text after the action"),
+    *((f"{name} in a thought", "hm\nlook", "unclosed thought") for name in FORMATS),
     ("json", " ", "empty"),
     ("json", "look", "not JSON"),
     ("json", '```json\n{"name": "act", "arguments": {"command": "look"}}\n```', "not JSON"),
@@ -90,6 +91,8 @@ FAULTY = [
 @pytest.mark.parametrize(("name", "response", "fault"), FAULTY)
 def test_faults_by_hand(name: str, response: str, fault: str) -> None:
     form = FORMATS[name.partition(" ")[0]]
+    if "thought" in name:
+        form = with_thought(form, Thought(by="template"))
     parsed = (with_summary(form) if "summary" in name else form).parse(response)
     assert (parsed.command, parsed.fault) == ("", fault)
 
@@ -104,7 +107,7 @@ def test_every_fault_has_an_example_and_a_line_in_the_documentation() -> None:
     for fault, _, where in rows:
         named = set(re.findall(r"`(\w+)`", where))
         possible = set(FORMATS) - named if where.startswith("all") else named
-        plain = {name for name, _, kind in FAULTY if kind == fault and "summary" not in name}
+        plain = {name for name, _, kind in FAULTY if kind == fault and " " not in name}
         assert plain <= possible, fault
     assert set(FORMATS) <= set(re.findall(r"`(\w+)`", page))
 

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from envrl.cli.arguments import Parser, check_output, names, number, split_overrides, whole_number
 from envrl.cli.words import evaluation_lines
-from envrl.config.keys import KEYS
+from envrl.config.keys import KEYS, describe, parse_value
 from envrl.errors import UserError
 
 _ASKING = ("key_variable", "concurrency", "timeout", "retries", "price")
 """The options that an endpoint alone has."""
-_PROMPTING = ("format", "show_admissible", "history", "max_tokens")
+_PROMPTING = ("format", "show_admissible", "history", "max_tokens", "system_message", "template_arguments")
 """The options that say how any chat model is asked."""
 _MEASURED = ("free", "probe")
 """The options that only a model whose weights are here has."""
@@ -69,9 +71,9 @@ def _evaluate_endpoint(values: argparse.Namespace, settings: Sequence[tuple[str,
     from envrl.eval.client import Endpoint
     from envrl.eval.endpoint import evaluate_endpoint
 
-    fields = ("temperature", "max_tokens", "key_variable", "concurrency", "timeout", "retries")
+    fields = ("temperature", "max_tokens", "key_variable", "concurrency", "timeout", "retries", "template_arguments")
     endpoint = Endpoint(model=values.target, base_url=values.base_url, **_given(values, fields))
-    asked = _given(values, ("format", "show_admissible", "history", "price"))
+    asked = _given(values, ("format", "show_admissible", "history", "system_message", "price"))
     return evaluate_endpoint(endpoint, settings=settings, **_played(values), **asked)
 
 
@@ -119,6 +121,9 @@ def _add_endpoint(parser: Parser) -> None:
     add("--show-admissible", metavar="yes|no", type=_yes_or_no, help="list the accepted commands (default: yes)")
     add("--history", metavar="N", type=whole_number, help="turns in the prompt (default: 2)")
     add("--max-tokens", metavar="N", type=whole_number, help="of a response (default: 512)")
+    add("--system-message", metavar="TEXT", help="said before everything else (default: the chat template's own)")
+    about = """of the chat template, such as '{"enable_thinking": false}'"""
+    add("--template-arguments", metavar="JSON", type=_table, help=about)
     add = parser.add_argument_group("a chat model behind an OpenAI-compatible endpoint").add_argument
     add("--base-url", metavar="URL", help="its address, such as http://localhost:8000/v1")
     add("--key-variable", metavar="NAME", help="the environment variable with its key (default: OPENAI_API_KEY)")
@@ -132,6 +137,14 @@ def _yes_or_no(text: str) -> bool:
     if text not in ("yes", "no"):
         raise argparse.ArgumentTypeError(f"must be yes or no, not '{text}'")
     return text == "yes"
+
+
+def _table(text: str) -> dict[str, Any]:
+    key = KEYS["model.template_arguments"]
+    try:
+        return msgspec.convert(parse_value(text, key.annotation), key.annotation)
+    except msgspec.ValidationError:
+        raise argparse.ArgumentTypeError(f"must be {describe(key.annotation)}, not '{text}'") from None
 
 
 def _price(text: str) -> tuple[float, float]:

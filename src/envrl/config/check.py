@@ -126,9 +126,14 @@ def check_format(config: Config) -> None:
     """Raise `UserError` for settings that a prompt format cannot have."""
     rollout, model = config.rollout, config.model
     if not rollout.is_chat:
-        if rollout.summary or rollout.prompt_tokens:
-            key = "summary = true" if rollout.summary else f"prompt_tokens = {rollout.prompt_tokens}"
-            raise UserError(f"rollout.{key} is for chats; set rollout.format to one of them, or leave it out")
+        of_chats = {
+            "rollout.summary = true": rollout.summary,
+            f"rollout.prompt_tokens = {rollout.prompt_tokens}": rollout.prompt_tokens,
+            "rollout.system_message": rollout.system_message,
+            "model.template_arguments": model.template_arguments,
+        }
+        for key in (key for key, asked in of_chats.items() if asked):
+            raise UserError(f"{key} is for chats; set rollout.format to one of them, or leave it out")
         return
     chat = f"rollout.format = '{rollout.format}' is a chat"
     if not model.path and not model.chat_template:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+import json
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
@@ -28,12 +29,17 @@ def section_types() -> dict[str, type]:
 
 def _keys_of(cls: type, prefix: str) -> dict[str, Key]:
     hints = get_type_hints(cls, include_extras=True)
-    return {prefix + f.name: Key(prefix + f.name, hints[f.name], f.default) for f in fields(cls)}
+    return {prefix + f.name: Key(prefix + f.name, hints[f.name], _default(f)) for f in fields(cls)}
+
+
+def _default(setting: Field[Any]) -> Any:
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
 def _all_keys() -> dict[str, Key]:
-    keys = {name: key for name, key in _keys_of(Config, "").items() if key.default is not MISSING}
-    for section, cls in section_types().items():
+    sections = section_types()
+    keys = {name: key for name, key in _keys_of(Config, "").items() if name not in sections}
+    for section, cls in sections.items():
         keys.update(_keys_of(cls, f"{section}."))
     return keys
 
@@ -66,6 +72,8 @@ def describe(annotation: Any) -> str:
 
 def _plain(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if get_origin(kind) is dict:
+        return "a table of numbers, texts, true or false (on the command line JSON)"
     return names.get(kind, "a list of texts")
 
 
@@ -89,6 +97,8 @@ def parse_value(text: str, annotation: Any) -> Any:
         return {"true": True, "false": False}.get(text.lower(), text)
     if get_origin(kind) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
+    if get_origin(kind) is dict:
+        return _json(text)
     return _number(text) if kind in (int, float) else text
 
 
@@ -99,3 +109,10 @@ def _number(text: str) -> int | float | str:
         except ValueError:
             continue
     return text
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

@@ -157,6 +157,8 @@ def _usable(value: Any) -> bool:
             return not any("\ud800" <= character <= "\udfff" for character in value)
         case list():
             return all(_usable(part) for part in value)
+        case dict():
+            return all(_usable(part) for pair in value.items() for part in pair)
     return True
 
 
@@ -170,7 +172,7 @@ def show(value: Any) -> str:
         case list() | tuple():
             text = f"[{', '.join(show(part) for part in value)}]"
         case dict():
-            text = "a table"
+            text = "a table" if value else "{}"
         case _:
             text = str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

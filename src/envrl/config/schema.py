@@ -20,6 +20,7 @@ Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 Weight = Annotated[float, Meta(ge=0.0, le=10.0)]
 NonNegative = Annotated[float, Meta(ge=0.0)]
 AboveZero = Annotated[float, Meta(gt=0.0)]
+Table = dict[str, bool | int | float | str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,7 @@ class EnvConfig:
 class ModelConfig:
     path: str = ""  # a folder that transformers loads; empty: build `preset` from scratch
     chat_template: Literal["", "chatml"] = ""  # for chat formats: the tokenizer's own | a built-in one in its place
+    template_arguments: Table = field(default_factory=dict)  # what its chat template takes: { enable_thinking = false }
     preset: str = "tiny"  # a network and tokenizer built from scratch on the world's training texts
     hidden_size: Positive = 128  # preset only: width
     layers: Annotated[int, Meta(ge=2)] = 4  # preset only: the first is a short convolution, the others attend
@@ -91,6 +93,7 @@ class RolloutConfig:
     layout: Literal["concat", "steps"] = "concat"  # the whole episode is one sequence | every step is its own
     history: Count = 2  # steps layout: earlier turns in the prompt
     summary: bool = False  # steps layout of a chat: the model sums up for its own later turns what is not shown
+    system_message: str = ""  # of a chat: said before everything else; empty: the template's own, if it has one
     prompt_tokens: Count = 0  # of a chat: longest prompt, beyond which its oldest turns are cut; 0: the context
     actions: Literal["admissible", "free"] = "admissible"  # sampling restricted to the admissible commands | any text
     show_admissible: bool = False  # put the admissible commands in the prompt

@@ -7,15 +7,18 @@ import importlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from envrl.errors import RunError, UserError
 from envrl.models.tokenizer import encodable
 from envrl.rollout.questions import Ask, Question, Reply
+
+_THOUGHTS = ("reasoning_content", "reasoning")
+"""The fields in which endpoints say a thought that they took out of the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,7 @@ class Endpoint:
     concurrency: int = 8
     timeout: float = 120.0  # seconds without a byte
     retries: int = 5
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)  # of the chat template, as vLLM and others take
 
 
 def check_endpoint(endpoint: Endpoint) -> None:
@@ -109,6 +113,7 @@ async def _ask_all(openai: Any, client: Any, endpoint: Endpoint, questions: Sequ
 
 async def _ask(openai: Any, client: Any, endpoint: Endpoint, question: Question) -> Reply | None:
     """Return the reply, None where the chat does not fit the model's context."""
+    arguments = endpoint.template_arguments
     try:
         raw = await client.chat.completions.with_raw_response.create(
             model=endpoint.model,
@@ -116,6 +121,7 @@ async def _ask(openai: Any, client: Any, endpoint: Endpoint, question: Question)
             temperature=endpoint.temperature,
             max_tokens=endpoint.max_tokens,
             seed=question.seed,
+            extra_body={"chat_template_kwargs": dict(arguments)} if arguments else None,
         )
     except openai.APIError as error:
         if isinstance(error, openai.BadRequestError) and _too_long(error):
@@ -125,23 +131,30 @@ async def _ask(openai: Any, client: Any, endpoint: Endpoint, question: Question)
 
 
 def _read(content: bytes, retries: int, endpoint: Endpoint) -> Reply:
-    """Return what a completion says; no text at all is the model's own fault, any other shape the endpoint's."""
+    """Return what a completion says; no text at all is the model's own fault, any other shape the endpoint's.
+
+    A thought that the endpoint took out of the answer stands in its marks before it again, open where no answer came.
+    """
     where = f"the endpoint {endpoint.base_url}"
     try:
         completion = json.loads(content)
     except (ValueError, RecursionError):
         raise RunError(f"{where} answers what is not JSON: {_cut(content)}; is the address right?") from None
     match completion:
-        case {"choices": [{"message": {"content": str() | None as text}}, *_]}:
+        case {"choices": [{"message": {"content": str() | None as text, **message}}, *_]}:
             pass
-        case {"choices": [{"message": {"role": "assistant"} as message}, *_]} if "content" not in message:
+        case {"choices": [{"message": {"role": "assistant", **message}}, *_]} if "content" not in message:
             text = None
         case _:
             raise RunError(f"{where} answers JSON that is no chat completion: {_cut(content)}; is the address right?")
     usage = completion.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     said, written = [count if isinstance(count, int) and count >= 0 else None for count in counts]
-    return Reply(text or "", said, written, retries)
+    thought = next((t for name in _THOUGHTS if isinstance(t := message.get(name), str) and t), "")
+    if thought:
+        text = f"<think>{thought}</think>{text}" if text else f"<think>{thought}"
+    cut = completion["choices"][0].get("finish_reason") == "length"
+    return Reply(text or "", said, written, retries, cut)
 
 
 def _too_long(error: Any) -> bool:

@@ -12,12 +12,13 @@ from envrl.envs.answers import opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.eval.client import Endpoint, check_endpoint, connected
-from envrl.eval.evaluate import check_splits, drawn, with_settings, with_world_settings, world_settings
+from envrl.eval.evaluate import check_splits, drawn, said_before, with_settings, with_world_settings, world_settings
 from envrl.eval.record import summarize
 from envrl.eval.split import BATCH, chosen_tasks, env_maker
 from envrl.progress import Reporter
-from envrl.rollout.prompts import find_format
+from envrl.rollout.prompts import find_format, with_thought
 from envrl.rollout.questions import Ask, ChatSettings, Tally, play_chat
+from envrl.rollout.responses import Thought
 from envrl.rollout.runner import batches
 from envrl.types import Trajectory
 
@@ -28,6 +29,7 @@ def evaluate_endpoint(
     format: str = "tags",
     show_admissible: bool = True,
     history: int = 2,
+    system_message: str = "",
     price: tuple[float, float] | None = None,
     env: str | None = None,
     data: str | Path | None = None,
@@ -45,14 +47,14 @@ def evaluate_endpoint(
     """
     config = with_settings(Config(), env, data, split, endpoint.temperature, "free", seed, protocol)
     config = with_world_settings(config, settings)
-    form = find_format(format)
+    form = with_thought(find_format(format), Thought())
     if history < 0:
         raise UserError(f"history must be at least 0, not {history}")
     check_endpoint(endpoint)
     make_env = env_maker(config)
     with opened(make_env()) as world:
         check_splits(world, config, episodes)
-    chat = ChatSettings(form, config.env.max_steps, history, show_admissible, config.eval.seed)
+    chat = ChatSettings(form, config.env.max_steps, history, show_admissible, config.eval.seed, system_message)
     played = {
         "agent": endpoint.model,
         "base_url": endpoint.base_url,
@@ -66,6 +68,7 @@ def evaluate_endpoint(
         "show_admissible": show_admissible,
         "history": history,
         "max_tokens": endpoint.max_tokens,
+        **said_before(system_message, endpoint.template_arguments),
     }
     reporter = reporter or Reporter()
     with connected(endpoint) as ask:

@@ -53,6 +53,8 @@ def evaluate(
     max_tokens: int = 512,
     free: int | None = None,
     probe: int | None = None,
+    system_message: str = "",
+    template_arguments: Mapping[str, Any] | None = None,
     settings: Sequence[tuple[str, str]] = (),
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
@@ -65,14 +67,17 @@ def evaluate(
     and the `protocol` "published" draws 128 with repeats. `free` episodes of each are played again without restriction,
     and `probe` scripted ones measure what a model knows of its world; not given: the run's, in proportion to
     `episodes`. A model's folder is asked as a chat where a `format` is named (docs/prompts.md): one turn at a time with
-    the last `history` turns, for responses of at most `max_tokens`. The `reporter` says how it goes, on standard error
-    where none is given. Raises `UserError`.
+    the last `history` turns, for responses of at most `max_tokens`, with a `system_message` and `template_arguments` of
+    its own. The `reporter` says how it goes, on standard error where none is given. Raises `UserError`.
     """
     found = find_target(target)
     config = with_settings(found.config, env, data, split, temperature, actions, seed, protocol)
     config = with_world_settings(config, settings)
     if format is not None:
         config = _as_chat(found, config, format, show_admissible, history, max_tokens, actions)
+        rollout = replace(config.rollout, system_message=system_message)
+        asked = replace(config.model, template_arguments=dict(template_arguments or {}))
+        config = replace(config, rollout=rollout, model=asked)
     if not found.script:
         check_world(config)
         check_format(config)
@@ -239,6 +244,12 @@ def _as_chat(
     return replace(config, rollout=rollout, model=replace(config.model, path=str(found.folder)))
 
 
+def said_before(system_message: str, template_arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record says of a chat's own system message and template arguments, where there are any."""
+    given = {"system_message": system_message, "template_arguments": dict(template_arguments)}
+    return {name: value for name, value in given.items() if value}
+
+
 def drawn(config: Config) -> dict[str, str]:
     """Return the protocol by which tasks were drawn, nothing where whole splits were played."""
     return {} if config.eval.protocol == "whole" else {"protocol": config.eval.protocol}
@@ -274,5 +285,6 @@ def _record(
         shown = ("format", "show_admissible", "history")
         played |= {name: getattr(config.rollout, name) for name in shown}
         played["max_tokens"] = config.rollout.response_tokens
+        played |= said_before(config.rollout.system_message, config.model.template_arguments)
     record, _ = evaluate_split(model, make_env, split, config, **counts)
     return {"agent": str(target.folder), **played, **record}

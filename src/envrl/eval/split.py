@@ -127,6 +127,8 @@ def form_of(config: Config) -> Form:
         format=rollout.format,
         summary=rollout.summary,
         prompt_tokens=rollout.prompt_tokens,
+        system_message=rollout.system_message,
+        template_arguments=config.model.template_arguments,
         state_question=objective.state_question,
         inverse_question=objective.inverse_question,
     )
@@ -140,7 +142,7 @@ def wording_of(model: LanguageModel, form: Form, context: int = 0) -> Wording:
     context = context or model.context
     if form.format == MARKS:
         return MarksWording(model.codec, form, context)
-    template = ChatTemplate(model.codec, stops_of(model.network, model.codec))
+    template = ChatTemplate(model.codec, stops_of(model.network, model.codec), form.template_arguments)
     return ChatWording(template, form, context)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, meta
+from jinja2.defaults import DEFAULT_NAMESPACE
 from transformers import PreTrainedModel
 
-from envrl.errors import UserError
+from envrl.errors import UserError, suggest
 from envrl.models.tokenizer import Codec, Ids
 
 CHATML = (
@@ -23,23 +24,30 @@ CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 _DATE = datetime(2024, 7, 26)
 """What a template gets that shows today's date, so that a prompt is the same tomorrow."""
 _CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_THOUGHT = r"([<\[])(%s(?:\w+:)?think(?:ing)?)([>\]])"
+_OPENED = re.compile(_THOUGHT % "" + r"\s*\Z", re.IGNORECASE)
+_CLOSED = re.compile(_THOUGHT % "/", re.IGNORECASE)
+_OURS = frozenset({"messages", "add_generation_prompt", "tools", "documents", "raise_exception", "strftime_now"})
+"""What the program or transformers gives a template."""
 
 
 class ChatTemplate:
-    """The chat template of a codec's tokenizer.
+    """The chat template of a codec's tokenizer, with `arguments` of its own such as `enable_thinking`.
 
-    `end` is the id with which the template ends a response, `stops` are all ids that end one. Raises `UserError` where
-    there is no template, it cannot be used, or nothing ends a response.
+    `end` is the id with which the template ends a response, `stops` are all ids that end one. `opened` is what a prompt
+    ends with where the template opens a thought ("<think>\\n"), and `thought` are the marks of one, where the template
+    has any. Raises `UserError` where there is no template, it cannot be used, or nothing ends a response.
     """
 
-    def __init__(self, codec: Codec, stops: Iterable[int] = ()) -> None:
-        self.codec = codec
+    def __init__(self, codec: Codec, stops: Iterable[int] = (), arguments: Mapping[str, Any] | None = None) -> None:
+        self.codec, self._arguments = codec, dict(arguments or {})
         tokenizer = codec.tokenizer
         if not tokenizer.chat_template:
             raise UserError(
                 "the model's tokenizer has no chat template, which every rollout.format but 'marks' needs: set "
                 "model.chat_template = 'chatml', which gives it one"
             )
+        self._check_arguments()
         self._in_parts = False
         self.end = self._end(self._example())
         self.stops = frozenset({self.end, *stops})
@@ -47,6 +55,9 @@ class ChatTemplate:
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.special = frozenset({*special, *map(str, tokenizer.all_special_tokens), self._anchor})
         """The names of the tokens that nobody but the template and the prompt format may say."""
+        opened = _OPENED.search(self.render((("user", "question"),)))
+        self.opened = opened[0] if opened else ""
+        self.thought = self._thought(opened)
 
     def render(self, messages: Sequence[tuple[str, str]], answer: bool = True) -> str:
         """Return the text of a chat of (role, content), with `answer` up to where the model's response begins."""
@@ -60,7 +71,7 @@ class ChatTemplate:
                 tokenize=False,
                 add_generation_prompt=answer,
                 chat_template=_without_clock(self.codec.tokenizer.get_chat_template()),
-                date_string=_DATE.strftime("%d %b %Y"),
+                **{"date_string": _DATE.strftime("%d %b %Y"), **self._arguments},
             )
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             said = " ".join(str(error).split())
@@ -87,6 +98,23 @@ class ChatTemplate:
         shift = len(self._anchor)
         first, last = self.codec.tokens_within(self._anchor + text, shift + start, shift + stop)
         return max(first - 1, 0), max(last - 1, 0)
+
+    def _check_arguments(self) -> None:
+        """Raise `UserError` for an argument that the template does not mention, or that is not the user's to give."""
+        source = self.codec.tokenizer.get_chat_template()
+        given = {*_OURS, *DEFAULT_NAMESPACE, *self.codec.tokenizer.special_tokens_map}
+        known = sorted(_mentioned(source) - given) if self._arguments else []
+        for name in self._arguments:
+            if name not in known:
+                hint = suggest(name, known) if known else "; it takes none"
+                raise UserError(f"model.template_arguments: the model's chat template has no argument '{name}'{hint}")
+
+    def _thought(self, opened: re.Match[str] | None) -> tuple[str, str] | None:
+        """Return the opening and closing mark of a thought as the template writes them, None where it knows none."""
+        if opened:
+            return f"{opened[1]}{opened[2]}{opened[3]}", f"{opened[1]}/{opened[2]}{opened[3]}"
+        closed = _CLOSED.search(self.codec.tokenizer.get_chat_template())
+        return (closed[0].replace("/", "", 1), closed[0]) if closed else None
 
     def _example(self) -> str:
         """Return a chat with a response, and find out on the way whether contents are texts or lists of parts."""
@@ -146,6 +174,15 @@ def cleaner(names: Collection[str]) -> Callable[[str], str]:
 def _broken(found: re.Match[str]) -> str:
     name = found[0]
     return f"{name[0]} {name[1:]}" if len(name) > 1 else "\N{REPLACEMENT CHARACTER}"
+
+
+def _mentioned(template: str) -> set[str]:
+    """Return the names that a template reads and does not set itself."""
+    plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)  # transformers' own tag
+    try:
+        return set(meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)))
+    except TemplateError:
+        return set(re.findall(r"[a-z_]\w*", plain))  # rendering it will say what is wrong with it
 
 
 def _without_clock(template: str) -> str:

@@ -9,11 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from envrl.errors import UserError
 from envrl.models.template import ChatTemplate, cleaner
 from envrl.models.tokenizer import Ids
 from envrl.rollout.formats import trim
 from envrl.rollout.marks import last_turns, task_of
-from envrl.rollout.prompts import SEEN, Message, find_format, inverse_messages, state_messages, with_summary
+from envrl.rollout.prompts import (
+    SEEN,
+    Message,
+    PromptFormat,
+    find_format,
+    inverse_messages,
+    state_messages,
+    with_summary,
+    with_thought,
+)
+from envrl.rollout.responses import Thought
 from envrl.rollout.sampler import Draft
 from envrl.rollout.wording import Form, Pair, Prompt, Told
 from envrl.types import Action, Observation, Template, Transition
@@ -25,13 +36,17 @@ class ChatWording:
     def __init__(self, template: ChatTemplate, form: Form, context: int) -> None:
         self.form, self.context = form, context
         self._template, self._codec = template, template.codec
-        found = find_format(form.format)
-        self._format = with_summary(found) if form.summary else found
+        self._format = _format_of(form, template)
+        self._system = (Message("system", form.system_message),) if form.system_message else ()
+        self._check_system()
+        self._opened, self._close = template.opened, _close_of(template)
         # What the world and the model say is cleaned of special tokens' names, what the form says around it is not. A
         # model may well have the tags that a response is written with as special tokens.
-        self._tags = frozenset(name for name in template.special if name in self._format.write("", ""))
+        written = self._opened + self._close + self._format.write("", "")
+        self._tags = frozenset(name for name in template.special if name in written)
         self._clean, self._clean_response = cleaner(template.special), cleaner(template.special - self._tags)
         self.end, self.stops = template.end, template.stops
+        self.lead = template.encode_behind(self._close) if self._close else ()
 
     def prompt(self, past: Sequence[Transition], observation: Observation, told: Told, room: int) -> Prompt | None:
         """Return the next prompt, or None where it and `room` further tokens do not fit even without earlier turns.
@@ -53,7 +68,7 @@ class ChatWording:
 
     def _of_a_chat(self, past: Sequence[Transition], observation: Observation, told: Told, limit: int) -> Prompt | None:
         """Return what goes on from `told`, or a new segment; one that must be cut begins with the later half of it."""
-        text = self._template.render(self._chat(past, observation, told.first))
+        text = self._render(self._chat(past, observation, told.first))
         if told.length and text.startswith(told.text):
             behind = text[len(told.text) :]
             ids = self._template.encode_behind(behind)
@@ -68,7 +83,7 @@ class ChatWording:
             if first == len(past):
                 return None
             first += (len(past) - first + 1) // 2
-            text = self._template.render(self._chat(past, observation, first))
+            text = self._render(self._chat(past, observation, first))
 
     def _chat(self, past: Sequence[Transition], observation: Observation, first: int) -> list[Message]:
         """Return the chat from turn `first` on, up to where the model speaks."""
@@ -88,10 +103,12 @@ class ChatWording:
         return self._template.tokens_within(behind, place + len(SEEN), place + len(text))
 
     def respond(self, command: str) -> Ids:
-        """Return the format's shortest response that gives a command, without any thought."""
+        """Return the format's shortest response that gives a command, any thought closed as soon as it is opened."""
         if self._tags:
-            return (*self._codec.encode_special(self._format.write("", self._clean(command))), self.end)
-        return (*self._codec.encode(self._format.write("", command)), self.end)
+            written = self._codec.encode_special(self._format.write("", self._clean(command)))
+        else:
+            written = self._codec.encode(self._format.write("", command))
+        return (*self.lead, *written, self.end)
 
     def text_of(self, response: Ids) -> str:
         """Return a response's text, its end included."""
@@ -121,13 +138,13 @@ class ChatWording:
         """Return the chat that asks what the world answers → the next observation."""
         command, question = self._clean(step.action.text), self.form.state_question
         asked = state_messages(*self._situation(past, step.observation), command, question, self._summary(past))
-        return Pair(self._ids(asked), (*self._plain(trim(step.next_observation.text)), self.end))
+        return Pair(self._ids(asked, self._close), (*self._plain(trim(step.next_observation.text)), self.end))
 
     def inverse_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
         """Return the chat that asks for the command between two observations → the command."""
         following, question = self._heard(step.next_observation), self.form.inverse_question
         asked = inverse_messages(*self._situation(past, step.observation), following, question, self._summary(past))
-        return Pair(self._ids(asked), (*self._plain(step.action.text), self.end))
+        return Pair(self._ids(asked, self._close), (*self._plain(step.action.text), self.end))
 
     def _situation(
         self, past: Sequence[Transition], observation: Observation
@@ -152,14 +169,48 @@ class ChatWording:
         return self._clean(next((step.action.summary for step in reversed(past) if step.action.summary), ""))
 
     def _said(self, action: Action) -> str:
-        """Return the text of an earlier response, as the chat shows it."""
+        """Return the text of an earlier response, as the chat shows it: with the mark that its prompt ended with."""
         ids = action.token_ids
         if not ids:
-            return self._format.write("", self._clean(action.text))
-        return self._clean_response(self._codec.decode(ids[:-1] if ids[-1] in self.stops else ids))
+            return self._opened + self._close + self._format.write("", self._clean(action.text))
+        return self._opened + self._clean_response(self._codec.decode(ids[:-1] if ids[-1] in self.stops else ids))
 
-    def _ids(self, messages: Sequence[Message]) -> Ids:
-        return self._template.encode(self._template.render(messages))
+    def _ids(self, messages: Sequence[Message], behind: str = "") -> Ids:
+        return self._template.encode(self._render(messages) + behind)
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        return self._template.render([*self._system, *messages])
+
+    def _check_system(self) -> None:
+        """Raise `UserError` where the template does not write the system message that the recipe asks for."""
+        said = self.form.system_message
+        if not said:
+            return
+        try:
+            written = said.strip() in self._render([Message("user", "question")])
+        except UserError:
+            written = False
+        if not written:
+            raise UserError(
+                "the model's chat template has no place for a system message: leave rollout.system_message out"
+            )
 
     def _plain(self, text: str) -> Ids:
         return self._codec.encode(self._clean(text))
+
+
+def _format_of(form: Form, template: ChatTemplate) -> PromptFormat:
+    """Return the format that a form names, as a model with this template is asked and read."""
+    found = find_format(form.format)
+    if template.thought:
+        thought = Thought(*template.thought, by="template" if template.opened else "model")
+        return with_thought(found, thought, summary=form.summary)
+    return with_summary(found) if form.summary else found
+
+
+def _close_of(template: ChatTemplate) -> str:
+    """Return what ends an empty thought behind the mark that a prompt ends with, as the models themselves write one."""
+    if not template.opened or not template.thought:
+        return ""
+    opening, closing = template.thought
+    return f"\n\n{closing}\n\n".removeprefix(template.opened.removeprefix(opening))

@@ -22,6 +22,7 @@ class MarksWording:
         self.form, self.context, self._codec = form, context, codec
         self.end = codec.marks["end"]
         self.stops = frozenset({self.end})
+        self.lead: Ids = ()
 
     def prompt(self, past: Sequence[Transition], observation: Observation, told: Told, room: int) -> Prompt | None:
         """Return the next prompt, or None where it and `room` further tokens do not fit the context."""

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from envrl.errors import UserError, suggest
 from envrl.rollout.formats import trim
 from envrl.rollout.responses import (
     Parsed,
+    Thought,
     parse_bare,
     parse_json,
     parse_plan,
     parse_react,
     parse_summary,
     parse_think,
+    parse_think_or_act,
+    parse_thinking,
 )
 from envrl.types import Observation
 
@@ -30,7 +33,7 @@ SEEN = "What you see now:\n"
 
 
 class Message(NamedTuple):
-    """One message of a chat: who says it ("user" or "assistant"), and what."""
+    """One message of a chat: who says it ("system", "user" or "assistant"), and what."""
 
     role: str
     content: str
@@ -137,6 +140,20 @@ def with_summary(form: PromptFormat) -> PromptFormat:
         lambda response: parse_summary(response, form.parse),
         lambda thought, command: f"<summary></summary>{form.write(thought, command)}",
     )
+
+
+def with_thought(form: PromptFormat, thought: Thought, *, summary: bool = False) -> PromptFormat:
+    """Return the format as a model is read that thinks in marks of its own before it answers (`summary`: and sums up).
+
+    What stands in those marks is the thought that `tags` asks for, too. Where the template opens it, a response begins
+    with its end.
+    """
+    inner = replace(form, parse=parse_think_or_act) if form.name == "tags" else form
+    if thought.by == "template" and form.name == "tags":
+        inner = replace(inner, write=lambda _, command: f"<action>{command}</action>")
+    if summary:
+        inner = with_summary(inner)
+    return replace(inner, parse=lambda response: parse_thinking(response, inner.parse, thought))
 
 
 def find_format(name: str) -> PromptFormat:

@@ -26,12 +26,16 @@ class Question(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A model's response, its cost in tokens (None where nobody counted them), and how often it was asked for again."""
+    """A model's response, its cost in tokens (None where nobody counted them), and how often it was asked for again.
+
+    `cut`: it was cut off at its longest.
+    """
 
     text: str
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     retries: int = 0
+    cut: bool = False
 
 
 Ask = Callable[[Sequence[Question]], Sequence[Reply | None]]
@@ -47,6 +51,7 @@ class ChatSettings:
     history: int = 2
     show_admissible: bool = True
     seed: int = 0
+    system_message: str = ""
 
 
 @dataclass(slots=True)
@@ -126,7 +131,7 @@ def _played(
             if reply is None:
                 episodes[slot].stop_reason = "context"
             else:
-                actions.append((slot, _act(reply.text, settings.form, tally)))
+                actions.append((slot, _act(reply, settings.form, tally)))
         _step(worlds, episodes, actions, tally)
         watch(sum(1.0 if e.stop_reason else len(e.transitions) / settings.max_steps for e in episodes))
     return episodes
@@ -140,16 +145,18 @@ def _begin(task: Task, member: int, observation: Observation | None) -> _Episode
 
 def _question(episode: _Episode, settings: ChatSettings, turn: int) -> Question:
     turns = last_turns(episode.transitions, settings.history)
+    system = (Message("system", settings.system_message),) if settings.system_message else ()
     messages = settings.form.messages(episode.task_sentence, turns, episode.observation, settings.show_admissible)
     dice = (episode.member,) if episode.member else ()
-    return Question(messages, key_of(settings.seed, episode.task.id, turn, *dice) % 2**31)
+    return Question((*system, *messages), key_of(settings.seed, episode.task.id, turn, *dice) % 2**31)
 
 
-def _act(response: str, form: PromptFormat, tally: Tally) -> Action:
-    parsed = form.parse(response)
-    if parsed.fault:
-        tally.faults[parsed.fault] += 1
-    return Action(parsed.command, fault=parsed.fault, imagined=parsed.fault == "imagined observation")
+def _act(reply: Reply, form: PromptFormat, tally: Tally) -> Action:
+    parsed = form.parse(reply.text)
+    fault = parsed.fault or ("unclosed" if reply.cut else "")
+    if fault:
+        tally.faults[fault] += 1
+    return Action("" if fault else parsed.command, fault=fault, imagined=fault == "imagined observation")
 
 
 def _step(worlds: VectorEnv, episodes: list[_Episode], actions: list[tuple[int, Action]], tally: Tally) -> None:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 from unicodedata import category
 
 FAULTS = {
@@ -18,6 +18,7 @@ FAULTS = {
     "no thought": "no thought in its marks before the action",
     "no plan": "no plan in its tags before the action",
     "no summary": "no summary in its tags before everything else, where one is asked for",
+    "unclosed thought": "the thought that the model's chat template or the model itself opened is never closed",
     "unclosed": "a tag is opened and not closed, or the response was cut off at its longest",
     "several actions": "more than one action",
     "imagined observation": "behind the action it writes the world's answer itself: Observation …, You …",
@@ -41,6 +42,34 @@ class Parsed:
     summary: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """How a model marks its thought, and who writes the first mark.
+
+    `by` "template": every prompt ends with it; "model": a response may begin with it; "unknown": one of the two.
+    """
+
+    opening: str = "<think>"
+    closing: str = "</think>"
+    by: Literal["template", "model", "unknown"] = "unknown"
+
+
+def parse_thinking(response: str, parse: Callable[[str], Parsed], thought: Thought) -> Parsed:
+    """Read a model's own thought and behind it what `parse` reads; no thought need stand there but one of a template's.
+
+    `parse` reads the whole response where none does.
+    """
+    text = response.strip()
+    before, closed, rest = text.partition(thought.closing)
+    if not text:
+        return Parsed(fault="empty")
+    opened = thought.by == "template" or text.startswith(thought.opening)
+    if opened and not closed:
+        return Parsed(fault="unclosed thought")
+    orphan = thought.by == "unknown" and closed and thought.opening not in before
+    return parse(rest if opened or orphan else response)
+
+
 def parse_bare(response: str) -> Parsed:
     """Read a response that is the command alone."""
     first, *others = response.strip().splitlines() or [""]
@@ -54,6 +83,12 @@ def parse_bare(response: str) -> Parsed:
 def parse_think(response: str) -> Parsed:
     """Read `<think>…</think><action>…</action>`."""
     return _tagged(response, "think", "no thought")
+
+
+def parse_think_or_act(response: str) -> Parsed:
+    """Read `<action>…</action>`, with or without a thought in its tags before it."""
+    text = response.strip()
+    return parse_think(text) if text.startswith("<think>") else _acted(text)
 
 
 def parse_plan(response: str) -> Parsed:
@@ -121,10 +156,15 @@ def _tagged(response: str, lead: str, missing: str) -> Parsed:
     _, closed, rest = rest.partition(f"</{lead}>")
     if not closed:
         return Parsed(fault="unclosed")
-    between, opened, rest = rest.partition("<action>")
+    return _acted(rest, stray=bool(before.strip()))
+
+
+def _acted(text: str, *, stray: bool = False) -> Parsed:
+    """Read `<action>…</action>`; `stray`: other text stands before what was read already."""
+    before, opened, rest = text.partition("<action>")
     if not opened:
         return Parsed(fault="no action")
-    if before.strip() or between.strip():
+    if stray or before.strip():
         return Parsed(fault="stray text")
     command, closed, after = rest.partition("</action>")
     if "<action>" in command:

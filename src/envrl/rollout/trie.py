@@ -36,10 +36,11 @@ last one."""
 class FreeWords:
     """A template in tokens: its first part, then some of its words in their order, each once at most, then its end.
 
-    Where a word ends, any later one or the last part may begin. `words` are those that the tokenizer can write.
+    Where a word ends, any later one or the last part may begin. `words` are those that the tokenizer can write, `lead`
+    is what stands before the first part.
     """
 
-    def __init__(self, codec: Codec, template: Template, end: int) -> None:
+    def __init__(self, codec: Codec, template: Template, end: int, lead: Ids = ()) -> None:
         before = template.before.rstrip(" ")  # a blank belongs to the token behind it, as the tokenizer has it
         blank = template.before[len(before) :]
         spelled = {word: (codec.encode(blank + word), codec.encode(f" {word}")) for word in template.words}
@@ -48,7 +49,7 @@ class FreeWords:
         self._first = [first for first, _ in spelled.values()]
         self._later = [later for _, later in spelled.values()]
         self._end = (*codec.encode(template.after), end)
-        opening = codec.encode(before)
+        opening = (*lead, *codec.encode(before))
         self.start: list[Position] = [(opening, -1)] if opening else self.after(-1)
         longest = (max(map(len, ways)) for ways in spelled.values())
         self.longest = len(opening) + sum(longest) + len(self._end)
@@ -126,7 +127,7 @@ class Commands:
         self._respond = wording.respond
         self._tries = lru_cache(maxsize=20_000)(self._trie)
         self._lengths = lru_cache(maxsize=20_000)(self._longest)
-        self._template = lru_cache(maxsize=20_000)(lambda template: FreeWords(codec, template, wording.end))
+        self._template = lru_cache(maxsize=20_000)(lambda free: FreeWords(codec, free, wording.end, wording.lead))
 
     def trie(self, observation: Observation) -> Node | None:
         return self._tries(observation.admissible or (), _with_words(observation))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from envrl.models.tokenizer import Ids
 from envrl.rollout.sampler import Draft
@@ -29,6 +29,8 @@ class Form:
     format: str = MARKS
     summary: bool = False
     prompt_tokens: int = 0
+    system_message: str = ""
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
     state_question: str = ""
     inverse_question: str = ""
 
@@ -81,6 +83,11 @@ class Wording(Protocol):
     @property
     def end(self) -> int:
         """The id that closes a response."""
+        ...
+
+    @property
+    def lead(self) -> Ids:
+        """What stands before the command in every response of `respond`: the end of a thought that a prompt opens."""
         ...
 
     @property

@@ -141,7 +141,7 @@ def _warn_of_other_origin(source: Path, config: Config) -> None:
     idle = [
         key
         for key in config_differences(made, config)
-        if key.startswith(("model.", "warm_start.")) and not key.endswith(".path")
+        if key.startswith(("model.", "warm_start.")) and not key.endswith((".path", ".template_arguments"))
     ]
     if idle:
         warnings.warn(
