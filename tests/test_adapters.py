@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import envrl.trainer.loop as loop
 from boxes import Boxes, files, tiny
@@ -33,10 +34,17 @@ from test_update import TEXTS, make_rows
 QUICK: dict[str, Any] = {"every": 0, "split": ("valid_b",), "free_episodes": 0, "probe_episodes": 0, "episodes": 2}
 
 
-def make_base(folder: Path, seed: int = 0) -> Path:
+EXPERTS: dict[str, dict[str, int]] = {
+    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8},
+    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+"""Families whose feed-forward part is a choice of experts, which `peft` wraps twice."""
+
+
+def make_base(folder: Path, seed: int = 0, family: str = "Llama") -> Path:
     tokenizer = train_tokenizer([*TEXTS, *(f"open box {n}" for n in (1, 2, 3, 4))] * 8, 320, 256, True)
     marks = Codec(tokenizer).marks
-    shape = LlamaConfig(
+    shape = getattr(transformers, f"{family}Config")(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
@@ -48,9 +56,10 @@ def make_base(folder: Path, seed: int = 0) -> Path:
         pad_token_id=marks["pad"],
         bos_token_id=None,
         eos_token_id=marks["end"],
+        **EXPERTS.get(family, {}),
     )
     torch.manual_seed(seed)
-    LlamaForCausalLM(shape).save_pretrained(folder)
+    getattr(transformers, f"{family}ForCausalLM")(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -184,6 +193,38 @@ def test_the_export_is_a_plain_model_with_the_same_logits(run: Path, base: Path,
     assert tuple(tokenizer.encode(text, add_special_tokens=False)) == adapted.codec.encode(text)
     merge_adapter(adapted.network)
     assert not any("lora" in name for name, _ in adapted.network.named_parameters())
+
+
+@needs_peft
+@pytest.mark.parametrize("family", EXPERTS)
+def test_an_export_of_experts_is_what_peft_merges(family: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    base = make_base(tmp_path / "base", family=family)
+    run = train(recipe(base, train={"updates": 1}), tmp_path / "run")
+    latest, ids = run / "checkpoints" / "latest", torch.arange(60)[None]
+    assert any(".experts." in name for name in read_adapter(latest))
+    assert main(["export", str(run), str(tmp_path / "plain")]) == 0
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    bare = AutoModelForCausalLM.from_pretrained(base).eval()
+    with torch.no_grad():
+        logits, unadapted = plain(input_ids=ids).logits, bare(input_ids=ids).logits
+        merged: Any = PeftModel.from_pretrained(bare, str(latest)).merge_and_unload()  # type: ignore[operator]
+        theirs, adapted = merged.eval()(input_ids=ids).logits, load_model(latest).network(input_ids=ids).logits
+    assert float((logits - theirs).abs().max()) <= 1.6e-7
+    assert float((logits - adapted).abs().max()) < 1e-5 * float(adapted.abs().max())
+    assert float((logits - unadapted).abs().max()) > 1e-2
+
+
+@needs_peft
+def test_an_adapter_is_warmed_up_by_muon(base: Path, tmp_path: Path) -> None:
+    """As in `household-demo`: all that an adapter trains are matrices, so nothing is left for AdamW."""
+    warm = {"optimizer": "muon", "demonstrations": 8, "epochs": 3, "held_out": 0}
+    run = train(recipe(base, warm_start=warm, train={"updates": 1}), tmp_path / "run")
+    losses = [line["loss/imitation"] for line in read_lines(run, "warm_start.jsonl")]
+    assert losses[-1] < losses[0] - 0.1
+    moved = read_adapter(run / "warm_start")
+    assert all(bool(tensor.any()) for tensor in moved.values()), "the matrices B, which are 0 at first, too"
 
 
 def test_runs_are_evaluated_with_their_adapter(run: Path) -> None:

@@ -178,11 +178,17 @@ def other_adapter(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Iter
 def merge_adapter(model: PreTrainedModel) -> None:
     """Add the adapter to the base's weights, W + (alpha / rank) B A, which leaves a plain network."""
     adapted = importlib.import_module("peft.tuners.lora").LoraLayer
-    layers: list[tuple[str, Any]] = list(model.named_modules())
+    layers: list[tuple[str, Any]] = [(name, m) for name, m in model.named_modules() if isinstance(m, adapted)]
+    names = {name for name, _ in layers}
     for name, layer in layers:
-        if isinstance(layer, adapted):
+        if any(name.startswith(f"{other}.") for other in names):
+            continue  # experts have one wrapper around another; the outer one merges both
+        if hasattr(layer, "unload_and_optionally_merge_module"):
+            plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+        else:
             layer.merge()
-            model.set_submodule(name, layer.get_base_layer())
+            plain = layer.get_base_layer()
+        model.set_submodule(name, plain)
     del model.peft_config
     del _BASES[model]
 

@@ -84,9 +84,9 @@ def muon(model: LanguageModel, learning_rate: float, matrix_learning_rate: float
     parameters = [p for p in model.network.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in embedding]
     rest = [p for p in parameters if p.ndim != 2 or id(p) in embedding]
-    return Optimizer(
-        [
-            torch.optim.Muon(matrices, lr=matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=learning_rate, betas=BETAS, weight_decay=0.0, **_in_one_go(model)),
-        ]
-    )
+    parts: list[torch.optim.Optimizer] = []
+    if matrices:
+        parts += [torch.optim.Muon(matrices, lr=matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")]
+    if rest:  # under LoRA there are matrices alone, and torch refuses an optimiser of nothing
+        parts += [torch.optim.AdamW(rest, lr=learning_rate, betas=BETAS, weight_decay=0.0, **_in_one_go(model))]
+    return Optimizer(parts)
