@@ -34,6 +34,7 @@ from envrl.config.schema import Config
 from envrl.errors import UserError
 from envrl.eval.split import form_of, wording_of
 from envrl.models.load import LanguageModel
+from envrl.models.runtime import with_precision
 from envrl.samples.packing import tokens_run
 from envrl.trainer.batch import build_batch, step_advantages
 from envrl.trainer.bench import Bench, deal_returns, spread
@@ -319,7 +320,9 @@ def main(arguments: Sequence[str]) -> int:
     values = parser.parse(rest)
     if values.json is not None:
         check_output(values.json, "--json", ".json")
-    figures = compare(load_recipe(values.recipe, overrides), values.shape, max(values.repeats, 1), values.returns)
+    figures = compare(
+        with_precision(load_recipe(values.recipe, overrides)), values.shape, max(values.repeats, 1), values.returns
+    )
     if values.json is not None:
         write_json(values.json, figures)
     print(table(figures))

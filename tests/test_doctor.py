@@ -18,9 +18,10 @@ from envrl.costs.estimate import estimate, recipe_shape, remedy
 from envrl.costs.memory import Load
 from envrl.costs.operations import Passes, forward_flops, update_flops
 from envrl.costs.shape import Shape, published_shape
-from envrl.costs.speed import Accelerator, accelerators, measure_cpu, update_times
+from envrl.costs.speed import Accelerator, accelerators, this_cpu, update_times
 from envrl.costs.workload import Workload, workload
 from envrl.errors import UserError
+from envrl.models import runtime
 
 Say = pytest.CaptureFixture[str]
 SIMPLE = Workload(
@@ -108,9 +109,24 @@ def test_an_update_takes_so_long() -> None:
 
 
 def test_a_processor_is_measured() -> None:
-    found = measure_cpu(lambda: None, 8.0, seconds=0.001)
-    assert found.memory == 8.0
-    assert found.fp32 > 0
+    found = this_cpu(8.0, {"fp32": 9e10, "bf16": 2e11})
+    assert (found.memory, found.flops(bf16=False), found.flops(bf16=True)) == (8.0, 9e10, 2e11)
+
+
+@pytest.mark.parametrize(("bf16", "best"), [(1.2e11, "bf16"), (1.1e11, "fp32"), (1e9, "fp32")])
+def test_what_is_faster_here_is_measured(bf16: float, best: str, monkeypatch: pytest.MonkeyPatch, capsys: Say) -> None:
+    monkeypatch.setattr(runtime, "product_speeds", lambda: {"fp32": 9e10, "bf16": bf16})
+    runtime.faster_precision.cache_clear()
+    config = load_recipe("household-demo", [("train.precision", "auto")])
+    assert runtime.with_precision(config).train.precision == best
+    assert runtime.with_precision(config, "cuda").train.precision == "bf16"
+    assert runtime.with_precision(config).rollout.precision == "fp32"
+    assert main(["doctor", "household-demo", "--train.precision", "auto"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"90 GFLOP/s in fp32, {bf16 / 1e9:.0f} in bf16" in said
+    assert ("--rollout.precision bf16 is faster" in said) == (best == "bf16")
+    assert "--train.precision" not in said
+    runtime.faster_precision.cache_clear()
 
 
 def test_accelerators_come_from_a_file_too(tmp_path: Path) -> None:

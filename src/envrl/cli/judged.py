@@ -13,7 +13,7 @@ from envrl.cli.installed import EXTRA_OF_WORLD, GIB, Finding, cuda_devices, data
 from envrl.config.schema import Config
 from envrl.costs.estimate import USABLE, Change, Estimate, Remedy, estimate, recipe_shape, remedy
 from envrl.costs.shape import Shape
-from envrl.costs.speed import LAYER_SECONDS, PREFILL, UTILISATION, Accelerator, accelerators, measure_cpu
+from envrl.costs.speed import LAYER_SECONDS, PREFILL, UTILISATION, Accelerator, accelerators, this_cpu
 from envrl.costs.workload import TURNS, WRITTEN
 from envrl.errors import UserError
 
@@ -29,6 +29,8 @@ class Judged:
 
 def judge(config: Config, table: Path | None = None) -> Judged:
     """Return what a recipe needs and what this machine has of it."""
+    from envrl.models.runtime import with_precision
+
     devices, noted = accelerators(table)
     judged = Judged(list(_needs(config)))
     try:
@@ -38,9 +40,18 @@ def judge(config: Config, table: Path | None = None) -> Judged:
         return judged
     cuda = config.train.device.startswith("cuda")
     here, size = _this_machine(config, devices)
+    judged.findings += _precision(config, here)
+    config, elsewhere = with_precision(config), with_precision(config, "cuda")
     found = estimate(config, shape, here, cuda=cuda)
     judged.findings += _room(config, shape, found, here, size, cuda)
-    judged.lines += ["", *memory_table(found), "", *_hours(found, here), "", *_elsewhere(config, shape, devices, noted)]
+    judged.lines += [
+        "",
+        *memory_table(found),
+        "",
+        *_hours(found, here),
+        "",
+        *_elsewhere(elsewhere, shape, devices, noted),
+    ]
     judged.record = {
         "parameters": shape.parameters,
         "memory": found.memory.phases,
@@ -50,7 +61,7 @@ def judge(config: Config, table: Path | None = None) -> Judged:
         "device_memory": size,
         "hours": found.hours,
         "seconds": {"rollout": found.times.rollout, "update": found.times.update},
-        "accelerators": [_record(config, shape, device) for device in devices],
+        "accelerators": [_record(elsewhere, shape, device) for device in devices],
     }
     return judged
 
@@ -148,13 +159,24 @@ def _this_machine(config: Config, devices: Sequence[Accelerator]) -> tuple[Accel
 
 
 def _measured_cpu(config: Config) -> Accelerator:
-    import torch
+    from envrl.models.runtime import prepare_torch, product_speeds
 
-    from envrl.models.runtime import usable_threads
+    prepare_torch(config.train.threads)
+    return this_cpu(memory()[1] / GIB, product_speeds())
 
-    torch.set_num_threads(config.train.threads or usable_threads())
-    matrix = torch.randn(512, 512)
-    return measure_cpu(lambda: matrix @ matrix, memory()[1] / GIB)
+
+def _precision(config: Config, here: Accelerator) -> Iterator[Finding]:
+    """Say which precision is the faster one on this processor, and which keys ask for the other."""
+    if config.train.device.startswith("cuda"):
+        return
+    from envrl.models.runtime import faster_precision
+
+    best = faster_precision(config.train.device)
+    keys = {"train.precision": config.train.precision, "rollout.precision": config.rollout.precision}
+    slower = [key for key, value in keys.items() if value not in (best, "auto")]
+    speeds = f"products of this CPU: {1000 * here.fp32:.0f} GFLOP/s in fp32, {1000 * here.bf16:.0f} in bf16"
+    change = f"; --{f' {best} --'.join(slower)} {best} is faster" if slower else ""
+    yield Finding("memory and time", "precision", None if slower else True, speeds + change)
 
 
 def _room(

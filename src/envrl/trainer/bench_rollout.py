@@ -15,7 +15,7 @@ from envrl.errors import UserError
 from envrl.eval.split import env_maker, training_settings
 from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
-from envrl.models.runtime import peak_memory, prepare_torch, reset_peak_memory, waiting
+from envrl.models.runtime import peak_memory, prepare_torch, reset_peak_memory, waiting, with_precision
 from envrl.rollout.meter import Meter
 from envrl.rollout.seats import Clock
 from envrl.trainer.bench import Watch, bench_model, first_update, matmul_peak
@@ -30,6 +30,7 @@ def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> 
     FLOPs are 2 · parameters a token that was fed; the peak is that of a matrix product on this machine.
     """
     prepare_torch(config.train.threads)
+    config = with_precision(config)
     make_env = env_maker(config)
     model = sampling_copy(bench_model(config, make_env, shape), config.rollout.precision)
     play = first_update(model, make_env, config)

@@ -13,7 +13,7 @@ import torch
 
 from envrl.config.schema import Config
 from envrl.models.rows import runs_as_tree
-from envrl.models.runtime import peak_memory, reset_peak_memory
+from envrl.models.runtime import peak_memory, reset_peak_memory, with_precision
 from envrl.samples.packing import tokens_run
 from envrl.trainer.batch import step_advantages
 from envrl.trainer.bench import Bench, deal_returns, matmul_peak, spread
@@ -40,6 +40,7 @@ def bench_train(
 
     `compare` measures whole updates, play included, with and without the auxiliary losses, in turns.
     """
+    config = with_precision(config)
     bench = Bench(config, shape)
     say(f"playing {config.rollout.tasks * config.rollout.group_size} episodes")
     watch = bench.watch()

@@ -19,7 +19,7 @@ from envrl.eval.room import check_room_of_run
 from envrl.eval.split import form_of, wording_of
 from envrl.models.adapters import check_peft
 from envrl.models.load import find_device, load_policy
-from envrl.models.runtime import usable_threads
+from envrl.models.runtime import prepare_torch, usable_threads, with_precision
 from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.policy import TOKEN_LOSSES
 from envrl.rollout.prompts import find_format
@@ -31,8 +31,10 @@ from envrl.trainer.warm_start import FOLDER, PARTIAL
 
 
 def new_config(config: Config) -> Config:
-    """Return the configuration that a new run is made with: the number of threads is fixed, whatever comes later."""
-    return replace(config, train=replace(config.train, threads=config.train.threads or usable_threads()))
+    """Return the configuration that a new run is made with: threads and precision are fixed, whatever comes later."""
+    threads = config.train.threads or usable_threads()
+    prepare_torch(threads)  # what is faster is measured with as many
+    return with_precision(replace(config, train=replace(config.train, threads=threads)))
 
 
 def resumed_config(run: Path, config: Config) -> Config:
@@ -43,6 +45,10 @@ def resumed_config(run: Path, config: Config) -> Config:
     stored = load_recipe(str(file))
     if not config.train.threads:  # whatever this machine has, the run keeps the number that it was started with
         config = replace(config, train=replace(config.train, threads=stored.train.threads))
+    if config.train.precision == "auto":
+        config = replace(config, train=replace(config.train, precision=stored.train.precision))
+    if config.rollout.precision == "auto":
+        config = replace(config, rollout=replace(config.rollout, precision=stored.rollout.precision))
     changed = config_differences(stored, config)
     if not changed:
         return config
