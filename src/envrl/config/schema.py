@@ -99,9 +99,7 @@ class RolloutConfig:
     actions: Literal["admissible", "free"] = "admissible"  # sampling restricted to the admissible commands | any text
     show_admissible: bool = False  # put the admissible commands in the prompt
     repeat_task: bool = False  # concat layout: put the task's sentence behind every observation
-    precision: Precision = (
-        "fp32"  # of the weights that play samples with; bf16: a copy of them; auto: what is faster here
-    )
+    precision: Precision = "fp32"  # of the weights that play samples with; bf16: a copy; auto: what is faster here
     response_tokens: Positive = 24  # longest response; restricted sampling ends with its command
     reward: Literal["world", "success"] = "world"  # training learns from the world's rewards | from 1 for a win alone
     reward_scale: AboveZero = 1.0  # these are multiplied by this
@@ -152,9 +150,7 @@ class TrainConfig:
     minibatches: Positive = 1  # optimiser steps a pass
     minibatch_rows: Count = 0  # policy rows an optimiser step, in place of minibatches; 0: by their number
     max_grad_norm: AboveZero = 1.0  # longer gradients are scaled down to this norm
-    precision: Precision = (
-        "fp32"  # of the forward and backward pass, over fp32 master weights; auto: what is faster here
-    )
+    precision: Precision = "fp32"  # of forward and backward passes; master weights are fp32; auto: what is faster here
     micro_batch_tokens: Positive = 4096  # token budget of a forward and backward pass; a GPU wants more
     checkpointing: bool = False  # layers are run again in the backward pass: a third more time, far less memory
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # torch threads; 0: as many as the process may use, at most 2

@@ -35,7 +35,7 @@ def prepare_torch(threads: int) -> None:
 
 
 def product_speeds(size: int = 512, rounds: int = 8) -> dict[str, float]:
-    """Return the floating-point operations a second of a CPU product (size, size) in fp32 and bf16, the best of some."""
+    """Return the FLOP/s of a CPU's product of matrices (size, size) in fp32 and bf16, the best of some."""
     found = {}
     for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         one = torch.ones(size, size, dtype=kind)
