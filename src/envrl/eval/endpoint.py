@@ -17,8 +17,7 @@ from envrl.eval.record import summarize
 from envrl.eval.split import BATCH, chosen_tasks, env_maker
 from envrl.progress import Reporter
 from envrl.rollout.prompts import find_format
-from envrl.rollout.questions import Ask, ChatSettings, Tally, play_chat
-from envrl.rollout.runner import batches
+from envrl.rollout.questions import Ask, ChatSettings, Tally, batches, play_chat
 from envrl.types import Trajectory
 
 
