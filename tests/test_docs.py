@@ -234,7 +234,7 @@ def test_token_layouts_are_those_of_the_code() -> None:
     from envrl.models.tokenizer import Codec, train_tokenizer
     from envrl.rollout.auxiliary import inverse_pairs, state_pairs
     from envrl.rollout.marks import MarksWording
-    from envrl.rollout.runner import play_script
+    from envrl.rollout.scripts import play_script
     from envrl.rollout.wording import Form, Pair
 
     env = make("household")

@@ -16,8 +16,7 @@ from envrl.envs.check import check_env
 from envrl.envs.vector import LocalWorlds, Start
 from envrl.errors import UserError
 from envrl.rollout.formats import task_text
-from envrl.rollout.runner import play_script
-from envrl.rollout.scripts import make_script
+from envrl.rollout.scripts import make_script, play_script
 from envrl.types import Task
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'envrl[gymnasium]'")

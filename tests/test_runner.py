@@ -16,9 +16,10 @@ from envrl.errors import UserError
 from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
-from envrl.rollout.runner import batches, play_model, play_script
+from envrl.rollout.questions import batches
+from envrl.rollout.runner import play_model
 from envrl.rollout.sampler import Draft
-from envrl.rollout.scripts import make_script
+from envrl.rollout.scripts import make_script, play_script
 from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.wording import Form
 from envrl.types import Observation, Step, Task, Trajectory

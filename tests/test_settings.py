@@ -19,8 +19,7 @@ from envrl.envs.check import check_env
 from envrl.envs.protocol import HasSubgoals, SavableEnv, TextEnv
 from envrl.envs.settings import DISTRACTORS, FAILED, WorldSettings, with_settings
 from envrl.errors import UserError
-from envrl.rollout.runner import play_script
-from envrl.rollout.scripts import HasExpert, HasWalkthrough, make_script
+from envrl.rollout.scripts import HasExpert, HasWalkthrough, make_script, play_script
 from envrl.trainer.loop import train
 from envrl.types import Observation, Step, Task
 

@@ -24,7 +24,7 @@ from envrl.envs.webshop.products import Oddities, read_options, read_price, read
 from envrl.envs.webshop.shopper import Shopper, wanted_phrases
 from envrl.envs.webshop.visit import search_template
 from envrl.errors import UserError
-from envrl.rollout.runner import play_script
+from envrl.rollout.scripts import play_script
 from envrl.types import Observation, Task, Template
 
 LAMP = {

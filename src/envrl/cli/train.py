@@ -27,6 +27,12 @@ def run(arguments: Sequence[str]) -> int:
     config = load_recipe(values.recipe, overrides)
     directory = Path("runs", Path(values.recipe).stem) if values.run is None else _directory(values.run)
 
+    from envrl.eval.split import env_maker
+    from envrl.trainer.inputs import check_directory, check_names
+
+    check_directory(directory, values.resume)  # what is wrong is said before torch is loaded, which takes seconds
+    check_names(config, env_maker(config))
+
     from envrl.trainer.loop import train
 
     train(config, directory, values.resume)

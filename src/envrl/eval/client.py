@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from envrl.errors import RunError, UserError
-from envrl.models.tokenizer import encodable
+from envrl.models.texts import encodable
 from envrl.rollout.questions import Ask, Question, Reply
 
 _THOUGHTS = ("reasoning_content", "reasoning")

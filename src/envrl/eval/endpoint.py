@@ -17,9 +17,8 @@ from envrl.eval.record import summarize
 from envrl.eval.split import BATCH, chosen_tasks, env_maker
 from envrl.progress import Reporter
 from envrl.rollout.prompts import find_format, with_thought
-from envrl.rollout.questions import Ask, ChatSettings, Tally, play_chat
+from envrl.rollout.questions import Ask, ChatSettings, Tally, batches, play_chat
 from envrl.rollout.responses import Thought
-from envrl.rollout.runner import batches
 from envrl.types import Trajectory
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from envrl.config.check import check_format, check_world
 from envrl.config.load import load_recipe, override
@@ -15,15 +15,14 @@ from envrl.envs.protocol import TextEnv
 from envrl.envs.settings import WorldSettings
 from envrl.errors import UserError, suggest
 from envrl.eval.data import warn_of_other_data
-from envrl.eval.room import check_room
 from envrl.eval.split import chosen_tasks, env_maker, evaluate_script, evaluate_split
-from envrl.models.adapters import holds_adapter
-from envrl.models.checkpoints import MANIFEST, latest_checkpoint, verify_checkpoint
-from envrl.models.load import LanguageModel, find_device, load_policy
-from envrl.models.runtime import prepare_torch
+from envrl.models.checkpoints import MANIFEST, holds_adapter, latest_checkpoint, verify_checkpoint
 from envrl.progress import Reporter
 from envrl.rollout.prompts import find_format
 from envrl.rollout.scripts import SCRIPTS
+
+if TYPE_CHECKING:
+    from envrl.models.load import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +88,11 @@ def evaluate(
         check_splits(world, config, episodes)
         if found.run:
             warn_of_other_data(found.run, config.env.name, world, config.eval.split)
-    prepare_torch(config.train.threads)
     reporter = reporter or Reporter()
-    with reporter.phase("loading the model"):
-        model = None if found.script else load_policy(found.folder, config, _device(config))
-        if model is not None:
+    model = None
+    if not found.script:
+        with reporter.phase("loading the model"):
+            model = _loaded(found, config)
             _check_room(model, make_env, config, episodes or 0, bare=format is not None)
     counts = {"episodes": episodes or 0, "free": free, "probed": probe, "reporter": reporter}
     return [_record(found, model, make_env, name, config, counts) for name in config.eval.split]
@@ -207,6 +206,8 @@ def _check_room(
     model: LanguageModel, make_env: Callable[[], TextEnv], config: Config, episodes: int, *, bare: bool
 ) -> None:
     """Raise `UserError` where no episode can begin; `bare`: of a chat model that is no run's."""
+    from envrl.eval.room import check_room
+
     with opened(make_env()) as world:
         tasks = {name: [task for task, _ in chosen_tasks(world, name, config, episodes)] for name in config.eval.split}
     if bare:
@@ -255,13 +256,17 @@ def drawn(config: Config) -> dict[str, str]:
     return {} if config.eval.protocol == "whole" else {"protocol": config.eval.protocol}
 
 
-def _device(config: Config) -> str:
-    """Return the device that the run was trained on, or the CPU where this machine has none such."""
+def _loaded(found: Target, config: Config) -> LanguageModel:
+    """Return the model, on the device that the run was trained on, or the CPU where this machine has none such."""
+    from envrl.models.load import find_device, load_policy
+    from envrl.models.runtime import prepare_torch
+
+    prepare_torch(config.train.threads)
     try:
         find_device(config.train.device)
     except UserError:
-        return "cpu"
-    return config.train.device
+        return load_policy(found.folder, config, "cpu")
+    return load_policy(found.folder, config, config.train.device)
 
 
 def _record(

@@ -19,8 +19,7 @@ from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.randomness import key_of
-from envrl.rollout.runner import attempt_script
-from envrl.rollout.scripts import HasExpert, make_script
+from envrl.rollout.scripts import HasExpert, attempt_script, make_script
 from envrl.rollout.wording import Pair, Wording
 from envrl.types import Task, Trajectory, Transition
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -17,21 +17,18 @@ from envrl.envs.pool import Worlds, vector_of
 from envrl.envs.protocol import TextEnv
 from envrl.envs.registry import maker
 from envrl.envs.settings import WorldSettings, set_maker
-from envrl.eval.probe import probe, probe_episodes
 from envrl.eval.record import action_rates, check_played, success_summary, summarize
-from envrl.models.copies import sampling_copy
-from envrl.models.load import LanguageModel
-from envrl.models.template import ChatTemplate, stops_of
 from envrl.progress import Reporter
-from envrl.rollout.chats import ChatWording
-from envrl.rollout.crowd import Crowd
 from envrl.rollout.marks import MarksWording
 from envrl.rollout.randomness import key_of
-from envrl.rollout.runner import attempt_script, play_model
-from envrl.rollout.scripts import make_script
-from envrl.rollout.seats import Clock, PlaySettings
+from envrl.rollout.scripts import attempt_script, make_script
 from envrl.rollout.wording import MARKS, Form, Wording
 from envrl.types import Task, Trajectory
+
+if TYPE_CHECKING:  # scripts and endpoints are evaluated without torch
+    from envrl.models.load import LanguageModel
+    from envrl.rollout.crowd import Crowd
+    from envrl.rollout.seats import PlaySettings
 
 T = TypeVar("T")
 
@@ -89,6 +86,8 @@ def env_options(env: EnvConfig) -> dict[str, Any]:
 
 def play_settings(config: Config, temperature: float, actions: str | None = None) -> PlaySettings:
     """Return how a recipe plays, at another temperature and maybe under another restriction."""
+    from envrl.rollout.seats import PlaySettings
+
     rollout = config.rollout
     return PlaySettings(
         max_steps=config.env.max_steps,
@@ -142,6 +141,9 @@ def wording_of(model: LanguageModel, form: Form, context: int = 0) -> Wording:
     context = context or model.context
     if form.format == MARKS:
         return MarksWording(model.codec, form, context)
+    from envrl.models.template import ChatTemplate, stops_of
+    from envrl.rollout.chats import ChatWording
+
     template = ChatTemplate(model.codec, stops_of(model.network, model.codec), form.template_arguments)
     return ChatWording(template, form, context)
 
@@ -166,6 +168,12 @@ def evaluate_split(
     in proportion to `episodes`. `sampling` is the model's copy of the recipe's `rollout.precision`, made here where it
     is not given.
     """
+    from envrl.eval.probe import probe, probe_episodes
+    from envrl.models.copies import sampling_copy
+    from envrl.rollout.crowd import Crowd
+    from envrl.rollout.runner import play_model
+    from envrl.rollout.seats import Clock
+
     player = sampling or sampling_copy(model, config.rollout.precision)
     began, clock, reporter = time.perf_counter(), Clock(), reporter or Reporter()
     crowd, wording = crowd or Crowd(reporter.say), wording_of(model, form_of(config))

@@ -25,9 +25,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from envrl.errors import UserError
-from envrl.models.checkpoints import sha256
+from envrl.models.checkpoints import BASE, holds_adapter, sha256
 
-_BASE, _WEIGHTS = "base.json", "adapter_model.safetensors"
+_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 """What `peft` writes before the names of a network's layers."""
 
@@ -97,12 +97,7 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     settings.save_pretrained(folder)
     tensors = {_PREFIX + name: tensor.contiguous() for name, tensor in adapter_tensors(model).items()}
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-    (folder / _BASE).write_text(json.dumps(asdict(_BASES[model]), indent=1) + "\n", encoding="utf-8")
-
-
-def holds_adapter(folder: Path) -> bool:
-    """Return whether `save_adapter` wrote a folder."""
-    return (folder / _BASE).is_file()
+    (folder / BASE).write_text(json.dumps(asdict(_BASES[model]), indent=1) + "\n", encoding="utf-8")
 
 
 def base_folder(folder: Path) -> Path | None:
@@ -136,9 +131,9 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
 
 def _read_base(folder: Path) -> Base:
     try:
-        return Base(**json.loads((folder / _BASE).read_bytes()))
+        return Base(**json.loads((folder / BASE).read_bytes()))
     except (ValueError, TypeError):
-        raise UserError(f"'{folder / _BASE}' is not readable: it names the model that the adapter belongs to") from None
+        raise UserError(f"'{folder / BASE}' is not readable: it names the model that the adapter belongs to") from None
 
 
 def adapter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -10,7 +10,14 @@ from pathlib import Path
 from envrl.errors import UserError
 
 MANIFEST = "manifest.json"
+BASE = "base.json"
+"""Where a checkpoint names the model that its adapter belongs to."""
 NAME = re.compile(r"step-(\d+)")
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Return whether a folder holds an adapter, and not a whole model."""
+    return (folder / BASE).is_file()
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -16,8 +16,9 @@ from transformers.utils import logging as transformers_logging
 
 from envrl.config.schema import Config, ModelConfig
 from envrl.errors import UserError, suggest
-from envrl.models.adapters import base_folder, has_adapter, holds_adapter, load_adapter, save_adapter
+from envrl.models.adapters import base_folder, has_adapter, load_adapter, save_adapter
 from envrl.models.admission import admit_once
+from envrl.models.checkpoints import holds_adapter
 from envrl.models.forward import longest_sequence, vocabulary_size
 from envrl.models.random_weights import build_shape
 from envrl.models.template import CHATML, CHATML_TOKENS, stops_of

@@ -13,6 +13,7 @@ from functools import lru_cache
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from envrl.models.texts import encodable
 from envrl.sequences import alike
 
 Ids = tuple[int, ...]
@@ -30,14 +31,8 @@ MARKS = {
 }
 """The special tokens of our formats. No text can produce one: the tokenizer never looks for them in its input."""
 
-_HALVES = re.compile("[\ud800-\udfff]")
 _WORD = r"\p{L}+"
 _NUMBER = r" ?\p{N}+"
-
-
-def encodable(text: str) -> str:
-    """Return a text in which every half of a surrogate pair, which no encoding has, is U+FFFD."""
-    return text if text.isascii() else _HALVES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def names_in(texts: Iterable[str]) -> list[str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from envrl.models.tokenizer import Codec, Ids
 from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
-from envrl.rollout.sampler import Draft
 from envrl.rollout.wording import Form, Pair, Prompt, Told
 from envrl.types import Action, Observation, Transition
+
+if TYPE_CHECKING:
+    from envrl.models.tokenizer import Codec, Ids
+    from envrl.rollout.sampler import Draft
 
 _ANSWER = re.compile(r"\S\s*\n\s*\S|(?:\A|\s)You\s")
 """What a response holds that goes on beyond its command: another line, or a sentence that begins with "You"."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -178,3 +178,9 @@ def _step(worlds: VectorEnv, episodes: list[_Episode], actions: list[tuple[int, 
 
 def _sum(one: int | None, other: int | None) -> int | None:
     return None if one is None or other is None else one + other
+
+
+def batches(count: int, size: int) -> Iterator[range]:
+    """Return consecutive ranges of at most `size` that cover `range(count)`."""
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))

@@ -1,19 +1,16 @@
-"""Playing episodes: a batch of them with a language model, or one with a script; either way a `Trajectory` results."""
+"""Playing episodes with a language model, a batch of them at once; for scripts see `envrl.rollout.scripts`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-from envrl.envs.answers import answer, first_observation, what_happened
 from envrl.envs.pool import vector_of
 from envrl.envs.protocol import TextEnv
-from envrl.envs.vector import ATTEMPTS_HERE, put_aside
-from envrl.errors import UserError
 from envrl.models.load import LanguageModel
 from envrl.rollout.randomness import key_of
 from envrl.rollout.seats import Clock, Episode, PlaySettings, Seats
 from envrl.rollout.wording import Wording
-from envrl.types import SET_ASIDE, Action, Observation, Task, Trajectory, Transition
+from envrl.types import Observation, Task, Trajectory
 
 
 def play_model(
@@ -64,56 +61,3 @@ def _finish(episode: Episode, update: int = 0) -> Trajectory:
         episode.stop_reason or "max_steps",
         policy_version=update,
     )
-
-
-Script = Callable[[Observation], str]
-
-
-def play_script(env: TextEnv, task: Task, script: Script, max_steps: int) -> Trajectory:
-    """Play one episode with a script (observation → command); its actions carry no tokens.
-
-    Raises what the world does, and `BadAnswer`.
-    """
-    observation = first_observation(env, task, task.seed)
-    episode = Episode(task, 0, observation)
-    return _finish(_run_script(env, episode, script, max_steps))
-
-
-def attempt_script(
-    env: TextEnv, task: Task, make: Callable[[], Script], max_steps: int, set_aside: dict[str, str] | None = None
-) -> Trajectory:
-    """Play one episode with a script, once more where the world fails; set aside, without a step, where it fails again.
-
-    `make` returns the script anew; `set_aside` takes the task's id and what happened. Raises `UserError` where the
-    world does.
-    """
-    reason = ""
-    for _ in range(ATTEMPTS_HERE):
-        try:
-            return play_script(env, task, make(), max_steps)
-        except UserError:
-            raise
-        except (Exception, SystemExit) as error:  # a world may raise anything, or end the process
-            reason = what_happened(error)
-    put_aside({} if set_aside is None else set_aside, task, ATTEMPTS_HERE, reason)
-    return Trajectory(task, 0, (), (), SET_ASIDE)
-
-
-def _run_script(env: TextEnv, episode: Episode, script: Script, max_steps: int) -> Episode:
-    for _ in range(max_steps):
-        command = script(episode.observation)
-        step = answer(env, command)
-        episode.transitions.append(
-            Transition(episode.observation, Action(command), step.reward, step.observation, step.done, step.success)
-        )
-        episode.observation = step.observation
-        if step.done:
-            episode.stop_reason = "done"
-            break
-    return episode
-
-
-def batches(count: int, size: int) -> Iterator[range]:
-    """Return consecutive ranges of at most `size` that cover `range(count)`."""
-    for start in range(0, count, size):
-        yield range(start, min(start + size, count))

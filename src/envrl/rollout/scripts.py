@@ -1,4 +1,7 @@
-"""Policies that are not models: random play (the floor), the walkthrough and the world's expert (the ceilings)."""
+"""Policies that are not models: random play (the floor), the walkthrough and the world's expert (the ceilings).
+
+And how they are played, without torch.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,15 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
+from envrl.envs.answers import answer, first_observation, what_happened
 from envrl.envs.protocol import TextEnv, draw_command
+from envrl.envs.vector import ATTEMPTS_HERE, put_aside
 from envrl.errors import UserError, suggest
 from envrl.rollout.randomness import key_of
-from envrl.rollout.runner import Script
-from envrl.types import Task
+from envrl.types import SET_ASIDE, Action, Observation, Task, Trajectory, Transition
+
+Script = Callable[[Observation], str]
+"""What is done at an observation; it may remember what it was shown."""
 
 
 @runtime_checkable
@@ -68,3 +75,42 @@ def make_script(name: str, env: TextEnv, task: Task, seed: int) -> Script:
     if name not in SCRIPTS:
         raise UserError(f"unknown script '{name}'{suggest(name, SCRIPTS)}")
     return SCRIPTS[name](env, task, seed)
+
+
+def play_script(env: TextEnv, task: Task, script: Script, max_steps: int) -> Trajectory:
+    """Play one episode with a script (observation → command); its actions carry no tokens.
+
+    Raises what the world does, and `BadAnswer`.
+    """
+    observation = first_observation(env, task, task.seed)
+    transitions: list[Transition] = []
+    while len(transitions) < max_steps:
+        command = script(observation)
+        step = answer(env, command)
+        transitions.append(
+            Transition(observation, Action(command), step.reward, step.observation, step.done, step.success)
+        )
+        observation = step.observation
+        if step.done:
+            return Trajectory(task, 0, tuple(transitions), (), "done")
+    return Trajectory(task, 0, tuple(transitions), (), "max_steps")
+
+
+def attempt_script(
+    env: TextEnv, task: Task, make: Callable[[], Script], max_steps: int, set_aside: dict[str, str] | None = None
+) -> Trajectory:
+    """Play one episode with a script, once more where the world fails; set aside, without a step, where it fails again.
+
+    `make` returns the script anew; `set_aside` takes the task's id and what happened. Raises `UserError` where the
+    world does.
+    """
+    reason = ""
+    for _ in range(ATTEMPTS_HERE):
+        try:
+            return play_script(env, task, make(), max_steps)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # a world may raise anything, or end the process
+            reason = what_happened(error)
+    put_aside({} if set_aside is None else set_aside, task, ATTEMPTS_HERE, reason)
+    return Trajectory(task, 0, (), (), SET_ASIDE)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from envrl.models.tokenizer import Ids
-from envrl.rollout.sampler import Draft
 from envrl.types import Action, Observation, Transition
+
+if TYPE_CHECKING:
+    from envrl.models.tokenizer import Ids
+    from envrl.rollout.sampler import Draft
 
 MARKS = "marks"
 """The format that is no chat: marks of our own."""

@@ -19,8 +19,7 @@ from envrl.rollout.auxiliary import inverse_pairs, separate_state_pairs
 from envrl.rollout.formats import task_text, trim
 from envrl.rollout.prompts import find_format
 from envrl.rollout.randomness import key_of
-from envrl.rollout.runner import Script, attempt_script
-from envrl.rollout.scripts import has_script, make_script, random_script
+from envrl.rollout.scripts import Script, attempt_script, has_script, make_script, random_script
 from envrl.rollout.transcript import write_segments
 from envrl.rollout.wording import Wording
 from envrl.samples.rows import pair_rows

@@ -7,11 +7,8 @@ from pathlib import Path
 
 from envrl.errors import UserError
 from envrl.eval.evaluate import Target, find_target
-from envrl.models.adapters import holds_adapter, merge_adapter
-from envrl.models.checkpoints import MANIFEST, files_below
-from envrl.models.load import load_policy, save_model
+from envrl.models.checkpoints import MANIFEST, files_below, holds_adapter
 from envrl.progress import Reporter
-from envrl.trainer.checkpoint import save_folder
 
 
 def export_model(target: str | Path, folder: Path, reporter: Reporter | None = None) -> None:
@@ -26,6 +23,8 @@ def export_model(target: str | Path, folder: Path, reporter: Reporter | None = N
         raise UserError(f"'{folder}' is there already; name a folder that is not")
     if not folder.parent.is_dir():
         raise UserError(f"'{folder}' cannot be made: there is no folder {folder.parent}")
+    from envrl.trainer.checkpoint import save_folder
+
     reporter = reporter or Reporter()
     if holds_adapter(found.folder):
         save_folder(folder, lambda aside: _merge(found, aside, reporter))
@@ -34,6 +33,9 @@ def export_model(target: str | Path, folder: Path, reporter: Reporter | None = N
 
 
 def _merge(source: Target, target: Path, reporter: Reporter) -> None:
+    from envrl.models.adapters import merge_adapter
+    from envrl.models.load import load_policy, save_model
+
     with reporter.phase("loading the model"):
         model = load_policy(source.folder, source.config, "cpu")
     with reporter.phase("merging the adapter"):

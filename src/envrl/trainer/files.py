@@ -99,10 +99,7 @@ def create_run(run: Path, config_toml: str, others: Mapping[str, str] | None = N
 
     Raises `UserError` where something of that name exists or the folder above it cannot be written to.
     """
-    if run.exists() and not (run / "config.toml").is_file():
-        raise UserError(f"{run} exists and is not a run: name another directory with --run")
-    if run.exists() or run.is_symlink():
-        raise UserError(f"{run} exists: add --resume to go on with that run, or name another directory with --run")
+    check_new_run(run)
     aside = run.parent / f".tmp-{run.name}"
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +116,14 @@ def create_run(run: Path, config_toml: str, others: Mapping[str, str] | None = N
         if isinstance(error, OSError):
             raise RunError(_no_room(_NO_ROOM[error.errno or 0], run)) from error
         raise
+
+
+def check_new_run(run: Path) -> None:
+    """Raise `UserError` where something stands in the place of a new run."""
+    if run.exists() and not (run / "config.toml").is_file():
+        raise UserError(f"{run} exists and is not a run: name another directory with --run")
+    if run.exists() or run.is_symlink():
+        raise UserError(f"{run} exists: add --resume to go on with that run, or name another directory with --run")
 
 
 def lock_run(run: Path) -> AbstractContextManager[None]:

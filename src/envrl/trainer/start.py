@@ -11,22 +11,19 @@ from pathlib import Path
 
 from envrl.config.load import config_differences, dump_config, load_recipe
 from envrl.config.schema import Config
-from envrl.envs.answers import listed_tasks, opened, what_happened
 from envrl.envs.protocol import TextEnv
-from envrl.errors import RunError, UserError
+from envrl.errors import UserError
 from envrl.eval.data import data_file, warn_of_other_data
 from envrl.eval.room import check_room_of_run
 from envrl.eval.split import form_of, wording_of
 from envrl.models.adapters import check_peft
 from envrl.models.load import find_device, load_policy
 from envrl.models.runtime import prepare_torch, usable_threads, with_precision
-from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.policy import TOKEN_LOSSES
-from envrl.rollout.prompts import find_format
-from envrl.rollout.scripts import make_script
 from envrl.trainer.batch import aux_weights
 from envrl.trainer.checkpoint import verify_checkpoint
 from envrl.trainer.files import create_run, lock_run, write_text
+from envrl.trainer.inputs import check_demonstrator, check_directory, check_names
 from envrl.trainer.warm_start import FOLDER, PARTIAL
 
 
@@ -39,9 +36,8 @@ def new_config(config: Config) -> Config:
 
 def resumed_config(run: Path, config: Config) -> Config:
     """Return the configuration that an existing run goes on with; raises `UserError` where it is another run's."""
+    check_directory(run, resume=True)
     file = run / "config.toml"
-    if not file.is_file():
-        raise UserError(f"there is no run in '{run}' to resume; start it without --resume")
     stored = load_recipe(str(file))
     if not config.train.threads:  # whatever this machine has, the run keeps the number that it was started with
         config = replace(config, train=replace(config.train, threads=stored.train.threads))
@@ -74,16 +70,11 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
 
     `warm_start` says whether that stage still lies ahead.
     """
-    _ = ESTIMATORS[config.objective.estimator], TOKEN_LOSSES[config.objective.loss]
-    if config.rollout.is_chat:
-        find_format(config.rollout.format)
+    check_names(config, make_env)
+    _ = TOKEN_LOSSES[config.objective.loss]
     find_device(config.train.device)
     if config.model.lora_rank:
         check_peft()
-    with opened(make_env()) as env:
-        for split in (config.env.split, *config.eval.split):
-            if not listed_tasks(env, split, config.env.name):
-                raise UserError(f"the split '{split}' of the world '{config.env.name}' has no tasks")
     if not warm_start:
         return
     if config.warm_start.path:
@@ -97,26 +88,7 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     if config.model.path:
         _check_model(config.model.path, config, make_env)
     if config.warm_start.demonstrations:
-        _check_demonstrator(config, make_env)
-
-
-def _check_demonstrator(config: Config, make_env: Callable[[], TextEnv]) -> None:
-    demonstrator, held_out = config.warm_start.demonstrator, config.warm_start.held_out
-    with opened(make_env()) as env:
-        tasks = listed_tasks(env, config.env.split, config.env.name)
-        if held_out >= len(tasks):
-            raise UserError(
-                f"warm_start.held_out = {held_out} leaves nothing of the {len(tasks)} tasks of split "
-                f"'{config.env.split}'"
-            )
-        try:
-            make_script(demonstrator, env, tasks[0], config.seed)
-        except (UserError, RunError):
-            raise
-        except Exception as error:  # a world may raise anything
-            raise UserError(
-                f"the {demonstrator} of the world '{config.env.name}' cannot be had: {what_happened(error)}"
-            ) from error
+        check_demonstrator(config, make_env)
 
 
 def _check_model(folder: str | Path, config: Config, make_env: Callable[[], TextEnv]) -> None:

@@ -1,0 +1,54 @@
+"""What can be refused of a run before torch is loaded, which takes seconds: names, splits, data, directories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from envrl.config.schema import Config
+from envrl.envs.answers import listed_tasks, opened, what_happened
+from envrl.envs.protocol import TextEnv
+from envrl.errors import RunError, UserError
+from envrl.objective.advantage import ESTIMATORS
+from envrl.rollout.prompts import find_format
+from envrl.rollout.scripts import make_script
+from envrl.trainer.files import check_new_run
+
+
+def check_directory(run: Path, resume: bool) -> None:
+    """Raise `UserError` where there is no run to resume, or something in the place of a new one."""
+    if not resume:
+        check_new_run(run)
+    elif not (run / "config.toml").is_file():
+        raise UserError(f"there is no run in '{run}' to resume; start it without --resume")
+
+
+def check_names(config: Config, make_env: Callable[[], TextEnv]) -> None:
+    """Raise `UserError` for an estimator, a format, a world or splits that are not there, or without tasks."""
+    _ = ESTIMATORS[config.objective.estimator]
+    if config.rollout.is_chat:
+        find_format(config.rollout.format)
+    with opened(make_env()) as env:
+        for split in (config.env.split, *config.eval.split):
+            if not listed_tasks(env, split, config.env.name):
+                raise UserError(f"the split '{split}' of the world '{config.env.name}' has no tasks")
+
+
+def check_demonstrator(config: Config, make_env: Callable[[], TextEnv]) -> None:
+    """Raise `UserError` where a warm start has no tasks to imitate, or nobody who plays them."""
+    demonstrator, held_out = config.warm_start.demonstrator, config.warm_start.held_out
+    with opened(make_env()) as env:
+        tasks = listed_tasks(env, config.env.split, config.env.name)
+        if held_out >= len(tasks):
+            raise UserError(
+                f"warm_start.held_out = {held_out} leaves nothing of the {len(tasks)} tasks of split "
+                f"'{config.env.split}'"
+            )
+        try:
+            make_script(demonstrator, env, tasks[0], config.seed)
+        except (UserError, RunError):
+            raise
+        except Exception as error:  # a world may raise anything
+            raise UserError(
+                f"the {demonstrator} of the world '{config.env.name}' cannot be had: {what_happened(error)}"
+            ) from error
