@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -174,3 +175,46 @@ def test_mistakes(
     assert said in output.err
     assert output.out == ""
     assert len(output.err.strip().splitlines()) == 1
+
+
+def test_files_of_results_make_the_same_table_wherever_they_lie(
+    make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run("a", 0.45, 0.68), make_run("b", 0.55, 0.72, seed=1), make_run("c", 0.4, 0.6, state_weight=0.2)]
+    assert main(["compare", *runs]) == 0
+    table, files = capsys.readouterr().out, []
+    for run in runs:
+        files.append(str(tmp_path / f"{Path(run).name}.json"))
+        assert main(["report", run, "--results", files[-1]]) == 0
+        assert str(tmp_path) not in Path(files[-1]).read_text()
+    for run in runs:
+        shutil.rmtree(run)
+    capsys.readouterr()
+    assert main(["compare", *files]) == 0
+    assert capsys.readouterr().out == table
+    hashes = [json.loads(Path(file).read_text())["config_sha256"] for file in files]
+    assert len(set(hashes)) == 3
+
+
+def test_results_name_what_a_shared_start_was_made_with(make_run: Make, tmp_path: Path) -> None:
+    run, start = Path(make_run("arm", 0.4, 0.6)), Path(make_run("start", 0.4, 0.4))
+    made = (start / "config.toml").read_text().replace("1500", "40").replace("/at/start", "")
+    (start / "config.toml").write_text(made)
+    (run / "config.toml").write_text((run / "config.toml").read_text().replace("/at/arm", f"{start}/warm_start"))
+    assert main(["report", str(run), "--results", str(tmp_path / "arm.json")]) == 0
+    assert json.loads((tmp_path / "arm.json").read_text())["config"]["warm_start"] == {"demonstrations": 40}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"evals": {}}'])
+def test_what_holds_no_results_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "some.json").write_text(text)
+    assert main(["compare", str(tmp_path / "some.json")]) == 2
+    assert "does not hold the results of a run" in capsys.readouterr().err
+
+
+def test_results_are_of_finished_runs(make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(make_run("a", 0.4, 0.6))
+    (run / "eval.jsonl").write_text((run / "eval.jsonl").read_text().splitlines(keepends=True)[0])
+    assert main(["report", str(run), "--results", str(tmp_path / "a.json")]) == 2
+    assert "is not finished" in capsys.readouterr().err
+    assert not (tmp_path / "a.json").exists()

@@ -11,7 +11,7 @@ from envrl.cli.arguments import Parser, check_output
 def run(arguments: Sequence[str]) -> int:
     """Print a table of runs, those that differ in their seed alone in one line."""
     parser = Parser("compare", "Runs beside each other as a Markdown table; seeds of a configuration make one line.")
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="the runs' directories")
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run, or what 'report --results' wrote")
     parser.add_argument("--picture", metavar="FILE.svg", type=Path, help="also draw success over updates")
     options = parser.parse(arguments)
     if options.picture is not None:

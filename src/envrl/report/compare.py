@@ -10,7 +10,8 @@ from typing import Any
 
 from envrl.errors import UserError
 from envrl.report.plots import Line, line_chart
-from envrl.report.read import Record, RunData, has_scores, load_run, number, series, setting, write_whole
+from envrl.report.read import Record, RunData, has_scores, load_config, load_run, number, series, setting, write_whole
+from envrl.report.results import origin_of, read_result
 from envrl.report.summary import duration, method, stage_seconds
 from envrl.report.svg import document, label, placed
 from envrl.statistics import mean_interval, pooled, wilson
@@ -59,7 +60,7 @@ class Arm:
 
 
 def load_arms(runs: Sequence[Path]) -> list[Arm]:
-    """Return the runs by configuration, in the order in which each first comes.
+    """Return the runs, directories or files of `envrl report RUN --results`, by configuration, as each first comes.
 
     The seed and where a shared warm start lies are no part of it. Raises `UserError` for a directory that is no run,
     one that is given twice, and runs of different worlds.
@@ -68,7 +69,7 @@ def load_arms(runs: Sequence[Path]) -> list[Arm]:
     for index, run in enumerate(resolved):
         if run in resolved[:index]:
             raise UserError(f"the run {runs[index]} is given twice; leave one out")
-    loaded = [load_run(run) for run in runs]
+    loaded = [read_result(run) if run.suffix == ".json" else load_run(run) for run in runs]
     worlds = {str(setting(run.config, "env.name")): run.path for run in loaded}
     if len(worlds) > 1:
         (first, a), (second, b), *_ = worlds.items()
@@ -167,13 +168,8 @@ def _splits(arms: Sequence[Arm]) -> list[str]:
 
 def _demonstrations(arm: Arm) -> str:
     """Return how many demonstrations the warm start imitated; a shared one says so in the run that it is from."""
-    config, seen = arm.runs[0].config, set[Path]()
-    while path := setting(config, "warm_start.path"):
-        origin = Path(str(path)).parent
-        if origin in seen or not (origin / "config.toml").is_file():
-            break
-        seen.add(origin)
-        config = load_run(origin).config
+    origin = origin_of(arm.runs[0])
+    config = arm.runs[0].config if origin is None else load_config(origin)
     count = setting(config, "warm_start.demonstrations")
     return f"{count:,}" if isinstance(count, int) else _DASH
 

@@ -66,21 +66,26 @@ def load_run(run: Path) -> RunData:
 
     Raises `UserError` where it is none, holds nothing yet, or has a line that is not JSON.
     """
-    config_file = run / "config.toml"
-    if not config_file.is_file():
-        what = "there is no such directory" if not run.exists() else "it has no config.toml"
-        raise UserError(f"{run} is not a run: {what}")
-    config_text = config_file.read_text(encoding="utf-8", errors="replace")
-    try:
-        config = tomllib.loads(config_text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{config_file} is not TOML: {error}") from None
+    config = load_config(run)
+    config_text = (run / "config.toml").read_text(encoding="utf-8", errors="replace")
     metrics = tuple(read_lines(run / "metrics.jsonl"))
     warm_start = tuple(read_lines(run / "warm_start.jsonl"))
     evals = _by_split(read_lines(run / "eval.jsonl"))
     if not (metrics or warm_start or evals):
         raise UserError(f"{run} has nothing to report yet: no metrics, no evaluation and no warm start are in it")
     return RunData(run, config, config_text, metrics, warm_start, evals, _episode_files(run / "trajectories"))
+
+
+def load_config(run: Path) -> Mapping[str, Any]:
+    """Return a run's configuration; raises `UserError` where the directory is no run."""
+    file = run / "config.toml"
+    if not file.is_file():
+        what = "there is no such directory" if not run.exists() else "it has no config.toml"
+        raise UserError(f"{run} is not a run: {what}")
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8", errors="replace"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{file} is not TOML: {error}") from None
 
 
 def read_lines(path: Path) -> list[Record]:
