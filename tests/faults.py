@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from envrl.models.slots import SlotCache
 _BEGIN, _WINDOWED, _UPDATE = SlotCache.begin, SlotCache.windowed, SlotCache.update
 _UPDATE_CONV, _COMMIT, _COPY = SlotCache.update_conv_state, SlotCache.commit, SlotCache.copy
 _GROUPED = forward._grouped_attention
-_MASKS = forward._masks
+_MASKS, _SLOT_BY_SLOT = forward._masks, forward._slot_by_slot
 
 
 def _later_chunks_are_shifted(cache: SlotCache, counts: Tensor, width: int, slots: Any = None, room: Any = None) -> Any:
@@ -113,6 +113,16 @@ def _scores_are_scaled_by_width(
     return _GROUPED(module, query, *given, scaling=1.1 * scaling, softcap=softcap, **named)
 
 
+def _last_tokens_of_wide_chunks_miss_themselves(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, ends: Sequence[tuple[int, int]]
+) -> Tensor:
+    return _SLOT_BY_SLOT(query, key, value, mask, scaling, [(count, end - 1) for count, end in ends])
+
+
+def _wide_chunks_have_others_keys(query: Tensor, key: Tensor, *given: Any) -> Tensor:
+    return _SLOT_BY_SLOT(query, key.flip(0), *given)
+
+
 def _all_layers_have_windows(cache: SlotCache, mask: Tensor) -> Any:
     found = _MASKS(cache, mask)
     assert isinstance(found, dict)
@@ -143,6 +153,10 @@ def caps_scores(model: PreTrainedModel) -> bool:
     return bool(getattr(model.config, "attn_logit_softcapping", None))
 
 
+def goes_through_slots(model: PreTrainedModel) -> bool:
+    return not caps_scores(model)
+
+
 def anyone(model: PreTrainedModel) -> bool:
     return True
 
@@ -160,10 +174,16 @@ FAULTS: dict[str, tuple[Callable[[PreTrainedModel], bool], str, Callable[..., An
     "the last token not copied": (anyone, "copy", _the_last_token_is_not_copied),
     "window a token too wide": (has_windows, "windowed", _window(1)),
     "window a token too narrow": (has_windows, "windowed", _window(-1)),
-    "windows in all layers": (has_layers_of_two_kinds, "masks", _all_layers_have_windows),
+    "windows in all layers": (has_layers_of_two_kinds, "_masks", _all_layers_have_windows),
     "heads with the keys of others": (shares_keys, "attention", _heads_have_others_keys),
     "scores scaled by 1.1 times too much": (anyone, "attention", _scores_are_scaled_by_width),
     "caps on scores left out": (caps_scores, "attention", _caps_are_left_out),
+    "last tokens of wide chunks without themselves": (
+        goes_through_slots,
+        "_slot_by_slot",
+        _last_tokens_of_wide_chunks_miss_themselves,
+    ),
+    "wide chunks with the keys of others": (goes_through_slots, "_slot_by_slot", _wide_chunks_have_others_keys),
     "states of convolutions stale": (has_convolutions, "update_conv_state", _states_are_stale),
     "states of convolutions count padding": (has_convolutions, "update_conv_state", _states_count_padding),
     "states of convolutions never cleared": (has_convolutions, "clear", _states_are_never_cleared),
@@ -179,8 +199,8 @@ def faults_of(model: PreTrainedModel) -> list[str]:
 def fault(name: str) -> Iterator[None]:
     _, part, wrong = FAULTS[name]
     with pytest.MonkeyPatch.context() as patch:
-        if part == "masks":
-            patch.setattr(forward, "_masks", wrong)
+        if part in ("_masks", "_slot_by_slot"):
+            patch.setattr(forward, part, wrong)
         elif part == "attention":
             patch.setitem(forward.ALL_ATTENTION_FUNCTIONS._local_mapping, forward._GROUPED, wrong)
         else:

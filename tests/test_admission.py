@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MistralConfig, PreTrainedModel
 
+from boxes import tiny
 from envrl.errors import UserError
 from envrl.models import admission
 from envrl.models.admission import PASSAGE, admit
+from envrl.models.load import build_model, load_model, save_model
 from envrl.models.rounding import most_roundings, rounded_anew, roundings_apart
 from envrl.models.tokenizer import Codec
+from envrl.trainer import start, warm_start
+from envrl.trainer.loop import train
 from faults import FAULTS, fault, faults_of
 from test_families import CODEC, FAMILIES, small
 
@@ -184,3 +188,93 @@ def test_a_real_model_passes_with_a_margin_of_five_and_its_faults_are_refused(ki
         for name in REAL_FAULTS[kind]:
             with margin(1000):
                 assert_refused(network, text, name)
+
+
+# --- when it is done --------------------------------------------------------------------------------------------------
+
+SHORT = {"every": 0, "split": ("valid_b",), "episodes": 2, "free_episodes": 0, "probe_episodes": 0}
+
+
+@pytest.fixture
+def admitted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many parameters each model has that is tried, in a process that has admitted none yet."""
+    tried: list[int] = []
+    run = admission.admit
+
+    def record(network: PreTrainedModel, passage: Sequence[int]) -> None:
+        assert len(passage) > 8
+        tried.append(network.num_parameters())
+        run(network, passage)
+
+    monkeypatch.setattr(admission, "_ADMITTED", set())
+    monkeypatch.setattr(admission, "admit", record)
+    return tried
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_model(build_model(tiny().model, ["You open box 1 and find the key."] * 20, 0), folder)
+    return folder
+
+
+def test_a_run_admits_its_model_once_before_it_is_made_and_not_again_after_the_warm_start(
+    folder: Path, tmp_path: Path, admitted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    create = start.create_run
+    monkeypatch.setattr(start, "create_run", lambda *given: (made.append(len(admitted)), create(*given)))
+    config = tiny(model={"path": str(folder)}, train={"updates": 1}, objective={"kl_weight": 0.1}, eval=SHORT)
+    run = train(config, tmp_path / "run")
+    assert made == [1]
+    assert len(admitted) == 1
+    shared = tiny(warm_start={"path": str(run / "warm_start")}, train={"updates": 0}, eval=SHORT)
+    train(shared, tmp_path / "shared")
+    assert len(admitted) == 1, "the same architecture, however it was trained"
+
+
+def test_a_preset_is_admitted_once_from_its_building_to_its_reference(tmp_path: Path, admitted: list[int]) -> None:
+    train(tiny(train={"updates": 1}, objective={"kl_weight": 0.1}, eval=SHORT), tmp_path / "run")
+    assert len(admitted) == 1
+
+
+def test_another_architecture_type_or_attention_is_tried_by_itself(folder: Path, admitted: list[int]) -> None:
+    model = load_model(folder)
+    load_model(folder)
+    assert len(admitted) == 1
+    model.network.bfloat16()
+    admission.admit_once(model.network, model.codec)
+    model.network.float().config.rope_parameters["rope_theta"] = 9.0
+    admission.admit_once(model.network, model.codec)
+    model.network.set_attn_implementation("eager")
+    admission.admit_once(model.network, model.codec)
+    assert len(admitted) == 4
+
+
+@pytest.mark.parametrize("key", ["model", "warm_start"])
+def test_a_model_that_is_refused_leaves_no_run(
+    key: str, folder: Path, tmp_path: Path, admitted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder
+    if key == "warm_start":
+        source = train(tiny(train={"updates": 0}, eval=SHORT), tmp_path / "first") / "warm_start"
+        admission._ADMITTED.clear()
+    collected: list[object] = []
+    monkeypatch.setattr(warm_start, "collect", lambda *given: collected.append(given))
+    with fault("states of convolutions stale"), pytest.raises(UserError, match=REFUSED):
+        train(tiny(**{key: {"path": str(source)}}, eval=SHORT), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not collected
+
+
+@pytest.mark.parametrize("passes", ["_own_logprobs", "_cached_logprobs"])
+def test_a_model_too_large_to_be_tried_is_one_sentence(
+    passes: str, folder: Path, tmp_path: Path, admitted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(admission, passes, full)
+    with pytest.raises(UserError, match=r"memory ran out as the model in .* was tried on train\.device = 'cpu': "):
+        train(tiny(model={"path": str(folder)}, eval=SHORT), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

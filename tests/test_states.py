@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,57 @@ def test_layers_that_mix_tokens_otherwise_keep_the_padded_layout(kind: str) -> N
     network = small(kind, MIXED[kind])
     assert not runs_as_tree(network)
     assert states_of_rows(network, rows_of(), 0).states.shape == (len(LENGTHS) * max(LENGTHS), 32)
+
+
+def _nothing_is_future(query: Tensor, group: int) -> Tensor:
+    return torch.zeros_like(FUTURE(query, group))
+
+
+def _scores_are_too_large(query: Tensor, *given: Any) -> Tensor:
+    return WEIGHTS(1.5 * query, *given)
+
+
+FUTURE, WEIGHTS = attention._future, attention._weights
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_tree_may_differ_by_a_fifth_of_what_it_may_and_a_faulty_one_is_not_run(
+    kind: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores half as large again do not show beyond bf16's rounding in every family; a future that is seen does."""
+    most, faults = module.most_roundings, [("_future", _nothing_is_future), ("_weights", _scores_are_too_large)]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "most_roundings", lambda model: most(model) / 5)
+            assert runs_as_tree(small(kind, FAMILIES[kind]))
+        for part, wrong in faults[: 1 if precision == "bf16" else 2]:
+            with monkeypatch.context() as patch:
+                patch.setattr(attention, part, wrong)
+                assert not runs_as_tree(small(kind, FAMILIES[kind])), part
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_real_model_runs_as_a_tree(precision: str, smollm2_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32).eval()
+    most = module.most_roundings
+    monkeypatch.setattr(module, "most_roundings", lambda model: most(model) / 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        assert runs_as_tree(network)
+        monkeypatch.setattr(attention, "_future", _nothing_is_future)
+        assert not module._agrees(network)
+
+
+def test_running_out_of_memory_is_no_reason_for_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    network = small("llama", FAMILIES["llama"])
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_as_tree", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            runs_as_tree(network)
+    assert runs_as_tree(network)
 
 
 def test_rows_longer_than_a_window_keep_the_padded_layout() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from envrl.errors import UserError
 from envrl.models.forward import chunk_states, logits_of, longest_sequence, row_states, vocabulary_size
+from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.rounding import most_roundings, rounded_anew, roundings_apart
 from envrl.models.slots import SlotCache
 from envrl.models.tokenizer import Codec
@@ -22,7 +24,7 @@ PASSAGE = (
 )
 """A real network's numbers are those of a language on text alone; on random ids it may round quite otherwise."""
 
-_LENGTHS, _SHARED = (24, 11, 20, 8), 9
+_LENGTHS, _SHARED = (36, 11, 20, 8), 9
 _ADMITTED: set[str] = set()
 
 
@@ -35,8 +37,8 @@ def admit_once(model: PreTrainedModel, codec: Codec) -> None:
     settings = model.config.to_dict()
     for name in ("_name_or_path", "architectures", "dtype", "transformers_version"):  # they say where it comes from
         settings.pop(name, None)
-    attention = model.config._attn_implementation
-    key = repr((type(model), weight.dtype, weight.device.type, attention, sorted(settings.items())))
+    settings["ours"] = [type(model), weight.dtype, weight.device.type, model.config._attn_implementation]
+    key = json.dumps(settings, sort_keys=True, default=str)
     if key not in _ADMITTED:
         admit(model, codec.encode(PASSAGE))
         _ADMITTED.add(key)
@@ -58,6 +60,8 @@ def admit(model: PreTrainedModel, passage: Sequence[int]) -> None:
         try:
             cached = _cached_logprobs(model, rows)
         except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError) as error:
+            if is_out_of_memory(error):
+                raise
             raise UserError(f"{kind} cannot be sampled with our slot cache ({error}): {advice}") from error
         full, trained = _own_logprobs(model, rows), _padded_logprobs(model, rows)
         with rounded_anew(model):
@@ -137,6 +141,6 @@ def _cached_logprobs(model: PreTrainedModel, rows: Sequence[Tensor]) -> list[Ten
         feed(turn)
     cache.clear(second)
     row_of[1] = 3
-    for turn in ({2: 3, 1: 2, 0: 1}, {0: 4, 1: 6, 2: 1}, {2: 3, 0: 5}):
+    for turn in ({2: 3, 1: 2, 0: 1}, {0: 4, 1: 6, 2: 1}, {2: 3, 0: 17}):  # the last one as wide as first prompts are
         feed(turn)
     return [torch.cat(parts) for parts in found]

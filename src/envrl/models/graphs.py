@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from envrl.models.devices import sent
 from envrl.models.forward import chunk_states
 from envrl.models.out_of_memory import release_memory
+from envrl.models.rounding import most_roundings, rounded_anew, roundings_apart
 from envrl.models.slots import SlotCache
 
 Pass = Callable[[], Tensor]
@@ -33,8 +34,6 @@ the arrangement changes then, recording has at most doubled what the passes took
 IN_VAIN = 1 << 30
 """Bytes that a layer may read of slots that have no token, which a graph runs, too: a device reads as much while
 Python begins an ordinary layer's kernels (0.8 ms, as `envrl.costs.speed` assumes)."""
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""By how much of its norm a state may differ from the ordinary pass's; 0.1 in types of less precision."""
 
 
 @dataclass(slots=True)
@@ -97,7 +96,10 @@ class PassGraph:
         return states if len(slots) == len(states) else states[sent(slots, states.device)]
 
     def _first(self, inputs: NDArray[np.int64], slots: Sequence[int], ordinary: Pass) -> Tensor:
-        """Record a graph and run this pass with it; then run it ordinarily, compare, and return the latter's states."""
+        """Record a graph and run this pass with it; then run it ordinarily, compare, and return the latter's states.
+
+        How far they may lie apart is what rounding anew moves the ordinary pass by.
+        """
         moment, fault = self._cache.moment(), ""
         found = lengths = moment[0]
         self._inputs = self._cache.lengths.new_zeros(inputs.shape)  # no tokens: a pass that alters nothing is recorded
@@ -111,12 +113,15 @@ class PassGraph:
         if fault:
             self._give_up(fault)
             return ordinary()
+        with rounded_anew(self._model):
+            anew = ordinary()
+        self._cache.go_back(moment)
         states = ordinary()
         self._count.graphs += 1
         fed = self._rows(self._inputs[1], slots) > 0
-        gap = ((found - states)[fed].norm(dim=-1) / states[fed].norm(dim=-1)).max()
-        if not (gap <= _TOLERANCE.get(states.dtype, 0.1) and torch.equal(lengths, self._cache.lengths)):
-            self._give_up(f"its states or lengths differ from an ordinary one's (by {float(gap):.1e} of their norm)")
+        apart = roundings_apart([found[fed].flatten(0, 1)], [states[fed].flatten(0, 1)], [anew[fed].flatten(0, 1)])
+        if not (apart <= most_roundings(self._model) and torch.equal(lengths, self._cache.lengths)):
+            self._give_up(f"its states or lengths differ from an ordinary one's, by {apart:.1e} times their rounding")
         return states
 
     def _step(self) -> Pass:

@@ -18,6 +18,7 @@ from envrl.eval.room import check_room_of_run
 from envrl.eval.split import form_of, wording_of
 from envrl.models.adapters import check_peft
 from envrl.models.load import find_device, load_policy
+from envrl.models.out_of_memory import is_out_of_memory, release_memory
 from envrl.models.runtime import prepare_torch, usable_threads, with_precision
 from envrl.objective.policy import TOKEN_LOSSES
 from envrl.trainer.batch import aux_weights
@@ -92,11 +93,24 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
 
 
 def _check_model(folder: str | Path, config: Config, make_env: Callable[[], TextEnv]) -> None:
-    """Refuse a model that cannot play as the recipe says; it is loaded again later, when something is written."""
-    model = load_policy(folder, config, "cpu")
-    wording_of(model, form_of(config))
-    _check_context(config, folder, model.context)
-    check_room_of_run(model, make_env, config)
+    """Refuse a model that cannot play as the recipe says; it is loaded again later, when something is written.
+
+    It is loaded where it will run: there its passes are cheap, and there our cache is tried on it (`admit_once`).
+    """
+    try:
+        model = load_policy(folder, config)
+        wording_of(model, form_of(config))
+        _check_context(config, folder, model.context)
+        check_room_of_run(model, make_env, config)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"memory ran out as the model in '{folder}' was tried on train.device = '{config.train.device}': 'envrl "
+            "doctor RECIPE' says what a run needs and what to lower"
+        ) from error
+    del model
+    release_memory()
 
 
 def _check_context(config: Config, folder: str | Path, context: int) -> None:
