@@ -33,13 +33,13 @@ from envrl.config.load import load_recipe
 from envrl.config.schema import Config
 from envrl.errors import UserError
 from envrl.eval.split import form_of, wording_of
+from envrl.files import write_json
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import with_precision
 from envrl.samples.packing import tokens_run
 from envrl.trainer.batch import build_batch, step_advantages
 from envrl.trainer.bench import Bench, deal_returns, spread
 from envrl.trainer.bench_train import arms
-from envrl.trainer.files import write_json
 from envrl.trainer.flops import batch_flops, row_flops
 from envrl.trainer.optimizer import BETAS, adamw
 from envrl.trainer.steps import loss_settings

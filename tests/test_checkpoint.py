@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envrl.errors import RunError, UserError
+from envrl.files import JsonLines, create_run, lock_run, write_json, write_text
 from envrl.trainer.checkpoint import (
     checkpoints,
     clean_checkpoints,
@@ -27,7 +28,6 @@ from envrl.trainer.checkpoint import (
     save_state,
     verify_checkpoint,
 )
-from envrl.trainer.files import JsonLines, create_run, lock_run, write_json, write_text
 
 
 def fill(value: str):
@@ -311,7 +311,7 @@ import resource, sys, torch
 from pathlib import Path
 from envrl.errors import RunError
 from envrl.trainer.checkpoint import save_checkpoint, save_state, latest_checkpoint
-from envrl.trainer.files import JsonLines, write_text
+from envrl.files import JsonLines, write_text
 run = Path({str(tmp_path)!r})
 def state(count):
     return lambda folder: save_state(folder / "trainer", {{"x": torch.zeros(count)}}, {{}})

@@ -70,6 +70,7 @@ def test_a_run_leaves_these_files_and_no_others(run: Path) -> None:
         expected.append(f"trajectories/{name}.jsonl")
     for update in (0, 5):
         expected += [f"trajectories/eval-{update:06d}-{split}.jsonl" for split in ("valid_a", "valid_b")]
+    expected += ["eval", *(f"eval/{n:06d}-{split}.jsonl" for n in (0, 2, 4, 5) for split in ("valid_a", "valid_b"))]
     assert names == sorted(expected)
     assert (run / "checkpoints" / "latest").readlink() == Path("step-000005")
 

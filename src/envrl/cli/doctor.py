@@ -59,7 +59,7 @@ def _finish(found: Sequence[Finding], record: dict[str, Any], file: Path | None)
     """Write the findings where asked for; return the exit status."""
     failed = [finding for finding in found if finding.good is False]
     if file is not None:
-        from envrl.trainer.files import write_json
+        from envrl.files import write_json
 
         parts = [{"section": f.section, "name": f.name, "good": f.good, "detail": f.detail} for f in found]
         write_json(file, {"good": not failed, "findings": parts, **record})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,12 @@ def run(arguments: Sequence[str]) -> int:
     if values.json is not None:
         check_output(values.json, "--json")
 
+    if values.episodes_to is not None:
+        check_output(values.episodes_to, "--episodes-to")
+
     records = _evaluate(values, settings) if values.base_url is None else _evaluate_endpoint(values, settings)
     if values.json is not None:
-        from envrl.trainer.files import write_json
+        from envrl.files import write_json
 
         write_json(values.json, records)
     print("\n".join(line for record in records for line in evaluation_lines(record)))
@@ -78,7 +82,16 @@ def _evaluate_endpoint(values: argparse.Namespace, settings: Sequence[tuple[str,
 
 
 def _played(values: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(values, name) for name in ("env", "data", "split", "episodes", "seed", "protocol")}
+    shared = ("env", "data", "split", "episodes", "seed", "protocol", "episodes_to")
+    return {**{name: getattr(values, name) for name in shared}, "so_far": partial(_so_far, values.episodes_to)}
+
+
+def _so_far(file: Path | None, records: Sequence[dict[str, Any]]) -> None:
+    """Print what is known of an evaluation that breaks off."""
+    lines = [line for record in records for line in evaluation_lines(record)]
+    where = f"kept in {file}: the same command goes on from there" if file else "not kept: name a file by --episodes-to"
+    if lines:
+        print("\n".join([*lines, f"broken off; {where}"]), flush=True)
 
 
 def _given(values: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]:
@@ -109,7 +122,8 @@ def _parser() -> Parser:
     parser.add_argument("--actions", choices=("admissible", "free"), help="what may be said (default: the run's)")
     parser.add_argument("--seed", metavar="N", type=whole_number, help="of sampling")
     parser.add_argument("--protocol", choices=("whole", "published"), help="published: 128 draws of each split")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all measurements to this file")
+    add("--json", metavar="FILE", type=Path, help="write all measurements to this file")
+    add("--episodes-to", metavar="FILE", type=Path, help="keep episodes here as they end, and go on from it (.jsonl)")
     _add_endpoint(parser)
     return parser
 

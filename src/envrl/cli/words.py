@@ -19,7 +19,8 @@ _KNOWLEDGE = {"inverse_accuracy": "acts recognised", "inverse_accuracy_unnamed":
 def evaluation_lines(record: Mapping[str, Any]) -> list[str]:
     """Return an evaluation: its success rate with the interval, each task type's, and its other measurements."""
     scored = f", score {score_words(record)}" if has_scores([record]) else ""
-    lines = [f"{record['split']}: {success(record)} of {record['episodes']} episodes{scored}"]
+    planned = f" so far, {record['planned']} planned" if "planned" in record else ""
+    lines = [f"{record['split']}: {success(record)} of {record['episodes']} episodes{planned}{scored}"]
     by_task: Mapping[str, Any] = record.get("by_task") or {}
     width = max(map(len, by_task), default=0)
     for kind, part in by_task.items():

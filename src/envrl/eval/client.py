@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,8 @@ from envrl.errors import RunError, UserError
 from envrl.models.texts import encodable
 from envrl.rollout.questions import Ask, Question, Reply
 
+GRACE = 10.0
+"""Seconds that questions which were sent already are waited for when another one has failed for good."""
 _THOUGHTS = ("reasoning_content", "reasoning")
 """The fields in which endpoints say a thought that they took out of the answer."""
 
@@ -65,8 +67,10 @@ def check_endpoint(endpoint: Endpoint) -> None:
 
 
 @contextmanager
-def connected(endpoint: Endpoint) -> Iterator[Ask]:
+def connected(endpoint: Endpoint, keep: Callable[[Question, Reply | None], None] = lambda *_: None) -> Iterator[Ask]:
     """Yield a function that puts questions to the endpoint, `concurrency` at a time; raises as `check_endpoint` does.
+
+    `keep` gets every answer when it comes, also where others fail.
 
     Rate limits, server errors, timeouts and broken connections are tried again, later and later, or when Retry-After
     says. The function raises `UserError` for a wrong key or model, `RunError` where the endpoint is down or answers
@@ -91,24 +95,40 @@ def connected(endpoint: Endpoint) -> Iterator[Ask]:
         raise UserError(f"nothing can be asked of {endpoint.base_url}: {_cut(str(error))}") from error
     with asyncio.Runner() as runner:
         try:
-            yield lambda questions: runner.run(_ask_all(openai, client, endpoint, questions))
+            yield lambda questions: runner.run(_ask_all(openai, client, endpoint, questions, keep))
         finally:
             runner.run(client.close())
 
 
-async def _ask_all(openai: Any, client: Any, endpoint: Endpoint, questions: Sequence[Question]) -> list[Reply | None]:
+async def _ask_all(
+    openai: Any,
+    client: Any,
+    endpoint: Endpoint,
+    questions: Sequence[Question],
+    keep: Callable[[Question, Reply | None], None],
+) -> list[Reply | None]:
     turnstile = asyncio.Semaphore(endpoint.concurrency)
+    sent: set[asyncio.Task[Any] | None] = set()
 
     async def ask(question: Question) -> Reply | None:
         async with turnstile:
-            return await _ask(openai, client, endpoint, question)
+            sent.add(asyncio.current_task())
+            reply = await _ask(openai, client, endpoint, question)
+            keep(question, reply)
+            return reply
 
     asked = [asyncio.ensure_future(ask(question)) for question in questions]
     try:
         return list(await asyncio.gather(*asked))
+    except Exception:  # no other question is sent, but what was sent may be answered, and paid for
+        for each in asked:
+            if each not in sent:
+                each.cancel()
+        await asyncio.wait(asked, timeout=GRACE)
+        raise
     finally:
         for each in asked:
-            each.cancel()  # where one has failed, no other is waited for
+            each.cancel()
 
 
 async def _ask(openai: Any, client: Any, endpoint: Endpoint, question: Question) -> Reply | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,25 @@ from envrl.envs.answers import opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.eval.client import Endpoint, check_endpoint, connected
-from envrl.eval.evaluate import check_splits, drawn, said_before, with_settings, with_world_settings, world_settings
-from envrl.eval.record import summarize
+from envrl.eval.evaluate import (
+    check_splits,
+    drawn,
+    said_before,
+    with_settings,
+    with_world_settings,
+    world_options,
+    world_settings,
+)
+from envrl.eval.kept import Kept, kept_in
+from envrl.eval.record import SoFar, each_split, summarize
 from envrl.eval.split import BATCH, chosen_tasks, env_maker
 from envrl.progress import Reporter
 from envrl.rollout.prompts import find_format, with_thought
-from envrl.rollout.questions import Ask, ChatSettings, Tally, batches, play_chat
+from envrl.rollout.questions import Ask, ChatSettings, Question, Reply, Tally, batches, play_chat
 from envrl.rollout.responses import Thought
-from envrl.types import Trajectory
+from envrl.types import Task, Trajectory
+
+_PLAYED = "free"
 
 
 def evaluate_endpoint(
@@ -37,12 +50,15 @@ def evaluate_endpoint(
     seed: int | None = None,
     protocol: str | None = None,
     settings: Sequence[tuple[str, str]] = (),
+    episodes_to: str | Path | None = None,
+    so_far: SoFar = lambda _: None,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Return one record a split, with the keys of `evaluate` and those of the requests (docs/evaluation.md).
 
-    `price` is the cost of a million prompt and of a million completion tokens; all else is as for `evaluate`. Raises
-    `UserError` for what was asked, and `RunError` where the endpoint cannot go on.
+    `price` is the cost of a million prompt and of a million completion tokens; all else is as for `evaluate`. The file
+    `episodes_to` holds every answer too, so none is asked for twice. Raises `UserError` for what was asked, and
+    `RunError` where the endpoint cannot go on.
     """
     config = with_settings(Config(), env, data, split, endpoint.temperature, "free", seed, protocol)
     config = with_world_settings(config, settings)
@@ -61,7 +77,6 @@ def evaluate_endpoint(
         "max_steps": config.env.max_steps,
         **world_settings(config),
         "seed": config.eval.seed,
-        **drawn(config),
         "temperature": endpoint.temperature,
         "format": format,
         "show_admissible": show_admissible,
@@ -69,52 +84,80 @@ def evaluate_endpoint(
         "max_tokens": endpoint.max_tokens,
         **said_before(system_message, endpoint.template_arguments),
     }
-    reporter = reporter or Reporter()
-    with connected(endpoint) as ask:
-        return [
-            {**played, **_play_split(ask, make_env, name, config, chat, episodes or 0, price, reporter)}
-            for name in config.eval.split
-        ]
+    told = played | world_options(config)
+    with (
+        kept_in(episodes_to, told, lists=show_admissible) as kept,
+        connected(endpoint, kept.add_answer) as ask,
+    ):
+        here = _Evaluation(ask, make_env, config, chat, episodes or 0, price, kept, reporter or Reporter())
+        return each_split(config.eval.split, here.measure, here.ended, so_far, played | drawn(config))
 
 
-def _play_split(
-    ask: Ask,
-    make_env: Callable[[], TextEnv],
-    split: str,
-    config: Config,
-    settings: ChatSettings,
-    episodes: int,
-    price: tuple[float, float] | None,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    began, tally = time.perf_counter(), Tally()
-    with opened(make_env()) as world:
-        chosen = chosen_tasks(world, split, config, episodes)
-    played: list[Trajectory] = []
-    with reporter.phase(f"evaluation of {split}", len(chosen), unit="episodes") as phase:
-        for part in batches(len(chosen), BATCH):
-            some = [chosen[i] for i in part]
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """An endpoint's model on one split after the other."""
 
-            def watch(done: float, before: int = part.start) -> None:
-                phase.show(before + done, {"requests": tally.requests})
+    ask: Ask
+    make_env: Callable[[], TextEnv]
+    config: Config
+    chat: ChatSettings
+    episodes: int
+    price: tuple[float, float] | None
+    kept: Kept
+    reporter: Reporter
 
-            played += play_chat(ask, make_env, some, settings, tally, watch)
-    if all(trajectory.stop_reason == "context" and not trajectory.transitions for trajectory in played):
-        raise UserError(
-            f"no episode of the split '{split}' can begin: every first prompt is longer than the endpoint's model "
-            "takes; lower max_tokens, leave the commands out of the prompt (show_admissible), or ask another model"
-        )
-    return {
-        "split": split,
-        **summarize(played),
-        "requests": tally.requests,
-        "retries": tally.retries,
-        "prompt_tokens": tally.prompt_tokens,
-        "completion_tokens": tally.completion_tokens,
-        **({"cost": _cost(tally, price)} if price else {}),
-        "faults": dict(sorted(tally.faults.items())),
-        "seconds": {"total": time.perf_counter() - began, "env": tally.env},
-    }
+    def measure(self, split: str) -> dict[str, Any]:
+        """Play a split and return its record; where the answers are known the worlds alone go on."""
+        began, tally = time.perf_counter(), Tally()
+        chosen, played = self._chosen(split), list[Trajectory]()
+        with self.reporter.phase(f"evaluation of {split}", len(chosen), unit="episodes") as phase:
+            for part in batches(len(chosen), BATCH):
+
+                def watch(done: float, before: int = part.start) -> None:
+                    phase.show(before + done, {"requests": tally.requests})
+
+                some = [chosen[i] for i in part]
+                ended = partial(self.kept.add, _PLAYED, split)
+                played += play_chat(self._answer, self.make_env, some, self.chat, tally, watch, ended)
+        if all(trajectory.stop_reason == "context" and not trajectory.transitions for trajectory in played):
+            raise UserError(
+                f"no episode of the split '{split}' can begin: every first prompt is longer than the endpoint's model "
+                "takes; lower max_tokens, leave the commands out of the prompt (show_admissible), or ask another model"
+            )
+        seconds = {"total": time.perf_counter() - began, "env": tally.env}
+        return {**self._record(split, played, tally), "seconds": seconds}
+
+    def ended(self, split: str) -> tuple[int, dict[str, Any]]:
+        """Return how many episodes of a split were to be played, and the record of those that have ended."""
+        chosen, tally = self._chosen(split), Tally()
+        missing = self.kept.missing(_PLAYED, split, chosen)
+        done = [who for who in chosen if who not in missing]
+        played = play_chat(self._known, self.make_env, done, self.chat, tally) if done else []
+        return len(chosen), self._record(split, played, tally)
+
+    def _chosen(self, split: str) -> list[tuple[Task, int]]:
+        with opened(self.make_env()) as world:
+            return chosen_tasks(world, split, self.config, self.episodes)
+
+    def _answer(self, questions: Sequence[Question]) -> list[Reply | None]:
+        if new := [question for question in questions if not self.kept.answered(question)]:
+            self.ask(new)  # each is kept when it comes
+        return self._known(questions)
+
+    def _known(self, questions: Sequence[Question]) -> list[Reply | None]:
+        return [self.kept.answer(question) for question in questions]
+
+    def _record(self, split: str, played: Sequence[Trajectory], tally: Tally) -> dict[str, Any]:
+        return {
+            "split": split,
+            **summarize(played),
+            "requests": tally.requests,
+            "retries": tally.retries,
+            "prompt_tokens": tally.prompt_tokens,
+            "completion_tokens": tally.completion_tokens,
+            **({"cost": _cost(tally, self.price)} if self.price else {}),
+            "faults": dict(sorted(tally.faults.items())),
+        }
 
 
 def _cost(tally: Tally, price: tuple[float, float]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,10 @@ from envrl.envs.protocol import TextEnv
 from envrl.envs.settings import WorldSettings
 from envrl.errors import UserError, suggest
 from envrl.eval.data import warn_of_other_data
-from envrl.eval.split import chosen_tasks, env_maker, evaluate_script, evaluate_split
-from envrl.models.checkpoints import MANIFEST, holds_adapter, latest_checkpoint, verify_checkpoint
+from envrl.eval.kept import kept_in
+from envrl.eval.record import SoFar, each_split, summarize
+from envrl.eval.split import SCRIPT, chosen_tasks, env_maker, env_options, evaluate_script, evaluate_split
+from envrl.models.checkpoints import MANIFEST, holds_adapter, latest_checkpoint, verify_checkpoint, weights_hash
 from envrl.progress import Reporter
 from envrl.rollout.prompts import find_format
 from envrl.rollout.scripts import SCRIPTS
@@ -55,6 +57,8 @@ def evaluate(
     system_message: str = "",
     template_arguments: Mapping[str, Any] | None = None,
     settings: Sequence[tuple[str, str]] = (),
+    episodes_to: str | Path | None = None,
+    so_far: SoFar = lambda _: None,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Return one record a split, with the keys of eval.jsonl (docs/evaluation.md) after those that say what was played.
@@ -67,7 +71,9 @@ def evaluate(
     and `probe` scripted ones measure what a model knows of its world; not given: the run's, in proportion to
     `episodes`. A model's folder is asked as a chat where a `format` is named (docs/prompts.md): one turn at a time with
     the last `history` turns, for responses of at most `max_tokens`, with a `system_message` and `template_arguments` of
-    its own. The `reporter` says how it goes, on standard error where none is given. Raises `UserError`.
+    its own. Episodes are kept in the file `episodes_to` as they end, and those that it holds already are not played
+    again; `so_far` gets the records of an evaluation that breaks off; the `reporter` says how it goes, on standard
+    error where none is given. Raises `UserError`.
     """
     found = find_target(target)
     config = with_settings(found.config, env, data, split, temperature, actions, seed, protocol)
@@ -94,8 +100,25 @@ def evaluate(
         with reporter.phase("loading the model"):
             model = _loaded(found, config)
             _check_room(model, make_env, config, episodes or 0, bare=format is not None)
-    counts = {"episodes": episodes or 0, "free": free, "probed": probe, "reporter": reporter}
-    return [_record(found, model, make_env, name, config, counts) for name in config.eval.split]
+    agent = found.script or str(found.folder)
+    about = {"agent": agent, **_played(found, config)}
+    counts = {"episodes": episodes or 0, "reporter": reporter}
+    told = _keeps(found, config) if episodes_to else {}
+    with kept_in(episodes_to, told, lists=config.rollout.show_admissible) as kept:
+
+        def measure(split: str) -> dict[str, Any]:
+            if model is None:
+                return evaluate_script(found.script, make_env, split, config, kept=kept, **counts)[0]
+            measured = {"free": free, "probed": probe}
+            return evaluate_split(model, make_env, split, config, kept=kept, **measured, **counts)[0]
+
+        def ended(split: str) -> tuple[int, dict[str, Any]]:
+            with opened(make_env()) as world:
+                chosen = chosen_tasks(world, split, config, episodes or 0)
+            actions = SCRIPT if model is None else config.rollout.actions
+            return len(chosen), {"split": split, **summarize(kept.find(actions, split, chosen))}
+
+        return each_split(config.eval.split, measure, ended, so_far, about)
 
 
 def find_target(target: str | Path) -> Target:
@@ -202,6 +225,11 @@ def world_settings(config: Config) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value != getattr(EnvConfig(), name)}
 
 
+def world_options(config: Config) -> dict[str, Any]:
+    """Return what is said to the world itself, but for where its data lies."""
+    return {name: value for name, value in env_options(config.env).items() if name != "data"}
+
+
 def _check_room(
     model: LanguageModel, make_env: Callable[[], TextEnv], config: Config, episodes: int, *, bare: bool
 ) -> None:
@@ -269,27 +297,31 @@ def _loaded(found: Target, config: Config) -> LanguageModel:
     return load_policy(found.folder, config, config.train.device)
 
 
-def _record(
-    target: Target,
-    model: LanguageModel | None,
-    make_env: Callable[[], TextEnv],
-    split: str,
-    config: Config,
-    counts: Mapping[str, Any],
-) -> dict[str, Any]:
+def _played(target: Target, config: Config) -> dict[str, Any]:
+    """Return what a record says of how its episodes were played."""
     played = {"env": config.env.name, "max_steps": config.env.max_steps, **world_settings(config)}
     if target.run and target.config.env.name != config.env.name:
         played["trained_on"] = target.config.env.name
     played |= {"seed": config.eval.seed, **drawn(config)}
-    if model is None:
-        shared = {name: counts[name] for name in ("episodes", "reporter")}
-        record, _ = evaluate_script(target.script, make_env, split, config, **shared)
-        return {"agent": target.script, **played, **record}
+    if target.script:
+        return played
     played |= {"temperature": config.eval.temperature, "actions": config.rollout.actions}
     if not target.run and config.rollout.is_chat:
         shown = ("format", "show_admissible", "history")
         played |= {name: getattr(config.rollout, name) for name in shown}
         played["max_tokens"] = config.rollout.response_tokens
         played |= said_before(config.rollout.system_message, config.model.template_arguments)
-    record, _ = evaluate_split(model, make_env, split, config, **counts)
-    return {"agent": str(target.folder), **played, **record}
+    return played
+
+
+def _keeps(target: Target, config: Config) -> dict[str, Any]:
+    """Return all that an episode depends on but its task, its dice and whether it is restricted."""
+    about = {"env": config.env.name, "max_steps": config.env.max_steps, **world_settings(config)}
+    about |= {**world_options(config), "seed": config.eval.seed}
+    if target.script:
+        return {"agent": target.script, **about}
+    rollout = asdict(config.rollout)
+    written = ("format", "layout", "history", "summary", "prompt_tokens", "show_admissible", "repeat_task")
+    said = {name: rollout[name] for name in (*written, "system_message", "response_tokens", "precision")}
+    said |= {"template_arguments": config.model.template_arguments, "chat_template": config.model.chat_template}
+    return {"weights": weights_hash(target.folder), **about, "temperature": config.eval.temperature, **said}

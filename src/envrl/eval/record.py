@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from envrl.errors import RunError
@@ -42,6 +42,32 @@ def action_rates(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "imagined_observation_rate": sum(step.action.imagined for step in steps) / count,
         **{f"fault/{fault.replace(' ', '_')}": faults[fault] / count for fault in sorted(faults)},
     }
+
+
+SoFar = Callable[[Sequence[dict[str, Any]]], None]
+"""Gets the records of an evaluation that breaks off: whole splits, and at the end what is `planned` and has ended."""
+
+
+def each_split(
+    splits: Sequence[str],
+    measure: Callable[[str], dict[str, Any]],
+    ended: Callable[[str], tuple[int, dict[str, Any]]],
+    so_far: SoFar,
+    about: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Return each split's record behind what all of them are `about`; where one breaks off, say what is known so far.
+
+    `ended` returns how many of a split's episodes were planned, and the record of those that have ended.
+    """
+    records: list[dict[str, Any]] = []
+    for split in splits:
+        try:
+            records.append({**about, **measure(split)})
+        except BaseException:
+            planned, known = ended(split)
+            so_far([*records, *([{**about, **known, "planned": planned}] if known["episodes"] else [])])
+            raise
+    return records
 
 
 def summarize(trajectories: Sequence[Trajectory]) -> dict[str, Any]:

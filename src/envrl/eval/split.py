@@ -17,6 +17,7 @@ from envrl.envs.pool import Worlds, vector_of
 from envrl.envs.protocol import TextEnv
 from envrl.envs.registry import maker
 from envrl.envs.settings import WorldSettings, set_maker
+from envrl.eval.kept import Kept
 from envrl.eval.record import action_rates, check_played, success_summary, summarize
 from envrl.progress import Reporter
 from envrl.rollout.marks import MarksWording
@@ -31,6 +32,9 @@ if TYPE_CHECKING:  # scripts and endpoints are evaluated without torch
     from envrl.rollout.seats import PlaySettings
 
 T = TypeVar("T")
+
+SCRIPT = "script"
+"""How the episodes of a script are played, where a model's are admissible or free."""
 
 BATCH = 128
 """Episodes played at once; fixed, since log-probs depend on it in their last digits."""
@@ -161,50 +165,42 @@ def evaluate_split(
     poll: Callable[[], None] = lambda: None,
     crowd: Crowd | None = None,
     reporter: Reporter | None = None,
+    kept: Kept | None = None,
+    whole_batches: bool = False,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
     """Return the line of eval.jsonl for a split (`episodes` spread over it, 0: all) and the trajectories behind it.
 
     `free` and `probed` are the numbers of unrestricted and of scripted episodes; where they are not given, the recipe's
     in proportion to `episodes`. `sampling` is the model's copy of the recipe's `rollout.precision`, made here where it
-    is not given.
+    is not given. What is `kept` is not played again, and what is played is kept, as `Player` says.
     """
+    from envrl.eval.play import Player
     from envrl.eval.probe import probe, probe_episodes
     from envrl.models.copies import sampling_copy
     from envrl.rollout.crowd import Crowd
-    from envrl.rollout.runner import play_model
-    from envrl.rollout.seats import Clock
 
-    player = sampling or sampling_copy(model, config.rollout.precision)
-    began, clock, reporter = time.perf_counter(), Clock(), reporter or Reporter()
-    crowd, wording = crowd or Crowd(reporter.say), wording_of(model, form_of(config))
+    began, reporter = time.perf_counter(), reporter or Reporter()
+    wording, kept = wording_of(model, form_of(config)), Kept() if kept is None else kept
+    kept.text_of = wording.text_of
+    player = Player(
+        *(sampling or sampling_copy(model, config.rollout.precision), wording, make_env, split, config.eval.seed),
+        *(kept, crowd or Crowd(reporter.say), reporter, poll),
+        whole_batches=whole_batches,
+    )
     with opened(make_env()) as env:
         chosen, whole = chosen_tasks(env, split, config, episodes), len(chosen_tasks(env, split, config, 0))
         free = in_proportion(config.eval.free_episodes, episodes, whole) if free is None else free
         probed = in_proportion(config.eval.probe_episodes, episodes, whole) if probed is None else probed
         unrestricted = chosen_tasks(env, split, config, free) if free else []
 
-    def play(name: str, some: Sequence[tuple[Task, int]], actions: str) -> list[Trajectory]:
-        settings = play_settings(config, config.eval.temperature, actions)
-        with reporter.phase(name, len(some), unit="episodes") as phase:
-
-            def play_part(part: range) -> list[Trajectory]:
-                tasks, members = zip(*(some[i] for i in part), strict=True)
-                return play_model(
-                    *(player, wording, make_env, tasks, members, settings),
-                    seed=config.eval.seed,
-                    clock=clock,
-                    poll=poll,
-                    watch=lambda done: phase.show(part.start + done),
-                )
-
-            return crowd.play(len(some), play_part, BATCH)
-
-    played = play(f"evaluation of {split}", chosen, config.rollout.actions)
+    settings = play_settings(config, config.eval.temperature)
+    played = player.play(f"evaluation of {split}", chosen, settings)
     check_played(played, config.env.name, split, vector_of(make_env).set_aside)
     record: dict[str, Any] = {"split": split, **summarize(played)}
     if free:
-        shared = config.rollout.actions == "free"
-        said = played if shared else play(f"{split} unrestricted", unrestricted, "free")
+        said = played
+        if config.rollout.actions != "free":
+            said = player.play(f"{split} unrestricted", unrestricted, replace(settings, actions="free"))
         record |= {f"free/{name}": value for name, value in action_rates(said).items()}
         record["free/success_rate"] = success_summary(said)["success_rate"]
         record["free/episodes"] = len(said)
@@ -212,7 +208,7 @@ def evaluate_split(
         with opened(make_env()) as env:
             scripted = probe_episodes(env, env.tasks(split), probed, config.env.max_steps, config.eval.seed)
         record |= probe(model, wording, scripted, poll, reporter)
-    record["seconds"] = {"total": time.perf_counter() - began, "env": clock.env}
+    record["seconds"] = {"total": time.perf_counter() - began, "env": player.clock.env}
     return record, played
 
 
@@ -224,17 +220,23 @@ def evaluate_script(
     *,
     episodes: int = 0,
     reporter: Reporter | None = None,
+    kept: Kept | None = None,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
     """Return the same line for a script (random, walkthrough, expert), without what only a model has."""
     began = time.perf_counter()
     set_aside: dict[str, str] = {}
+    kept = Kept() if kept is None else kept
     with opened(make_env()) as env:
-        chosen, played = chosen_tasks(env, split, config, episodes), list[Trajectory]()
-        with (reporter or Reporter()).phase(f"evaluation of {split}", len(chosen), unit="episodes") as phase:
-            for task, member in chosen:
+        chosen = chosen_tasks(env, split, config, episodes)
+        missing = kept.missing(SCRIPT, split, chosen)
+        done = len(chosen) - len(missing)
+        with (reporter or Reporter()).phase(f"evaluation of {split}", len(chosen), done, unit="episodes") as phase:
+            for number, (task, member) in enumerate(missing, 1):
                 script = partial(make_script, name, env, task, config.eval.seed + member)
-                played.append(attempt_script(env, task, script, config.env.max_steps, set_aside))
-                phase.show(len(played))
+                played = attempt_script(env, task, script, config.env.max_steps, set_aside)
+                kept.add(SCRIPT, split, replace(played, member=member))
+                phase.show(done + number)
+    played = kept.find(SCRIPT, split, chosen)
     check_played(played, config.env.name, split, set_aside)
     record = {"split": split, **summarize(played), "seconds": {"total": time.perf_counter() - began}}
     return record, played

@@ -81,6 +81,13 @@ def files_below(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def weights_hash(folder: Path) -> str:
+    """Return a SHA-256 of a model: of its files' names and contents, the trainer's own state left out."""
+    files = {name: path for name, path in files_below(folder).items() if name != MANIFEST and name[:6] != "state."}
+    lines = [f"{sha256(path)} {name}" for name, path in files.items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def sha256(path: Path) -> str:
     """Return a file's SHA-256 as `sha256sum` prints it."""
     with open(path, "rb") as file:

@@ -91,21 +91,19 @@ def play_chat(
     settings: ChatSettings,
     tally: Tally,
     watch: Callable[[float], None] = lambda _: None,
+    ended: Callable[[Trajectory], None] = lambda _: None,
 ) -> list[Trajectory]:
     """Play an episode of each (task, member), all at once, and return their trajectories in order; add to `tally`.
 
     A response at fault gives its world the empty command, which means nothing to it. Seeds are of (seed, task, turn,
-    member). `watch` is told how many episodes are played, those under way by the share of their steps.
+    member). `watch` is told how many episodes are played, those under way by the share of their steps, and `ended` gets
+    each when it is over.
     """
     worlds = vector_of(make_env)
     try:
-        episodes = _played(ask, worlds, chosen, settings, tally, watch)
+        return _played(ask, worlds, chosen, settings, tally, watch, ended)
     finally:
         worlds.finish()
-    return [
-        Trajectory(episode.task, episode.member, tuple(episode.transitions), (), episode.stop_reason or "max_steps")
-        for episode in episodes
-    ]
 
 
 def _played(
@@ -115,11 +113,13 @@ def _played(
     settings: ChatSettings,
     tally: Tally,
     watch: Callable[[float], None],
-) -> list[_Episode]:
+    ended: Callable[[Trajectory], None],
+) -> list[Trajectory]:
     began = time.perf_counter()
     observations = worlds.reset([Start(slot, task, task.seed) for slot, (task, _) in enumerate(chosen)])
     tally.env += time.perf_counter() - began
     episodes = [_begin(*who, observation) for who, observation in zip(chosen, observations, strict=True)]
+    going = episodes
     for turn in range(settings.max_steps):
         slots = [slot for slot, episode in enumerate(episodes) if not episode.stop_reason]
         if not slots:
@@ -134,7 +134,17 @@ def _played(
                 actions.append((slot, _act(reply, settings.form, tally)))
         _step(worlds, episodes, actions, tally)
         watch(sum(1.0 if e.stop_reason else len(e.transitions) / settings.max_steps for e in episodes))
-    return episodes
+        for episode in (episode for episode in going if episode.stop_reason):
+            ended(_finish(episode))
+        going = [episode for episode in going if not episode.stop_reason]
+    for episode in going:
+        ended(_finish(episode))
+    return [_finish(episode) for episode in episodes]
+
+
+def _finish(episode: _Episode) -> Trajectory:
+    stop_reason = episode.stop_reason or "max_steps"
+    return Trajectory(episode.task, episode.member, tuple(episode.transitions), (), stop_reason)
 
 
 def _begin(task: Task, member: int, observation: Observation | None) -> _Episode:

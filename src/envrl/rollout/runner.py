@@ -26,11 +26,13 @@ def play_model(
     clock: Clock | None = None,
     poll: Callable[[], None] = lambda: None,
     watch: Callable[[float], None] = lambda _: None,
+    ended: Callable[[Trajectory], None] = lambda _: None,
 ) -> list[Trajectory]:
     """Play one episode for each (task, member), `settings.slots` at a time, and return trajectories in that order.
 
     What is drawn depends on (seed, update, task, member, turn, token) alone. `poll` is called every turn and may raise;
-    `watch` is told how many episodes are played, those under way by the share of their steps.
+    `watch` is told how many episodes are played, those under way by the share of their steps, and `ended` gets each
+    when it is over.
     """
     clock = clock or Clock()
     worlds = vector_of(make_env)
@@ -39,15 +41,21 @@ def play_model(
         Episode(task, member, Observation(""), key_of(seed, update, task.id, member))
         for task, member in zip(tasks, members, strict=True)
     ]
+    going = episodes
     try:
         seats = Seats(model, wording, worlds, episodes, settings, clock)
         while seats.ask():
             poll()
             seats.answer()
             watch(sum(1.0 if e.stop_reason else len(e.transitions) / settings.max_steps for e in episodes))
+            for episode in (episode for episode in going if episode.stop_reason):
+                ended(_finish(episode, update))
+            going = [episode for episode in going if not episode.stop_reason]
     finally:
         worlds.finish()
     clock.replaced += worlds.replaced - replaced
+    for episode in going:  # of these the context was full
+        ended(_finish(episode, update))
     return [_finish(episode, update) for episode in episodes]
 
 

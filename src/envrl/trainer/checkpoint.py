@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envrl.errors import UserError
+from envrl.files import sync_folder, write_json, writing
 from envrl.models.checkpoints import (
     MANIFEST,
     NAME,
@@ -25,7 +26,6 @@ from envrl.models.checkpoints import (
     sha256,
     verify_checkpoint,
 )
-from envrl.trainer.files import sync_folder, write_json, writing
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,10 +9,10 @@ from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened, what_happened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import RunError, UserError
+from envrl.files import check_new_run
 from envrl.objective.advantage import ESTIMATORS
 from envrl.rollout.prompts import find_format
 from envrl.rollout.scripts import make_script
-from envrl.trainer.files import check_new_run
 
 
 def check_directory(run: Path, resume: bool) -> None:

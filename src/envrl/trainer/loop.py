@@ -15,8 +15,10 @@ from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted, RunError
+from envrl.eval.kept import kept_by_run
 from envrl.eval.record import action_rates
 from envrl.eval.split import env_maker, evaluate_split, form_of, spread, training_settings, wording_of
+from envrl.files import JsonLines
 from envrl.models.copies import refresh, sampling_copy
 from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.runtime import peak_memory, prepare_torch, reset_peak_memory
@@ -26,7 +28,6 @@ from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock
 from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_groups
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
-from envrl.trainer.files import JsonLines
 from envrl.trainer.footprint import predicted_memory
 from envrl.trainer.shared_start import shared_evaluations
 from envrl.trainer.signals import StopRequest, stop_on_signals
@@ -243,20 +244,27 @@ class Run:
                 self._say_success(known[split], ", measured by the run that made the warm start")
                 continue
             episodes = self.config.eval.final if last else self.config.eval.episodes
-            record, played = evaluate_split(
-                *(state.model, self.make_env, split, self.config),
-                episodes=episodes,
-                sampling=self.sampling,
-                poll=self.stop.poll,
-                crowd=self.crowd,
-                reporter=self.reporter,
-            )
+            name = f"{state.update:06d}-{split}"
+            about = {"update": state.update, "split": split}
+            lists = self.config.rollout.show_admissible
+            with kept_by_run(self.folder / "eval" / f"{name}.jsonl", about, lists=lists) as kept:
+                record, played = evaluate_split(
+                    *(state.model, self.make_env, split, self.config),
+                    episodes=episodes,
+                    sampling=self.sampling,
+                    poll=self.stop.poll,
+                    crowd=self.crowd,
+                    reporter=self.reporter,
+                    kept=kept,
+                    whole_batches=True,
+                )
             self.evals.append({"stage": "rl", "update": state.update, **record}, sync=True)
             if last and self.config.train.trajectories:
                 shown = spread(played, 2 * self.config.train.trajectories, lambda trajectory: trajectory.task.kind)
-                name = f"eval-{state.update:06d}-{split}"
                 with self.reporter.phase("writing episodes down"):
-                    write_trajectories(self.folder, name, state.update, shown, state.model, self.wording, self.config)
+                    write_trajectories(
+                        self.folder, f"eval-{name}", state.update, shown, state.model, self.wording, self.config
+                    )
             self._say_success({"update": state.update, **record})
         state.eval_offset = self.evals.offset
 

@@ -16,6 +16,7 @@ from envrl.errors import UserError
 from envrl.eval.data import data_file, warn_of_other_data
 from envrl.eval.room import check_room_of_run
 from envrl.eval.split import form_of, wording_of
+from envrl.files import create_run, lock_run, write_text
 from envrl.models.adapters import check_peft
 from envrl.models.load import find_device, load_policy
 from envrl.models.out_of_memory import is_out_of_memory, release_memory
@@ -23,7 +24,6 @@ from envrl.models.runtime import prepare_torch, usable_threads, with_precision
 from envrl.objective.policy import TOKEN_LOSSES
 from envrl.trainer.batch import aux_weights
 from envrl.trainer.checkpoint import verify_checkpoint
-from envrl.trainer.files import create_run, lock_run, write_text
 from envrl.trainer.inputs import check_demonstrator, check_directory, check_names
 from envrl.trainer.warm_start import FOLDER, PARTIAL
 

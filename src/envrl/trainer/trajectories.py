@@ -10,11 +10,11 @@ from typing import Any
 
 from envrl.config.schema import Config
 from envrl.eval.probe import score_targets
+from envrl.files import write_text
 from envrl.models.load import LanguageModel
 from envrl.rollout.auxiliary import state_pairs
 from envrl.rollout.predict import predict_targets
 from envrl.rollout.wording import Wording
-from envrl.trainer.files import write_text
 from envrl.types import Trajectory, Transition
 
 PREDICTED = 8

@@ -20,6 +20,7 @@ from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted, UserError
 from envrl.eval.room import check_room_of_run, either, longer_context
 from envrl.eval.split import form_of, wording_of
+from envrl.files import JsonLines
 from envrl.models.adapters import add_adapter, put_tensors, trained_tensors
 from envrl.models.forward import log_softmax_and_entropy
 from envrl.models.load import LanguageModel, build_model, load_policy, save_model
@@ -38,7 +39,6 @@ from envrl.trainer.checkpoint import (
     verify_checkpoint,
 )
 from envrl.trainer.demonstrations import Demonstration, auxiliary_rows, collect, imitation_rows, world_texts
-from envrl.trainer.files import JsonLines
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer, adamw, muon
 from envrl.trainer.update import LossSettings

@@ -1,0 +1,74 @@
+"""Playing what an evaluation still misses: in batches, shown while it goes on, kept as it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from envrl.envs.protocol import TextEnv
+from envrl.eval.kept import Kept
+from envrl.eval.split import BATCH
+from envrl.models.load import LanguageModel
+from envrl.progress import Phase, Reporter
+from envrl.rollout.crowd import Crowd
+from envrl.rollout.questions import batches
+from envrl.rollout.runner import play_model
+from envrl.rollout.seats import Clock, PlaySettings
+from envrl.rollout.wording import Wording
+from envrl.types import Task, Trajectory
+
+Chosen = Sequence[tuple[Task, int]]
+"""Tasks, each with the member that plays it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Player:
+    """A model that plays a split's episodes and keeps them.
+
+    Each is kept as it ends and what is missing is played alone. Log-probs depend in their last digits on what is played
+    beside; where they must not (`whole_batches`) a batch is kept when all of it has ended, or played again as a whole.
+    """
+
+    model: LanguageModel
+    wording: Wording
+    make_env: Callable[[], TextEnv]
+    split: str
+    seed: int
+    kept: Kept
+    crowd: Crowd
+    reporter: Reporter
+    poll: Callable[[], None]
+    whole_batches: bool = False
+    clock: Clock = field(default_factory=Clock)
+
+    def play(self, name: str, chosen: Chosen, settings: PlaySettings) -> list[Trajectory]:
+        """Return the episodes of these tasks, those that are kept already as they were played then."""
+        actions, left = settings.actions, self._left(chosen, settings.actions)
+        done = len(chosen) - sum(map(len, left))
+        with self.reporter.phase(name, len(chosen), done, unit="episodes") as phase:
+            for batch in left:
+                play = partial(self._play, phase, done, batch, settings)
+                for trajectory in self.crowd.play(len(batch), play):
+                    self.kept.add(actions, self.split, trajectory)
+                self.kept.sync()
+                done += len(batch)
+        return self.kept.find(actions, self.split, chosen)
+
+    def _left(self, chosen: Chosen, actions: str) -> list[Chosen]:
+        """Return what is still to be played, in batches."""
+        some = chosen if self.whole_batches else self.kept.missing(actions, self.split, chosen)
+        parts = [[some[i] for i in part] for part in batches(len(some), BATCH)]
+        return [part for part in parts if self.kept.missing(actions, self.split, part)]
+
+    def _play(self, phase: Phase, done: int, batch: Chosen, settings: PlaySettings, part: range) -> list[Trajectory]:
+        tasks, members = zip(*(batch[i] for i in part), strict=True)
+        ended = (lambda _: None) if self.whole_batches else partial(self.kept.add, settings.actions, self.split)
+        return play_model(
+            *(self.model, self.wording, self.make_env, tasks, members, settings),
+            seed=self.seed,
+            clock=self.clock,
+            poll=self.poll,
+            watch=lambda more: phase.show(done + part.start + more),
+            ended=ended,
+        )
