@@ -1,13 +1,17 @@
-"""`envrl train RECIPE [--section.key value …] [--run DIR] [--resume]`"""
+"""`envrl train RECIPE [--section.key value …] [--run DIR] [--resume] [--quick]`"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from envrl.cli.arguments import Parser, split_overrides
+from envrl.config.check import check_together
 from envrl.config.keys import KEYS
-from envrl.config.load import load_recipe
+from envrl.config.load import config_differences, flat_values, load_recipe, override
+from envrl.config.quick import quick
+from envrl.config.schema import Config
 from envrl.errors import UserError
 
 
@@ -16,16 +20,21 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser(
         "train",
         "Train an agent by a recipe.",
-        usage="RECIPE [--section.key value ...] [--run DIR] [--resume]",
+        usage="RECIPE [--section.key value ...] [--run DIR] [--resume] [--quick]",
         epilog="--section.key value sets a key of the recipe (docs/recipes.md has all of them); a list is written a,b",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of one that ships ('envrl recipes')")
     parser.add_argument("--run", metavar="DIR", help="the run's directory (default: runs/ and the recipe's name)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in DIR")
-    overrides, rest = split_overrides(arguments, KEYS)
+    parser.add_argument("--quick", action="store_true", help="a minute's run that shows that everything works")
+    overrides, rest = split_overrides(arguments, KEYS.keys() - {"quick"})
     values = parser.parse(rest, also=[f"--{key}" for key in KEYS])
     config = load_recipe(values.recipe, overrides)
-    directory = Path("runs", Path(values.recipe).stem) if values.run is None else _directory(values.run)
+    name = Path(values.recipe).stem
+    if values.quick:
+        full, config, name = config, _lowered(config, overrides), f"{name}-quick"
+        print(_words(full, config), file=sys.stderr, flush=True)
+    directory = Path("runs", name) if values.run is None else _directory(values.run)
 
     from envrl.eval.split import env_maker
     from envrl.trainer.inputs import check_directory, check_names
@@ -37,6 +46,20 @@ def run(arguments: Sequence[str]) -> int:
 
     train(config, directory, values.resume)
     return 0
+
+
+def _lowered(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
+    """Return the quick configuration of one, with what the command line sets left alone."""
+    lowered = override(quick(config), overrides)
+    check_together(lowered)
+    return lowered
+
+
+def _words(full: Config, config: Config) -> str:
+    before, after = flat_values(full), flat_values(config)
+    changed = [name for name in config_differences(full, config) if name != "quick"]
+    changes = [f"{name} {before[name]} -> {after[name]}" for name in changed]
+    return f"quick run, its figures mean nothing: {', '.join(changes)}"
 
 
 def _directory(text: str) -> Path:

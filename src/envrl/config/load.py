@@ -45,7 +45,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[tuple[str, str]] = ()) ->
 def override(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
     """Return the configuration with keys set as on the command line; whether they fit together is not checked."""
     given = {name: _checked(name, setting) for name, setting in _given(overrides).items()}
-    return _build(_values(config) | given)
+    return _build(flat_values(config) | given)
 
 
 def _given(overrides: Sequence[tuple[str, str]]) -> dict[str, _Setting]:
@@ -64,7 +64,7 @@ def dump_config(config: Config) -> str:
 
 def config_differences(a: Config, b: Config) -> list[str]:
     """Return the dotted keys whose values differ, in the schema's order."""
-    ours, theirs = _values(a), _values(b)
+    ours, theirs = flat_values(a), flat_values(b)
     return [name for name in KEYS if ours[name] != theirs[name]]
 
 
@@ -186,8 +186,8 @@ def _build(values: Mapping[str, Any]) -> Config:
     return Config(**sections, **{name: value for name, value in values.items() if "." not in name})
 
 
-def _values(config: Config) -> dict[str, Any]:
-    """Return the value of every dotted key."""
+def flat_values(config: Config) -> dict[str, Any]:
+    """Return the value of every dotted key, in the schema's order."""
 
     def value(name: str) -> Any:
         section, _, last = name.rpartition(".")

@@ -181,6 +181,7 @@ class CheckpointConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     seed: Count = 0
+    quick: bool = False  # made by --quick: a run that shows that everything works, with figures that mean nothing
     env: EnvConfig = field(default_factory=EnvConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)

@@ -63,7 +63,7 @@ def load_arms(runs: Sequence[Path]) -> list[Arm]:
     """Return the runs, directories or files of `envrl report RUN --results`, by configuration, as each first comes.
 
     The seed and where a shared warm start lies are no part of it. Raises `UserError` for a directory that is no run,
-    one that is given twice, and runs of different worlds.
+    one that is given twice, runs of different worlds, and quick runs beside others.
     """
     resolved = [run.resolve() for run in runs]
     for index, run in enumerate(resolved):
@@ -74,6 +74,10 @@ def load_arms(runs: Sequence[Path]) -> list[Arm]:
     if len(worlds) > 1:
         (first, a), (second, b), *_ = worlds.items()
         raise UserError(f"{a} plays {first} and {b} plays {second}: runs of different worlds cannot be compared")
+    quick = [bool(setting(run.config, "quick")) for run in loaded]
+    if any(quick) and not all(quick):
+        one, other = loaded[quick.index(True)].path, loaded[quick.index(False)].path
+        raise UserError(f"{one} is a quick run, whose figures mean nothing beside those of {other}: leave it out")
     groups: dict[str, list[RunData]] = {}
     for run in loaded:
         groups.setdefault(_identity(run.config), []).append(run)

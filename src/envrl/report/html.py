@@ -71,6 +71,8 @@ def page(run: RunData) -> str:
 def _head(run: RunData) -> str:
     progress = f"update {run.updates} of {run.updates_planned}"
     status = '<span class="status done">finished</span>' if run.finished else f'<span class="status">{progress}</span>'
+    if setting(run.config, "quick"):
+        status += '<span class="status">quick run: its figures mean nothing</span>'
     last = run.metrics[-1] if run.metrics else {}
     spent = sum(stage_seconds(run).values())
     facts = {

@@ -14,7 +14,8 @@ def summarize(run: Path) -> str:
     Raises `UserError` as `load_run` does.
     """
     data = load_run(run)
-    return "\n".join([*learned(data), took(data), f"report: {run / 'report.html'}"])
+    quick = ["a quick run: its figures mean nothing"] if setting(data.config, "quick") else []
+    return "\n".join([*quick, *learned(data), took(data), f"report: {run / 'report.html'}"])
 
 
 def learned(run: RunData) -> list[str]:

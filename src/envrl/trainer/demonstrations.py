@@ -114,7 +114,8 @@ def _collected(
         failed = f"; in {len(set_aside)} tasks the world failed, at last: {last}"
         raise UserError(
             f"the demonstrator '{config.warm_start.demonstrator}' won none of {len(tries)} episodes of the world "
-            f"'{config.env.name}'{failed if set_aside else '; use another one'}"
+            f"'{config.env.name}' in {config.env.max_steps} steps"
+            f"{failed if set_aside else '; use another one, or raise env.max_steps'}"
         )
     return found
 

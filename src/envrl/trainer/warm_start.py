@@ -70,9 +70,10 @@ def warm_start(config: Config, run: Path, make_env: Callable[[], TextEnv], hooks
             save_folder(folder, lambda aside: _copy(source, aside))
         else:
             _Stage(config, run, make_env, hooks).run()
-    verify_checkpoint(folder)
-    shutil.rmtree(run / PARTIAL, ignore_errors=True)
-    return load_policy(folder, config)
+    with hooks.reporter.phase("loading the model"):
+        verify_checkpoint(folder)
+        shutil.rmtree(run / PARTIAL, ignore_errors=True)
+        return load_policy(folder, config)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -91,7 +92,8 @@ class _Stage:
         self.skips = 0
         latest = latest_checkpoint(run / PARTIAL)
         if latest is None:
-            self.model = self._fresh_model()
+            with hooks.reporter.phase("making the model"):
+                self.model = self._fresh_model()
             self.wording = wording_of(self.model, form_of(config))
             self.step, self.tokens = 0, 0
             self.optimizer = self._fresh_optimizer()
@@ -163,7 +165,8 @@ class _Stage:
         if self.steps:
             put_tensors(self.model.network, self.best_weights)
         self.log.close()
-        save_folder(self.run_folder / FOLDER, lambda aside: save_model(self.model, aside))
+        with self.hooks.reporter.phase("writing the model"):
+            save_folder(self.run_folder / FOLDER, lambda aside: save_model(self.model, aside))
 
     def _train_step(self, epoch: int, place: int) -> dict[str, Any]:
         config, warm = self.config, self.config.warm_start
