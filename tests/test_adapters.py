@@ -334,6 +334,46 @@ def test_a_base_that_is_gone_or_another_is_refused(tmp_path: Path, run: Path) ->
     assert not (tmp_path / "third").exists()
 
 
+@needs_peft
+def test_a_base_that_was_moved_is_found_or_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Moved together it is found where it lies as seen from the run, elsewhere by `--model.path`; hashes tell."""
+    home, moved = tmp_path / "home", tmp_path / "moved"
+    base = make_base(home / "base")
+    run = train(recipe(base, train={"updates": 1}), home / "run")
+    (before,) = evaluate(run)
+    home.rename(moved)
+    (found,) = evaluate(moved / "run")
+    assert found["success_rate"] == before["success_rate"]
+
+    elsewhere, run = tmp_path / "elsewhere", moved / "run"
+    (moved / "base").rename(elsewhere)
+    other = make_base(tmp_path / "other", seed=1)
+    assert main(["eval", str(run)]) == 2
+    assert "which is not there; put that model back, or name its new place by --model.path" in capsys.readouterr().err
+    for command in (["eval", str(run)], ["export", str(run), str(tmp_path / "plain")], resuming(run)):
+        assert main([*command, "--model.path", str(other)]) == 2
+        assert f"model.path = '{other}' is not the model of the adapter in" in capsys.readouterr().err
+        assert main([*command, "--model.path", str(tmp_path / "gone")]) == 2
+        assert "is neither a folder here" in capsys.readouterr().err
+    assert load_recipe(str(run / "config.toml")).model.path == str(base)
+    assert main(["eval", str(run), "--model.path", str(elsewhere)]) == 0
+    assert main(["export", str(run), str(tmp_path / "plain"), "--model.path", str(elsewhere)]) == 0
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "plain")) is LlamaForCausalLM
+    assert main([*resuming(run), "--model.path", str(elsewhere), "--train.updates", "2"]) == 0
+    assert load_recipe(str(run / "config.toml")).model.path == str(elsewhere)
+    assert json.loads((run / "checkpoints" / "latest" / "base.json").read_text())["folder"] == str(elsewhere)
+    assert len(read_lines(run, "metrics.jsonl")) == 2
+    assert main([*resuming(run), "--train.updates", "3"]) == 0, "it is remembered"
+    whole = train(tiny(train={"updates": 0}, eval=QUICK), tmp_path / "whole")
+    capsys.readouterr()
+    assert main(["eval", str(whole), "--model.path", str(elsewhere)]) == 2
+    assert "holds a whole model, not an adapter: model.path says where an adapter's base" in capsys.readouterr().err
+
+
+def resuming(run: Path) -> list[str]:
+    return ["train", str(run / "config.toml"), "--run", str(run), "--resume"]
+
+
 def test_without_peft_one_sentence_says_what_to_install(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -584,7 +584,7 @@ def test_a_run_without_downloaded_data_has_no_record_of_it(tmp_path: Path) -> No
 
 
 def test_the_default_folder_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from envrl.envs.data import default_folder
+    from envrl.places import default_folder
 
     assert default_folder("webshop") == tmp_path / "xdg" / "envrl" / "webshop"
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -226,9 +226,10 @@ def test_a_recipe_that_fits_is_status_0(capsys: Say, monkeypatch: pytest.MonkeyP
 
 
 def test_a_recipe_that_lacks_things_is_status_1_and_says_which(capsys: Say) -> None:
-    assert main(["doctor", "household-demo", "--train.device", "cuda:7", *PUBLISHED, "--json", "found.json"]) == 1
+    gone = ["--train.device", "cuda:7", "--model.path", "models/of/mine/Qwen2.5-1.5B-Instruct"]
+    assert main(["doctor", "household-demo", *PUBLISHED, *gone, "--json", "found.json"]) == 1
     words = " ".join(capsys.readouterr().out.split())
-    assert "there is no folder 'models/Qwen2.5-1.5B-Instruct'" in words
+    assert "'models/of/mine/Qwen2.5-1.5B-Instruct' is neither a folder here" in words
     assert "train.device = 'cuda:7' is not there" in words
     record = json.loads(Path("found.json").read_text())
     assert {f["name"] for f in record["findings"] if f["good"] is False} >= {"model", "train.device"}

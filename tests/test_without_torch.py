@@ -24,6 +24,9 @@ COMMANDS = {
     "train household-demo --env.split nosuch": 2,
     "train household-demo --eval.split valid_seen,nosuch": 2,
     "train alfworld-grpo": 2,
+    "train household-demo --model.path smolm2-135m": 2,
+    "train household-demo --model.path smollm2-135m": 2,
+    "train household-demo --model.path no/such/model": 2,
     "train household-demo --run .": 2,
     "train household-demo --run nosuch --resume": 2,
     "eval random --env household --split valid_seen --episodes 2": 0,
@@ -42,6 +45,10 @@ COMMANDS = {
     "check-env household --episodes 1": 0,
     "bench env housold": 2,
     "data list": 0,
+    "models list": 0,
+    "models gte": 2,
+    "models get smolm2-135m": 2,
+    "models check smollm2-135m": 2,
 }
 SCRIPT = """
 import json, sys

@@ -101,7 +101,8 @@ def _names() -> list[str]:
 
 def _described(name: str) -> str:
     from envrl.data.sets import find_set
-    from envrl.envs.data import VARIABLES, data_folder, default_folder
+    from envrl.envs.data import VARIABLES, data_folder
+    from envrl.places import default_folder
 
     data = find_set(name)
     try:
@@ -124,7 +125,8 @@ def _described(name: str) -> str:
 def _folder(values: argparse.Namespace) -> Path:
     """Return where data is to be put: as named, whether or not it exists."""
     from envrl.data.sets import find_set
-    from envrl.envs.data import VARIABLES, default_folder
+    from envrl.envs.data import VARIABLES
+    from envrl.places import default_folder
 
     named = values.data or os.environ.get(VARIABLES[find_set(values.name).name], "")
     return Path(os.path.expanduser(named)) if named else default_folder(values.name)

@@ -16,6 +16,8 @@ from envrl.costs.shape import Shape
 from envrl.costs.speed import LAYER_SECONDS, PREFILL, UTILISATION, Accelerator, accelerators, this_cpu
 from envrl.costs.workload import TURNS, WRITTEN
 from envrl.errors import UserError
+from envrl.models.find import is_hub_id, model_folder, read_record
+from envrl.models.hub import cached_folder, missing_parts
 
 
 @dataclass(slots=True)
@@ -86,7 +88,7 @@ def _needs(config: Config) -> Iterator[Finding]:
         needed = config.env.name != "webshop" or bool(config.env.data)  # without, the catalogue is generated
         yield Finding(section, f"data {data.name}", data.good or (False if needed else None), data.detail)
     if config.model.path:
-        yield _model(config.model.path, section)
+        yield _model(config.model.path, config.model.revision, section)
     if config.warm_start.path:
         there = (Path(config.warm_start.path) / "config.json").is_file()
         detail = config.warm_start.path if there else f"'{config.warm_start.path}' is no warm start of another run"
@@ -111,22 +113,22 @@ def _world(config: Config, section: str) -> Finding:
     return Finding(section, f"world {config.env.name}", True, tasks)
 
 
-def _model(path: str, section: str) -> Finding:
-    folder = Path(path)
-    missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    missing += [] if any(folder.glob("*.safetensors")) else ["*.safetensors"]
-    missing += (
-        []
-        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-        else ["tokenizer.json"]
-    )
-    if not folder.is_dir():
-        return Finding(
-            section, "model", False, f"there is no folder '{path}': put the model there (nothing is downloaded)"
-        )
+def _model(path: str, revision: str, section: str) -> Finding:
+    if is_hub_id(path):
+        folder = cached_folder(path, revision)
+        if folder is None or missing_parts(folder):
+            detail = f"'{path}' is not in the hub's cache: 'envrl models get {path}', or the run itself, gets it"
+            return Finding(section, "model", None, detail)
+    else:
+        try:
+            folder = model_folder(path, revision)
+        except UserError as error:
+            return Finding(section, "model", False, str(error))
+    missing = missing_parts(folder)
     if missing:
         return Finding(section, "model", False, f"'{path}' lacks {', '.join(missing)}")
-    return Finding(section, "model", True, path)
+    note = read_record(folder).get("note", "")
+    return Finding(section, "model", True, f"{path}{f', {note}' if note else ''}")
 
 
 def _device(config: Config, section: str) -> Finding:

@@ -21,6 +21,7 @@ COMMANDS = {
     "recipes": "list the recipes that ship, or print one with every key",
     "play": "play a world in the terminal",
     "data": "downloaded data: what there is, getting it, checking it",
+    "models": "models by name, and any of the hub: where they lie, getting them, checking them",
     "check-env": "the contract test of any world",
     "bench": "throughput, as JSON",
     "doctor": "what is installed and found; whether a recipe fits, its hours, what to change",

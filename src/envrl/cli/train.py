@@ -37,10 +37,12 @@ def run(arguments: Sequence[str]) -> int:
     directory = Path("runs", name) if values.run is None else _directory(values.run)
 
     from envrl.eval.split import env_maker
-    from envrl.trainer.inputs import check_directory, check_names
+    from envrl.trainer.inputs import check_directory, check_names, pinned_model
 
     check_directory(directory, values.resume)  # what is wrong is said before torch is loaded, which takes seconds
     check_names(config, env_maker(config))
+    if not values.resume:
+        config = pinned_model(config)
 
     from envrl.trainer.loop import train
 

@@ -46,7 +46,8 @@ class EnvConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    path: str = ""  # a folder that transformers loads; empty: build `preset` from scratch
+    path: str = ""  # a folder, a name of `envrl models list`, or an id of the hub; empty: build `preset` from scratch
+    revision: str = ""  # with `path`: commit, tag or branch of the hub; a run keeps the commit that it began with
     chat_template: Literal["", "chatml"] = ""  # for chat formats: the tokenizer's own | a built-in one in its place
     template_arguments: Table = field(default_factory=dict)  # what its chat template takes: { enable_thinking = false }
     preset: str = "tiny"  # a network and tokenizer built from scratch on the world's training texts

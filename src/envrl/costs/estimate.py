@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
-from pathlib import Path
 
 from envrl.config.load import override
 from envrl.config.schema import Config
@@ -15,6 +14,8 @@ from envrl.costs.shape import Shape, preset_shape, published_shape, read_shape
 from envrl.costs.speed import UTILISATION, Accelerator, Times, update_times
 from envrl.costs.workload import Workload, memory_load, workload
 from envrl.errors import UserError
+from envrl.models.find import config_folder, is_hub_id
+from envrl.models.hub import cached_folder
 
 USABLE = 0.92
 """The share of a GPU's memory that tensors can fill before the allocator's gaps are in the way; assumed."""
@@ -79,15 +80,14 @@ def recipe_shape(config: Config) -> Shape:
     """Return the shape of a recipe's model, also of a published one that is not there yet; raises `UserError`."""
     if not config.model.path:
         return preset_shape(config.model)
-    folder = Path(config.model.path)
-    if (folder / "config.json").is_file():
-        return read_shape(folder)
     known = published_shape(config.model.path)
-    if known is None:
-        raise UserError(
-            f"model.path = '{folder}' has no config.json, and its name is none whose shape is known: put the model "
-            "there, or at least its config.json"
-        )
+    if known is not None and is_hub_id(config.model.path) and cached_folder(config.model.path) is None:
+        return known
+    try:
+        return read_shape(config_folder(config.model.path, config.model.revision))
+    except UserError as error:
+        if known is None:
+            raise UserError(f"{error}; and its name is none whose shape is known") from error
     return known
 
 

@@ -1,4 +1,4 @@
-"""Files of worlds: where downloaded data lies, how to get it, which data it is, and where built things are kept."""
+"""Files of worlds: where downloaded data lies, how to get it, and which data it is."""
 
 from __future__ import annotations
 
@@ -8,24 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from envrl.errors import UserError
+from envrl.places import default_folder
 
 VARIABLES = {"alfworld": "ALFWORLD_DATA", "webshop": "WEBSHOP_DATA"}
 """The environment variable that names the data of each world that needs some."""
-
-
-def default_folder(name: str) -> Path:
-    """Return where `envrl data get NAME` puts data: ${XDG_DATA_HOME:-~/.local/share}/envrl/NAME."""
-    home = os.environ.get("XDG_DATA_HOME", "")
-    # The XDG specification has relative paths ignored.
-    base = Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~/.local/share"))
-    return base / "envrl" / name
-
-
-def cache_folder(name: str) -> Path:
-    """Return where a world keeps what it has built: ${XDG_CACHE_HOME:-~/.cache}/envrl/NAME, which need not exist."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~/.cache"))
-    return base / "envrl" / name
 
 
 def how_to_get(name: str) -> str:

@@ -18,7 +18,9 @@ from envrl.eval.data import warn_of_other_data
 from envrl.eval.kept import kept_in
 from envrl.eval.record import SoFar, each_split, summarize
 from envrl.eval.split import SCRIPT, chosen_tasks, env_maker, env_options, evaluate_script, evaluate_split
+from envrl.models.bases import check_base
 from envrl.models.checkpoints import MANIFEST, holds_adapter, latest_checkpoint, verify_checkpoint, weights_hash
+from envrl.models.find import is_hub_id, model_folder, named_models, pinned_revision
 from envrl.progress import Reporter
 from envrl.rollout.prompts import find_format
 from envrl.rollout.scripts import SCRIPTS
@@ -35,6 +37,8 @@ class Target:
     folder: Path
     config: Config
     run: Path | None = None
+    name: str = ""
+    """How a model that is no run's was named."""
 
 
 def evaluate(
@@ -64,18 +68,20 @@ def evaluate(
     """Return one record a split, with the keys of eval.jsonl (docs/evaluation.md) after those that say what was played.
 
     `target` is a run (its latest checkpoint), a checkpoint or `RUN/warm_start` (verified), any folder that transformers
-    loads, or `random`, `walkthrough`, `expert`. What is not given comes from the run's config.toml, else from the
-    recipe's defaults. `settings` are further keys of `[env]` with their values as text, such as
-    `("env.distractors", "3")`. Splits are played whole and in their order; `episodes` takes a sample spread over each,
-    and the `protocol` "published" draws 128 with repeats. `free` episodes of each are played again without restriction,
-    and `probe` scripted ones measure what a model knows of its world; not given: the run's, in proportion to
-    `episodes`. A model's folder is asked as a chat where a `format` is named (docs/prompts.md): one turn at a time with
-    the last `history` turns, for responses of at most `max_tokens`, with a `system_message` and `template_arguments` of
-    its own. Episodes are kept in the file `episodes_to` as they end, and those that it holds already are not played
-    again; `so_far` gets the records of an evaluation that breaks off; the `reporter` says how it goes, on standard
-    error where none is given. Raises `UserError`.
+    loads, a name of `envrl models`, an id of the hub, or `random`, `walkthrough`, `expert`. What is not given comes
+    from the run's config.toml, else from the recipe's defaults. `settings` are further keys of `[env]` with their
+    values as text, such as `("env.distractors", "3")`; `model.path` says where the base of a LoRA run lies now. Splits
+    are played whole and in their order; `episodes` takes a sample spread over each, and the `protocol` "published"
+    draws 128 with repeats. `free` episodes of each are played again without restriction, and `probe` scripted ones
+    measure what a model knows of its world; not given: the run's, in proportion to `episodes`. A model that is no run's
+    is asked as a chat where a `format` is named (docs/prompts.md): one turn at a time with the last `history` turns,
+    for responses of at most `max_tokens`, with a `system_message` and `template_arguments` of its own. Episodes are
+    kept in the file `episodes_to` as they end, and those that it holds already are not played again; `so_far` gets the
+    records of an evaluation that breaks off; the `reporter` says how it goes, on standard error where none is given.
+    Raises `UserError`.
     """
     found = find_target(target)
+    found, settings = with_base(found, settings)
     config = with_settings(found.config, env, data, split, temperature, actions, seed, protocol)
     config = with_world_settings(config, settings)
     if format is not None:
@@ -100,7 +106,7 @@ def evaluate(
         with reporter.phase("loading the model"):
             model = _loaded(found, config)
             _check_room(model, make_env, config, episodes or 0, bare=format is not None)
-    agent = found.script or str(found.folder)
+    agent = found.script or found.name or str(found.folder)
     about = {"agent": agent, **_played(found, config)}
     counts = {"episodes": episodes or 0, "reporter": reporter}
     told = _keeps(found, config) if episodes_to else {}
@@ -131,11 +137,11 @@ def find_target(target: str | Path) -> Target:
         if latest is None:
             raise UserError(f"the run '{folder}' has no checkpoint yet; go on with it by --resume")
         return Target("", latest, load_recipe(str(folder / "config.toml")), folder)
+    if not folder.exists():
+        return _named_model(str(target))
     if not (folder / "config.json").is_file() and not holds_adapter(folder):
-        hint = suggest(str(target), SCRIPTS) if len(folder.parts) == 1 else ""
         raise UserError(
-            f"'{target}' is neither a run (config.toml), nor a folder that transformers loads (config.json), "
-            f"nor random, walkthrough or expert{hint if 'did you mean' in hint else ''}"
+            f"the folder '{target}' is neither a run (config.toml), nor a model that transformers loads (config.json)"
         )
     place = folder.resolve()
     runs = [run for run in (place.parent, place.parent.parent) if (run / "config.toml").is_file()]
@@ -145,6 +151,33 @@ def find_target(target: str | Path) -> Target:
     if runs:
         return Target("", folder, load_recipe(str(runs[0] / "config.toml")), runs[0])
     return Target("", folder, Config())
+
+
+def _named_model(name: str) -> Target:
+    """Return the model that is a name of `envrl models` or an id of the hub."""
+    if not is_hub_id(name) and name not in named_models():
+        hint = suggest(name, [*SCRIPTS, *named_models()])
+        raise UserError(
+            f"'{name}' is neither a run (config.toml), nor a folder that transformers loads (config.json), nor a model "
+            f"of 'envrl models list' or the hub, nor random, walkthrough or expert"
+            f"{hint if 'did you mean' in hint else ''}"
+        )
+    revision = pinned_revision(name)
+    model = replace(Config().model, path=name, revision=revision)
+    return Target("", model_folder(name, revision), replace(Config(), model=model), name=name)
+
+
+def with_base(found: Target, settings: Sequence[tuple[str, str]]) -> tuple[Target, list[tuple[str, str]]]:
+    """Return the target with the place where the base of its adapter lies now, and the settings but that one.
+
+    Raises `UserError` where `model.path` is given and is not that base.
+    """
+    others = [(key, value) for key, value in settings if key != "model.path"]
+    for key, value in settings:
+        if key == "model.path":
+            check_base(found.folder, value)
+            found = replace(found, config=override(found.config, [(key, value), ("model.revision", "")]))
+    return found, others
 
 
 def check_splits(world: TextEnv, config: Config, episodes: int | None) -> None:
@@ -306,6 +339,8 @@ def _played(target: Target, config: Config) -> dict[str, Any]:
     if target.script:
         return played
     played |= {"temperature": config.eval.temperature, "actions": config.rollout.actions}
+    if target.name and target.config.model.revision:
+        played["revision"] = target.config.model.revision
     if not target.run and config.rollout.is_chat:
         shown = ("format", "show_admissible", "history")
         played |= {name: getattr(config.rollout, name) for name in shown}

@@ -3,18 +3,18 @@
 A checkpoint of one holds the adapter in `peft`'s own form, and names its base by folder and hash:
 
     adapter_model.safetensors, adapter_config.json    the matrices, and where they belong
-    base.json                                         the base's folder, and a SHA-256 over its weight files
+    base.json                                         where the base lies, and a SHA-256 over its weight files
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,19 +25,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from envrl.errors import UserError
-from envrl.models.checkpoints import BASE, holds_adapter, sha256
+from envrl.models.bases import Base, hash_of_weights, read_base
+from envrl.models.checkpoints import BASE
+from envrl.models.find import is_hub_id
 
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 """What `peft` writes before the names of a network's layers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """The folder of the model that an adapter was trained on, and a SHA-256 over its weight files."""
-
-    folder: str
-    weights: str
 
 
 _BASES: WeakKeyDictionary[PreTrainedModel, Base] = WeakKeyDictionary()
@@ -60,8 +54,12 @@ def has_adapter(model: PreTrainedModel) -> bool:
     return model in _BASES
 
 
-def add_adapter(model: PreTrainedModel, folder: Path, rank: int, alpha: float, seed: int) -> None:
+def add_adapter(
+    model: PreTrainedModel, folder: Path, rank: int, alpha: float, seed: int, name: str = "", revision: str = ""
+) -> None:
     """Put a new adapter beside every linear layer but the output, and freeze the base, which `folder` holds.
+
+    `name` and `revision` say how a recipe names that model.
 
     A layer gives W x + (alpha / rank) B A x, with A drawn by the seed and B = 0 (LoRA, arXiv 2106.09685, section 4.1).
     Raises `UserError` where `peft` is missing, or where `folder` holds an adapter itself.
@@ -71,13 +69,13 @@ def add_adapter(model: PreTrainedModel, folder: Path, rank: int, alpha: float, s
         raise UserError(
             f"the model in '{folder}' is an adapter itself; merge it with 'envrl export' and name the result"
         )
-    base = Base(str(folder.resolve()), _hash_of_weights(folder))
+    base = Base(str(folder.resolve()), hash_of_weights(folder), name, revision)
     settings = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base.folder,
+        base_model_name_or_path=name if name and is_hub_id(name) else base.folder,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -97,43 +95,25 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     settings.save_pretrained(folder)
     tensors = {_PREFIX + name: tensor.contiguous() for name, tensor in adapter_tensors(model).items()}
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-    (folder / BASE).write_text(json.dumps(asdict(_BASES[model]), indent=1) + "\n", encoding="utf-8")
+    base = _BASES[model]
+    base = replace(base, beside=os.path.relpath(base.folder, folder.resolve()))
+    (folder / BASE).write_text(json.dumps(asdict(base), indent=1) + "\n", encoding="utf-8")
 
 
-def base_folder(folder: Path) -> Path | None:
-    """Return the folder of the base of an adapter that was saved in `folder`; None where that holds a whole model.
-
-    Raises `UserError` where the base is gone, or has other weights than those that the adapter was trained on.
-    """
-    if not holds_adapter(folder):
-        return None
-    base = _read_base(folder)
-    named = f"'{folder}' holds an adapter of the model in '{base.folder}'"
-    if not (Path(base.folder) / "config.json").is_file():
-        raise UserError(f"{named}, which is not there; put that model back, or export runs before moving their base")
-    if _hash_of_weights(Path(base.folder)) != base.weights:
-        raise UserError(f"{named}, whose weights have changed since; put the model back that it was trained on")
-    return Path(base.folder)
-
-
-def load_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Put the adapter that was saved in `folder` onto its base, and freeze the base."""
+def load_adapter(model: PreTrainedModel, folder: Path, place: Path) -> None:
+    """Put the adapter that was saved in `folder` onto its base, which lies in `place`, and freeze the base."""
     peft = _peft()
-    base = _read_base(folder)
-    _inject(peft, peft.LoraConfig.from_pretrained(str(folder)), model, base)
+    base = replace(read_base(folder), folder=str(place.resolve()))
+    settings = peft.LoraConfig.from_pretrained(str(folder))
+    if not is_hub_id(base.name):
+        settings.base_model_name_or_path = base.folder
+    _inject(peft, settings, model, base)
     put_tensors(model, read_adapter(folder))
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
     """Return the matrices of the adapter that was saved in `folder`."""
     return {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / _WEIGHTS).items()}
-
-
-def _read_base(folder: Path) -> Base:
-    try:
-        return Base(**json.loads((folder / BASE).read_bytes()))
-    except (ValueError, TypeError):
-        raise UserError(f"'{folder / BASE}' is not readable: it names the model that the adapter belongs to") from None
 
 
 def adapter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -186,12 +166,3 @@ def merge_adapter(model: PreTrainedModel) -> None:
         model.set_submodule(name, plain)
     del model.peft_config
     del _BASES[model]
-
-
-def _hash_of_weights(folder: Path) -> str:
-    """Return a SHA-256 over the names and contents of a folder's weight files."""
-    whole = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".bin") and file.is_file():
-            whole.update(f"{file.name} {sha256(file)}\n".encode())
-    return whole.hexdigest()

@@ -16,9 +16,11 @@ from transformers.utils import logging as transformers_logging
 
 from envrl.config.schema import Config, ModelConfig
 from envrl.errors import UserError, suggest
-from envrl.models.adapters import base_folder, has_adapter, load_adapter, save_adapter
+from envrl.models.adapters import add_adapter, has_adapter, load_adapter, save_adapter
 from envrl.models.admission import admit_once
+from envrl.models.bases import base_folder
 from envrl.models.checkpoints import holds_adapter
+from envrl.models.find import model_folder
 from envrl.models.forward import longest_sequence, vocabulary_size
 from envrl.models.random_weights import build_shape
 from envrl.models.template import CHATML, CHATML_TOKENS, stops_of
@@ -100,22 +102,42 @@ def check_model_folder(folder: str | Path) -> Path:
 
 def load_policy(folder: str | Path, config: Config, device: str = "") -> LanguageModel:
     """Load the model of a recipe, ready for its prompt format, on its device or another one."""
-    marks, template = not config.rollout.is_chat, config.model.chat_template
-    return load_model(folder, device or config.train.device, marks=marks, chat_template=template)
+    marks, model = not config.rollout.is_chat, config.model
+    named = (model.path, model.revision)
+    return load_model(
+        folder, device or config.train.device, marks=marks, chat_template=model.chat_template, named=named
+    )
+
+
+def load_path(config: Config, device: str = "") -> LanguageModel:
+    """Load `model.path`, from the hub where it is an id of it, with a new adapter where the recipe asks for one."""
+    asked = config.model
+    folder = model_folder(asked.path, asked.revision)
+    model = load_policy(folder, config, device)
+    if asked.lora_rank:
+        named = {"name": asked.path, "revision": asked.revision}
+        add_adapter(model.network, folder, asked.lora_rank, asked.lora_alpha, config.seed, **named)
+    return model
 
 
 def load_model(
-    folder: str | Path, device: str = "cpu", *, marks: bool = True, chat_template: str = ""
+    folder: str | Path,
+    device: str = "cpu",
+    *,
+    marks: bool = True,
+    chat_template: str = "",
+    named: tuple[str, str] = ("", ""),
 ) -> LanguageModel:
     """Load a folder that `transformers` wrote, ours or any causal language model's; raises `UserError` if it cannot.
 
     With `marks` a tokenizer that lacks ours gets them as new special tokens, and with `chat_template` ("chatml") that
-    template and its tokens; the embedding gets new rows for them.
+    template and its tokens; the embedding gets new rows for them. `named` is the recipe's name and revision of the base
+    of an adapter.
     """
     path = check_model_folder(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        base = base_folder(path)
+        base = base_folder(path, *named)
         network = _load_network(base or path)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"the model in '{folder}' cannot be loaded: {_first_sentence(error)}") from error
@@ -130,7 +152,7 @@ def load_model(
             torch.manual_seed(0)  # an adapter's base must have the same rows whenever it is loaded
             network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if base is not None:
-        load_adapter(network, path)
+        load_adapter(network, path, base)
     codec = Codec(tokenizer)
     if chat_template:
         _end_chats(network, codec)

@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -17,9 +16,9 @@ from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.errors import UserError
 from envrl.eval.split import env_maker, form_of, training_settings, wording_of
-from envrl.models.adapters import add_adapter, has_adapter
+from envrl.models.adapters import has_adapter
 from envrl.models.copies import sampling_copy
-from envrl.models.load import LanguageModel, build_model, load_policy
+from envrl.models.load import LanguageModel, build_model, load_path
 from envrl.models.runtime import prepare_torch, waiting
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock
@@ -114,10 +113,7 @@ def bench_model(config: Config, make_env: Worlds, shape: str = "") -> LanguageMo
             "model.lora_rank = 0, or leave --shape out"
         )
     if model.path and not shape:
-        found = load_policy(model.path, config)
-        if model.lora_rank:
-            add_adapter(found.network, Path(model.path), model.lora_rank, model.lora_alpha, config.seed)
-        return found
+        return load_path(config)
     if config.rollout.is_chat:
         model = replace(model, chat_template="chatml")
     with opened(make_env()) as env:

@@ -6,17 +6,18 @@ import shutil
 from pathlib import Path
 
 from envrl.errors import UserError
-from envrl.eval.evaluate import Target, find_target
+from envrl.eval.evaluate import Target, find_target, with_base
 from envrl.models.checkpoints import MANIFEST, files_below, holds_adapter
 from envrl.progress import Reporter
 
 
-def export_model(target: str | Path, folder: Path, reporter: Reporter | None = None) -> None:
+def export_model(target: str | Path, folder: Path, base: str = "", reporter: Reporter | None = None) -> None:
     """Write the model of a run (its latest checkpoint) or of a checkpoint into a new folder, which appears whole.
 
-    Plain `from_pretrained` loads it. Raises `UserError` where there is no such model, or the folder cannot be made.
+    Plain `from_pretrained` loads it. `base` says where the base of a LoRA run lies now. Raises `UserError` where there
+    is no such model, or the folder cannot be made.
     """
-    found = find_target(target)
+    found, _ = with_base(find_target(target), [("model.path", base)] if base else [])
     if found.script:
         raise UserError(f"'{target}' is a script, not a model; name a run or a checkpoint")
     if folder.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from envrl.config.schema import Config
@@ -10,6 +11,9 @@ from envrl.envs.answers import listed_tasks, opened, what_happened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import RunError, UserError
 from envrl.files import check_new_run
+from envrl.models.checkpoints import holds_adapter
+from envrl.models.find import is_hub_id, model_folder, pinned_revision
+from envrl.models.hub import missing_parts
 from envrl.objective.advantage import ESTIMATORS
 from envrl.rollout.prompts import find_format
 from envrl.rollout.scripts import make_script
@@ -32,6 +36,22 @@ def check_names(config: Config, make_env: Callable[[], TextEnv]) -> None:
         for split in (config.env.split, *config.eval.split):
             if not listed_tasks(env, split, config.env.name):
                 raise UserError(f"the split '{split}' of the world '{config.env.name}' has no tasks")
+
+
+def pinned_model(config: Config) -> Config:
+    """Return the configuration with the revision of the model that it names, which the hub is asked for.
+
+    Raises `UserError` where there is no such model, or its folder lacks files.
+    """
+    model = config.model
+    if not model.path or config.warm_start.path:
+        return config
+    if not is_hub_id(model.path):
+        folder = model_folder(model.path)
+        missing = [] if holds_adapter(folder) else missing_parts(folder)
+        if missing:
+            raise UserError(f"'{model.path}' is not a model folder: it has no {missing[0]}")
+    return replace(config, model=replace(model, revision=pinned_revision(model.path, model.revision)))
 
 
 def check_demonstrator(config: Config, make_env: Callable[[], TextEnv]) -> None:

@@ -18,21 +18,26 @@ from envrl.eval.room import check_room_of_run
 from envrl.eval.split import form_of, wording_of
 from envrl.files import create_run, lock_run, write_text
 from envrl.models.adapters import check_peft
+from envrl.models.bases import check_base
+from envrl.models.find import model_folder
 from envrl.models.load import find_device, load_policy
 from envrl.models.out_of_memory import is_out_of_memory, release_memory
 from envrl.models.runtime import prepare_torch, usable_threads, with_precision
 from envrl.objective.policy import TOKEN_LOSSES
 from envrl.trainer.batch import aux_weights
 from envrl.trainer.checkpoint import verify_checkpoint
-from envrl.trainer.inputs import check_demonstrator, check_directory, check_names
+from envrl.trainer.inputs import check_demonstrator, check_directory, check_names, pinned_model
 from envrl.trainer.warm_start import FOLDER, PARTIAL
 
 
 def new_config(config: Config) -> Config:
-    """Return the configuration that a new run is made with: threads and precision are fixed, whatever comes later."""
+    """Return the configuration that a new run is made with, whatever comes later.
+
+    Threads and precision are fixed, and the revision of a model that the hub or `envrl models` names.
+    """
     threads = config.train.threads or usable_threads()
     prepare_torch(threads)  # what is faster is measured with as many
-    return with_precision(replace(config, train=replace(config.train, threads=threads)))
+    return with_precision(pinned_model(replace(config, train=replace(config.train, threads=threads))))
 
 
 def resumed_config(run: Path, config: Config) -> Config:
@@ -46,7 +51,11 @@ def resumed_config(run: Path, config: Config) -> Config:
         config = replace(config, train=replace(config.train, precision=stored.train.precision))
     if config.rollout.precision == "auto":
         config = replace(config, rollout=replace(config.rollout, precision=stored.rollout.precision))
+    if not config.model.revision:
+        config = replace(config, model=replace(config.model, revision=stored.model.revision))
     changed = config_differences(stored, config)
+    if "model.path" in changed and stored.model.lora_rank:
+        changed = _without_moved_base(run, config, changed)
     if not changed:
         return config
     if changed != ["train.updates"]:
@@ -64,6 +73,16 @@ def resumed_config(run: Path, config: Config) -> Config:
             "or a constant schedule, can updates be added"
         )
     return config
+
+
+def _without_moved_base(run: Path, config: Config, changed: list[str]) -> list[str]:
+    """Return the changed keys without `model.path` where that names the same base at another place."""
+    saved = [run / "checkpoints" / "latest", run / FOLDER]
+    adapters = [folder for folder in saved if folder.is_dir()]
+    if not adapters:
+        return changed
+    check_base(adapters[0], config.model.path)
+    return [key for key in changed if key != "model.path"]
 
 
 def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start: bool) -> None:
@@ -87,7 +106,7 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         _warn_of_other_origin(source, config)
         return
     if config.model.path:
-        _check_model(config.model.path, config, make_env)
+        _check_model(model_folder(config.model.path, config.model.revision), config, make_env)
     if config.warm_start.demonstrations:
         check_demonstrator(config, make_env)
 

@@ -21,9 +21,9 @@ from envrl.errors import Interrupted, UserError
 from envrl.eval.room import check_room_of_run, either, longer_context
 from envrl.eval.split import form_of, wording_of
 from envrl.files import JsonLines
-from envrl.models.adapters import add_adapter, put_tensors, trained_tensors
+from envrl.models.adapters import put_tensors, trained_tensors
 from envrl.models.forward import log_softmax_and_entropy
-from envrl.models.load import LanguageModel, build_model, load_policy, save_model
+from envrl.models.load import LanguageModel, build_model, load_path, load_policy, save_model
 from envrl.models.rows import states_of_rows
 from envrl.models.scores import logits_in_chunks
 from envrl.progress import Reporter
@@ -120,11 +120,7 @@ class _Stage:
     def _fresh_model(self) -> LanguageModel:
         config = self.config
         if config.model.path:
-            model = load_policy(config.model.path, config)
-            if config.model.lora_rank:
-                folder, rank, alpha = Path(config.model.path), config.model.lora_rank, config.model.lora_alpha
-                add_adapter(model.network, folder, rank, alpha, config.seed)
-            return model
+            return load_path(config)
         with opened(self.make_env()) as env:
             texts = world_texts([*self.training, *self.held_out], env, config)
         return build_model(config.model, texts, config.seed, config.train.device)

@@ -12,8 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from envrl.envs.data import cache_folder
 from envrl.errors import RunError, UserError
+from envrl.places import cache_folder
 from envrl.types import Task
 
 CHALLENGES: dict[str, dict[str, Any]] = {

@@ -19,13 +19,14 @@ from typing import Any, Generic, TypeVar, overload
 import msgspec
 import numpy as np
 
-from envrl.envs.data import cache_folder, data_folder, how_to_get, size_and_sha256
+from envrl.envs.data import data_folder, how_to_get, size_and_sha256
 from envrl.envs.webshop import catalogue
 from envrl.envs.webshop.goals import Goal, draw_goals
 from envrl.envs.webshop.index import Index, mapped
 from envrl.envs.webshop.products import Oddities, Product, draw_price, read_products
 from envrl.envs.webshop.shop import SEARCHED
 from envrl.errors import RunError, UserError
+from envrl.places import cache_folder
 
 LAYOUT = 1
 """Rises when a stored shop of the same inputs looks otherwise."""

@@ -1,0 +1,84 @@
+"""A GGUF file's quantised weights as a model folder of fp32 weights, which any program loads."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import pre_tokenizers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from envrl.errors import RunError, UserError
+from envrl.models.catalogue import NamedModel
+
+
+def check_gguf() -> None:
+    """Raise `UserError` with the line to install where the package that reads GGUF files is missing."""
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("reading a GGUF file needs the package 'gguf': pip install 'envrl[gguf]'")
+
+
+def dequantise(source: Path, target: Path, model: NamedModel) -> None:
+    """Write the weights of a GGUF file and its tokenizer into an empty folder, as `from_pretrained` reads them.
+
+    What the original model says and a GGUF file does not hold comes from `model`. Raises `RunError` where the weights
+    are not those that are known.
+    """
+    check_gguf()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    folder, name = source.parent, source.name
+    with redirect_stderr(io.StringIO()):  # transformers' bar here heeds no setting
+        network: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    found = hash_of_tensors(dict(network.named_parameters()))
+    if model.weights and found != model.weights:
+        raise RunError(
+            f"{name} gives other weights (SHA-256 {found}) than are known ({model.weights}): a defect of this version "
+            "of gguf or transformers; nothing of it is kept"
+        )
+    _as_plain(network, model)
+    _complete(tokenizer, model)
+    network.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 over names, shapes and fp32 values, sorted by name: the same whatever file they lie in."""
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].detach().to(torch.float32).contiguous()
+        whole.update(f"{name} {tuple(values.shape)}\n".encode())
+        whole.update(values.numpy().tobytes())
+    return whole.hexdigest()
+
+
+def _as_plain(network: Any, model: NamedModel) -> None:
+    """Have the network forget that it was quantised, which `save_pretrained` refuses, and complete its settings."""
+    if hasattr(network.config, "quantization_config"):
+        del network.config.quantization_config
+    network.hf_quantizer = None
+    network.config.name_or_path = model.hub
+    for name, value in model.config.items():
+        setattr(network.config, name, value)
+
+
+def _complete(tokenizer: Any, model: NamedModel) -> None:
+    """Give a tokenizer what is read from no GGUF file: the splitting of numbers into digits, and the longest text."""
+    if model.splits_digits:
+        core = tokenizer.backend_tokenizer
+        core.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), core.pre_tokenizer]
+        )
+    if model.context:
+        tokenizer.model_max_length = model.context
+    for name in ("is_local", "local_files_only", "gguf_file"):  # how it was loaded is no part of what is saved
+        tokenizer.init_kwargs.pop(name, None)

@@ -1,0 +1,109 @@
+"""What a model's name stands for: a folder, a model by name of `envrl models`, or an id of the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from envrl.errors import UserError, suggest
+from envrl.models.catalogue import MODELS
+from envrl.models.hub import HUB_ID, config_file, hub_folder
+from envrl.places import default_folder
+
+RECORD = "envrl-model.json"
+"""The file in a model's folder that says from where it came, and what was done to it."""
+
+
+def named_folder(name: str) -> Path:
+    """Return where `envrl models get NAME` puts a model: ${XDG_DATA_HOME:-~/.local/share}/envrl/models/NAME."""
+    return default_folder("models") / name
+
+
+def named_models() -> list[str]:
+    """Return the names of the models that can be had or are here, sorted."""
+    home = default_folder("models")
+    here = [path.name for path in home.iterdir() if (path / "config.json").is_file()] if home.is_dir() else []
+    return sorted({*MODELS, *here})
+
+
+def is_hub_id(path: str) -> bool:
+    """Return whether `model.path` is neither a folder nor a name of ours, and could be an id of the hub."""
+    return not _here(path) and HUB_ID.fullmatch(path) is not None
+
+
+def pinned_revision(path: str, revision: str = "") -> str:
+    """Return the revision of the model that a name stands for now: a commit of the hub, or what a record says.
+
+    Empty for a folder without a record. Nothing large is downloaded. Raises `UserError` where there is no such model,
+    or it is here at another revision than the one asked for.
+    """
+    folder = _here(path)
+    if folder is None:
+        _check_name(path)
+        return config_file(path, revision).parent.name
+    found = str(read_record(folder).get("revision", ""))
+    if revision and found != revision:
+        what = f"is '{found}'" if found else "has no record that says its revision"
+        raise UserError(
+            f"the model '{path}' here {what}, and model.revision = '{revision}' asks for another: leave model.revision "
+            "out, or get that one"
+        )
+    return found
+
+
+def model_folder(path: str, revision: str = "") -> Path:
+    """Return the folder of the model that a name stands for, downloaded first where it is an id of the hub.
+
+    Raises `UserError` where there is no such model, `RunError` where a download breaks off.
+    """
+    folder = _here(path)
+    if folder is not None:
+        pinned_revision(path, revision)
+        return folder
+    _check_name(path)
+    return hub_folder(path, revision)
+
+
+def config_folder(path: str, revision: str = "") -> Path:
+    """Return the folder with the configuration of a model, which of the hub's is got alone; raises `UserError`."""
+    folder = _here(path)
+    if folder is not None:
+        return folder
+    _check_name(path)
+    return config_file(path, revision).parent
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what a model's folder says of itself, nothing where it has no record; raises `UserError` if unreadable."""
+    try:
+        record = json.loads((folder / RECORD).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"'{folder / RECORD}' is not readable: get the model anew, or remove that file")
+    return record
+
+
+def _here(path: str) -> Path | None:
+    """Return the folder that a name stands for on this machine: one of that name, else one of `envrl models`."""
+    given = Path(os.path.expanduser(path))
+    if given.exists():
+        return given
+    named = named_folder(path)
+    return named if "/" not in path and (named / "config.json").is_file() else None
+
+
+def _check_name(path: str) -> None:
+    """Raise `UserError` for a name that is not here and cannot be one of the hub's."""
+    if path in MODELS:
+        raise UserError(f"the model '{path}' is not here yet: 'envrl models get {path}' gets it")
+    if not HUB_ID.fullmatch(path):
+        near = suggest(path, named_models())
+        raise UserError(
+            f"model.path = '{path}' is neither a folder here, nor a name of 'envrl models list', nor an id of the hub "
+            f"such as Qwen/Qwen2.5-1.5B-Instruct{near if 'did you mean' in near else ''}"
+        )
