@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import signal
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ import envrl
 from boxes import Boxes, tiny
 from envrl.config.schema import INVERSE_QUESTION, STATE_QUESTION, Config
 from envrl.errors import Interrupted
+from envrl.eval.language import passage, text_figures
 from envrl.eval.probe import score_targets
 from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, load_model
@@ -198,6 +200,18 @@ def target_logprobs(model: LanguageModel, pair: Pair) -> list[float]:
     return logprobs[range(len(pair.target)), list(pair.target)].tolist()
 
 
+def test_ordinary_english_is_no_surprise_to_it(whole: LanguageModel, shallow: LanguageModel) -> None:
+    """Its perplexity on a page that it has never read is that of transformers' own loss, and of a language model."""
+    found, ids = text_figures(whole), whole.codec.tokenizer.encode(passage(), return_tensors="pt")
+    with torch.no_grad():
+        loss = float(whole.network(input_ids=ids, labels=ids).loss)
+    assert 500 < ids.shape[1] < 1000
+    assert found["text_nll"] == pytest.approx(loss, rel=1e-4)
+    assert found["text_perplexity"] == pytest.approx(math.exp(loss), rel=1e-3)
+    assert 8.0 < found["text_perplexity"] < 40.0
+    assert text_figures(shallow)["text_nll"] > 2 * found["text_nll"], "two of thirty layers know no English"
+
+
 def test_rows_as_a_tree_are_the_rows(whole: LanguageModel) -> None:
     """A group shares its prompt: run once, states are those of each row alone, to the rounding of thirty layers."""
     rows = [
@@ -325,6 +339,10 @@ def test_whole_weights_train_and_transformers_loads_them(shallow_folder: Path, t
     assert record["train/token_mismatches"] == 0
     assert record["rows/policy"] > 0
     assert record["sampler_mismatch_max"] < 1e-4
+    evaluated = lines(run / "eval.jsonl")
+    assert [record["update"] for record in evaluated] == [0, 1]
+    assert all(record["text_perplexity"] == pytest.approx(math.exp(record["text_nll"])) for record in evaluated)
+    assert evaluated[0]["text_nll"] != evaluated[1]["text_nll"]
     imitation = [line["loss/imitation"] for line in lines(run / "warm_start.jsonl")]
     assert imitation[-1] < imitation[0]
     export_model(run, tmp_path / "exported")

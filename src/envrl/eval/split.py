@@ -168,6 +168,7 @@ def evaluate_split(
     in proportion to `episodes`. `sampling` is the model's copy of the recipe's `rollout.precision`, made here where it
     is not given.
     """
+    from envrl.eval.language import text_figures
     from envrl.eval.probe import probe, probe_episodes
     from envrl.models.copies import sampling_copy
     from envrl.rollout.crowd import Crowd
@@ -212,6 +213,8 @@ def evaluate_split(
         with opened(make_env()) as env:
             scripted = probe_episodes(env, env.tasks(split), probed, config.env.max_steps, config.eval.seed)
         record |= probe(model, wording, scripted, poll, reporter)
+    if config.model.path:  # it could write before it was trained here
+        record |= text_figures(model)
     record["seconds"] = {"total": time.perf_counter() - began, "env": clock.env}
     return record, played
 
