@@ -13,7 +13,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ from envrl.trainer.update import score_terms
 from envrl.types import Row, Step, Trajectory
 from moments import essence
 
-QUESTIONS = {"state_question": STATE_QUESTION, "inverse_question": INVERSE_QUESTION}
+QUESTIONS: dict[str, Any] = {"state_question": STATE_QUESTION, "inverse_question": INVERSE_QUESTION}
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 FREE = PlaySettings(max_steps=2, temperature=1.0, actions="free", response_tokens=16)
 RESTRICTED = replace(FREE, actions="admissible")
@@ -94,7 +94,8 @@ def largest_gap(model: LanguageModel, rows: Sequence[Row], temperature: float = 
     with torch.no_grad():
         states = states_of_rows(model.network, [row.token_ids for row in rows], model.codec.pad)
         found = score_terms(model, rows, "policy", states, temperature, "fp32").logprobs
-    sampled = np.concatenate([term.sampled_logprobs_T for row in rows for term in row.terms])
+    terms = [term for row in rows for term in row.terms]
+    sampled = np.concatenate([term.sampled_logprobs_T for term in terms if term.sampled_logprobs_T is not None])
     return float(np.abs(found.double().numpy() - sampled).max())
 
 
@@ -103,10 +104,11 @@ def largest_gap(model: LanguageModel, rows: Sequence[Row], temperature: float = 
 
 def test_it_is_the_model_that_it_says(whole: LanguageModel) -> None:
     """It knows English: its own chat template, and the answer that everybody knows."""
-    tokenizer = whole.codec.tokenizer
+    network: Any = whole.network
+    tokenizer: Any = whole.codec.tokenizer
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    said = whole.network.generate(**ids, max_new_tokens=8, do_sample=False, tokenizer=tokenizer)
+    said = network.generate(**ids, max_new_tokens=8, do_sample=False, tokenizer=tokenizer)
     assert "Paris" in str(tokenizer.decode(said[0, ids["input_ids"].shape[1] :]))
 
 
@@ -131,12 +133,12 @@ def test_own_sampler_beside_generate(layout: str, whole: LanguageModel) -> None:
     """
     settings = replace(FREE, temperature=0.0, response_tokens=8)
     (trajectory,) = play(whole, Form(layout, format="action", history=1), settings, episodes=1)
-    stops = wording_of(whole, Form(format="action")).stops
+    stops, network = wording_of(whole, Form(format="action")).stops, cast(Any, whole.network)
     compared = 0
     for segment in trajectory.segments:
         for span in segment.spans:
             prompt = torch.from_numpy(segment.token_ids[: span.start]).long()[None]
-            found: Any = whole.network.generate(
+            found = network.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 max_new_tokens=settings.response_tokens,
@@ -202,7 +204,7 @@ def target_logprobs(model: LanguageModel, pair: Pair) -> list[float]:
 
 def test_ordinary_english_is_no_surprise_to_it(whole: LanguageModel, shallow: LanguageModel) -> None:
     """Its perplexity on a page that it has never read is that of transformers' own loss, and of a language model."""
-    found, ids = text_figures(whole), whole.codec.tokenizer.encode(passage(), return_tensors="pt")
+    found, ids = text_figures(whole), torch.tensor([whole.codec.tokenizer.encode(passage())])
     with torch.no_grad():
         loss = float(whole.network(input_ids=ids, labels=ids).loss)
     assert 500 < ids.shape[1] < 1000
