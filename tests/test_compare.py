@@ -63,6 +63,21 @@ def test_seeds_make_one_line_with_their_mean(make_run: Make, capsys: pytest.Capt
     assert envrl[2:4] == ["40.0 % (30.9 to 49.8)", "60.0 % (50.2 to 69.1)"]
 
 
+def test_what_training_did_to_the_language_has_a_column(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Means over seeds, of one split: 20 and 24 are 22 before RL, 30 and 41 are 35.5 after; the other run has none."""
+    runs = [make_run("a", 0.2, 0.3), make_run("b", 0.2, 0.5, seed=1), make_run("c", 0.4, 0.6, state_weight=0.2)]
+    for run, figures in zip(runs, ((20.0, 30.0), (24.0, 41.0)), strict=False):
+        records = [json.loads(line) for line in (Path(run) / "eval.jsonl").read_text().splitlines()]
+        shown = [record | {"text_perplexity": figure} for record, figure in zip(records, figures, strict=True)]
+        (Path(run) / "eval.jsonl").write_text("".join(json.dumps(record) + "\n" for record in shown))
+    assert main(["compare", *runs]) == 0
+    head, _, grpo, envrl = cells(capsys)
+    column = head.index("perplexity of English before RL, after")
+    assert (grpo[column + 1], envrl[column + 1]) == ("22.0, 35.5", "\N{EN DASH}")
+    assert main(["compare", runs[2]]) == 0
+    assert "perplexity" not in capsys.readouterr().out
+
+
 def test_scores_come_beside_success_where_they_say_more(
     make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ import envrl
 from boxes import Boxes, tiny
 from envrl.config.schema import INVERSE_QUESTION, STATE_QUESTION, Config
 from envrl.errors import Interrupted
+from envrl.eval.language import passage, text_figures
 from envrl.eval.probe import score_targets
 from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, load_model
@@ -40,7 +42,7 @@ from envrl.trainer.update import score_terms
 from envrl.types import Row, Step, Trajectory
 from moments import essence
 
-QUESTIONS = {"state_question": STATE_QUESTION, "inverse_question": INVERSE_QUESTION}
+QUESTIONS: dict[str, Any] = {"state_question": STATE_QUESTION, "inverse_question": INVERSE_QUESTION}
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 FREE = PlaySettings(max_steps=2, temperature=1.0, actions="free", response_tokens=16)
 RESTRICTED = replace(FREE, actions="admissible")
@@ -92,7 +94,8 @@ def largest_gap(model: LanguageModel, rows: Sequence[Row], temperature: float = 
     with torch.no_grad():
         states = states_of_rows(model.network, [row.token_ids for row in rows], model.codec.pad)
         found = score_terms(model, rows, "policy", states, temperature, "fp32").logprobs
-    sampled = np.concatenate([term.sampled_logprobs_T for row in rows for term in row.terms])
+    terms = [term for row in rows for term in row.terms]
+    sampled = np.concatenate([term.sampled_logprobs_T for term in terms if term.sampled_logprobs_T is not None])
     return float(np.abs(found.double().numpy() - sampled).max())
 
 
@@ -101,10 +104,11 @@ def largest_gap(model: LanguageModel, rows: Sequence[Row], temperature: float = 
 
 def test_it_is_the_model_that_it_says(whole: LanguageModel) -> None:
     """It knows English: its own chat template, and the answer that everybody knows."""
-    tokenizer = whole.codec.tokenizer
+    network: Any = whole.network
+    tokenizer: Any = whole.codec.tokenizer
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    said = whole.network.generate(**ids, max_new_tokens=8, do_sample=False, tokenizer=tokenizer)
+    said = network.generate(**ids, max_new_tokens=8, do_sample=False, tokenizer=tokenizer)
     assert "Paris" in str(tokenizer.decode(said[0, ids["input_ids"].shape[1] :]))
 
 
@@ -129,12 +133,12 @@ def test_own_sampler_beside_generate(layout: str, whole: LanguageModel) -> None:
     """
     settings = replace(FREE, temperature=0.0, response_tokens=8)
     (trajectory,) = play(whole, Form(layout, format="action", history=1), settings, episodes=1)
-    stops = wording_of(whole, Form(format="action")).stops
+    stops, network = wording_of(whole, Form(format="action")).stops, cast(Any, whole.network)
     compared = 0
     for segment in trajectory.segments:
         for span in segment.spans:
             prompt = torch.from_numpy(segment.token_ids[: span.start]).long()[None]
-            found: Any = whole.network.generate(
+            found = network.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 max_new_tokens=settings.response_tokens,
@@ -196,6 +200,18 @@ def test_state_and_inverse_targets_beside_transformers(whole: LanguageModel) -> 
 def target_logprobs(model: LanguageModel, pair: Pair) -> list[float]:
     logprobs = plain_logprobs(model, [*pair.prompt, *pair.target])[len(pair.prompt) - 1 : -1]
     return logprobs[range(len(pair.target)), list(pair.target)].tolist()
+
+
+def test_ordinary_english_is_no_surprise_to_it(whole: LanguageModel, shallow: LanguageModel) -> None:
+    """Its perplexity on a page that it has never read is that of transformers' own loss, and of a language model."""
+    found, ids = text_figures(whole), torch.tensor([whole.codec.tokenizer.encode(passage())])
+    with torch.no_grad():
+        loss = float(whole.network(input_ids=ids, labels=ids).loss)
+    assert 500 < ids.shape[1] < 1000
+    assert found["text_nll"] == pytest.approx(loss, rel=1e-4)
+    assert found["text_perplexity"] == pytest.approx(math.exp(loss), rel=1e-3)
+    assert 8.0 < found["text_perplexity"] < 40.0
+    assert text_figures(shallow)["text_nll"] > 2 * found["text_nll"], "two of thirty layers know no English"
 
 
 def test_rows_as_a_tree_are_the_rows(whole: LanguageModel) -> None:
@@ -325,6 +341,10 @@ def test_whole_weights_train_and_transformers_loads_them(shallow_folder: Path, t
     assert record["train/token_mismatches"] == 0
     assert record["rows/policy"] > 0
     assert record["sampler_mismatch_max"] < 1e-4
+    evaluated = lines(run / "eval.jsonl")
+    assert [record["update"] for record in evaluated] == [0, 1]
+    assert all(record["text_perplexity"] == pytest.approx(math.exp(record["text_nll"])) for record in evaluated)
+    assert evaluated[0]["text_nll"] != evaluated[1]["text_nll"]
     imitation = [line["loss/imitation"] for line in lines(run / "warm_start.jsonl")]
     assert imitation[-1] < imitation[0]
     export_model(run, tmp_path / "exported")

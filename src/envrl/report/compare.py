@@ -105,12 +105,17 @@ def comparison_table(arms: Sequence[Arm]) -> str:
     header = ["", "demonstrations"]
     for split, measure in columns:
         header += [f"{split}{measure.name} {when}" for when in ("before RL", "after RL")]
+    texts = [_perplexities(arm) for arm in arms]
+    if any(texts):
+        header.append("perplexity of English before RL, after")
     header += ["updates", "time a run after the warm start", "seconds an update: rollout, worlds, optimiser"]
     rows = [header, ["---"] * len(header)]
-    for arm in arms:
+    for arm, text in zip(arms, texts, strict=True):
         cells = [arm.name, _demonstrations(arm)]
         for split, measure in columns:
             cells += [_cell(measure, arm.records(split, after)) for after in (False, True)]
+        if any(texts):
+            cells.append(text or _DASH)
         stages = [stage_seconds(run) for run in arm.runs]
         whole = [seconds["updates"] + seconds["evaluations"] for seconds in stages]
         phases = [arm.seconds(phase) for phase in ("rollout", "env", "update")]
@@ -118,6 +123,19 @@ def comparison_table(arms: Sequence[Arm]) -> str:
         cells.append(", ".join(_DASH if value is None else f"{value:.2f}" for value in phases))
         rows.append(cells)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _perplexities(arm: Arm) -> str:
+    """Return the mean perplexity over seeds of the English page before and after RL; nothing where none was measured.
+
+    Every split's record has it, so the first one's do.
+    """
+    split = next(iter(arm.runs[0].evals), "")
+    found = []
+    for after in (False, True):
+        known = [value for record in arm.records(split, after) if (value := number(record, "text_perplexity"))]
+        found.append(f"{mean(known):.1f}" if known else _DASH)
+    return ", ".join(found) if set(found) != {_DASH} else ""
 
 
 def comparison_picture(arms: Sequence[Arm]) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from envrl import __version__
 from envrl.errors import UserError
 from envrl.report.read import RunData, load_config, load_run, setting, write_whole
 
@@ -35,7 +35,7 @@ def result_of(run: RunData) -> dict[str, Any]:
     if Path(str(model.get("path", ""))).is_absolute():
         model["path"] = Path(model["path"]).name
     return {
-        "envrl": __version__,
+        "envrl": version("envrl"),
         "name": run.name,
         "finished": run.finished,
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),

@@ -1,0 +1,27 @@
+"""How well a model still writes ordinary English: what training did to the language that it had before."""
+
+from __future__ import annotations
+
+import math
+from importlib.resources import files
+
+from envrl.eval.probe import score_targets
+from envrl.models.load import LanguageModel
+from envrl.rollout.wording import Pair
+
+
+def passage() -> str:
+    """Return a page of English prose that was written for this measurement, so that no model has been trained on it."""
+    return (files("envrl.eval") / "passage.txt").read_text(encoding="utf-8").strip()
+
+
+def text_figures(model: LanguageModel) -> dict[str, float]:
+    """Return `text_nll`, − Σ log p(token) / tokens in nats of the passage, and `text_perplexity`, its exponential.
+
+    The passage is encoded as the tokenizer encodes any text, cut at the model's context; its first token, which nothing
+    stands before, is not predicted. Figures of models with other tokenizers do not compare.
+    """
+    ids = tuple(model.codec.tokenizer.encode(passage()))[: model.context]
+    (score,) = score_targets(model, [Pair(ids[:1], ids[1:])])
+    nll = -score.logprob / score.tokens
+    return {"text_nll": nll, "text_perplexity": math.exp(min(nll, 700.0))}
