@@ -1,4 +1,4 @@
-# make install | textworld | demo | bench-trl | test | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
+# make install | textworld | demo | demo-llm | bench-trl | test | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
 
 IS_NEW := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 ifeq ($(origin PYTHON),undefined)
@@ -9,7 +9,7 @@ endif
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install textworld demo bench-trl test lint check docs clean
+.PHONY: install textworld demo demo-llm bench-trl test lint check docs clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -36,6 +36,12 @@ textworld: install
 demo: install
 	@$(BIN)/envrl train household-demo --run runs/demo $$(test -d runs/demo && echo --resume)
 	@$(BIN)/envrl report runs/demo
+
+# The same with a pre-trained model, which is got once: about a quarter of an hour.
+demo-llm: install
+	@$(BIN)/envrl models get smollm2-135m
+	@$(BIN)/envrl train smollm2-demo --run runs/demo-llm $$(test -d runs/demo-llm && echo --resume)
+	@$(BIN)/envrl report runs/demo-llm
 
 # The update beside TRL's trainer, at the preset's size and at 100 million parameters: about a quarter of an hour.
 bench-trl: install
