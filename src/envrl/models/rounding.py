@@ -29,8 +29,8 @@ def rounding_unit(model: nn.Module) -> float:
 def most_roundings(model: nn.Module) -> float:
     """Return how many roundings (`roundings_apart`) two ways to compute the same may lie apart.
 
-    Measured between right ones: up to 1.1 in fp32, where sums of products round, too, by an order that is the
-    kernel's own; up to 0.6 in bf16, whose sums are fp32. Between wrong ones: from 100 in fp32, 2.4 in bf16.
+    Measured between right ones: up to 1.2 in fp32, where sums of products round, too, in an order that is the
+    kernel's own; up to 0.5 in bf16, whose sums are fp32. Between wrong ones, in fp32: 49 and more (docs/models.md).
     """
     return 10.0 if rounding_unit(model) <= torch.finfo(torch.float32).eps else 2.0
 
