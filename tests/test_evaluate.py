@@ -276,7 +276,7 @@ def test_a_part_of_a_split_has_its_part_of_the_other_episodes() -> None:
 def test_fewer_episodes_are_all_that_is_played(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of valid_a's ten, five: so two of the four unrestricted and two of the four scripted ones; or what is asked."""
     asked: list[int] = []
-    monkeypatch.setattr("envrl.eval.split.probe_episodes", lambda *a: asked.append(a[2]) or probe_episodes(*a))
+    monkeypatch.setattr("envrl.eval.probe.probe_episodes", lambda *a: asked.append(a[2]) or probe_episodes(*a))
     (record,) = evaluate(run, split="valid_a", episodes=5)
     assert (record["episodes"], record["free/episodes"], asked) == (5, 2, [2])
     (record,) = evaluate(run, split="valid_a", episodes=5, free=3, probe=1)

@@ -48,7 +48,7 @@ class ModelConfig:
     chat_template: Literal["", "chatml"] = ""  # for chat formats: the tokenizer's own | a built-in one in its place
     preset: str = "tiny"  # a network and tokenizer built from scratch on the world's training texts
     hidden_size: Positive = 128  # preset only: width
-    layers: Annotated[int, Meta(ge=2)] = 4  # preset only: the first is a short convolution, the others attend
+    layers: Annotated[int, Meta(ge=2, le=1024)] = 4  # preset only: the first is a short convolution, the others attend
     heads: Positive = 4  # preset only: attention heads
     key_heads: Positive = 2  # preset only: heads of keys and values, shared by the attention heads
     vocabulary: Annotated[int, Meta(ge=300)] = 1500  # preset only: the tokenizer's largest size

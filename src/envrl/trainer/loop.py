@@ -28,6 +28,7 @@ from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_g
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
 from envrl.trainer.files import JsonLines
 from envrl.trainer.footprint import predicted_memory
+from envrl.trainer.idle import IdleUpdates
 from envrl.trainer.signals import StopRequest, stop_on_signals
 from envrl.trainer.start import check_inputs, held_run, new_config, resumed_config
 from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, write_state
@@ -70,6 +71,7 @@ class Run:
         with opened(make_env()) as env:
             self.tasks = listed_tasks(env, config.env.split, config.env.name)
         self.crowd = Crowd(reporter.say)
+        self.idle = IdleUpdates(config, reporter.say)
 
     def go(self) -> Path:
         """Bring the run to its last update."""
@@ -159,6 +161,7 @@ class Run:
         trajectories = whole_groups(drawn, config.rollout.group_size, config.env.name, set_aside)
         played = time.perf_counter()
         batch = build_batch(trajectories, config, self.wording, number)
+        self.idle.observe(number, trajectories, batch.figures)
         built = time.perf_counter()
         weights = aux_weights(config.objective, number, config.train.updates)
         with self.reporter.phase("learning"):

@@ -17,12 +17,14 @@ from envrl.eval.data import data_file, warn_of_other_data
 from envrl.eval.room import check_room_of_run
 from envrl.eval.split import form_of, wording_of
 from envrl.models.adapters import check_peft
-from envrl.models.load import find_device, load_policy
+from envrl.models.load import LanguageModel, find_device, load_policy
 from envrl.models.runtime import usable_threads
+from envrl.models.tokenizer import MARKS
 from envrl.objective.policy import TOKEN_LOSSES
 from envrl.trainer.batch import aux_weights
 from envrl.trainer.checkpoint import verify_checkpoint
 from envrl.trainer.files import create_run, lock_run, write_text
+from envrl.trainer.idle import idle_settings
 from envrl.trainer.inputs import check_demonstrator, check_directory, check_names
 from envrl.trainer.warm_start import FOLDER, PARTIAL
 
@@ -65,6 +67,8 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     `warm_start` says whether that stage still lies ahead.
     """
     check_names(config, make_env)
+    for sentence in idle_settings(config):
+        warnings.warn(sentence, stacklevel=2)
     _ = TOKEN_LOSSES[config.objective.loss]
     find_device(config.train.device)
     if config.model.lora_rank:
@@ -89,8 +93,23 @@ def _check_model(folder: str | Path, config: Config, make_env: Callable[[], Text
     """Refuse a model that cannot play as the recipe says; it is loaded again later, when something is written."""
     model = load_policy(folder, config, "cpu")
     wording_of(model, form_of(config))
+    _warn_of_marks(model, folder, config)
     _check_context(config, folder, model.context)
     check_room_of_run(model, make_env, config)
+
+
+def _warn_of_marks(model: LanguageModel, folder: str | Path, config: Config) -> None:
+    """Say that a chat model is played in marks that it was never taught."""
+    warm, tokens = config.warm_start, Path(folder) / "tokenizer.json"
+    known = tokens.is_file() and MARKS["end"] in tokens.read_text(encoding="utf-8", errors="replace")
+    taught = known or warm.path or warm.demonstrations
+    if not config.rollout.is_chat and model.codec.tokenizer.chat_template and not taught:
+        warnings.warn(
+            f"'{folder}' is a chat model, and rollout.format = 'marks' asks it in marks that it has never seen, "
+            "without a warm start that teaches them: set rollout.format (such as 'action', docs/prompts.md), or "
+            "warm_start.demonstrations",
+            stacklevel=2,
+        )
 
 
 def _check_context(config: Config, folder: str | Path, context: int) -> None:
