@@ -99,7 +99,7 @@ def read_lines(path: Path) -> list[Record]:
                 break
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise UserError(f"line {number} of {path} is not JSON: remove the line, or restore the file") from None
             if not isinstance(record, dict):
                 raise UserError(f"line {number} of {path} is not a JSON object: remove the line, or restore the file")
