@@ -159,7 +159,7 @@ def test_own_sampler_beside_generate(layout: str, whole: LanguageModel) -> None:
 
 def test_restricted_log_probs_are_those_of_its_choices(whole: LanguageModel) -> None:
     """Beside transformers' full pass of the whole episode, restricted by hand, at a temperature of its own."""
-    settings = replace(RESTRICTED, temperature=0.7, max_steps=3)
+    settings = replace(RESTRICTED, temperature=0.7)
     played = play(whole, Form(format="action"), settings)
     spoken = 0
     for trajectory in played:
@@ -176,7 +176,7 @@ def test_restricted_log_probs_are_those_of_its_choices(whole: LanguageModel) -> 
                 spoken += len(choices) > 1
         rows = policy_rows(trajectory, np.ones(len(trajectory.transitions)), "token_mean")
         assert largest_gap(whole, rows, 0.7) < 1e-4
-    assert spoken >= 4
+    assert spoken >= 3
 
 
 def test_state_and_inverse_targets_beside_transformers(whole: LanguageModel) -> None:
@@ -203,15 +203,16 @@ def target_logprobs(model: LanguageModel, pair: Pair) -> list[float]:
 
 
 def test_ordinary_english_is_no_surprise_to_it(whole: LanguageModel, shallow: LanguageModel) -> None:
-    """Its perplexity on a page that it has never read is that of transformers' own loss, and of a language model."""
-    found, ids = text_figures(whole), torch.tensor([whole.codec.tokenizer.encode(passage())])
-    with torch.no_grad():
-        loss = float(whole.network(input_ids=ids, labels=ids).loss)
-    assert 500 < ids.shape[1] < 1000
-    assert found["text_nll"] == pytest.approx(loss, rel=1e-4)
-    assert found["text_perplexity"] == pytest.approx(math.exp(loss), rel=1e-3)
+    """Its perplexity on a page that it has never read is a language model's; the figure is transformers' own loss."""
+    found = text_figures(whole)
     assert 8.0 < found["text_perplexity"] < 40.0
-    assert text_figures(shallow)["text_nll"] > 2 * found["text_nll"], "two of thirty layers know no English"
+    assert found["text_perplexity"] == pytest.approx(math.exp(found["text_nll"]))
+    ids = torch.tensor([shallow.codec.tokenizer.encode(passage())])
+    assert 500 < ids.shape[1] < 1000
+    with torch.no_grad():
+        loss = float(shallow.network(input_ids=ids, labels=ids).loss)
+    assert text_figures(shallow)["text_nll"] == pytest.approx(loss, rel=1e-4)
+    assert loss > 2 * found["text_nll"], "two of thirty layers know no English"
 
 
 def test_rows_as_a_tree_are_the_rows(whole: LanguageModel) -> None:
@@ -297,7 +298,7 @@ def test_an_interrupted_run_is_the_same_bit_for_bit(
     shallow_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LoRA, restricted, with all losses: Ctrl-C in the middle of the second update's play, then resumed."""
-    config = recipe(shallow_folder)
+    config = recipe(shallow_folder, warm_start={"epochs": 1})
     config = replace(config, model=replace(config.model, lora_rank=4))
     one = train(config, tmp_path / "one")
     records = lines(one / "metrics.jsonl")
