@@ -113,6 +113,19 @@ def test_a_processor_is_measured() -> None:
     assert (found.memory, found.flops(bf16=False), found.flops(bf16=True)) == (8.0, 9e10, 2e11)
 
 
+@pytest.mark.parametrize(
+    ("cores", "seconds", "expected"), [(2, 0.55, 2), (2, 0.9, 1), (2, 3.0, 1), (1, 0.55, 1), (8, 0.55, 2)]
+)
+def test_two_threads_are_taken_where_they_are_faster(
+    cores: int, seconds: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(runtime, "_product_seconds", lambda threads: 1.0 if threads == 1 else seconds)
+    runtime.usable_threads.cache_clear()
+    assert runtime.usable_threads() == expected
+    runtime.usable_threads.cache_clear()
+
+
 @pytest.mark.parametrize(("bf16", "best"), [(1.2e11, "bf16"), (1.1e11, "fp32"), (1e9, "fp32")])
 def test_what_is_faster_here_is_measured(bf16: float, best: str, monkeypatch: pytest.MonkeyPatch, capsys: Say) -> None:
     monkeypatch.setattr(runtime, "product_speeds", lambda: {"fp32": 9e10, "bf16": bf16})
