@@ -154,9 +154,7 @@ class TrainConfig:
     precision: Precision = "fp32"  # of forward and backward passes; master weights are fp32; auto: what is faster here
     micro_batch_tokens: Positive = 4096  # token budget of a forward and backward pass; a GPU wants more
     checkpointing: bool = False  # layers are run again in the backward pass: a third more time, far less memory
-    threads: Annotated[int, Meta(ge=0, le=1024)] = (
-        0  # torch threads; 0: two where a product is faster with them, else one
-    )
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # torch threads; 0: two where they are faster, else one
     device: str = "cpu"  # cpu, cuda or cuda:N
     trajectories: Count = 4  # groups of an update written to trajectories/
     trajectories_every: Positive = 10  # updates between two that are written
