@@ -122,7 +122,7 @@ def test_parse_value_reads_by_the_type_of_the_key() -> None:
         ("[objective]\nstate_weight = nan", ["objective.state_weight must be a number from 0 to 10, not nan"]),
         ("[objective]\nclip_high = inf", ["objective.clip_high must be a number of at least 0, not inf"]),
         ("[objective]\nstd = 1", ["objective.std must be true or false, not 1"]),
-        ('[train]\nprecision = "fp16"', ["train.precision must be one of 'fp32', 'bf16', not 'fp16'"]),
+        ('[train]\nprecision = "fp16"', ["train.precision must be one of 'fp32', 'bf16', 'auto', not 'fp16'"]),
         ('[eval]\nsplit = "valid_seen"', ["eval.split must be a list of texts, not 'valid_seen'"]),
         ("[eval]\nsplit = [1]", ["eval.split must be a list of texts, not [1]"]),
         ("[env]\nname = 2020-01-01", ["env.name must be a text, not 2020-01-01"]),

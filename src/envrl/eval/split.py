@@ -210,7 +210,8 @@ def evaluate_split(
             scripted = probe_episodes(env, env.tasks(split), probed, config.env.max_steps, config.eval.seed)
         record |= probe(model, wording, scripted, poll, reporter)
     if config.model.path:  # it could write before it was trained here
-        record |= text_figures(model)
+        with reporter.phase("perplexity of English"):
+            record |= text_figures(model)
     record["seconds"] = {"total": time.perf_counter() - began, "env": player.clock.env}
     return record, played
 
