@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -140,6 +141,8 @@ def test_train_passes_configuration_directory_and_resume(replaced: Replace) -> N
     calls: list[Any] = []
     replaced("envrl.trainer.loop", "train", recorder(calls))
     Path("mine.toml").write_text('extends = "household-demo"\n', encoding="utf-8")
+    Path("a/b").mkdir(parents=True)
+    Path("a/b/config.toml").touch()
     assert main(["train", "--train.updates", "3", "mine.toml", "--seed=4", "--eval.split", "valid_seen"]) == 0
     assert main(["train", "household-demo", "--run", "a/b", "--resume"]) == 0
     (config, run, resume), _ = calls[0]
@@ -373,3 +376,14 @@ def test_a_terminal_that_is_not_utf_8_is_no_error(python: Callable[..., Any]) ->
     done = python("-m", "envrl", "--help", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, "")
     assert "usage: envrl COMMAND ?" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["recipes", "doctor", "train", "eval", "report", "compare", "export"])
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "a" * 5000])
+def test_a_name_that_no_file_can_have_is_the_users_mistake(
+    command: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, name, *(["x"] if command == "export" else [])]) == 2
+    said = capsys.readouterr().err
+    assert re.match(r"envrl: .*(is no text that a file's name could have|File name too long)", said)
+    assert len(said) < 6000

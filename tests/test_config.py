@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -218,7 +219,7 @@ def _values_of(key: str) -> st.SearchStrategy[Any]:
     if kind is bool:
         return st.booleans()
     if kind is str:
-        return st.text(st.characters(exclude_categories=["Cs"]))
+        return st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
     if get_origin(kind) is tuple:
         return st.lists(st.text("ab_ ,'\"\\\n", min_size=1), min_size=1, unique=True).map(tuple)
     return st.sampled_from(get_args(kind))
@@ -277,3 +278,26 @@ def test_every_key_has_a_type_in_words_and_a_meaning() -> None:
 def test_docs_recipes_is_made_from_the_schema() -> None:
     page = Path(__file__).parent.parent / "docs" / "recipes.md"
     assert page.read_text(encoding="utf-8") == reference.recipe_reference(), "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (f"seed = 0x{'f' * 5000}", "seed must be a whole number of at least 0, not a number of more than 64 bits"),
+        (f"seed = {'9' * 5000}", "is not a recipe: Exceeds the limit"),
+        ('extends = "a\\u0000b"', "extends must be the name or file of another recipe"),
+        ('[env]\nname = "a\\u0000b"', "env.name must be"),
+        ("[model]\nlayers = 9223372036854775807", "model.layers must be a whole number from 2 to 1024"),
+    ],
+)
+def test_what_no_file_or_number_could_be_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "odd.toml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        load_recipe(str(tmp_path / "odd.toml"))
+
+
+def test_a_long_line_of_recipes_ends_with_a_sentence(tmp_path: Path) -> None:
+    for number in range(60):
+        (tmp_path / f"{number}.toml").write_text(f'extends = "{number + 1}.toml"\n')
+    with pytest.raises(UserError, match=r"recipes extend each other more than 50 deep, at '.*50.toml'"):
+        load_recipe(str(tmp_path / "0.toml"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from envrl import __version__
@@ -27,6 +29,9 @@ COMMANDS = {
     "doctor": "what is installed and found; whether a recipe fits, its hours, what to change",
 }
 
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
+"""What a file's name alone is to blame for."""
+_SHOWN = 100  # characters of a file's name in a message
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -50,12 +55,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as error:
         return _say(str(error) or "interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # The reader has gone; what is still in the buffer must not fail again when Python closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return FAILED
     except OSError as error:
+        _drop_output()
+        status = WRONG_INPUT if error.errno in _NO_NAME else FAILED
+        return _say(f"{error.strerror or error}{f': {_cut(str(error.filename))}' if error.filename else ''}", status)
+
+
+def _drop_output() -> None:
+    """Have what is still in the buffer of a reader that has gone not fail again when Python closes stdout."""
+    with suppress(OSError):  # a stream in place of the process's own has no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
 
 
 def _warn(message: Warning | str, category: type[Warning], said: set[str]) -> None:
@@ -68,6 +83,13 @@ def _warn(message: Warning | str, category: type[Warning], said: set[str]) -> No
 def _run(arguments: list[str]) -> int:
     if not arguments:
         raise UserError("no command given; 'envrl --help' lists them")
+    for argument in arguments:
+        try:
+            unusable = b"\0" in os.fsencode(argument)
+        except UnicodeEncodeError:
+            unusable = True
+        if unusable:
+            raise UserError(f"{_cut(ascii(argument))} is no text that a file's name could have")
     command, *rest = arguments
     if command in ("-h", "--help"):
         print(_help())

@@ -22,6 +22,10 @@ _LARGEST = 2**63 - 1
 """What TOML allows in an integer; beyond it, generators and arrays overflow."""
 
 
+_DEEPEST = 50
+"""Recipes that extend each other in one line."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Setting:
     value: Any
@@ -71,13 +75,15 @@ def config_differences(a: Config, b: Config) -> list[str]:
 def _recipe_settings(name_or_path: str, base: Path, seen: tuple[str, ...]) -> dict[str, _Setting]:
     """Return what a recipe sets, on top of what the recipes that it extends set; `base` is where paths start."""
     text, label, folder = _read(name_or_path, base)
+    if len(seen) == _DEEPEST:
+        raise UserError(f"recipes extend each other more than {_DEEPEST} deep, at {label}")
     if label in seen:
         raise UserError(f"recipes extend each other in a circle: {' -> '.join([*seen, label])}")
     table = _parse(text, label)
     settings: dict[str, _Setting] = {}
     extends = table.pop("extends", None)
     if extends is not None:
-        if not isinstance(extends, str) or not extends:
+        if not isinstance(extends, str) or not extends or not _usable(extends):
             raise UserError(f"extends must be the name or file of another recipe, not {show(extends)} (in {label})")
         settings = _recipe_settings(extends, folder, (*seen, label))
     settings.update((name, _Setting(value, f"in {label}")) for name, value in _flatten(table, label))
@@ -114,6 +120,8 @@ def _parse(text: str, label: str) -> dict[str, Any]:
         raise UserError(f"{label} is not valid TOML: {message}") from error
     except RecursionError as error:
         raise UserError(f"{label} is not a recipe: its values are nested too deeply") from error
+    except ValueError as error:  # a number with more digits than Python reads
+        raise UserError(f"{label} is not a recipe: {str(error).partition(';')[0]}") from error
 
 
 def _flatten(table: Mapping[str, Any], label: str) -> Iterator[tuple[str, Any]]:
@@ -147,14 +155,14 @@ def _checked(name: str, setting: _Setting) -> Any:
 
 
 def _usable(value: Any) -> bool:
-    """Return whether a value can be written to a file and computed with: finite, in TOML's range, proper Unicode."""
+    """Return whether a value can be written to a file and computed with: finite, in TOML's range, proper text."""
     match value:
         case float():
             return math.isfinite(value)
         case int():
             return abs(value) <= _LARGEST
         case str():
-            return not any("\ud800" <= character <= "\udfff" for character in value)
+            return not any("\ud800" <= character <= "\udfff" or character == "\0" for character in value)
         case list():
             return all(_usable(part) for part in value)
         case dict():
@@ -173,6 +181,8 @@ def show(value: Any) -> str:
             text = f"[{', '.join(show(part) for part in value)}]"
         case dict():
             text = "a table" if value else "{}"
+        case int() if abs(value) > _LARGEST:
+            text = "a number of more than 64 bits"
         case _:
             text = str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

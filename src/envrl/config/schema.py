@@ -52,7 +52,7 @@ class ModelConfig:
     template_arguments: Table = field(default_factory=dict)  # what its chat template takes: { enable_thinking = false }
     preset: str = "tiny"  # a network and tokenizer built from scratch on the world's training texts
     hidden_size: Positive = 128  # preset only: width
-    layers: Annotated[int, Meta(ge=2)] = 4  # preset only: the first is a short convolution, the others attend
+    layers: Annotated[int, Meta(ge=2, le=1024)] = 4  # preset only: the first is a short convolution, the others attend
     heads: Positive = 4  # preset only: attention heads
     key_heads: Positive = 2  # preset only: heads of keys and values, shared by the attention heads
     vocabulary: Annotated[int, Meta(ge=300)] = 1500  # preset only: the tokenizer's largest size

@@ -32,7 +32,7 @@ def warn_of_other_data(run: Path, name: str, env: TextEnv, splits: Sequence[str]
     try:
         record = json.loads((run / FILE).read_bytes())
         known = {str(split): str(digest) for split, digest in record["splits"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{run / FILE} is not readable: restore it, or remove it") from error
     if record.get("env") != name:
         return

@@ -62,7 +62,7 @@ def verify_checkpoint(path: Path) -> None:
         expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except FileNotFoundError:
         raise UserError(f"the checkpoint {path} is damaged: {MANIFEST} is missing") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"the checkpoint {path} is damaged: {MANIFEST} is not readable") from None
     present = files_below(path)
     for name, (size, digest) in expected.items():

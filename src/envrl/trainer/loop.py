@@ -29,6 +29,7 @@ from envrl.rollout.seats import Clock
 from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_groups
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
 from envrl.trainer.footprint import predicted_memory
+from envrl.trainer.idle import IdleUpdates
 from envrl.trainer.shared_start import shared_evaluations
 from envrl.trainer.signals import StopRequest, stop_on_signals
 from envrl.trainer.start import check_inputs, held_run, new_config, resumed_config
@@ -72,6 +73,7 @@ class Run:
         with opened(make_env()) as env:
             self.tasks = listed_tasks(env, config.env.split, config.env.name)
         self.crowd = Crowd(reporter.say)
+        self.idle = IdleUpdates(config, reporter.say)
 
     def go(self) -> Path:
         """Bring the run to its last update."""
@@ -161,6 +163,7 @@ class Run:
         trajectories = whole_groups(drawn, config.rollout.group_size, config.env.name, set_aside)
         played = time.perf_counter()
         batch = build_batch(trajectories, config, self.wording, number)
+        self.idle.observe(number, trajectories, batch.figures)
         built = time.perf_counter()
         weights = aux_weights(config.objective, number, config.train.updates)
         with self.reporter.phase("learning"):

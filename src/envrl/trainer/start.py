@@ -20,12 +20,14 @@ from envrl.files import create_run, lock_run, write_text
 from envrl.models.adapters import check_peft
 from envrl.models.bases import check_base
 from envrl.models.find import model_folder
-from envrl.models.load import find_device, load_policy
+from envrl.models.load import LanguageModel, find_device, load_policy
 from envrl.models.out_of_memory import is_out_of_memory, release_memory
 from envrl.models.runtime import prepare_torch, usable_threads, with_precision
+from envrl.models.tokenizer import MARKS
 from envrl.objective.policy import TOKEN_LOSSES
 from envrl.trainer.batch import aux_weights
 from envrl.trainer.checkpoint import verify_checkpoint
+from envrl.trainer.idle import idle_settings
 from envrl.trainer.inputs import check_demonstrator, check_directory, check_names, pinned_model
 from envrl.trainer.warm_start import FOLDER, PARTIAL
 
@@ -91,6 +93,8 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     `warm_start` says whether that stage still lies ahead.
     """
     check_names(config, make_env)
+    for sentence in idle_settings(config):
+        warnings.warn(sentence, stacklevel=2)
     _ = TOKEN_LOSSES[config.objective.loss]
     find_device(config.train.device)
     if config.model.lora_rank:
@@ -119,6 +123,7 @@ def _check_model(folder: str | Path, config: Config, make_env: Callable[[], Text
     try:
         model = load_policy(folder, config)
         wording_of(model, form_of(config))
+        _warn_of_marks(model, folder, config)
         _check_context(config, folder, model.context)
         check_room_of_run(model, make_env, config)
     except (RuntimeError, MemoryError) as error:
@@ -130,6 +135,20 @@ def _check_model(folder: str | Path, config: Config, make_env: Callable[[], Text
         ) from error
     del model
     release_memory()
+
+
+def _warn_of_marks(model: LanguageModel, folder: str | Path, config: Config) -> None:
+    """Say that a chat model is played in marks that it was never taught."""
+    warm, tokens = config.warm_start, Path(folder) / "tokenizer.json"
+    known = tokens.is_file() and MARKS["end"] in tokens.read_text(encoding="utf-8", errors="replace")
+    taught = known or warm.path or warm.demonstrations
+    if not config.rollout.is_chat and model.codec.tokenizer.chat_template and not taught:
+        warnings.warn(
+            f"'{config.model.path}' is a chat model, and rollout.format = 'marks' asks it in marks that it never saw, "
+            "without a warm start that teaches them: set rollout.format (such as 'action', docs/prompts.md), or "
+            "warm_start.demonstrations",
+            stacklevel=2,
+        )
 
 
 def _check_context(config: Config, folder: str | Path, context: int) -> None:

@@ -1,0 +1,120 @@
+"""What would go unnoticed: settings that have no effect, and updates in which nothing is learned from the returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from envrl.config.schema import Config
+from envrl.types import Trajectory
+
+PATIENCE = 3
+"""Updates in a row without a policy row after which the user is told why, and what to do."""
+
+
+def idle_settings(config: Config) -> Iterator[str]:
+    """Yield a sentence for every loss that a recipe asks for and that cannot learn anything."""
+    objective, warm = config.objective, config.warm_start
+    if objective.placebo and not (objective.state_weight or objective.inverse_weight):
+        yield (
+            "objective.placebo = true has no effect, since objective.state_weight and objective.inverse_weight are 0: "
+            "give one of them a weight"
+        )
+    for name in ("state", "inverse"):
+        weight, fraction = getattr(objective, f"{name}_weight"), getattr(objective, f"{name}_fraction")
+        if weight and not fraction:
+            yield (
+                f"objective.{name}_weight = {weight:g} has no effect, since objective.{name}_fraction = 0 leaves no "
+                "rows: raise one, or set the other to 0"
+            )
+        elif weight:
+            yield from _ended(config, name, weight)
+        warm_weight = getattr(warm, f"{name}_weight")
+        separate = name == "inverse" or warm.state_rows == "separate"
+        if warm_weight and not warm.path and not warm.demonstrations:
+            yield f"warm_start.{name}_weight = {warm_weight:g} has no effect, since warm_start.demonstrations = 0"
+        elif warm_weight and not warm.path and separate and not warm.fraction:
+            yield f"warm_start.{name}_weight = {warm_weight:g} has no effect, since warm_start.fraction = 0"
+
+
+def _ended(config: Config, name: str, weight: float) -> Iterator[str]:
+    """Yield a sentence where the schedule has taken an auxiliary loss's weight to 0 for most of the run."""
+    objective, updates = config.objective, config.train.updates
+    length = objective.schedule_updates or updates
+    if objective.schedule != "constant" and length < updates / 2:
+        yield (
+            f"objective.{name}_weight = {weight:g} is 0 from update {length + 1} of {updates} on, since "
+            f"objective.schedule_updates = {length}"
+        )
+
+
+class IdleUpdates:
+    """Says of an update that no row of it learns from the returns, and after three in a row why, and what to do."""
+
+    def __init__(self, config: Config, say: Callable[[str], None]) -> None:
+        self._config, self._say = config, say
+        self._in_a_row = 0
+        self._without_rows: set[str] = set()
+
+    def observe(self, update: int, trajectories: Sequence[Trajectory], figures: Mapping[str, float]) -> None:
+        """Take note of an update: its episodes, group by group, and what `build_batch` says of its rows."""
+        for name in ("state", "inverse"):
+            if figures.get(f"weight/{name}", 0.0) > 0 and figures.get(f"rows/{name}") == 0:
+                self._say_without_rows(update, name)
+        if figures["rows/policy"]:
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        why, remedies = _why(trajectories, self._config)
+        others = " (the auxiliary losses learn)" if any(figures.get(f"rows/{n}") for n in ("state", "inverse")) else ""
+        self._say(f"update {update}: no row learns from the returns{others}: {why}")
+        if self._in_a_row % PATIENCE == 0:
+            self._say(f"the policy has learned nothing in {self._in_a_row} updates in a row, since {why}: {remedies}")
+
+    def _say_without_rows(self, update: int, name: str) -> None:
+        if name not in self._without_rows:
+            self._without_rows.add(name)
+            self._say(
+                f"update {update}: objective.{name}_weight has no effect, since no {name} row is left: they are longer "
+                f"than the model's context, or objective.{name}_fraction is too small"
+            )
+
+
+def _why(trajectories: Sequence[Trajectory], config: Config) -> tuple[str, str]:
+    """Return why no row of these episodes learns from their returns, and what to do about it."""
+    count, size = len(trajectories), config.rollout.group_size
+    won = sum(trajectory.success for trajectory in trajectories)
+    if all(not trajectory.transitions for trajectory in trajectories):
+        return (
+            f"the context was full before the first step of all {count} episodes",
+            "take a model with a longer context, or shorten the prompts",
+        )
+    returns = np.array([trajectory.total_reward for trajectory in trajectories]).reshape(-1, size)
+    if (returns.max(1) != returns.min(1)).any():
+        return (
+            "the returns differ, and the estimator makes no difference of that, or sampling left no choice",
+            "look at the episodes in trajectories/, and at objective.estimator",
+        )
+    hotter = f"raise rollout.temperature above {config.rollout.temperature:g}"
+    more = f"play more episodes of a task (rollout.group_size = {size})"
+    if won == count:
+        return (
+            f"all {count} episodes were won, with equal returns in each group",
+            "there is nothing left to learn from these tasks: end the run, or take harder ones (env.split, "
+            f"env.max_steps, env.step_cost), or {hotter}",
+        )
+    if won:
+        return (
+            f"the {size} episodes of each task had equal returns ({won} of {count} were won)",
+            f"{more}, or {hotter}",
+        )
+    warm = config.warm_start
+    start = "a longer warm start" if warm.path or warm.demonstrations else "a warm start (warm_start.demonstrations)"
+    shaped = (
+        "rollout.reward = 'world'" if config.rollout.reward == "success" else "a shaped reward (env.subgoal_reward)"
+    )
+    return (
+        f"all {count} episodes were lost, with equal returns in each group",
+        f"begin with {start}, have {shaped}, {more}, {hotter}, or give them more steps (env.max_steps)",
+    )
