@@ -141,7 +141,9 @@ def test_a_chat_model_in_marks_without_a_warm_start_is_said_before_the_run(tmp_p
     config = tiny(
         model={"path": str(folder)}, train={"updates": 0}, eval=quick, warm_start={"demonstrations": 0, "held_out": 0}
     )
-    with pytest.warns(UserWarning, match=r"is a chat model, and rollout.format = 'marks' asks it in marks that it has"):
+    with pytest.warns(
+        UserWarning, match=r"is a chat model, and rollout.format = 'marks' asks it in marks that it never"
+    ):
         run = train(config, tmp_path / "run")
     taught = replace(config, model=replace(config.model, path=str(run / "warm_start")))
     with warnings.catch_warnings():

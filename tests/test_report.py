@@ -17,6 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from envrl.cli.main import main
 from envrl.errors import RunError, UserError
 from envrl.report.curves import phases
 from envrl.report.episodes import choose_members, choose_pairs, compare, evenly
@@ -421,3 +422,26 @@ def test_picture_is_one_svg_document(run: Path, tmp_path: Path) -> None:
     assert "95 % intervals 36–44, 71–79; 500 games" in words
     with pytest.raises(UserError, match="there is no folder"):
         write_picture(run, tmp_path / "absent" / "learned.svg")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "sentence"),
+    [
+        (
+            "eval.jsonl",
+            '{"split": "a", "update": 0, "success_rate": -1, "episodes": 9}\n',
+            "success_rate of -1, which is",
+        ),
+        ("eval.jsonl", "[" * 100_000 + "\n", "line 1 of .*eval.jsonl is not JSON"),
+        ("metrics.jsonl", "[1]\n", "line 1 of .*metrics.jsonl is not a JSON object"),
+        ("config.toml", f"seed = {'9' * 5000}\n", "config.toml is not TOML: Exceeds the limit"),
+    ],
+)
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_a_damaged_file_is_named(
+    tmp_path: Path, file: str, text: str, sentence: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.toml").write_text("seed = 0\n")
+    (tmp_path / file).write_text(text)
+    assert main([command, str(tmp_path)]) == 2
+    assert re.search(sentence, capsys.readouterr().err)

@@ -84,7 +84,7 @@ def load_config(run: Path) -> Mapping[str, Any]:
         raise UserError(f"{run} is not a run: {what}")
     try:
         return tomllib.loads(file.read_text(encoding="utf-8", errors="replace"))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of too many digits is no TOMLDecodeError
         raise UserError(f"{file} is not TOML: {error}") from None
 
 
@@ -103,6 +103,9 @@ def read_lines(path: Path) -> list[Record]:
                 raise UserError(f"line {number} of {path} is not JSON: remove the line, or restore the file") from None
             if not isinstance(record, dict):
                 raise UserError(f"line {number} of {path} is not a JSON object: remove the line, or restore the file")
+            rate = record.get("success_rate")
+            if isinstance(rate, (int, float)) and not 0 <= rate <= 1:
+                raise UserError(f"line {number} of {path} has a success_rate of {rate}, which is no share: restore it")
             records.append(record)
     return records
 

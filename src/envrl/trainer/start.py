@@ -144,7 +144,7 @@ def _warn_of_marks(model: LanguageModel, folder: str | Path, config: Config) -> 
     taught = known or warm.path or warm.demonstrations
     if not config.rollout.is_chat and model.codec.tokenizer.chat_template and not taught:
         warnings.warn(
-            f"'{folder}' is a chat model, and rollout.format = 'marks' asks it in marks that it has never seen, "
+            f"'{config.model.path}' is a chat model, and rollout.format = 'marks' asks it in marks that it never saw, "
             "without a warm start that teaches them: set rollout.format (such as 'action', docs/prompts.md), or "
             "warm_start.demonstrations",
             stacklevel=2,
