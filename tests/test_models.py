@@ -194,12 +194,43 @@ def _change(**settings: Any) -> Callable[[Path], None]:
     return change
 
 
+def _empty_tokenizer(model: Path) -> None:
+    whole = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+    whole["model"] |= {"vocab": {}, "merges": []}
+    (model / "tokenizer.json").write_text(json.dumps({**whole, "added_tokens": []}), encoding="utf-8")
+
+
+def _no_tokenizer(model: Path) -> None:
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+
+
+def _sharded(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": "model-00001-of-00002.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _pickled(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "pytorch_model.bin").write_bytes(b"nothing")
+
+
+def _gguf(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "model.gguf")
+
+
+def _foreign_adapter(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "config.json").rename(model / "adapter_config.json")
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda m: (m / "config.json").unlink(), "is not a model folder: it has no config.json"),
-    "config not JSON": (lambda m: (m / "config.json").write_text("{"), "not a valid JSON file"),
-    "config a list": (lambda m: (m / "config.json").write_text("[]"), "cannot be loaded"),
+    "config not JSON": (lambda m: (m / "config.json").write_text("{"), "names a model_type"),
+    "config a list": (lambda m: (m / "config.json").write_text("[]"), "names a model_type"),
     "unknown type": (_change(model_type="nope"), "model type `nope`"),
-    "no weights": (lambda m: (m / "model.safetensors").unlink(), "no file named model.safetensors"),
+    "no weights": (lambda m: (m / "model.safetensors").unlink(), "has no model.safetensors"),
     "half the weights": (_truncate, "cannot be loaded"),
     "other width": (
         _change(intermediate_size=48),
@@ -209,7 +240,24 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         _change(num_hidden_layers=4, layer_types=["conv", *["full_attention"] * 3]),
         r"nothing for the model\.layers\.3\.feed_forward\.w1\.weight",
     ),
-    "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "cannot be loaded"),
+    "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "cannot be loaded|has no vocabulary"),
+    "an empty tokenizer": (_empty_tokenizer, "has no vocabulary: its tokenizer.json is missing or empty"),
+    "no tokenizer at all": (_no_tokenizer, "has no tokenizer.json"),
+    "weights of zero bytes": (lambda m: (m / "model.safetensors").write_bytes(b""), "cannot be loaded"),
+    "a shard that is not there": (_sharded, "has no model-00001-of-00002.safetensors"),
+    "a pickle of nothing": (_pickled, "Weights only load failed"),
+    "a GGUF file alone": (_gguf, "it has a GGUF file and no model.safetensors; take the model's original weights"),
+    "quantised": (
+        _change(quantization_config={"quant_method": "gptq", "bits": 4}),
+        r"are quantised \(gptq\)",
+    ),
+    "an encoder-decoder": (_change(model_type="t5"), "of the kind T5, which is no causal language model"),
+    "which says so": (_change(model_type="t5", is_encoder_decoder=True), r"is an encoder with a decoder \(t5\), not a"),
+    "no language model": (_change(model_type="clip"), "of the kind CLIP, which is no causal language model"),
+    "code of its own": (_change(model_type="nope", auto_map={"AutoConfig": "a.B"}), "brings code of its own"),
+    "heads in words": (_change(num_attention_heads="two"), "Field 'num_attention_heads' expected int"),
+    "no heads": (_change(num_attention_heads=0), "cannot be loaded"),
+    "an adapter of others": (_foreign_adapter, "an adapter of another program: merge it into its model with 'peft'"),
     "tokenizer not JSON": (lambda m: (m / "tokenizer.json").write_text("{"), "cannot be loaded"),
 }
 

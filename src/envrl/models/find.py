@@ -9,7 +9,8 @@ from typing import Any
 
 from envrl.errors import UserError, suggest
 from envrl.models.catalogue import MODELS
-from envrl.models.hub import HUB_ID, config_file, hub_folder
+from envrl.models.checkpoints import holds_adapter
+from envrl.models.hub import HUB_ID, config_file, hub_folder, missing_parts
 from envrl.places import default_folder
 
 RECORD = "envrl-model.json"
@@ -73,6 +74,40 @@ def config_folder(path: str, revision: str = "") -> Path:
         return folder
     _check_name(path)
     return config_file(path, revision).parent
+
+
+def check_folder(folder: Path, name: str = "") -> None:
+    """Raise `UserError` where a folder cannot hold a model that is trained here: what is missing, and what to do.
+
+    Only its configuration is read, no weights; an adapter's folder of ours passes.
+    """
+    if holds_adapter(folder):
+        return
+    named = f"'{name or folder}' is not a model folder"
+    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+        raise UserError(f"{named} but an adapter of another program: merge it into its model with 'peft' first")
+    missing = missing_parts(folder)
+    if missing and any(folder.glob("*.gguf")):
+        raise UserError(f"{named}: it has a GGUF file and no {missing[0]}; take the model's original weights")
+    if missing:
+        raise UserError(f"{named}: it has no {missing[0]}; name a folder that transformers loads")
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except ValueError:
+        config = None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise UserError(f"{named}: its config.json is no model's configuration, which names a model_type")
+    if "quantization_config" in config:
+        kind = (config["quantization_config"] or {}).get("quant_method", "somehow")
+        raise UserError(
+            f"the weights in '{name or folder}' are quantised ({kind}), and cannot be trained: take the model's "
+            "original weights"
+        )
+    if config.get("is_encoder_decoder"):
+        raise UserError(
+            f"the model in '{name or folder}' is an encoder with a decoder ({config['model_type']}), not a causal "
+            "language model: take one of Qwen, Llama, Gemma, Phi-3 or LFM2"
+        )
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -19,9 +18,9 @@ from envrl.errors import UserError, suggest
 from envrl.models.adapters import add_adapter, has_adapter, load_adapter, save_adapter
 from envrl.models.admission import admit_once
 from envrl.models.bases import base_folder
-from envrl.models.checkpoints import holds_adapter
-from envrl.models.find import model_folder
+from envrl.models.find import check_folder, model_folder
 from envrl.models.forward import longest_sequence, vocabulary_size
+from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.random_weights import build_shape
 from envrl.models.template import CHATML, CHATML_TOKENS, stops_of
 from envrl.models.tiny import PRESETS, build_tiny
@@ -90,16 +89,6 @@ def build_model(
     return _ready(LanguageModel(network, codec), device)
 
 
-def check_model_folder(folder: str | Path) -> Path:
-    """Return the folder as a path; raises `UserError` where it cannot hold a model."""
-    path = Path(folder)
-    if not (path / "config.json").is_file() and not holds_adapter(path):
-        raise UserError(
-            f"'{folder}' is not a model folder: it has no config.json; name a folder that transformers loads"
-        )
-    return path
-
-
 def load_policy(folder: str | Path, config: Config, device: str = "") -> LanguageModel:
     """Load the model of a recipe, ready for its prompt format, on its device or another one."""
     marks, model = not config.rollout.is_chat, config.model
@@ -134,13 +123,17 @@ def load_model(
     template and its tokens; the embedding gets new rows for them. `named` is the recipe's name and revision of the base
     of an adapter.
     """
-    path = check_model_folder(folder)
+    path = Path(folder)
+    check_folder(path)
+    base = base_folder(path, *named)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        base = base_folder(path, *named)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         network = _load_network(base or path)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except Exception as error:  # of a folder of the user's transformers may raise anything
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"the model in '{folder}' cannot be loaded: {_first_sentence(error)}") from error
+    _check_vocabulary(tokenizer, path)
     for name in ("is_local", "local_files_only"):  # how it was loaded is no part of what is saved
         tokenizer.init_kwargs.pop(name, None)
     if marks:
@@ -180,10 +173,25 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> No
         tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
 
 
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Refuse a tokenizer that knows no words: transformers makes an empty one where its files are not there."""
+    ids = tokenizer.encode("open 1", add_special_tokens=False)
+    if not ids or all(i == tokenizer.unk_token_id for i in ids):
+        raise UserError(
+            f"the tokenizer in '{folder}' has no vocabulary: its tokenizer.json is missing or empty; copy the model's "
+            "tokenizer files there"
+        )
+
+
 def _load_network(path: Path) -> PreTrainedModel:
     """Load a network whose weights are all there and fit; transformers itself would draw missing ones at random."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path, local_files_only=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        path,
+        local_files_only=True,
+        trust_remote_code=False,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     network, found = loaded
     for wrong, name in ((found["mismatched_keys"], "another shape than"), (found["missing_keys"], "nothing for")):
@@ -193,7 +201,14 @@ def _load_network(path: Path) -> PreTrainedModel:
 
 
 def _first_sentence(error: Exception) -> str:
-    return re.split(r"\.\s", " ".join(str(error).split()), maxsplit=1)[0].rstrip(".")[:300]
+    if isinstance(error, KeyError):
+        return f"it has no entry {error}"
+    said = " ".join(str(error).split())
+    if "custom code" in said:
+        return "it brings code of its own, which is not run; take a model whose code transformers has"
+    if kind := re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)Config'>", said):
+        return f"it is of the kind {kind[1]}, which is no causal language model"
+    return re.split(r"\.\s", said, maxsplit=1)[0].rstrip(".")[:300]
 
 
 def save_model(model: LanguageModel, folder: Path) -> None:

@@ -11,9 +11,7 @@ from envrl.envs.answers import listed_tasks, opened, what_happened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import RunError, UserError
 from envrl.files import check_new_run
-from envrl.models.checkpoints import holds_adapter
-from envrl.models.find import is_hub_id, model_folder, pinned_revision
-from envrl.models.hub import missing_parts
+from envrl.models.find import check_folder, is_hub_id, model_folder, pinned_revision
 from envrl.objective.advantage import ESTIMATORS
 from envrl.rollout.prompts import find_format
 from envrl.rollout.scripts import make_script
@@ -47,10 +45,7 @@ def pinned_model(config: Config) -> Config:
     if not model.path or config.warm_start.path:
         return config
     if not is_hub_id(model.path):
-        folder = model_folder(model.path)
-        missing = [] if holds_adapter(folder) else missing_parts(folder)
-        if missing:
-            raise UserError(f"'{model.path}' is not a model folder: it has no {missing[0]}")
+        check_folder(model_folder(model.path), model.path)
     return replace(config, model=replace(model, revision=pinned_revision(model.path, model.revision)))
 
 
