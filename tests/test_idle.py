@@ -42,10 +42,10 @@ class Collected(Reporter):
 
 
 def test_updates_in_which_nothing_is_learned_say_so_and_what_to_do(tmp_path: Path) -> None:
-    register_env("hopeless-boxes", Hopeless)
+    register_env("empty-boxes", Hopeless)
     reporter = Collected()
     quick = {"every": 0, "free_episodes": 0, "probe_episodes": 0, "split": ("valid_b",)}
-    config = tiny(env={"name": "hopeless-boxes"}, eval=quick, train={"updates": 4}, warm_start={"held_out": 0})
+    config = tiny(env={"name": "empty-boxes"}, eval=quick, train={"updates": 4}, warm_start={"held_out": 0})
     train(config, tmp_path / "run", reporter=reporter)
     why = "all 12 episodes were lost, with equal returns in each group"
     said = [line for line in reporter.lines if "learn" in line]
