@@ -225,7 +225,9 @@ def test_what_is_refused_changes_nothing(whole: Path, tmp_path: Path, capsys: py
     assert "can get more updates, not fewer" in refused(capsys, whole, recipe, "--train.updates", "4")
     assert "objective.schedule_updates" in refused(capsys, whole, recipe, "--train.updates", "6")
     assert "this machine has" in refused(capsys, tmp_path / "new", recipe, "--train.device", "cuda:77", resume=False)
-    assert "has no config.json" in refused(capsys, tmp_path / "new", recipe, "--model.path", "/absent", resume=False)
+    assert "is neither a folder here" in refused(
+        capsys, tmp_path / "new", recipe, "--model.path", "/absent", resume=False
+    )
     said = refused(capsys, tmp_path / "new", recipe, "--warm_start.path", str(tmp_path), resume=False)
     assert "manifest.json is missing" in said
     said = refused(capsys, tmp_path / "new", recipe, "--warm_start.held_out", "48", resume=False)
