@@ -431,7 +431,7 @@ class Shop:
     told: ClassVar[list[str]] = []
     offers = Observation(
         "A Shop.\n\nYour task is to: find the Key",
-        ("Open Box 1", " look ", "wait\nYou see it", ""),
+        ("Open Box 1", " look ", "wait\nYou see it"),
         templates=(
             Template("find[", ("Blue", "blue box", "coin"), "]"),
             Template("", ("Key", "\N{HOT BEVERAGE}"), " Now "),

@@ -203,12 +203,17 @@ def test_a_world_that_fails_is_named_and_the_status_is_1(
     point = tmp_path / "broken-1.dist-info"
     point.mkdir()
     (point / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
-    (point / "entry_points.txt").write_text("[envrl.envs]\nbroken = no_such_module:World\n")
+    (point / "entry_points.txt").write_text("[envrl.envs]\nbroken = broken_world:World\n")
+    (tmp_path / "broken_world.py").write_text(
+        "from envrl.types import Task\n\nclass World:\n    def tasks(self, split):\n        return [Task('a', split)]\n"
+        "    def reset(self, task, seed=0):\n        raise ZeroDivisionError('nothing to divide')\n    step = reset\n"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr("envrl.envs.bench_all.env_names", lambda: ["broken"])
     assert main(["bench", "env", "all", "--seconds", "0.1", "--json"]) == 1
     (row,) = json.loads(capsys.readouterr().out)
-    sentence = "failed with status 1: ModuleNotFoundError: No module named 'no_such_module'"
+    raised = "it raised ZeroDivisionError: nothing to divide"
+    sentence = f"failed with status 1: envrl.errors.RunError: the world 'broken' failed: {raised}"
     assert row == {"env": "broken", "unavailable": sentence, "failed": True}
 
 

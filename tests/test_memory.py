@@ -33,6 +33,7 @@ from envrl.costs.memory import (
     ATTENDED,
     LOGITS_CHUNK,
     TOGETHER,
+    WIDE,
     Load,
     cache_bytes,
     cache_positions,
@@ -45,7 +46,7 @@ from envrl.costs.memory import (
 )
 from envrl.costs.shape import preset_shape, published_shape, shape_of
 from envrl.errors import UserError
-from envrl.models import attention, scores
+from envrl.models import attention, forward, scores
 from envrl.models.load import LanguageModel
 from envrl.rollout.sampler import Sampler
 from envrl.trainer.optimizer import adamw
@@ -188,7 +189,7 @@ def test_logits_are_bounded_by_a_chunk() -> None:
     assert shape is not None
     assert LOGITS_CHUNK == scores.CHUNK
     assert LOGITS_CHUNK // 8 == scores.KEPT
-    assert (ATTENDED, TOGETHER) == (attention._KEPT, attention._BLOCK)
+    assert (ATTENDED, TOGETHER, WIDE) == (attention._KEPT, attention._BLOCK, forward._WIDE)
     few, many = (logits_bytes(shape, replace(LOAD, scored=scored)) for scored in (100, 1000))
     assert few == 100 * 151936 * 21
     assert many == 883 * 151936 * 33 + 4 * 151936 * 1536
@@ -307,7 +308,7 @@ def test_the_peak_of_an_optimiser_step_is_the_predicted_one() -> None:
 @pytest.mark.parametrize("steps", [False, True])
 @pytest.mark.parametrize("kind", ["qwen2", "lfm2"])
 def test_the_peak_of_a_rollout_is_at_most_the_predicted_one(kind: str, steps: bool) -> None:
-    """Slots fed prompts and tokens; the prediction is of the worst batch, so it may be a third above a usual one."""
+    """Slots fed prompts and tokens, then given to other episodes, whose prompts find the cache at its longest."""
     model = network(kind, vocab_size=500, num_hidden_layers=6)
     slots, prompt, response = 12, 180, 40
     sampler = Sampler(model, slots, 1.0, response, frozenset({499}))
@@ -319,6 +320,9 @@ def test_the_peak_of_a_rollout_is_at_most_the_predicted_one(kind: str, steps: bo
             prompts = [random.integers(1, 400, length).tolist() for _ in range(slots)]
             sampler.sample(prompts, [None] * slots, keys, turn)
         positions = max(sampler.length(slot) for slot in range(slots))
+        sampler.forget(range(slots))
+        others = [random.integers(1, 400, prompt).tolist() for _ in range(slots)]
+        sampler.sample(others, [None] * slots, keys, 0)
     shape = shape_of(model.network.config.to_dict())
     load = replace(
         LOAD, slots=slots, positions=positions, chunk=prompt, fed=slots * prompt, later=slots * (1 if steps else 61)

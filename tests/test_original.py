@@ -180,7 +180,7 @@ class Broken(Echo):
         (Backwards, "admissible", "('west', 'south', 'north')"),
         (Generous, "reward", "0.5"),
         (Ended, "done", "True"),
-        (Proud, "success", "True"),
+        (Proud, "text", "\"its answer to 'west' says success without done"),
         (Broken, "text", "'raised OSError: no space'"),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 from envrl.costs.shape import Shape
 
@@ -20,6 +21,8 @@ LOGITS_CHUNK = 1 << 27
 ATTENDED, TOGETHER = 16, 64
 """Widths of a head that a token may see for its attention's weights to be kept, and tokens whose weights are made at
 once, up to the last one's: as in `envrl.models.attention`."""
+WIDE = 16
+"""Tokens of a chunk from which on a CPU attends slot by slot, as in `envrl.models.forward`."""
 BLOCK = 128
 """Positions by which the sampler's cache grows, as in `envrl.models.slots`."""
 PROCESS = {"cpu": 600 * 2**20, "cuda": 600 * 2**20}
@@ -255,16 +258,21 @@ def cache_positions(load: Load) -> int:
 def sampling_bytes(shape: Shape, load: Load) -> int:
     """Return what a pass of the sampler takes for a moment, the first or a later one, or drawing from all logits.
 
-    In attention the mask exists once, and once more for each query head that shares a key head; in the feed-forward
-    part there are three values of the inner width. Drawing takes log-probs, and their running sum in double precision.
+    In attention the mask exists once, and once more for each query head that shares a key head, or twice the scores of
+    one slot where wide chunks are gone through slot by slot; in the feed-forward part there are three values of the
+    inner width. Drawing takes log-probs, and their running sum in double precision.
     """
     groups = shape.heads // shape.key_heads
-    masks = 1 + groups if groups > 1 else 1
     width, attention, key = shape.width, shape.attention_width, shape.key_width
 
     def one_pass(tokens: int, seen: int) -> int:
+        chunk = ceil(tokens / load.slots)
+        by_slot = chunk >= WIDE and not load.cuda
+        masks = 1 + groups if groups > 1 and not by_slot else 1
         attending = 3 * width + 4 * attention + 3 * key // 2 + masks * seen
-        return tokens * (HALF if load.sampling_bf16 else FULL) * max(attending, 5 * width + 3 * shape.inner + seen)
+        scores = 2 * shape.heads * chunk * seen if by_slot else 0
+        most = max(tokens * attending + scores, tokens * (5 * width + 3 * shape.inner + seen))
+        return (HALF if load.sampling_bf16 else FULL) * most
 
     drawing = load.slots * shape.vocabulary * 34
     return max(one_pass(load.fed, load.chunk), one_pass(load.later, load.positions), drawing)

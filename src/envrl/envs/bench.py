@@ -7,10 +7,10 @@ import statistics
 import time
 from typing import Any
 
-from envrl.envs.answers import opened
+from envrl.envs.answers import opened, what_happened
 from envrl.envs.protocol import SavableEnv, TextEnv, draw_command
 from envrl.envs.registry import make
-from envrl.errors import UserError
+from envrl.errors import RunError, UserError
 from envrl.types import Observation, Task
 
 EPISODE_STEPS = 30
@@ -28,26 +28,33 @@ def bench_env(
     world as many as are read in 20 seconds); `steps_per_second` counts the time of `step` and of choosing the command.
     `load_ms` is the first reset of a task, reading it included, `reset_us` a later one; `save_us` and
     `load_us` are of an episode's state; all are medians.
-    Raises `UserError` for an unknown world, missing data, or no time to measure in.
+    Raises `UserError` for an unknown world, missing data, or no time to measure in, `RunError` where the world fails.
     """
     if not seconds > 0:
         raise UserError(f"a benchmark needs more than 0 seconds, not {seconds}")
     with opened(make(name, **({"data": data} if data else {}))) as env:
-        began = time.perf_counter()
-        split, tasks = _tasks(env, games)
-        listing = time.perf_counter() - began
-        loads = _loads(env, tasks, seed)
-        tasks = tasks[: len(loads)]
-        play = _play(env, tasks, seconds, seed)
-        return {
-            "env": name,
-            "split": split,
-            "games": len(tasks),
-            **play,
-            "list_ms": round(listing * 1e3, 3),
-            "load_ms": round(statistics.median(loads) * 1e3, 4),
-            **_saving(env, tasks[0], seed),
-        }
+        try:
+            return {"env": name, **_measured(env, seconds, seed, games)}
+        except (UserError, RunError):
+            raise
+        except Exception as error:  # whatever a user's world may raise
+            raise RunError(f"the world '{name}' failed: {what_happened(error)}") from error
+
+
+def _measured(env: TextEnv, seconds: float, seed: int, games: int) -> dict[str, Any]:
+    began = time.perf_counter()
+    split, tasks = _tasks(env, games)
+    listing = time.perf_counter() - began
+    loads = _loads(env, tasks, seed)
+    tasks = tasks[: len(loads)]
+    return {
+        "split": split,
+        "games": len(tasks),
+        **_play(env, tasks, seconds, seed),
+        "list_ms": round(listing * 1e3, 3),
+        "load_ms": round(statistics.median(loads) * 1e3, 4),
+        **_saving(env, tasks[0], seed),
+    }
 
 
 def _tasks(env: TextEnv, games: int) -> tuple[str, list[Task]]:

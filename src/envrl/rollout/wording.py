@@ -32,7 +32,7 @@ class Form:
     summary: bool = False
     prompt_tokens: int = 0
     system_message: str = ""
-    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    template_arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     state_question: str = ""
     inverse_question: str = ""
 
