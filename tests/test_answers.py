@@ -93,7 +93,7 @@ def trained(folder: Path, name: str, factory: Callable[[], TextEnv], **settings:
 
 
 def test_a_run_on_odd_answers_is_the_run_on_plain_ones(tmp_path: Path) -> None:
-    plain = trained(tmp_path, "plain-boxes", Boxes)
+    plain = trained(tmp_path, "python-boxes", Boxes)
     assert trained(tmp_path, "odd-boxes", partial(Odd, "numpy")) == plain
     assert {record["env/set_aside"] for record in plain if "env/set_aside" in record} == {0}
 
