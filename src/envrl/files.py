@@ -118,6 +118,24 @@ def create_run(run: Path, config_toml: str, others: Mapping[str, str] | None = N
         raise
 
 
+def writable_folder(folder: Path, advice: str = "") -> None:
+    """Make a folder where there is none; raises `UserError`, with some advice, where nothing can be put there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write in {folder}{advice}")
+
+
+def check_room(what: str, needed: int, folder: Path) -> None:
+    """Raise `RunError` where the disk of a folder, which need not exist yet, has less than the bytes `needed`."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise RunError(f"{what} needs {needed:,} bytes in {folder}, where {free:,} are free")
+
+
 def check_new_run(run: Path) -> None:
     """Raise `UserError` where something stands in the place of a new run."""
     if run.exists() and not (run / "config.toml").is_file():

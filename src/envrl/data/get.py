@@ -14,6 +14,7 @@ from envrl.data.sets import DataSet, RemoteFile
 from envrl.data.unpack import move_into, unpack
 from envrl.envs.data import size_and_sha256
 from envrl.errors import RunError, UserError
+from envrl.files import check_room, writable_folder
 from envrl.locks import held
 
 
@@ -34,12 +35,7 @@ def get(data: DataSet, folder: Path, wish: Wish, tell: Tell) -> Path:
     `UserError` where something else is there or a source does not exist, `RunError` where a download fails or is not
     what it should be.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write in {folder}: name another folder with --data")
+    writable_folder(folder, ": name another folder with --data")
     home = home_of(data, folder)
     with held(home, f"another process is getting data into {home}: wait for it"):
         for file in data.files:
@@ -146,10 +142,7 @@ def _address(file: RemoteFile, source: str) -> str:
 
 def _check_room(home: Path, file: RemoteFile, part: Path) -> None:
     times = 12 if file.is_archive else 1  # the games take ten times their archive
-    needed = times * file.bytes - (part.stat().st_size if part.exists() else 0)
-    free = shutil.disk_usage(home).free
-    if free < needed:
-        raise RunError(f"{file.name} needs {needed:,} bytes in {home}, where {free:,} are free")
+    check_room(file.name, times * file.bytes - (part.stat().st_size if part.exists() else 0), home)
 
 
 def _difference(part: Path, file: RemoteFile) -> str:

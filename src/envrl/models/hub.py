@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from envrl.errors import RunError, UserError
+from envrl.errors import UserError
+from envrl.files import check_room
 from envrl.progress import Reporter
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -105,9 +105,7 @@ def _snapshot(identifier: str, commit: str, patterns: Sequence[str], reporter: R
     plan = hub.snapshot_download(identifier, dry_run=True, **asked)
     total = sum(file.file_size for file in plan if file.will_download)
     cache = Path(hub.constants.HF_HUB_CACHE)
-    existing = next(parent for parent in (cache, *cache.parents) if parent.is_dir())
-    if total > (free := shutil.disk_usage(existing).free):
-        raise RunError(f"'{identifier}' needs {total:,} bytes in {cache}, where {free:,} are free")
+    check_room(f"'{identifier}'", total, cache)
     blobs = cache / f"models--{identifier.replace('/', '--')}" / "blobs"
     with _quiet(hub), watched(identifier, blobs, total, reporter):
         return Path(hub.snapshot_download(identifier, **asked))
