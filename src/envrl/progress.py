@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -22,6 +22,24 @@ PATIENCE = 5.0
 """Seconds before the first plain line: what is over sooner says nothing."""
 LONGEST_SILENCE = 60.0
 """Seconds between two plain lines at most; from the first one on the silence doubles until it is that long."""
+
+
+@contextmanager
+def now_and_then(action: Callable[[], None], seconds: float = 0.5) -> Iterator[None]:
+    """Call a function again and again while a block runs, from a thread, since the block may be busy for long."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=repeat, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class Reporter:
@@ -99,23 +117,17 @@ class Reporter:
                 finally:
                     self._bars = None
             return
-        over = threading.Event()
         self._silence, self._last = PATIENCE, time.monotonic()
-        thread = threading.Thread(target=self._lines, args=(over,), name="progress", daemon=True)
-        thread.start()
-        try:
+        with now_and_then(self._say_line):
             yield
-        finally:
-            over.set()
-            thread.join()
 
-    def _lines(self, over: threading.Event) -> None:
-        while not over.wait(0.5):
-            with self._lock:
-                now = time.monotonic()
-                if self._phases and now - self._last >= self._silence:
-                    self.say(self.line())
-                    self._last, self._silence = now, min(2 * self._silence, LONGEST_SILENCE)
+    def _say_line(self) -> None:
+        """Print a line where there was none for long enough."""
+        with self._lock:
+            now = time.monotonic()
+            if self._phases and now - self._last >= self._silence:
+                self.say(self.line())
+                self._last, self._silence = now, min(2 * self._silence, LONGEST_SILENCE)
 
     def line(self) -> str:
         """Return what is going on in a line: the phases from the outermost to the innermost."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from envrl.errors import UserError
 from envrl.files import check_room
-from envrl.progress import Reporter
+from envrl.progress import Reporter, now_and_then
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -114,20 +113,12 @@ def _snapshot(identifier: str, commit: str, patterns: Sequence[str], reporter: R
 @contextmanager
 def watched(name: str, folder: Path, total: int, reporter: Reporter) -> Iterator[None]:
     """Show how the files of a folder grow by `total` bytes, as somebody else writes them."""
-    over, before = threading.Event(), _size(folder)
-    with reporter.phase(name, total / 1e6, unit="MB") as phase:
-
-        def watch() -> None:
-            while not over.wait(0.5):
-                phase.show(min(max(_size(folder) - before, 0), total) / 1e6)
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+    before = _size(folder)
+    with (
+        reporter.phase(name, total / 1e6, unit="MB") as phase,
+        now_and_then(lambda: phase.show(min(max(_size(folder) - before, 0), total) / 1e6)),
+    ):
+        yield
     if total >= 1e6:
         reporter.say(f"{name}: got {total / 1e6:,.1f} MB")
 
