@@ -25,6 +25,7 @@ from envrl.eval.evaluate import evaluate, find_target
 from envrl.eval.probe import names_action, probe, probe_episodes, score_targets
 from envrl.eval.record import action_rates, summarize
 from envrl.eval.split import in_proportion, spread, wording_of
+from envrl.models import rows
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
@@ -180,9 +181,12 @@ def test_the_probe_plays_expert_and_random_in_turn_whatever_the_order_of_the_tas
     assert [t.task for t in probe_episodes(Boxes(), tasks, 20, 4, seed=6)] != [t.task for t in played]
 
 
-@pytest.mark.parametrize("layout", ["concat", "steps"])
-def test_scores_are_those_of_the_models_own_pass(model: LanguageModel, layout: str) -> None:
+@pytest.mark.parametrize(("layout", "tree"), [("concat", True), ("concat", False), ("steps", True)])
+def test_scores_are_those_of_the_models_own_pass(
+    model: LanguageModel, layout: str, tree: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Log-prob and length of each target, against transformers' forward pass row by row; exact against generate."""
+    monkeypatch.setitem(rows._TRIED, model.network, tree)
     wording = wording_of(model, Form(layout))
     pairs = state_pairs(scripted(), wording) + inverse_pairs(scripted(), wording)
     scores = score_targets(model, pairs)

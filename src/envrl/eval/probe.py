@@ -11,19 +11,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
 from envrl.envs.protocol import TextEnv
-from envrl.models.forward import logits_of, row_states
+from envrl.models.forward import logits_of
 from envrl.models.load import LanguageModel
+from envrl.models.rows import runs_as_tree, states_of_rows
 from envrl.progress import Reporter
 from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.randomness import key_of
 from envrl.rollout.scripts import HasExpert, attempt_script, make_script
 from envrl.rollout.wording import Pair, Wording
+from envrl.samples.packing import pack_ids
 from envrl.types import Task, Trajectory, Transition
 
-_BUDGET = 16384
+_BUDGET = 4096
+"""Tokens that go through the network at once; what targets are asked behind alike counts once."""
 _PREPOSITIONS = {"to", "from", "with", "in", "on"}
 _IN_OTHER_WORDS = {"go": "arrive", "take": "pick", "use": "turn"}
 """Verbs whose answer in the household worlds says the same by another word: it gives the act away just as well."""
@@ -59,26 +63,25 @@ def score_targets(
 
     `poll` may raise; `watch` is told how many are scored.
     """
-    lengths = [len(pair.prompt) + len(pair.target) for pair in pairs]
-    order = sorted((i for i in range(len(pairs)) if lengths[i] <= model.context), key=lambda i: lengths[i])
-    scores = {i: TargetScore(0.0, 0, False) for i in range(len(pairs)) if lengths[i] > model.context}
-    while order:
-        longest = len(pairs[order[-1]].prompt) + len(pairs[order[-1]].target)
-        batch = [order.pop() for _ in range(min(len(order), max(1, _BUDGET // longest)))]
+    rows = [np.array((*pair.prompt, *pair.target), dtype=np.int32) for pair in pairs]
+    fit = [i for i, row in enumerate(rows) if len(row) <= model.context]
+    scores = [TargetScore(0.0, 0, False)] * len(pairs)
+    batches = pack_ids([rows[i] for i in fit], _BUDGET, padded=not runs_as_tree(model.network))
+    done = len(pairs) - len(fit)
+    for batch in ([fit[place] for place in places] for places in batches):
         poll()
-        ids = torch.full((len(batch), longest), model.codec.pad, dtype=torch.long)
-        for row, index in enumerate(batch):
-            tokens = (*pairs[index].prompt, *pairs[index].target)
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-        states = row_states(model.network, ids.to(model.device))
-        for row, index in enumerate(batch):
-            start, count = len(pairs[index].prompt), len(pairs[index].target)
-            logprobs = logits_of(model.network, states[row, start - 1 : start - 1 + count]).log_softmax(-1)
-            target = ids[row, start : start + count].to(logprobs.device)
+        before = [np.arange(len(pairs[i].prompt), len(rows[i]), dtype=np.int32) - 1 for i in batch]
+        states = states_of_rows(model.network, [rows[i] for i in batch], model.codec.pad, asked=before)
+        for number, (index, places) in enumerate(zip(batch, before, strict=True)):
+            token_N = torch.from_numpy(places).to(model.device)
+            found = states.at(torch.full_like(token_N, number), token_N)
+            logprobs = logits_of(model.network, found).log_softmax(-1)
+            target = torch.tensor(pairs[index].target, device=logprobs.device)
             exact = bool((logprobs.argmax(-1) == target).all())
-            scores[index] = TargetScore(float(logprobs.gather(1, target[:, None]).sum()), count, exact)
-        watch(len(scores))
-    return [scores[i] for i in range(len(pairs))]
+            scores[index] = TargetScore(float(logprobs.gather(1, target[:, None]).sum()), len(target), exact)
+        done += len(batch)
+        watch(done)
+    return scores
 
 
 def names_action(step: Transition) -> bool:

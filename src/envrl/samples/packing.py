@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from envrl.sequences import alike, order
-from envrl.types import Row
+from envrl.types import IntArray, Row
 
 WHOLE = 8
 """How many budgets the rows of a micro-batch may have, what they share counted each time: on a GPU attention runs them
@@ -14,28 +14,32 @@ whole, and has memory for that (`envrl.models.attention`)."""
 
 
 def pack(rows: Sequence[Row], budget: int, *, padded: bool = True) -> list[list[Row]]:
-    """Return micro-batches of rows whose tokens stay within `budget`.
+    """Return micro-batches of rows whose tokens stay within `budget`, as `pack_ids` does it."""
+    return [[rows[i] for i in batch] for batch in pack_ids([row.token_ids for row in rows], budget, padded=padded)]
 
-    `padded`: rows of like length, each of which counts as long as its micro-batch's longest. Otherwise rows that begin
-    alike stand together, and what a row begins with as the one before it does is not counted again, as long as whole
-    rows stay within `WHOLE` budgets. A row is never split: one longer than the budget is a micro-batch of its own. The
-    order is a function of the rows.
+
+def pack_ids(sequences: Sequence[IntArray], budget: int, *, padded: bool = True) -> list[list[int]]:
+    """Return micro-batches, as indices, of sequences of token ids whose tokens stay within `budget`.
+
+    `padded`: sequences of like length, each of which counts as long as its micro-batch's longest. Otherwise those that
+    begin alike stand together, and what one begins with as the one before it does is not counted again, as long as
+    whole sequences stay within `WHOLE` budgets. None is ever split: one longer than the budget is a micro-batch of its
+    own. The order is a function of the sequences.
     """
-    key = (lambda row: -len(row.token_ids)) if padded else (lambda row: order(row.token_ids))
-    batches: list[list[Row]] = []
+    batches: list[list[int]] = []
     filled = whole = 0
-    for row in sorted(rows, key=key):
-        length = len(row.token_ids)
+    for index in sorted(range(len(sequences)), key=lambda i: -len(sequences[i]) if padded else order(sequences[i])):
+        length = len(sequences[index])
         if not batches:
             size = length
         elif padded:
-            size = len(batches[-1][0].token_ids)
+            size = len(sequences[batches[-1][0]])
         else:
-            size = length - alike(batches[-1][-1].token_ids, row.token_ids)
+            size = length - alike(sequences[batches[-1][-1]], sequences[index])
         if not batches or filled + size > budget or whole + length > WHOLE * budget:
             batches.append([])
             size, filled, whole = length, 0, 0
-        batches[-1].append(row)
+        batches[-1].append(index)
         filled, whole = filled + size, whole + length
     return batches
 
