@@ -101,11 +101,14 @@ def evaluate(
         if found.run:
             warn_of_other_data(found.run, config.env.name, world, config.eval.split)
     reporter = reporter or Reporter()
-    model = None
+    model, english = None, dict[str, float]()
     if not found.script:
+        from envrl.eval.language import figures_of_english
+
         with reporter.phase("loading the model"):
             model = _loaded(found, config)
             _check_room(model, make_env, config, episodes or 0, bare=format is not None)
+        english = figures_of_english(model, config, reporter)
     agent = found.script or found.name or str(found.folder)
     about = {"agent": agent, **_played(found, config)}
     counts = {"episodes": episodes or 0, "reporter": reporter}
@@ -116,7 +119,7 @@ def evaluate(
             if model is None:
                 return evaluate_script(found.script, make_env, split, config, kept=kept, **counts)[0]
             measured = {"free": free, "probed": probe}
-            return evaluate_split(model, make_env, split, config, kept=kept, **measured, **counts)[0]
+            return evaluate_split(model, make_env, split, config, kept=kept, **measured, **counts)[0] | english
 
         def ended(split: str) -> tuple[int, dict[str, Any]]:
             with opened(make_env()) as world:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from importlib.resources import files
 
+from envrl.config.schema import Config
 from envrl.eval.probe import score_targets
 from envrl.models.load import LanguageModel
+from envrl.progress import Reporter
 from envrl.rollout.wording import Pair
 
 
@@ -25,3 +27,11 @@ def text_figures(model: LanguageModel) -> dict[str, float]:
     (score,) = score_targets(model, [Pair(ids[:1], ids[1:])])
     nll = -score.logprob / score.tokens
     return {"text_nll": nll, "text_perplexity": math.exp(min(nll, 700.0))}
+
+
+def figures_of_english(model: LanguageModel, config: Config, reporter: Reporter) -> dict[str, float]:
+    """Return `text_figures` of a model that could write before it was trained here, nothing of another one."""
+    if not config.model.path:
+        return {}
+    with reporter.phase("perplexity of English"):
+        return text_figures(model)

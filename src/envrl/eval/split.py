@@ -174,7 +174,6 @@ def evaluate_split(
     in proportion to `episodes`. `sampling` is the model's copy of the recipe's `rollout.precision`, made here where it
     is not given. What is `kept` is not played again, and what is played is kept, as `Player` says.
     """
-    from envrl.eval.language import text_figures
     from envrl.eval.play import Player
     from envrl.eval.probe import probe, probe_episodes
     from envrl.models.copies import sampling_copy
@@ -209,9 +208,6 @@ def evaluate_split(
         with opened(make_env()) as env:
             scripted = probe_episodes(env, env.tasks(split), probed, config.env.max_steps, config.eval.seed)
         record |= probe(model, wording, scripted, poll, reporter)
-    if config.model.path:  # it could write before it was trained here
-        with reporter.phase("perplexity of English"):
-            record |= text_figures(model)
     record["seconds"] = {"total": time.perf_counter() - began, "env": player.clock.env}
     return record, played
 

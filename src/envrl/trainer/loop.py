@@ -16,6 +16,7 @@ from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted, RunError
 from envrl.eval.kept import kept_by_run
+from envrl.eval.language import figures_of_english
 from envrl.eval.record import action_rates
 from envrl.eval.split import env_maker, evaluate_split, form_of, spread, training_settings, wording_of
 from envrl.files import JsonLines
@@ -241,6 +242,9 @@ class Run:
         refresh(self.sampling, state.model)
         last = state.update in (0, self.config.train.updates)
         known = shared_evaluations(self.config) if state.update == 0 else {}
+        english = dict[str, float]()
+        if set(self.config.eval.split) - set(known):
+            english = figures_of_english(state.model, self.config, self.reporter)
         for split in self.config.eval.split:
             if split in known:
                 self.evals.append(known[split], sync=True)
@@ -261,7 +265,7 @@ class Run:
                     kept=kept,
                     whole_batches=True,
                 )
-            self.evals.append({"stage": "rl", "update": state.update, **record}, sync=True)
+            self.evals.append({"stage": "rl", "update": state.update, **record, **english}, sync=True)
             if last and self.config.train.trajectories:
                 shown = spread(played, 2 * self.config.train.trajectories, lambda trajectory: trajectory.task.kind)
                 with self.reporter.phase("writing episodes down"):
