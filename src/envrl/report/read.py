@@ -66,8 +66,7 @@ def load_run(run: Path) -> RunData:
 
     Raises `UserError` where it is none, holds nothing yet, or has a line that is not JSON.
     """
-    config = load_config(run)
-    config_text = (run / "config.toml").read_text(encoding="utf-8", errors="replace")
+    config, config_text = _config_with_text(run)
     metrics = tuple(read_lines(run / "metrics.jsonl"))
     warm_start = tuple(read_lines(run / "warm_start.jsonl"))
     evals = _by_split(read_lines(run / "eval.jsonl"))
@@ -78,12 +77,17 @@ def load_run(run: Path) -> RunData:
 
 def load_config(run: Path) -> Mapping[str, Any]:
     """Return a run's configuration; raises `UserError` where the directory is no run."""
+    return _config_with_text(run)[0]
+
+
+def _config_with_text(run: Path) -> tuple[Mapping[str, Any], str]:
     file = run / "config.toml"
     if not file.is_file():
         what = "there is no such directory" if not run.exists() else "it has no config.toml"
         raise UserError(f"{run} is not a run: {what}")
+    text = file.read_text(encoding="utf-8", errors="replace")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8", errors="replace"))
+        return tomllib.loads(text), text
     except (ValueError, RecursionError) as error:  # a number of too many digits is no TOMLDecodeError
         raise UserError(f"{file} is not TOML: {error}") from None
 

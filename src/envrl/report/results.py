@@ -22,12 +22,10 @@ def result_of(run: RunData) -> dict[str, Any]:
     What a shared warm start was made with stands in place of the run's own idle settings; no record names a folder.
     """
     config = {section: dict(each) if isinstance(each, Mapping) else each for section, each in run.config.items()}
-    if isinstance(origin := origin_of(run), Path):
-        made = load_config(origin)
-        config["warm_start"] = dict(made["warm_start"])
-        start = load_run(origin).warm_start
-    else:
-        start = run.warm_start
+    start = run.warm_start
+    if (origin := origin_of(run)) is not None:
+        made = load_run(origin)
+        config["warm_start"], start = dict(made.config["warm_start"]), made.warm_start
     for key in _PLACES:
         section, _, name = key.partition(".")
         config.get(section, {}).pop(name, None)
