@@ -14,10 +14,10 @@ import torch
 from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from envrl.errors import RunError, UserError
 from envrl.models.catalogue import NamedModel
+from envrl.models.tokenizer import forget_how_loaded
 
 
 def check_gguf() -> None:
@@ -33,8 +33,6 @@ def dequantise(source: Path, target: Path, model: NamedModel) -> None:
     are not those that are known.
     """
     check_gguf()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     folder, name = source.parent, source.name
     with redirect_stderr(io.StringIO()):  # transformers' bar here heeds no setting
         network: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
@@ -80,5 +78,4 @@ def _complete(tokenizer: Any, model: NamedModel) -> None:
         )
     if model.context:
         tokenizer.model_max_length = model.context
-    for name in ("is_local", "local_files_only", "gguf_file"):  # how it was loaded is no part of what is saved
-        tokenizer.init_kwargs.pop(name, None)
+    forget_how_loaded(tokenizer)

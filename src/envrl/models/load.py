@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from envrl.config.schema import Config, ModelConfig
 from envrl.errors import UserError, suggest
@@ -24,10 +23,7 @@ from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.random_weights import build_shape
 from envrl.models.template import CHATML, CHATML_TOKENS, stops_of
 from envrl.models.tiny import PRESETS, build_tiny
-from envrl.models.tokenizer import MARKS, Codec, train_tokenizer
-
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
+from envrl.models.tokenizer import MARKS, Codec, forget_how_loaded, train_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +130,7 @@ def load_model(
             raise
         raise UserError(f"the model in '{folder}' cannot be loaded: {_first_sentence(error)}") from error
     _check_vocabulary(tokenizer, path)
-    for name in ("is_local", "local_files_only"):  # how it was loaded is no part of what is saved
-        tokenizer.init_kwargs.pop(name, None)
+    forget_how_loaded(tokenizer)
     if marks:
         _add_tokens(tokenizer, MARKS.values())
     if chat_template:

@@ -12,9 +12,13 @@ from functools import lru_cache
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from envrl.models.texts import encodable
 from envrl.sequences import alike
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 
 Ids = tuple[int, ...]
 
@@ -136,3 +140,9 @@ class Codec:
 
     def __len__(self) -> int:
         return len(self.tokenizer)
+
+
+def forget_how_loaded(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Take off a tokenizer how it was loaded, which is no part of what is saved."""
+    for name in ("is_local", "local_files_only", "gguf_file"):
+        tokenizer.init_kwargs.pop(name, None)
