@@ -18,8 +18,7 @@ from envrl.errors import UserError
 from envrl.types import Observation, Step, Task
 
 ATTEMPTS_HERE = 2
-"""The same for a world in this process: it cannot die or hang for a reason that is not its own."""
-
+"""How often an episode is begun in this process, where a world cannot die or hang for a reason that is not its own."""
 
 OTHERWISE = "it answered otherwise when the episode was played again"
 

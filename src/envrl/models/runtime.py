@@ -18,7 +18,10 @@ from typing import Literal
 import torch
 import torch.utils.deterministic
 
-from envrl.config.schema import Config
+from envrl.config.schema import Config, Precision
+
+_SIZES = {"cpu": 1024, "cuda": 8192}
+"""Rows and columns of the matrices whose product shows what a device can do."""
 
 
 @cache
@@ -57,18 +60,26 @@ def prepare_torch(threads: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def product_speeds(size: int = 512, rounds: int = 8) -> dict[str, float]:
-    """Return the FLOP/s of a CPU's product of matrices (size, size) in fp32 and bf16, the best of some."""
-    found = {}
-    for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        one = torch.ones(size, size, dtype=kind)
-        seconds = []
-        while len(seconds) < rounds and sum(seconds) < 1.0:  # some processors take a hundred times as long in bf16
-            began = time.perf_counter()
-            torch.mm(one, one)
-            seconds.append(time.perf_counter() - began)
-        found[name] = 2 * size**3 / min(seconds)
-    return found
+def product_speed(
+    precision: str, device: torch.device | None = None, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Return the FLOP/s of a product of square matrices in "fp32" or "bf16" on a device (a CPU), the best of some."""
+    device = device or torch.device("cpu")
+    size, wait = _SIZES[device.type], waiting(device)
+    one = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
+    seconds = list[float]()
+    while len(seconds) < 8 and sum(seconds) < 1.0:  # some processors take a hundred times as long in bf16
+        wait()
+        began = clock()
+        torch.mm(one, one)
+        wait()
+        seconds.append(clock() - began)
+    return 2 * size**3 / min(seconds)
+
+
+def product_speeds() -> dict[str, float]:
+    """Return the FLOP/s of a CPU's products by precision."""
+    return {precision: product_speed(precision) for precision in ("fp32", "bf16")}
 
 
 @cache
@@ -82,15 +93,19 @@ def faster_precision(device: str) -> Literal["fp32", "bf16"]:
 
 def with_precision(config: Config, device: str = "") -> Config:
     """Return the configuration with what is faster on its device, or another one, in place of `auto`."""
-    train, rollout = config.train, config.rollout
-    if "auto" not in (train.precision, rollout.precision):
+    if "auto" not in (config.train.precision, config.rollout.precision):
         return config
-    chosen = faster_precision(device or train.device)
-    return replace(
-        config,
-        train=replace(train, precision=chosen if train.precision == "auto" else train.precision),
-        rollout=replace(rollout, precision=chosen if rollout.precision == "auto" else rollout.precision),
-    )
+    chosen = faster_precision(device or config.train.device)
+    return in_place_of_auto(config, chosen, chosen)
+
+
+def in_place_of_auto(config: Config, train: Precision, rollout: Precision) -> Config:
+    """Return the configuration with these precisions where it leaves them to be measured."""
+    if config.train.precision == "auto":
+        config = replace(config, train=replace(config.train, precision=train))
+    if config.rollout.precision == "auto":
+        config = replace(config, rollout=replace(config.rollout, precision=rollout))
+    return config
 
 
 def waiting(device: torch.device) -> Callable[[], None]:

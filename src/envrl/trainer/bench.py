@@ -29,9 +29,6 @@ from envrl.trainer.steps import loss_settings, optimiser_batches
 from envrl.trainer.update import accumulate, clip_gradient, policy_logprobs
 from envrl.types import Row, Trajectory
 
-_SIZES = {"cpu": 1024, "cuda": 8192}
-"""Rows and columns of the matrices whose product gives the machine's peak."""
-
 
 @dataclass(slots=True)
 class Watch:
@@ -145,20 +142,6 @@ def deal_returns(trajectories: Sequence[Trajectory], scale: float) -> list[Traje
             steps[-1] = replace(steps[-1], reward=scale)
         dealt.append(replace(trajectory, transitions=tuple(steps)))
     return dealt
-
-
-def matmul_peak(model: LanguageModel, precision: str, watch: Watch) -> float:
-    """Return the FLOPs a second of a square matrix product in the update's precision on its device, the best of six."""
-    size = _SIZES[model.device.type]
-    one = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=model.device)
-    best = 0.0
-    for _ in range(6):
-        watch.start()
-        torch.mm(one, one)
-        began = watch.last
-        watch.lap("product")
-        best = max(best, 2 * size**3 / (watch.last - began))
-    return best
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

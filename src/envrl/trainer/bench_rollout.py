@@ -15,10 +15,10 @@ from envrl.errors import UserError
 from envrl.eval.split import env_maker, training_settings
 from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
-from envrl.models.runtime import peak_memory, prepare_torch, reset_peak_memory, waiting, with_precision
+from envrl.models.runtime import peak_memory, prepare_torch, product_speed, reset_peak_memory, waiting, with_precision
 from envrl.rollout.meter import Meter
 from envrl.rollout.seats import Clock
-from envrl.trainer.bench import Watch, bench_model, first_update, matmul_peak
+from envrl.trainer.bench import bench_model, first_update
 from envrl.types import Trajectory
 
 
@@ -60,7 +60,7 @@ def _figures(model: LanguageModel, trajectories: Sequence[Trajectory], clock: Cl
         raise UserError("no episode took a step, since no first prompt fits the model's context: raise model.context")
     parts = {**meter.seconds, "world": clock.env}
     precision = "bf16" if next(model.network.parameters()).dtype == torch.bfloat16 else "fp32"
-    peak = matmul_peak(model, precision, Watch(time.perf_counter, meter.wait))
+    peak = product_speed(precision, model.device)
     flops = 2 * model.parameters() * meter.fed
     return {
         "model": model.network.config.model_type,

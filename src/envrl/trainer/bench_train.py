@@ -13,10 +13,10 @@ import torch
 
 from envrl.config.schema import Config
 from envrl.models.rows import runs_as_tree
-from envrl.models.runtime import peak_memory, reset_peak_memory, with_precision
+from envrl.models.runtime import peak_memory, product_speed, reset_peak_memory, with_precision
 from envrl.samples.packing import tokens_run
 from envrl.trainer.batch import step_advantages
-from envrl.trainer.bench import Bench, deal_returns, matmul_peak, spread
+from envrl.trainer.bench import Bench, deal_returns, spread
 from envrl.trainer.flops import batch_flops
 from envrl.trainer.steps import loss_settings, optimiser_batches
 from envrl.trainer.update import micro_batches, precision_context
@@ -51,13 +51,13 @@ def bench_train(
     trajectories = deal_returns(trajectories, config.rollout.reward_scale) if dealt else trajectories
     reset_peak_memory(bench.model.device)
     rows = bench.update(config, trajectories, bench.watch())
-    laps, peak = [], matmul_peak(bench.model, config.train.precision, watch)
+    laps, peak = [], product_speed(config.train.precision, bench.model.device, watch.clock)
     for number in range(repeats):
         say(f"update {number + 1} of {repeats}")
         lap = bench.watch()
         bench.update(config, trajectories, lap)
         laps.append({name: lap.seconds[name] for name in PHASES})
-        peak = max(peak, matmul_peak(bench.model, config.train.precision, watch))
+        peak = max(peak, product_speed(config.train.precision, bench.model.device, watch.clock))
     figures = _figures(bench, config, rows, laps, peak)
     figures["seconds"]["rollout"] = watch.seconds["rollout"]
     figures["episodes"], figures["returns"] = len(trajectories), "dealt" if dealt else "the world's"

@@ -22,7 +22,7 @@ from envrl.models.bases import check_base
 from envrl.models.find import model_folder
 from envrl.models.load import LanguageModel, find_device, load_policy
 from envrl.models.out_of_memory import is_out_of_memory, release_memory
-from envrl.models.runtime import prepare_torch, usable_threads, with_precision
+from envrl.models.runtime import in_place_of_auto, prepare_torch, usable_threads, with_precision
 from envrl.models.tokenizer import MARKS
 from envrl.objective.policy import TOKEN_LOSSES
 from envrl.trainer.batch import aux_weights
@@ -49,10 +49,7 @@ def resumed_config(run: Path, config: Config) -> Config:
     stored = load_recipe(str(file))
     if not config.train.threads:  # whatever this machine has, the run keeps the number that it was started with
         config = replace(config, train=replace(config.train, threads=stored.train.threads))
-    if config.train.precision == "auto":
-        config = replace(config, train=replace(config.train, precision=stored.train.precision))
-    if config.rollout.precision == "auto":
-        config = replace(config, rollout=replace(config.rollout, precision=stored.rollout.precision))
+    config = in_place_of_auto(config, stored.train.precision, stored.rollout.precision)
     if not config.model.revision:
         config = replace(config, model=replace(config.model, revision=stored.model.revision))
     changed = config_differences(stored, config)
