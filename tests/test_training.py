@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import envrl.trainer.loop as loop
 from boxes import COMMANDS, HALF, SIZES, Boxes, tiny
 from envrl.cli.main import main
-from envrl.config.load import load_recipe
+from envrl.config.load import dump_config, load_recipe
 from envrl.config.schema import Config
 from envrl.envs.registry import register_env
 from envrl.errors import RunError, UserError
@@ -34,6 +34,7 @@ from envrl.trainer.batch import build_batch, draw_episodes, draw_tasks
 from envrl.trainer.checkpoint import load_state
 from envrl.trainer.demonstrations import auxiliary_rows, demonstrate, imitation_rows
 from envrl.trainer.loop import train
+from envrl.trainer.shared_start import shared_evaluations
 from envrl.types import Observation, Step, Task
 
 QUICK: dict[str, Any] = {"every": 0, "split": ("valid_b",), "free_episodes": 2, "probe_episodes": 2}
@@ -223,6 +224,22 @@ def test_a_shared_start_is_evaluated_once(run: Path, tmp_path: Path) -> None:
     assert begun("the same", rollout={"group_size": 3}) == expected
     for name, other in (("eval", {"temperature": 0.7}), ("rollout", {"show_admissible": True})):
         assert all("shared" not in record["seconds"] for record in begun(name, **{name: other}))
+
+
+def test_a_start_is_shared_by_a_model_of_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of `envrl models` and the folder that it stands for are one model, and another folder is another."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    for name in ("little", "other"):
+        (tmp_path / "envrl" / "models" / name).mkdir(parents=True)
+        (tmp_path / "envrl" / "models" / name / "config.json").write_text("{}")
+    by_folder = tiny(model={"path": str(tmp_path / "envrl" / "models" / "little")})
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "config.toml").write_text(dump_config(by_folder))
+    record = {"stage": "rl", "update": 0, "split": "valid", "seconds": {"total": 7.0}}
+    (tmp_path / "start" / "eval.jsonl").write_text(json.dumps(record) + "\n")
+    for name, shared in (("little", {"valid": record | {"seconds": {"total": 0.0, "shared": 7.0}}}), ("other", {})):
+        config = tiny(model={"path": name}, warm_start={"path": str(tmp_path / "start" / "warm_start")})
+        assert shared_evaluations(config) == shared
 
 
 ROLLOUTS = [

@@ -29,9 +29,18 @@ def named_models() -> list[str]:
     return sorted({*MODELS, *here})
 
 
+def folder_here(path: str) -> Path | None:
+    """Return the folder that a name stands for on this machine: one of that name, else one of `envrl models`."""
+    given = Path(os.path.expanduser(path))
+    if given.exists():
+        return given
+    named = named_folder(path)
+    return named if "/" not in path and (named / "config.json").is_file() else None
+
+
 def is_hub_id(path: str) -> bool:
     """Return whether `model.path` is neither a folder nor a name of ours, and could be an id of the hub."""
-    return not _here(path) and HUB_ID.fullmatch(path) is not None
+    return not folder_here(path) and HUB_ID.fullmatch(path) is not None
 
 
 def pinned_revision(path: str, revision: str = "") -> str:
@@ -40,7 +49,7 @@ def pinned_revision(path: str, revision: str = "") -> str:
     Empty for a folder without a record. Nothing large is downloaded. Raises `UserError` where there is no such model,
     or it is here at another revision than the one asked for.
     """
-    folder = _here(path)
+    folder = folder_here(path)
     if folder is None:
         _check_name(path)
         return config_file(path, revision).parent.name
@@ -59,7 +68,7 @@ def model_folder(path: str, revision: str = "") -> Path:
 
     Raises `UserError` where there is no such model, `RunError` where a download breaks off.
     """
-    folder = _here(path)
+    folder = folder_here(path)
     if folder is not None:
         pinned_revision(path, revision)
         return folder
@@ -69,7 +78,7 @@ def model_folder(path: str, revision: str = "") -> Path:
 
 def config_folder(path: str, revision: str = "") -> Path:
     """Return the folder with the configuration of a model, which of the hub's is got alone; raises `UserError`."""
-    folder = _here(path)
+    folder = folder_here(path)
     if folder is not None:
         return folder
     _check_name(path)
@@ -121,15 +130,6 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"'{folder / RECORD}' is not readable: get the model anew, or remove that file")
     return record
-
-
-def _here(path: str) -> Path | None:
-    """Return the folder that a name stands for on this machine: one of that name, else one of `envrl models`."""
-    given = Path(os.path.expanduser(path))
-    if given.exists():
-        return given
-    named = named_folder(path)
-    return named if "/" not in path and (named / "config.json").is_file() else None
 
 
 def _check_name(path: str) -> None:

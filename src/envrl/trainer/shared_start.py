@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from envrl.config.load import config_differences, load_recipe
 from envrl.config.schema import Config
 from envrl.errors import UserError
 from envrl.eval.split import form_of
+from envrl.models.find import folder_here
 
 _OTHERWISE = ("seed", "warm_start.", "objective.", "train.", "checkpoint.", "eval.every", "eval.episodes")
 _OF_TRAINING = ("tasks", "group_size", "max_steps", "temperature", "top_k", "top_p", "reward", "reward_scale")
@@ -33,6 +35,8 @@ def shared_evaluations(config: Config) -> dict[str, dict[str, Any]]:
         lines = (run / "eval.jsonl").read_text(encoding="utf-8").splitlines()
     except (UserError, OSError, UnicodeDecodeError):  # the start lies alone, or another version made it
         return {}
+    if folder_here(made.model.path) == folder_here(config.model.path):  # one model by two names
+        made = replace(made, model=replace(made.model, path=config.model.path))
     differ = [k for k in config_differences(made, config) if k in _NEEDED or not k.startswith(_IDLE)]
     if form_of(made) != form_of(config) or [key for key in differ if key != "eval.split"]:
         return {}
