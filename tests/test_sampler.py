@@ -361,8 +361,14 @@ def test_a_long_chunk_among_short_ones_is_not_what_all_are_padded_to(
     assert sampler.length(5) == len(texts[5]) + len(first[5].token_ids) + len(second[5]) + len(drafts[5].token_ids)
 
 
-def test_predictions_are_greedy_up_to_the_first_mark(model: LanguageModel) -> None:
-    texts = [prompt(model, part) for part in PARTS[:3]]
+@pytest.mark.parametrize("slots", [16, 1])
+def test_predictions_are_greedy_up_to_the_first_mark(
+    model: LanguageModel, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a slot each, and in one slot after the other, where the second is fed from where it differs."""
+    monkeypatch.setattr("envrl.rollout.predict._SLOTS", slots)
+    texts = [prompt(model, *parts) for parts in (PARTS[:1], PARTS[:2], PARTS[2:3])]
+    assert texts[1][: len(texts[0]) // 2] == texts[0][: len(texts[0]) // 2]
     unlike, too_long = Pair(texts[0], ()), Pair((*texts[0], *model.codec.encode("x" * 250)), ())
     found = predict_targets(model, [*(Pair(text, ()) for text in texts), too_long, unlike], frozenset(), max_tokens=8)
     for text, predicted in zip([*texts, texts[0]], [*found[:3], found[4]], strict=True):

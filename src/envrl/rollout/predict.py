@@ -4,30 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from envrl.models.load import LanguageModel
+from envrl.models.tokenizer import Ids
 from envrl.rollout.sampler import Sampler
 from envrl.rollout.wording import Pair
+from envrl.sequences import order
 
-_SLOTS = 64
+_SLOTS = 16
 
 
 def predict_targets(
     model: LanguageModel, pairs: Sequence[Pair], stops: frozenset[int], max_tokens: int = 96
 ) -> list[str]:
-    """Return the text that greedy decoding gives for each pair's prompt, up to a stop, a mark or `max_tokens`."""
-    unique = list(dict.fromkeys(pair.prompt for pair in pairs))
-    unique.sort(key=len)
-    found: dict[tuple[int, ...], str] = {}
+    """Return the text that greedy decoding gives for each pair's prompt, up to a stop, a mark or `max_tokens`.
+
+    Prompts that begin alike, as those of one episode do, follow each other in a slot: what they share is run once.
+    """
+    prompts = [p for p in dict.fromkeys(pair.prompt for pair in pairs) if len(p) + max_tokens <= model.context]
+    prompts.sort(key=order)
     ends = stops | model.codec.mark_ids
-    for start in range(0, len(unique), _SLOTS):
-        prompts = [prompt for prompt in unique[start : start + _SLOTS] if len(prompt) + max_tokens <= model.context]
-        if not prompts:
-            continue
-        sampler = Sampler(model, len(prompts), 0.0, max_tokens, ends)
-        drafts = sampler.sample(prompts, [None] * len(prompts), np.zeros(len(prompts), dtype=np.uint64), 0)
-        for prompt, draft in zip(prompts, drafts, strict=True):
-            ids = draft.token_ids if draft is not None else []
+    slots = max(1, min(_SLOTS, len(prompts)))
+    streams = [prompts[len(prompts) * slot // slots : len(prompts) * (slot + 1) // slots] for slot in range(slots)]
+    sampler = Sampler(model, slots, 0.0, max_tokens, ends)
+    found: dict[Ids, str] = {}
+    for turn in range(max(map(len, streams), default=0)):
+        asked = {slot: stream[turn] for slot, stream in enumerate(streams) if turn < len(stream)}
+        for slot, prompt in asked.items():
+            held = sampler.rewind(slot, prompt)
+            sampler.ask(slot, prompt[held:], None, 0, turn)
+        drafts = sampler.run()
+        for slot, prompt in asked.items():
+            ids = drafts[slot].token_ids
             found[prompt] = model.codec.decode(ids[:-1] if ids and ids[-1] in ends else ids)
     return [found.get(pair.prompt, "") for pair in pairs]
