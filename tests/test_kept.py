@@ -26,6 +26,7 @@ from envrl.rollout.prompts import FORMATS
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import PlaySettings
 from envrl.rollout.wording import Form
+from envrl.trainer import loop
 from envrl.trainer.loop import train
 from envrl.types import Trajectory
 from moments import essence
@@ -223,4 +224,25 @@ def test_a_run_goes_on_inside_an_evaluation_and_ends_the_same(tmp_path: Path, mo
         played = counted(patch)
         train(config, tmp_path / "run", resume=True)
     assert [len(batch) for batch in played] == [2, 4, 4, 3, 4]
+    assert essence(tmp_path / "run") == essence(whole)
+
+
+def test_what_was_learned_before_an_evaluation_survives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Update 3 of 3, at no checkpoint of its own, is saved when its evaluation dies, and is not played again."""
+    config = tiny(train={"updates": 3}, checkpoint={"every": 10}, eval={"every": 0})
+    whole = train(config, tmp_path / "whole")
+
+    def die(batch: int) -> None:
+        if batch == 4:  # before RL two a split were played, restricted and free
+            raise ArithmeticError("no more")
+
+    with monkeypatch.context() as patch:
+        counted(patch, die)
+        with pytest.raises(ArithmeticError, match="no more"):
+            train(config, tmp_path / "run")
+    latest = tmp_path / "run" / "checkpoints" / "latest"
+    assert latest.resolve().name == "step-000003"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "_update", lambda *_: pytest.fail("an update was played again"))
+        train(config, tmp_path / "run", resume=True)
     assert essence(tmp_path / "run") == essence(whole)

@@ -123,6 +123,8 @@ class Run:
         with self.reporter.phase("update", updates, state.update) as phase:
             while True:
                 if not state.evaluated:
+                    if state.update:  # an evaluation may take longer than many updates, and may not survive
+                        self._save(state)
                     self._evaluate(state)
                     state.evaluated = True
                     if state.update == 0:
