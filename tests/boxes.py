@@ -99,7 +99,8 @@ def tiny(**settings: dict[str, Any] | int) -> Config:
     )
     for name, value in settings.items():
         old = getattr(config, name)
-        config = replace(config, **{name: replace(old, **value) if isinstance(value, dict) else value})
+        changed = replace(old, **value) if isinstance(value, dict) and name != "owned" else value
+        config = replace(config, **{name: changed})
     return config
 
 

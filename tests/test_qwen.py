@@ -52,11 +52,15 @@ def test_a_recipe_says_the_published_protocol(name: str) -> None:
     )
     assert (training.updates, training.learning_rate, training.epochs, training.max_grad_norm) == (150, 1e-6, 1, 1.0)
     assert training.minibatch_rows == (64 if shop else 256)
-    assert (objective.kl_weight, objective.entropy_weight, objective.dual_clip) == (0.01, 0.001, 3.0)
+    assert (objective.kl_weight, objective.entropy_weight) == (0.01, 0.001)
+    assert config.settings("loss") == {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": 3.0}
     assert objective.estimator == algorithm.removeprefix("envrl-")
     if "gigpo" in algorithm:
-        assert (objective.gamma, objective.step_weight) == (0.95, 1.0)
-        assert objective.step_norm == ("mean" if shop else "mean_std")
+        step_norm = "mean" if shop else "mean_std"
+        expected = {"gamma": 0.95, "step_weight": 1.0, "step_norm": step_norm, "baseline": "steps", "std": True}
+        assert config.settings("estimator") == expected
+    else:
+        assert config.settings("estimator") == {"baseline": "steps", "std": True}
     weight = (0.2 if size == "1.5b" else 0.1) if "envrl" in algorithm else 0.0
     assert (objective.state_weight, objective.inverse_weight) == (weight, weight)
     assert (objective.schedule, objective.schedule_updates, objective.state_rows) == ("cosine", 0, "separate")

@@ -299,9 +299,16 @@ def test_warm_start_lines_follow_the_demonstrations(run: Path) -> None:
 VARIANTS: dict[str, dict[str, Any]] = {
     "in_pass": {"objective": {"state_weight": 0.2, "state_rows": "in_pass"}},
     "placebo": {"objective": {"state_weight": 0.2, "inverse_weight": 0.1, "placebo": True}},
-    "gigpo": {"objective": {"estimator": "gigpo", "step_norm": "mean"}},
-    "rows of every step": {"objective": {"baseline": "steps", "std": False, "aggregation": "token_mean"}},
-    "gspo": {"objective": {"loss": "gspo", "clip_low": 0.01, "clip_high": 0.01}, "train": {"epochs": 2}},
+    "gigpo": {"objective": {"estimator": "gigpo"}, "owned": {"objective.gigpo.step_norm": "mean"}},
+    "rows of every step": {
+        "objective": {"aggregation": "token_mean"},
+        "owned": {"objective.grpo.baseline": "steps", "objective.grpo.std": False},
+    },
+    "gspo": {
+        "objective": {"loss": "gspo"},
+        "owned": {"objective.gspo.clip_low": 0.01, "objective.gspo.clip_high": 0.01},
+        "train": {"epochs": 2},
+    },
     "kl": {"objective": {"kl_weight": 0.1}},
     "entropy": {"objective": {"entropy_weight": 0.01}},
     "several steps": {"train": {"epochs": 2, "minibatches": 2}},

@@ -88,6 +88,17 @@ def split_overrides(arguments: Sequence[str], plain: Collection[str] = ()) -> tu
     return overrides, rest
 
 
+def add_plugin(parser: Parser) -> None:
+    """Have a command take `--plugin FILE.py`, once or several times."""
+    parser.add_argument(
+        "--plugin",
+        metavar="FILE.py",
+        action="append",
+        default=[],
+        help="a Python file that registers further worlds, estimators, losses (docs/extend.md); can be repeated",
+    )
+
+
 def check_output(path: Path, option: str, suffix: str = "") -> None:
     """Raise `UserError` now where results could not be written later, or under a name of another format."""
     folder = path.parent

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from envrl.cli.arguments import Parser, check_output, number, split_overrides, whole_number
+from envrl.cli.arguments import Parser, add_plugin, check_output, number, split_overrides, whole_number
 from envrl.config.keys import KEYS
 from envrl.config.load import load_recipe
 from envrl.config.schema import Config
@@ -89,6 +89,7 @@ def _train(arguments: Sequence[str]) -> int:
 
 def _add_recipe(parser: Parser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of one that ships ('envrl recipes')")
+    add_plugin(parser)
     parser.add_argument("--shape", default="", metavar="NAME", help="with a random model of a shape like qwen2.5-1.5b")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there, too")
 
@@ -96,7 +97,7 @@ def _add_recipe(parser: Parser) -> None:
 def _read_recipe(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     overrides, rest = split_overrides(arguments, KEYS)
     values = parser.parse(rest, also=[f"--{key}" for key in KEYS])
-    config = load_recipe(values.recipe, overrides)
+    config = load_recipe(values.recipe, overrides, values.plugin)
     if values.json is not None:
         check_output(values.json, "--json", ".json")
     return values, config

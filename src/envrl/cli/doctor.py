@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from envrl.cli.arguments import Parser, check_output, split_overrides
+from envrl.cli.arguments import Parser, add_plugin, check_output, split_overrides
 from envrl.cli.installed import Finding, findings
 from envrl.config.keys import KEYS
 from envrl.config.load import load_recipe
@@ -22,6 +22,7 @@ def run(arguments: Sequence[str]) -> int:
         epilog="--section.key value sets a key of the recipe, as for 'envrl train'",
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a TOML file, or the name of a recipe that ships")
+    add_plugin(parser)
     parser.add_argument("--accelerators", metavar="FILE", type=Path, help="a table of accelerators of your own")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all findings to this file")
     overrides, rest = split_overrides(arguments, KEYS)
@@ -38,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from envrl.cli.judged import judge
 
-    judged = judge(load_recipe(values.recipe, overrides), values.accelerators)
+    judged = judge(load_recipe(values.recipe, overrides, values.plugin), values.accelerators)
     print("\n".join([*sections(judged.findings), *judged.lines]))
     return _finish(judged.findings, judged.record, values.json)
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
-from envrl.cli.arguments import Parser, check_output, names, number, split_overrides, whole_number
+from envrl.cli.arguments import Parser, add_plugin, check_output, names, number, split_overrides, whole_number
 from envrl.cli.words import evaluation_lines
 from envrl.config.keys import KEYS, describe, parse_value
+from envrl.config.plugins import load_plugins
 from envrl.errors import UserError
 
 _ASKING = ("key_variable", "concurrency", "timeout", "retries", "price")
@@ -30,6 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     """Evaluate an agent, print its success rates, and write all measurements where `--json` says."""
     settings, rest = split_overrides(arguments)
     values = _parser().parse(rest, also=[f"--{key}" for key in KEYS if key.startswith("env.")])
+    load_plugins(values.plugin)
     if values.json is not None:
         check_output(values.json, "--json")
 
@@ -111,6 +113,7 @@ def _parser() -> Parser:
         help="a run, a checkpoint, a folder that transformers loads, or random, walkthrough, expert; a model's name "
         "with --base-url",
     )
+    add_plugin(parser)
     parser.add_argument("--env", metavar="NAME", help="the world (default: the run's)")
     parser.add_argument("--data", metavar="DIR", help="the world's downloaded data (default: the run's)")
     parser.add_argument("--split", metavar="A,B", type=names, help="splits (default: the run's)")

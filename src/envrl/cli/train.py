@@ -1,4 +1,4 @@
-"""`envrl train RECIPE [--section.key value …] [--run DIR] [--resume] [--quick]`"""
+"""`envrl train RECIPE [--section.key value …] [--run DIR] [--resume] [--plugin FILE.py] [--quick]`"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from envrl.cli.arguments import Parser, split_overrides
+from envrl.cli.arguments import Parser, add_plugin, split_overrides
 from envrl.config.check import check_together
 from envrl.config.keys import KEYS
 from envrl.config.load import config_differences, flat_values, load_recipe, override
@@ -20,16 +20,17 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser(
         "train",
         "Train an agent by a recipe.",
-        usage="RECIPE [--section.key value ...] [--run DIR] [--resume] [--quick]",
+        usage="RECIPE [--section.key value ...] [--run DIR] [--resume] [--plugin FILE.py] [--quick]",
         epilog="--section.key value sets a key of the recipe (docs/recipes.md has all of them); a list is written a,b",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of one that ships ('envrl recipes')")
     parser.add_argument("--run", metavar="DIR", help="the run's directory (default: runs/ and the recipe's name)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in DIR")
     parser.add_argument("--quick", action="store_true", help="a minute's run that shows that everything works")
-    overrides, rest = split_overrides(arguments, KEYS.keys() - {"quick"})
+    add_plugin(parser)
+    overrides, rest = split_overrides(arguments, KEYS.keys() - {"quick", "plugins"})
     values = parser.parse(rest, also=[f"--{key}" for key in KEYS])
-    config = load_recipe(values.recipe, overrides)
+    config = load_recipe(values.recipe, overrides, values.plugin)
     name = Path(values.recipe).stem
     if values.quick:
         full, config, name = config, _lowered(config, overrides), f"{name}-quick"

@@ -6,6 +6,7 @@ import re
 
 from envrl.config.schema import Config
 from envrl.errors import UserError, suggest
+from envrl.registry import KINDS, find
 
 PRESETS = ("tiny",)
 
@@ -13,8 +14,10 @@ PRESETS = ("tiny",)
 def check_together(config: Config) -> None:
     """Raise `UserError` for values of a configuration that contradict each other.
 
-    Names that anyone can register (worlds, estimators, losses) are left to the trainer, which has the registries.
+    Names of worlds and prompt formats are left to the trainer, which has their registries.
     """
+    for kind in KINDS:
+        config.settings(kind)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.train.device):
         raise UserError(f"train.device must be 'cpu', 'cuda' or 'cuda:N', not '{config.train.device}'")
     if not config.env.name:
@@ -77,7 +80,7 @@ def check_world(config: Config) -> None:
 
 def _check_learning(config: Config) -> None:
     rollout, objective = config.rollout, config.objective
-    if rollout.group_size < 2:
+    if rollout.group_size < 2 and find("estimator", objective.estimator).traits.get("compares"):
         raise UserError(
             f"rollout.group_size must be at least 2, not {rollout.group_size}: '{objective.estimator}' compares the "
             "episodes of a group"
@@ -92,8 +95,6 @@ def _check_learning(config: Config) -> None:
             f"train.minibatch_rows = {config.train.minibatch_rows} and train.minibatches = "
             f"{config.train.minibatches} say the same in two ways: leave one of them out"
         )
-    if 0.0 < objective.dual_clip <= 1.0:
-        raise UserError(f"objective.dual_clip must be above 1, or 0 to switch it off, not {objective.dual_clip}")
     if 0.0 < objective.importance_cap < 1.0:
         raise UserError(
             f"objective.importance_cap must be at least 1, or 0 to switch it off, not {objective.importance_cap}: a "

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, Field, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
 
 from envrl.config.schema import Config
 from envrl.errors import suggest
+from envrl.registry import KINDS, find, names
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Key:
 def section_types() -> dict[str, type]:
     """Return the dataclass of each section, in the order of the schema."""
     hints = get_type_hints(Config)
-    return {f.name: hints[f.name] for f in fields(Config) if f.default_factory is not MISSING}
+    return {f.name: hints[f.name] for f in fields(Config) if is_dataclass(hints[f.name])}
 
 
 def _keys_of(cls: type, prefix: str) -> dict[str, Key]:
@@ -38,7 +40,7 @@ def _default(setting: Field[Any]) -> Any:
 
 def _all_keys() -> dict[str, Key]:
     sections = section_types()
-    keys = {name: key for name, key in _keys_of(Config, "").items() if name not in sections}
+    keys = {name: key for name, key in _keys_of(Config, "").items() if name not in {*sections, "owned"}}
     for section, cls in sections.items():
         keys.update(_keys_of(cls, f"{section}."))
     return keys
@@ -48,9 +50,39 @@ KEYS: dict[str, Key] = _all_keys()
 SECTIONS: tuple[str, ...] = tuple(section_types())
 
 
+def kind_of(section: str, owner: str) -> str:
+    """Return the kind of the thing whose settings stand in the table [SECTION.OWNER]; empty where there is none."""
+    return next((kind for kind, of in KINDS.items() if of.section == section and owner in names(kind)), "")
+
+
+def find_key(name: str) -> Key | None:
+    """Return the key of this dotted name: the schema's, or a setting of something that can be chosen; None: neither."""
+    if name in KEYS or name.count(".") != 2:
+        return KEYS.get(name)
+    section, owner, setting = name.split(".")
+    kind = kind_of(section, owner)
+    found = find(kind, owner).settings.get(setting) if kind else None
+    return found and Key(name, found.annotation, found.default)
+
+
+def owned_keys(choices: Mapping[str, str]) -> dict[str, Key]:
+    """Return the keys of what is chosen by name, given the name under each key that chooses (`objective.loss`)."""
+    return {
+        (name := f"{of.section}.{choices[of.key]}.{setting.name}"): Key(name, setting.annotation, setting.default)
+        for kind, of in KINDS.items()
+        for setting in find(kind, choices[of.key]).settings.values()
+    }
+
+
 def suggest_key(name: str) -> str:
-    """Return the hint for an unknown dotted key: its namesakes in other sections, else the nearest name."""
+    """Return the hint for an unknown dotted key: whose setting it is, its namesakes elsewhere, or the nearest name."""
     section, _, last = name.rpartition(".")
+    above, _, owner = section.rpartition(".")
+    if kind := kind_of(above, owner):
+        entry = find(kind, owner)
+        return f": the {entry.called} has no setting '{last}'{suggest(last, entry.settings)}"
+    if owners := _owners(section, last):
+        return f": it is a setting of what is chosen, written {' or '.join(f'{of}.{last}' for of in owners)}"
     namesakes = [known for known in KEYS if known.rpartition(".")[2] == last]
     if namesakes:
         return f"; did you mean {' or '.join(repr(known) for known in namesakes)}?"
@@ -58,6 +90,17 @@ def suggest_key(name: str) -> str:
         return suggest(name, [known for known in KEYS if known.startswith(f"{section}.")])
     hint = suggest(name, KEYS)
     return hint if "did you mean" in hint else f"; the sections are {', '.join(SECTIONS)}"
+
+
+def _owners(section: str, setting: str) -> list[str]:
+    """Return the tables of a section whose built-in owner has a setting of this name, such as `objective.gigpo`."""
+    return [
+        f"{section}.{name}"
+        for kind, of in KINDS.items()
+        if of.section == section
+        for name in of.built_in
+        if setting in find(kind, name).settings
+    ]
 
 
 def describe(annotation: Any) -> str:

@@ -13,10 +13,23 @@ import msgspec
 import tomli_w
 
 from envrl.config.check import check_together
-from envrl.config.keys import KEYS, SECTIONS, describe, parse_value, section_types, suggest_key
+from envrl.config.keys import (
+    KEYS,
+    SECTIONS,
+    describe,
+    find_key,
+    kind_of,
+    owned_keys,
+    parse_value,
+    section_types,
+    suggest_key,
+)
+from envrl.config.plugins import load_plugins
 from envrl.config.recipes_index import recipe_names, recipe_text
 from envrl.config.schema import Config
 from envrl.errors import UserError, suggest
+from envrl.older import in_present_keys
+from envrl.registry import KINDS, find, names
 
 _LARGEST = 2**63 - 1
 """What TOML allows in an integer; beyond it, generators and arrays overflow."""
@@ -30,64 +43,128 @@ _DEEPEST = 50
 class _Setting:
     value: Any
     where: str
+    layer: int
+    """How late it is said: what a recipe extends comes before it, and the command line last."""
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+def load_recipe(
+    name_or_path: str,
+    overrides: Sequence[tuple[str, str]] = (),
+    plugins: Sequence[str | Path] = (),
+    *,
+    older: bool = False,
+) -> Config:
     """Return the configuration of a recipe (a TOML file, or the name of one that ships) with `overrides` applied.
+
+    `plugins` are files of the user's, loaded first: what they register can be chosen and set. `older` takes the keys of
+    older versions, too.
 
     An override is a dotted key and its value as text; the last one of a key counts. A recipe may build on another by
     `extends = "name or file"` at its top.
     Raises `UserError` for an unknown recipe, section or key, a wrong type, a value out of its range, values that do not
     fit together, and TOML that cannot be read.
     """
-    settings = _recipe_settings(name_or_path, base=Path(), seen=()) | _given(overrides)
-    config = _build({name: _checked(name, setting) for name, setting in settings.items()})
+    given = load_plugins(map(str, plugins))
+    settings = _recipe_settings(name_or_path, base=Path(), seen=(), older=older) | _given(overrides)
+    if given:
+        before = settings["plugins"].value if "plugins" in settings else ()
+        settings["plugins"] = _Setting([*dict.fromkeys([*before, *given])], "by --plugin", _DEEPEST)
+    config = _build({name: _checked(name, setting) for name, setting in _of_what_is_chosen(settings).items()})
     check_together(config)
     return config
 
 
+def load_run(folder: Path) -> Config:
+    """Return the configuration of a run, also of one that an older version made, in the keys of today.
+
+    Raises `UserError` as `load_recipe` does.
+    """
+    return load_recipe(str(folder / "config.toml"), older=True)
+
+
 def override(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
     """Return the configuration with keys set as on the command line; whether they fit together is not checked."""
-    given = {name: _checked(name, setting) for name, setting in _given(overrides).items()}
-    return _build(flat_values(config) | given)
+    settings = {name: _Setting(value, "before", 0) for name, value in flat_values(config).items()} | _given(overrides)
+    return _build({name: _checked(name, setting) for name, setting in _of_what_is_chosen(settings).items()})
 
 
 def _given(overrides: Sequence[tuple[str, str]]) -> dict[str, _Setting]:
     settings: dict[str, _Setting] = {}
     for name, text in overrides:
-        if name not in KEYS:
+        if (key := find_key(name)) is None:
             raise UserError(f"unknown key '{name}' on the command line{suggest_key(name)}")
-        settings[name] = _Setting(parse_value(text, KEYS[name].annotation), "on the command line")
+        settings[name] = _Setting(parse_value(text, key.annotation), "on the command line", _DEEPEST)
     return settings
 
 
 def dump_config(config: Config) -> str:
     """Return the whole configuration as TOML, every key written; `load_recipe` of that text gives an equal one."""
-    return tomli_w.dumps(msgspec.to_builtins(config))
+    table: dict[str, Any] = {}
+    for name, value in flat_values(config).items():
+        *sections, last = name.split(".")
+        inner = table
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = msgspec.to_builtins(value)
+    return tomli_w.dumps(table)
 
 
 def config_differences(a: Config, b: Config) -> list[str]:
-    """Return the dotted keys whose values differ, in the schema's order."""
+    """Return the dotted keys whose values differ, in the schema's order.
+
+    What one configuration alone chooses has no counterpart: that another one is chosen is the difference.
+    """
     ours, theirs = flat_values(a), flat_values(b)
-    return [name for name in KEYS if ours[name] != theirs[name]]
+    return [name for name in ours if name in theirs and ours[name] != theirs[name]]
 
 
-def _recipe_settings(name_or_path: str, base: Path, seen: tuple[str, ...]) -> dict[str, _Setting]:
+def _recipe_settings(name_or_path: str, base: Path, seen: tuple[str, ...], older: bool = False) -> dict[str, _Setting]:
     """Return what a recipe sets, on top of what the recipes that it extends set; `base` is where paths start."""
     text, label, folder = _read(name_or_path, base)
     if len(seen) == _DEEPEST:
         raise UserError(f"recipes extend each other more than {_DEEPEST} deep, at {label}")
     if label in seen:
         raise UserError(f"recipes extend each other in a circle: {' -> '.join([*seen, label])}")
-    table = _parse(text, label)
+    table = in_present_keys(_parse(text, label)) if older else _parse(text, label)
     settings: dict[str, _Setting] = {}
     extends = table.pop("extends", None)
     if extends is not None:
         if not isinstance(extends, str) or not extends or not _usable(extends):
             raise UserError(f"extends must be the name or file of another recipe, not {show(extends)} (in {label})")
         settings = _recipe_settings(extends, folder, (*seen, label))
-    settings.update((name, _Setting(value, f"in {label}")) for name, value in _flatten(table, label))
+    if (files := table.get("plugins")) is not None:
+        if not (isinstance(files, list) and all(isinstance(file, str) and _usable(file) for file in files)):
+            raise UserError(f"plugins must be a list of texts, not {show(files)} (in {label})")
+        before = settings["plugins"].value if "plugins" in settings else ()
+        table["plugins"] = [*dict.fromkeys([*before, *load_plugins(files, folder)])]
+    layer = max((setting.layer for setting in settings.values()), default=-1) + 1
+    settings.update((name, _Setting(value, f"in {label}", layer)) for name, value in _flatten(table, label))
     return settings
+
+
+def _of_what_is_chosen(settings: Mapping[str, _Setting]) -> dict[str, _Setting]:
+    """Return the settings without those of things that a later layer chose another one in place of.
+
+    Raises `UserError` for a setting of what is not chosen, said where it could be known.
+    """
+    choices = {of.key: settings.get(of.key, _Setting(KEYS[of.key].default, "by default", -1)) for of in KINDS.values()}
+    kept = dict(settings)
+    for name, setting in settings.items():
+        section, _, rest = name.partition(".")
+        owner, _, inner = rest.partition(".")
+        if not inner:
+            continue
+        kind = kind_of(section, owner)
+        choice = choices[KINDS[kind].key]
+        if choice.value == owner:
+            continue
+        del kept[name]
+        if setting.layer >= choice.layer:
+            raise UserError(
+                f"{name} ({setting.where}) sets the {find(kind, owner).called}, and {KINDS[kind].key} = "
+                f"{show(choice.value)} is chosen ({choice.where}): leave it out, or choose that one"
+            )
+    return kept
 
 
 def _read(name_or_path: str, base: Path) -> tuple[str, str, Path]:
@@ -138,14 +215,33 @@ def _flatten(table: Mapping[str, Any], label: str) -> Iterator[tuple[str, Any]]:
         else:
             inner = {name: value}
         for key, setting in inner.items():
-            if key not in KEYS:
-                raise UserError(f"unknown key '{key}' in {label}{suggest_key(key)}")
-            yield key, setting
+            for whole, one in _settings_in(key, setting, label):
+                if find_key(whole) is None:
+                    raise UserError(f"unknown key '{whole}' in {label}{suggest_key(whole)}")
+                yield whole, one
+
+
+def _settings_in(key: str, value: Any, label: str) -> Iterator[tuple[str, Any]]:
+    """Yield a key with its value, or those of the table of something that can be chosen: `[objective.gigpo]`."""
+    if key in KEYS or not isinstance(value, dict):
+        yield key, value
+        return
+    section, _, owner = key.partition(".")
+    if not kind_of(section, owner):
+        raise UserError(f"unknown table [{key}] in {label}{suggest(key, _tables(section))}")
+    yield from ((f"{key}.{name}", setting) for name, setting in value.items())
+
+
+def _tables(section: str) -> list[str]:
+    """Return the tables that a section can have, one for each thing that can be chosen in it."""
+    return [f"{section}.{name}" for kind, of in KINDS.items() if of.section == section for name in names(kind)]
 
 
 def _checked(name: str, setting: _Setting) -> Any:
     """Return a key's value in its own type; raises `UserError` for a wrong type or a value out of range."""
-    annotation = KEYS[name].annotation
+    key = find_key(name)
+    assert key is not None, name
+    annotation = key.annotation
     if _usable(setting.value):
         try:
             return msgspec.convert(setting.value, annotation)
@@ -193,14 +289,19 @@ def _build(values: Mapping[str, Any]) -> Config:
         section: cls(**{f.name: values[k] for f in fields(cls) if (k := f"{section}.{f.name}") in values})
         for section, cls in section_types().items()
     }
-    return Config(**sections, **{name: value for name, value in values.items() if "." not in name})
+    plain = {name: value for name, value in values.items() if "." not in name}
+    owned = {name: values[name] for name in values if name not in KEYS}
+    rest = {name: value for name, value in owned.items() if (key := find_key(name)) and value != key.default}
+    return Config(**sections, **plain, owned=rest)
 
 
 def flat_values(config: Config) -> dict[str, Any]:
-    """Return the value of every dotted key, in the schema's order."""
+    """Return the value of every dotted key, in the schema's order, and then those of what is chosen by name."""
 
     def value(name: str) -> Any:
         section, _, last = name.rpartition(".")
         return getattr(getattr(config, section) if section else config, last)
 
-    return {name: value(name) for name in KEYS}
+    found = {name: value(name) for name in KEYS}
+    keys = owned_keys({of.key: found[of.key] for of in KINDS.values()})
+    return found | {name: config.owned.get(name, key.default) for name, key in keys.items()}

@@ -9,6 +9,7 @@ from envrl.config.keys import KEYS, SECTIONS, Key, describe
 from envrl.config.load import show
 from envrl.config.quick import LARGEST
 from envrl.config.recipes_index import recipe_names, recipe_summary
+from envrl.registry import KINDS, find
 
 _INTRODUCTION = """\
 # Recipes
@@ -32,6 +33,9 @@ compare` refuses it beside other runs, and the report says so.
 """
 
 
+_HEAD = "| key | value | default | meaning |\n|---|---|---|---|\n"
+
+
 def recipe_reference() -> str:
     """Return `docs/recipes.md`: the recipes that ship, and every key with its type, range, default and meaning."""
     recipes = "\n".join(f"- `{name}`: {recipe_summary(name)}" for name in recipe_names())
@@ -41,8 +45,19 @@ def recipe_reference() -> str:
     for section in SECTIONS:
         keys = [key for name, key in KEYS.items() if name.startswith(f"{section}.")]
         rows = "\n".join(_row(key, meanings.get(key.name, "")) for key in keys)
-        parts.append(f"## `[{section}]`\n\n| key | value | default | meaning |\n|---|---|---|---|\n{rows}\n")
+        parts.append(f"## `[{section}]`\n\n{_HEAD}{rows}\n")
+        parts += [
+            _owned(section, kind, name) for kind, of in KINDS.items() if of.section == section for name in of.built_in
+        ]
     return "\n".join(parts)
+
+
+def _owned(section: str, kind: str, name: str) -> str:
+    """Return the table of what a thing that can be chosen lets be set."""
+    entry = find(kind, name)
+    keys = [(Key(f"{section}.{name}.{s.name}", s.annotation, s.default), s.meaning) for s in entry.settings.values()]
+    rows = "\n".join(_row(key, meaning) for key, meaning in keys)
+    return f'### `[{section}.{name}]`: with `{KINDS[kind].key} = "{name}"`\n\n{_HEAD}{rows}\n'
 
 
 def _row(key: Key, meaning: str) -> str:

@@ -6,20 +6,16 @@ A comment after a key is its documentation; `docs/recipes.md` is made from this 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
+
+from envrl.ranges import AboveZero, Count, Fraction, NonNegative, Positive, Rate, Weight
+from envrl.registry import KINDS, find
 
 STATE_QUESTION = "What does the world answer? Write its next observation, word for word."
 INVERSE_QUESTION = "Which command did you give? Write the command alone."
 
-Positive = Annotated[int, Meta(ge=1)]
-Count = Annotated[int, Meta(ge=0)]
-Rate = Annotated[float, Meta(gt=0.0, le=1.0)]
-Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
-Weight = Annotated[float, Meta(ge=0.0, le=10.0)]
-NonNegative = Annotated[float, Meta(ge=0.0)]
-AboveZero = Annotated[float, Meta(gt=0.0)]
 Precision = Literal["fp32", "bf16", "auto"]
 Table = dict[str, bool | int | float | str]
 
@@ -116,16 +112,8 @@ class RolloutConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveConfig:
     estimator: str = "grpo"  # advantage estimator
-    baseline: Literal["trajectories", "steps"] = "trajectories"  # what counts once in the group's statistics
-    std: bool = True  # divide by the group's standard deviation
-    gamma: Fraction = 0.95  # gigpo: discount of step returns
-    step_weight: NonNegative = 1.0  # gigpo: weight of the step advantage
-    step_norm: Literal["mean_std", "mean"] = "mean_std"  # gigpo: normalisation of step returns
     loss: str = "ppo"  # policy loss
     aggregation: Literal["token_mean", "sequence_mean"] = "sequence_mean"  # of the policy loss
-    clip_low: Fraction = 0.2  # the policy's ratio is clipped below at 1 - clip_low
-    clip_high: NonNegative = 0.2  # the policy's ratio is clipped above at 1 + clip_high
-    dual_clip: NonNegative = 0.0  # bound of the loss where the advantage is negative, above 1; 0: off
     importance_cap: NonNegative = 0.0  # tokens weigh trainer's over sampler's probability, at most this; 0: off
     kl_weight: Weight = 0.0  # KL to the policy that RL started from, k3 estimator
     entropy_weight: Weight = 0.0  # of the entropy bonus; 0: off
@@ -182,6 +170,7 @@ class CheckpointConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     seed: Count = 0
+    plugins: tuple[str, ...] = ()  # Python files that register further things (docs/extend.md); a run keeps their hash
     quick: bool = False  # made by --quick: a run that shows that everything works, with figures that mean nothing
     env: EnvConfig = field(default_factory=EnvConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -191,3 +180,15 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    owned: dict[str, Any] = field(default_factory=dict)
+    """Settings of what is chosen by name, where they are not the default: `objective.gigpo.gamma`, by dotted key."""
+
+    def settings(self, kind: str) -> dict[str, Any]:
+        """Return all settings of the thing of a kind that is chosen; raises `UserError` where there is none."""
+        choice = KINDS[kind]
+        section, _, key = choice.key.partition(".")
+        name = getattr(getattr(self, section), key)
+        return {
+            setting.name: self.owned.get(f"{section}.{name}.{setting.name}", setting.default)
+            for setting in find(kind, name).settings.values()
+        }

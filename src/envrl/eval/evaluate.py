@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envrl.config.check import check_format, check_world
-from envrl.config.load import load_recipe, override
+from envrl.config.load import load_run, override
+from envrl.config.plugins import load_plugins
 from envrl.config.schema import Config, EnvConfig
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
@@ -62,6 +63,7 @@ def evaluate(
     template_arguments: Mapping[str, Any] | None = None,
     settings: Sequence[tuple[str, str]] = (),
     episodes_to: str | Path | None = None,
+    plugins: Sequence[str | Path] = (),
     so_far: SoFar = lambda _: None,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
@@ -77,9 +79,11 @@ def evaluate(
     is asked as a chat where a `format` is named (docs/prompts.md): one turn at a time with the last `history` turns,
     for responses of at most `max_tokens`, with a `system_message` and `template_arguments` of its own. Episodes are
     kept in the file `episodes_to` as they end, and those that it holds already are not played again; `so_far` gets the
-    records of an evaluation that breaks off; the `reporter` says how it goes, on standard error where none is given.
+    records of an evaluation that breaks off; `plugins` are the files that a run was made with, which it does not load
+    by itself; the `reporter` says how it goes, on standard error where none is given.
     Raises `UserError`.
     """
+    load_plugins(map(str, plugins))
     found = find_target(target)
     found, settings = with_base(found, settings)
     config = with_settings(found.config, env, data, split, temperature, actions, seed, protocol)
@@ -139,7 +143,7 @@ def find_target(target: str | Path) -> Target:
         latest = latest_checkpoint(folder / "checkpoints")
         if latest is None:
             raise UserError(f"the run '{folder}' has no checkpoint yet; go on with it by --resume")
-        return Target("", latest, load_recipe(str(folder / "config.toml")), folder)
+        return Target("", latest, load_run(folder), folder)
     if not folder.exists():
         return _named_model(str(target))
     if not (folder / "config.json").is_file() and not holds_adapter(folder):
@@ -152,7 +156,7 @@ def find_target(target: str | Path) -> Target:
     if ours or (folder / MANIFEST).is_file():  # what a run has written has a manifest, and is refused without it
         verify_checkpoint(folder)
     if runs:
-        return Target("", folder, load_recipe(str(runs[0] / "config.toml")), runs[0])
+        return Target("", folder, load_run(runs[0]), runs[0])
     return Target("", folder, Config())
 
 

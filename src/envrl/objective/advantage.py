@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from envrl.errors import UserError
-from envrl.objective.registry import Registry, check_choice, check_knobs, check_range, knobs_of
+from envrl.objective.checks import check_choice, check_range
+from envrl.ranges import Fraction, NonNegative
+from envrl.registry import Entry, View, check_settings, failed, register
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -40,14 +42,13 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """An advantage estimator under its name; `knobs` are its settings with their defaults."""
+    """An advantage estimator as a recipe uses it; `knobs` are its settings with their defaults."""
 
-    name: str
-    function: Callable[..., Array]
+    entry: Entry
 
     @property
     def knobs(self) -> dict[str, Any]:
-        return knobs_of(self.function)
+        return {name: setting.default for name, setting in self.entry.settings.items()}
 
     def __call__(
         self,
@@ -69,26 +70,44 @@ class Estimator:
         estimators read; those of this module have no use for them. Raises `UserError` for shapes that do not agree, a
         reward that is not finite, or an unknown setting.
         """
-        check_knobs(f"the estimator '{self.name}'", knobs, self.knobs)
+        check_settings(f"the {self.entry.called}", knobs, self.knobs)
         steps = _lay_out(rewards, observations, groups, penalties)
-        return steps.per_trajectory(self.function(steps, **knobs))
+        try:
+            advantages = self.entry.target(steps, **knobs)
+        except Exception as error:  # anybody's function may raise anything
+            raise failed(self.entry, error) from error
+        return steps.per_trajectory(self._checked(advantages, len(steps.rewards_N)))
+
+    def _checked(self, advantages: Any, count: int) -> Array:
+        """Return what the function gave as float64; raises `UserError` where it is not one finite number a step."""
+        try:
+            advantages_N = np.asarray(advantages, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"the {self.entry.called} must return an array of numbers, not {advantages!r:.80}"
+            ) from None
+        if advantages_N.shape != (count,):
+            raise UserError(
+                f"the {self.entry.called} must return one number a step, {count} in all, not an array of shape "
+                f"{advantages_N.shape}"
+            )
+        if not np.isfinite(advantages_N).all():
+            step = int(np.flatnonzero(~np.isfinite(advantages_N))[0])
+            raise UserError(f"the {self.entry.called} returned {advantages_N[step]} for step {step} (counted from 0)")
+        return advantages_N
 
 
-ESTIMATORS: Registry[Estimator] = Registry("advantage estimator")
+ESTIMATORS = View("estimator", Estimator)
+"""Estimators by name: built in, of plug-ins, and registered by `envrl.register("estimator", name)`."""
 
 
-def register(name: str) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
-    """Make a function `(steps, *, knobs) -> one advantage a step` the estimator `name`."""
-
-    def decorate(function: Callable[..., Array]) -> Callable[..., Array]:
-        ESTIMATORS[name] = Estimator(name, function)
-        return function
-
-    return decorate
-
-
-@register("grpo")
-def grpo(steps: Steps, *, baseline: str = "trajectories", std: bool = True) -> Array:
+@register("estimator", "grpo", compares=True)
+def grpo(
+    steps: Steps,
+    *,
+    baseline: Literal["trajectories", "steps"] = "trajectories",  # what counts once in the group's statistics
+    std: bool = True,  # divide by the group's standard deviation
+) -> Array:
     """Group-relative advantage A = (R_i − p_{i,t} − μ) / (σ + ε), σ the sample deviation over the group.
 
     `baseline` says what counts once in μ and σ: a trajectory (DeepSeekMath, arXiv 2402.03300, section 4.1) or a step
@@ -99,8 +118,12 @@ def grpo(steps: Steps, *, baseline: str = "trajectories", std: bool = True) -> A
     return _by_group(steps, baseline, lambda scores, pool: _normalise(scores, pool, std))
 
 
-@register("rloo")
-def rloo(steps: Steps, *, baseline: str = "trajectories") -> Array:
+@register("estimator", "rloo", compares=True)
+def rloo(
+    steps: Steps,
+    *,
+    baseline: Literal["trajectories", "steps"] = "trajectories",  # what counts once in the group's mean
+) -> Array:
     """Leave-one-out advantage A = n/(n−1) · (R_i − p_{i,t} − μ), which is R_i − mean of the others.
 
     n is the size of the pool that `baseline` names; a pool of one gives the raw return (arXiv 2402.14740).
@@ -109,15 +132,15 @@ def rloo(steps: Steps, *, baseline: str = "trajectories") -> Array:
     return _by_group(steps, baseline, lambda scores, pool: _leave_one_out(len(pool)) * _normalise(scores, pool, False))
 
 
-@register("gigpo")
+@register("estimator", "gigpo", compares=True)
 def gigpo(
     steps: Steps,
     *,
-    gamma: float = 0.95,
-    step_weight: float = 1.0,
-    step_norm: str = "mean_std",
-    baseline: str = "trajectories",
-    std: bool = True,
+    gamma: Fraction = 0.95,  # discount of step returns
+    step_weight: NonNegative = 1.0,  # weight of the step advantage
+    step_norm: Literal["mean_std", "mean"] = "mean_std",  # normalisation of step returns
+    baseline: Literal["trajectories", "steps"] = "trajectories",  # of the episode part, as in grpo
+    std: bool = True,  # the episode part is divided by the group's standard deviation
 ) -> Array:
     """Group-in-group advantage A = A_grpo + w · A_step (arXiv 2505.10978, equations 3 to 8).
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envrl.errors import UserError
-from envrl.objective.registry import check_choice
+from envrl.objective.checks import check_choice
 
 AGGREGATIONS = ("token_mean", "sequence_mean", "constant")
 

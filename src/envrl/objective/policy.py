@@ -5,17 +5,18 @@ Suffix `_N`: over the counted tokens of a batch laid end to end; `_BT`: sequence
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from envrl.errors import UserError
 from envrl.objective.aggregation import row_weights
-from envrl.objective.registry import Registry, check_knobs, check_range, knobs_of
+from envrl.objective.checks import check_range
+from envrl.ranges import Fraction, NonNegative
+from envrl.registry import Entry, View, check_settings, failed, register
+
+if TYPE_CHECKING:  # a recipe's settings are those of these signatures, and reading one takes no torch
+    from torch import Tensor
 
 __all__ = [
     "LOSSES",
@@ -41,25 +42,16 @@ class TokenLoss(NamedTuple):
     clipped_N: Tensor
 
 
-TOKEN_LOSSES: Registry[Callable[..., TokenLoss]] = Registry("policy loss")
-
-
-def register(function: Callable[..., TokenLoss]) -> Callable[..., TokenLoss]:
-    """Make `(logprobs_N, old_logprobs_N, advantages_N, row_N, *, knobs) -> TokenLoss` a policy loss under its name."""
-    TOKEN_LOSSES[function.__name__] = function
-    return function
-
-
-@register
+@register("loss", "ppo")
 def ppo(
     logprobs_N: Tensor,
     old_logprobs_N: Tensor,
     advantages_N: Tensor,
     row_N: Tensor,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    dual_clip: float | None = None,
+    clip_low: Fraction = 0.2,  # the ratio is clipped below at 1 - clip_low
+    clip_high: NonNegative = 0.2,  # the ratio is clipped above at 1 + clip_high
+    dual_clip: NonNegative = 0.0,  # bound of the loss where the advantage is negative, above 1; 0: off
 ) -> TokenLoss:
     """Clipped surrogate max(−A r, −A clip(r, 1 − low, 1 + high)) with r = exp(logprob − old) of each token.
 
@@ -70,16 +62,16 @@ def ppo(
     return _surrogate(ratio_N, advantages_N, clip_low, clip_high, dual_clip)
 
 
-@register
+@register("loss", "gspo", aggregation="sequence_mean")
 def gspo(
     logprobs_N: Tensor,
     old_logprobs_N: Tensor,
     advantages_N: Tensor,
     row_N: Tensor,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    dual_clip: float | None = None,
+    clip_low: Fraction = 0.2,  # the ratio is clipped below at 1 - clip_low
+    clip_high: NonNegative = 0.2,  # the ratio is clipped above at 1 + clip_high
+    dual_clip: NonNegative = 0.0,  # bound of the loss where the advantage is negative, above 1; 0: off
 ) -> TokenLoss:
     """The clipped surrogate with one ratio a sequence, s = exp(mean over its tokens of logprob − old).
 
@@ -89,23 +81,23 @@ def gspo(
     """
     log_ratio_N = (logprobs_N - old_logprobs_N).detach()
     rows = int(row_N.max()) + 1 if row_N.numel() else 0
-    counts_R = log_ratio_N.new_zeros(rows).index_add(0, row_N, torch.ones_like(log_ratio_N))
+    counts_R = log_ratio_N.new_zeros(rows).index_add(0, row_N, log_ratio_N.new_ones(len(log_ratio_N)))
     sums_R = log_ratio_N.new_zeros(rows).index_add(0, row_N, log_ratio_N)
     mean_R = (sums_R / counts_R.clamp(min=1.0)).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     ratio_N = (mean_R[row_N] + logprobs_N - logprobs_N.detach()).exp()
     return _surrogate(ratio_N, advantages_N, clip_low, clip_high, dual_clip)
 
 
-@register
+@register("loss", "cispo")
 def cispo(
     logprobs_N: Tensor,
     old_logprobs_N: Tensor,
     advantages_N: Tensor,
     row_N: Tensor,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    dual_clip: float | None = None,
+    clip_low: Fraction = 0.2,  # the ratio is clipped below at 1 - clip_low
+    clip_high: NonNegative = 0.2,  # the ratio is clipped above at 1 + clip_high
+    dual_clip: NonNegative = 0.0,  # bound of the loss where the advantage is negative, above 1; 0: off
 ) -> TokenLoss:
     """REINFORCE weighted by the clipped ratio, −stop(clip(r, 1 − low, 1 + high)) · A · logprob.
 
@@ -116,7 +108,7 @@ def cispo(
     ratio_N = _log_ratio(logprobs_N, old_logprobs_N).exp().detach()
     weight_N = ratio_N.clamp(1.0 - clip_low, 1.0 + clip_high)
     if dual_clip:
-        weight_N = torch.where(advantages_N < 0, weight_N.clamp(max=dual_clip), weight_N)
+        weight_N = weight_N.clamp(max=dual_clip).where(advantages_N < 0, weight_N)
     return TokenLoss(-weight_N * advantages_N * logprobs_N, weight_N != ratio_N)
 
 
@@ -131,11 +123,11 @@ def _surrogate(
     plain_N = -advantages_N * ratio_N
     bounded_N = -advantages_N * ratio_N.clamp(1.0 - clip_low, 1.0 + clip_high)
     clipped_N = bounded_N > plain_N
-    loss_N = torch.maximum(plain_N, bounded_N)
+    loss_N = plain_N.maximum(bounded_N)
     if dual_clip:
         ceiling_N = -advantages_N * dual_clip
         capped_N = (advantages_N < 0) & (loss_N > ceiling_N)
-        loss_N = torch.where(capped_N, ceiling_N, loss_N)
+        loss_N = ceiling_N.where(capped_N, loss_N)
         clipped_N = clipped_N | capped_N
     return TokenLoss(loss_N, clipped_N)
 
@@ -148,11 +140,38 @@ def _check_clips(clip_low: float, clip_high: float, dual_clip: float | None) -> 
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """A policy loss as the trainer uses it: token by token."""
+
+    entry: Entry
+
+    def __call__(
+        self, logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, row_N: Tensor, **knobs: Any
+    ) -> TokenLoss:
+        """Return every token's loss; raises `UserError` for an unknown knob and where the function gives no such."""
+        check_settings(f"the {self.entry.called}", knobs, self.entry.settings)
+        try:
+            found = self.entry.target(logprobs_N, old_logprobs_N, advantages_N, row_N, **knobs)
+        except Exception as error:  # anybody's function may raise anything
+            raise failed(self.entry, error) from error
+        loss = found if isinstance(found, TokenLoss) else TokenLoss(found, logprobs_N.new_zeros(len(logprobs_N)).bool())
+        if getattr(loss.loss_N, "shape", None) != logprobs_N.shape:
+            given = f"shape {tuple(loss.loss_N.shape)}" if hasattr(loss.loss_N, "shape") else f"{loss.loss_N!r:.60}"
+            raise UserError(
+                f"the {self.entry.called} must return one loss a token, {len(logprobs_N)} in all, not {given}"
+            )
+        return loss
+
+
+TOKEN_LOSSES = View("loss", PolicyLoss)
+"""Policy losses by name: built in, of plug-ins, and registered by `envrl.register("loss", name)`."""
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceLoss:
     """A policy loss of padded sequences: its token loss, aggregated."""
 
-    name: str
-    aggregation: str
+    entry: Entry
 
     def __call__(
         self,
@@ -170,12 +189,12 @@ class SequenceLoss:
         `aggregation` and `constant` as in `row_weights`; the other knobs are those of the token loss. Without a single
         counted token the loss is 0. Raises `UserError` for an unknown knob, a value out of range or unequal shapes.
         """
-        token_loss = TOKEN_LOSSES[self.name]
-        check_knobs(f"the policy loss '{self.name}'", knobs, knobs_of(token_loss))
+        token_loss = PolicyLoss(self.entry)
+        check_settings(f"the {self.entry.called}", knobs, self.entry.settings)
         for name, tensor in (("old_logprobs", old_logprobs_BT), ("advantages", advantages_BT), ("mask", mask_BT)):
             if logprobs_BT.ndim != 2 or tensor.shape != logprobs_BT.shape:
                 raise UserError(
-                    f"the policy loss '{self.name}' takes (sequences, tokens) tensors of one shape, but logprobs are "
+                    f"the {self.entry.called} takes (sequences, tokens) tensors of one shape, but logprobs are "
                     f"{tuple(logprobs_BT.shape)} and {name} {tuple(tensor.shape)}"
                 )
         counted_BT = mask_BT.bool()
@@ -183,13 +202,14 @@ class SequenceLoss:
         loss_N, _ = token_loss(
             logprobs_BT[counted_BT], old_logprobs_BT[counted_BT], advantages_BT[counted_BT], row_N, **knobs
         )
-        weights_B, shares_B = row_weights(counted_BT.sum(1).tolist(), aggregation or self.aggregation, constant)
-        weight_N = torch.as_tensor(weights_B, dtype=loss_N.dtype, device=loss_N.device)[row_N]
+        how: str = aggregation or self.entry.traits.get("aggregation", "token_mean")
+        weights_B, shares_B = row_weights(counted_BT.sum(1).tolist(), how, constant)
+        weight_N = loss_N.new_tensor(weights_B)[row_N]
         return (weight_N * loss_N).sum() / (float(shares_B.sum()) or 1.0)
 
 
-LOSSES: Registry[SequenceLoss] = Registry("policy loss")
-LOSSES.update({name: SequenceLoss(name, "sequence_mean" if name == "gspo" else "token_mean") for name in TOKEN_LOSSES})
+LOSSES = View("loss", SequenceLoss)
+"""The same of padded sequences."""
 
 
 def truncated_importance(old_logprobs_N: Tensor, sampled_logprobs_N: Tensor, cap: float) -> Tensor:
@@ -209,12 +229,12 @@ def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
     divergence", 2020; method of DeepSeekMath, arXiv 2402.03300, equation 4).
     """
     difference_N = (reference_logprobs_N - logprobs_N).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
-    return torch.expm1(difference_N) - difference_N
+    return difference_N.expm1() - difference_N
 
 
 def entropy(logprobs_NV: Tensor) -> Tensor:
     """Return the entropy −Σ p log p (nats) of each row of log-probabilities; −inf marks what is ruled out."""
-    ruled_out_NV = torch.isneginf(logprobs_NV)
+    ruled_out_NV = logprobs_NV.isneginf()
     # filled before exp(), so that neither 0 · inf nor its gradient ever arises
     filled_NV = logprobs_NV.masked_fill(ruled_out_NV, 0.0)
     return -(filled_NV.exp() * filled_NV).sum(-1)

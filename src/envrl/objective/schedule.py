@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import cos, pi
 
-from envrl.objective.registry import check_choice
+from envrl.objective.checks import check_choice
 
 SCHEDULES = ("cosine", "linear", "constant")
 

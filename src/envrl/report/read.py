@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from envrl.errors import RunError, UserError
+from envrl.older import in_present_keys
 
 Record = Mapping[str, Any]
 
@@ -87,7 +88,7 @@ def _config_with_text(run: Path) -> tuple[Mapping[str, Any], str]:
         raise UserError(f"{run} is not a run: {what}")
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
-        return tomllib.loads(text), text
+        return in_present_keys(tomllib.loads(text)), text
     except (ValueError, RecursionError) as error:  # a number of too many digits is no TOMLDecodeError
         raise UserError(f"{file} is not TOML: {error}") from None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from envrl.errors import UserError
+from envrl.older import in_present_keys
 from envrl.report.read import RunData, load_config, load_run, setting, write_whole
 
 _PLACES = ("env.data", "warm_start.path")
@@ -70,7 +71,8 @@ def read_result(file: Path) -> RunData:
         record = json.loads(file.read_text(encoding="utf-8"))
         evals = {split: tuple(records) for split, records in record["evals"].items()}
         lines = tuple(record["metrics"]), tuple(record["warm_start"])
-        return RunData(file.with_name(record["name"]), record["config"], "", *lines, evals, ())
+        config = in_present_keys(record["config"])
+        return RunData(file.with_name(record["name"]), config, "", *lines, evals, ())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         how = "'envrl report RUN --results FILE.json' writes them"
         raise UserError(f"{file} does not hold the results of a run ({error}): {how}") from None

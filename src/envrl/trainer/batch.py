@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,6 @@ _VALID: dict[str, Callable[[Transition], bool]] = {
     "command": lambda step: step.admissible and bool(step.action.text),
     "form": lambda step: step.action.well_formed,
 }
-_KNOBS = {"baseline", "std", "gamma", "step_weight", "step_norm"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +91,7 @@ def aux_weights(objective: ObjectiveConfig, update: int, updates: int) -> dict[s
 
 def step_advantages(trajectories: Sequence[Trajectory], config: Config) -> list[NDArray[np.float64]]:
     """Return the advantage of every step under the recipe's estimator; a group is `rollout.group_size` in a row."""
-    objective = config.objective
-    estimator = ESTIMATORS[objective.estimator]
-    settings: dict[str, Any] = {name: getattr(objective, name) for name in _KNOBS if name in estimator.knobs}
+    estimator = ESTIMATORS[config.objective.estimator]
     penalty = config.rollout.invalid_penalty
     valid = _VALID[config.rollout.invalid]
     penalties = [[0.0 if valid(s) else penalty for s in t.transitions] for t in trajectories] if penalty else None
@@ -104,7 +100,7 @@ def step_advantages(trajectories: Sequence[Trajectory], config: Config) -> list[
         [[step.observation.text for step in t.transitions] for t in trajectories],
         groups=[number // config.rollout.group_size for number in range(len(trajectories))],
         penalties=penalties,
-        **settings,
+        **config.settings("estimator"),
     )
 
 

@@ -27,7 +27,9 @@ def check_directory(run: Path, resume: bool) -> None:
 
 def check_names(config: Config, make_env: Callable[[], TextEnv]) -> None:
     """Raise `UserError` for an estimator, a format, a world or splits that are not there, or without tasks."""
-    _ = ESTIMATORS[config.objective.estimator]
+    # Of two short episodes: what its settings, or the function itself, cannot do is said before anything is played.
+    trial = ([[0.0, 1.0], [0.0]], [["a", "b"], ["a"]])
+    ESTIMATORS[config.objective.estimator](*trial, **config.settings("estimator"))
     if config.rollout.is_chat:
         find_format(config.rollout.format)
     with opened(make_env()) as env:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from envrl.config.load import config_differences, load_recipe
+from envrl.config.load import config_differences, load_run
 from envrl.config.schema import Config
 from envrl.errors import UserError
 from envrl.eval.split import form_of
@@ -31,7 +31,7 @@ def shared_evaluations(config: Config) -> dict[str, dict[str, Any]]:
         return {}
     run = Path(config.warm_start.path).resolve().parent
     try:
-        made = load_recipe(str(run / "config.toml"))
+        made = load_run(run)
         lines = (run / "eval.jsonl").read_text(encoding="utf-8").splitlines()
     except (UserError, OSError, UnicodeDecodeError):  # the start lies alone, or another version made it
         return {}

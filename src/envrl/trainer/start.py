@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from envrl.config.load import config_differences, dump_config, load_recipe
+import torch
+
+from envrl.config.load import config_differences, dump_config, load_recipe, load_run
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
@@ -25,6 +28,7 @@ from envrl.models.out_of_memory import is_out_of_memory, release_memory
 from envrl.models.runtime import in_place_of_auto, prepare_torch, usable_threads, with_precision
 from envrl.models.tokenizer import MARKS
 from envrl.objective.policy import TOKEN_LOSSES
+from envrl.older import is_older
 from envrl.trainer.batch import aux_weights
 from envrl.trainer.checkpoint import verify_checkpoint
 from envrl.trainer.idle import idle_settings
@@ -46,6 +50,7 @@ def resumed_config(run: Path, config: Config) -> Config:
     """Return the configuration that an existing run goes on with; raises `UserError` where it is another run's."""
     check_directory(run, resume=True)
     file = run / "config.toml"
+    _refuse_older(file)
     stored = load_recipe(str(file))
     if not config.train.threads:  # whatever this machine has, the run keeps the number that it was started with
         config = replace(config, train=replace(config.train, threads=stored.train.threads))
@@ -74,6 +79,19 @@ def resumed_config(run: Path, config: Config) -> Config:
     return config
 
 
+def _refuse_older(file: Path) -> None:
+    """Refuse to go on with a run of an older version, whose configuration says less than today's."""
+    try:
+        older = is_older(tomllib.loads(file.read_text(encoding="utf-8")))
+    except ValueError:  # `load_recipe` says better what is wrong
+        return
+    if older:
+        raise UserError(
+            f"'{file.parent}' was made by an older version of envrl and cannot be resumed by this one; it can still be "
+            "evaluated, reported, compared and exported"
+        )
+
+
 def _without_moved_base(run: Path, config: Config, changed: list[str]) -> list[str]:
     """Return the changed keys without `model.path` where that names the same base at another place."""
     saved = [run / "checkpoints" / "latest", run / FOLDER]
@@ -92,7 +110,8 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     check_names(config, make_env)
     for sentence in idle_settings(config):
         warnings.warn(sentence, stacklevel=2)
-    _ = TOKEN_LOSSES[config.objective.loss]
+    trial = torch.tensor([-1.0, -2.0])
+    TOKEN_LOSSES[config.objective.loss](trial, trial, trial, torch.tensor([0, 1]), **config.settings("loss"))
     find_device(config.train.device)
     if config.model.lora_rank:
         check_peft()
@@ -162,7 +181,7 @@ def _check_context(config: Config, folder: str | Path, context: int) -> None:
 def _warn_of_other_origin(source: Path, config: Config) -> None:
     """Say which of this run's settings a shared warm start leaves without effect."""
     try:
-        made = load_recipe(str(source.parent / "config.toml"))
+        made = load_run(source.parent)
     except UserError:  # it lies elsewhere now, or another version wrote it
         return
     idle = [

@@ -75,11 +75,7 @@ def loss_settings(config: Config, weights: Mapping[str, float]) -> LossSettings:
     return LossSettings(
         weights={"policy": 1.0, "entropy": objective.entropy_weight, "kl": objective.kl_weight, **weights},
         policy_loss=objective.loss,
-        knobs={
-            "clip_low": objective.clip_low,
-            "clip_high": objective.clip_high,
-            "dual_clip": objective.dual_clip or None,
-        },
+        knobs=config.settings("loss"),
         temperature=config.rollout.temperature,
         precision=train.precision,
         micro_batch_tokens=train.micro_batch_tokens,

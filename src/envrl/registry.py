@@ -1,0 +1,300 @@
+"""The one registry: every kind of thing that a recipe chooses by name, each with the settings that its signature has.
+
+A thing is built in, comes with an installed package (entry points `envrl.<kind>s`), from a file of the user's
+(`load_plugin`), or is registered by the program that imports envrl. Nothing is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import tokenize
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from textwrap import dedent
+from typing import Any, TypeVar, get_type_hints
+
+from envrl.errors import UserError, suggest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of thing: what it is called, the key that chooses one, and the built-in ones as "module:name".
+
+    What is chosen has its settings in a table of its name, in the section of that key: `[objective.gigpo]`.
+    """
+
+    noun: str
+    key: str
+    group: str
+    built_in: Mapping[str, str]
+
+    @property
+    def section(self) -> str:
+        return self.key.partition(".")[0]
+
+
+KINDS = {
+    "estimator": Kind(
+        "advantage estimator",
+        "objective.estimator",
+        "envrl.estimators",
+        {name: f"envrl.objective.advantage:{name}" for name in ("grpo", "rloo", "gigpo")},
+    ),
+    "loss": Kind(
+        "policy loss",
+        "objective.loss",
+        "envrl.losses",
+        {name: f"envrl.objective.policy:{name}" for name in ("ppo", "gspo", "cispo")},
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A keyword-only parameter of a thing: what a recipe can set of it. `meaning` is the comment behind it."""
+
+    name: str
+    annotation: Any
+    default: Any
+    meaning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A registered thing: `traits` are what its decorator says of it, `origin` where it is from, for messages."""
+
+    kind: str
+    name: str
+    target: Callable[..., Any]
+    traits: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+    @property
+    def settings(self) -> Mapping[str, Setting]:
+        """What its signature lets be set, by name."""
+        return settings_of(self.target)
+
+    @property
+    def called(self) -> str:
+        return f"{KINDS[self.kind].noun} '{self.name}'"
+
+
+_ENTRIES: dict[tuple[str, str], Entry] = {}
+_LOADING: list[tuple[str, list[Entry]]] = []
+"""Files of plug-ins that are being imported, the innermost last, each with what it has registered so far."""
+
+
+def register(kind: str, name: str, **traits: Any) -> Callable[[T], T]:
+    """Make a function or class the thing `name` of a kind; its keyword-only parameters are its settings.
+
+    Raises `UserError` for an unknown kind, a name that is no word, and one that is taken.
+    """
+    if kind not in KINDS:
+        raise UserError(f"there is no kind of thing '{kind}' to register{suggest(kind, KINDS)}")
+    if not re.fullmatch(r"[A-Za-z][\w+-]*", name):
+        raise UserError(f"the name of a registered {KINDS[kind].noun} is a word, not '{name}'")
+
+    def decorate(target: T) -> T:
+        origin = _LOADING[-1][0] if _LOADING else ""
+        entry = Entry(kind, name, target, traits, origin)  # type: ignore[arg-type]
+        _check_free(entry)
+        _ENTRIES[kind, name] = entry
+        if _LOADING:
+            _LOADING[-1][1].append(entry)
+        return target
+
+    return decorate
+
+
+def _check_free(entry: Entry) -> None:
+    place = f"{getattr(entry.target, '__module__', '')}:{getattr(entry.target, '__qualname__', '')}"
+    built_in = KINDS[entry.kind].built_in.get(entry.name)
+    known = _ENTRIES.get((entry.kind, entry.name))
+    again = known is not None and place == f"{known.target.__module__}:{known.target.__qualname__}"
+    if built_in not in (None, place) or not (known is None or again):
+        whose = "that ships" if built_in else f"of {known.origin or 'this program'}" if known else ""
+        raise UserError(f"there is already a {entry.called}, the one {whose}: register yours under another name")
+    for kind, other in KINDS.items():
+        if kind != entry.kind and other.section == KINDS[entry.kind].section and entry.name in names(kind):
+            raise UserError(
+                f"there is already a {other.noun} '{entry.name}', and [{other.section}.{entry.name}] is the table of "
+                "its settings: register yours under another name"
+            )
+
+
+def names(kind: str) -> list[str]:
+    """Return the names of a kind, sorted."""
+    return sorted({*KINDS[kind].built_in, *(name for of, name in _ENTRIES if of == kind), *_points(kind)})
+
+
+def find(kind: str, name: str) -> Entry:
+    """Return the thing of this name, imported where it is not yet; raises `UserError` where there is none."""
+    if (kind, name) not in _ENTRIES:
+        if place := KINDS[kind].built_in.get(name):
+            importlib.import_module(place.partition(":")[0])
+        elif name in _points(kind):
+            _load_point(kind, _points(kind)[name])
+        else:
+            raise UserError(f"unknown {KINDS[kind].noun} '{name}'{suggest(name, names(kind))}")
+    return _ENTRIES[kind, name]
+
+
+@cache
+def _points(kind: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=KINDS[kind].group)}
+
+
+def _load_point(kind: str, point: EntryPoint) -> None:
+    try:
+        target = point.load()
+    except Exception as error:  # a package may raise anything while it is imported
+        what = f"the {KINDS[kind].noun} '{point.name}' is '{point.value}' of an installed package"
+        raise UserError(f"{what}, which cannot be imported ({type(error).__name__}: {error})") from error
+    if (kind, point.name) not in _ENTRIES:  # its module may have registered it itself, with traits
+        _ENTRIES[kind, point.name] = Entry(kind, point.name, target, origin=f"'{point.value}'")
+
+
+def load_plugin(file: Path) -> str:
+    """Import a file of the user's and keep what it registers; return its SHA-256. A file is imported once.
+
+    Raises `UserError` where it is not there, does not parse, raises, or registers nothing; nothing of it is kept then.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"the plug-in '{file}' cannot be read: {error.strerror}") from error
+    digest = sha256(data).hexdigest()
+    if digest not in _LOADED:
+        _LOADED[digest] = _import(file, digest)
+    return digest
+
+
+_LOADED: dict[str, list[Entry]] = {}
+"""What files of plug-ins have registered, by their SHA-256."""
+
+
+def _import(file: Path, digest: str) -> list[Entry]:
+    name = f"envrl_plugin_{digest[:16]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"the plug-in '{file}' is no Python file: its name ends with .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up
+    with _undone(name) as made:
+        _LOADING.append((f"the plug-in '{file}'", made))
+        try:
+            spec.loader.exec_module(module)
+        except UserError as error:
+            raise UserError(f"the plug-in '{file}': {error}") from error
+        except SyntaxError as error:
+            raise UserError(f"the plug-in '{file}' is not Python (line {error.lineno}: {error.msg})") from error
+        except Exception as error:  # a user's file may raise anything
+            raise UserError(f"the plug-in '{file}' cannot be imported ({type(error).__name__}: {error})") from error
+        finally:
+            _LOADING.pop()
+        if not made:
+            how = "envrl.register(kind, name) above a function does"
+            raise UserError(f"the plug-in '{file}' registers nothing: {how}")
+    return made
+
+
+@contextmanager
+def _undone(module: str) -> Iterator[list[Entry]]:
+    """Keep nothing of a module, or of what it registers into this list, where the block raises."""
+    made: list[Entry] = []
+    try:
+        yield made
+    except BaseException:
+        sys.modules.pop(module, None)
+        for entry in made:
+            _ENTRIES.pop((entry.kind, entry.name), None)
+        raise
+
+
+@cache
+def settings_of(target: Callable[..., Any]) -> Mapping[str, Setting]:
+    """Return the settings of a function or class by name: its keyword-only parameters that have a default.
+
+    Raises `UserError` for an annotation that cannot be read; where there is none, the default's type stands for it.
+    """
+    function = getattr(target, "__init__") if inspect.isclass(target) else target  # noqa: B009 - of a class, not of ours
+    parameters = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is not inspect.Parameter.empty
+    ]
+    written = {p.name: p.annotation for p in parameters if p.annotation is not inspect.Parameter.empty}
+    try:
+        # Only of these: what else a signature names may be imported for type checkers alone.
+        hints = get_type_hints(
+            type("Settings", (), {"__annotations__": written}),
+            getattr(function, "__globals__", {}),
+            include_extras=True,
+        )
+    except Exception as error:  # annotations are any expressions
+        raise UserError(f"the annotations of {target.__qualname__} cannot be read ({error})") from error
+    meanings = _meanings(function)
+    return {
+        p.name: Setting(p.name, hints.get(p.name, type(p.default)), p.default, meanings.get(p.name, ""))
+        for p in parameters
+    }
+
+
+def _meanings(function: Callable[..., Any]) -> dict[str, str]:
+    """Return the comment behind each parameter, where its line ends with one."""
+    try:
+        lines = iter(dedent(inspect.getsource(function)).splitlines(keepends=True))
+        tokens = list(tokenize.generate_tokens(lambda: next(lines, "")))
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):  # it was typed in, or is no Python function
+        return {}
+    found: dict[str, str] = {}
+    for token in tokens:
+        parameter = re.match(r"\s+(\w+)\s*[:=]", token.line)
+        if token.type == tokenize.COMMENT and parameter:
+            found.setdefault(parameter[1], token.string.lstrip("# "))
+    return found
+
+
+def failed(entry: Entry, error: Exception) -> Exception:
+    """Return what is to be raised where a thing raised: of one of a user's a sentence that says where it did."""
+    if not entry.origin or isinstance(error, UserError):
+        return error
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "it"
+    return UserError(f"the {entry.called} of {entry.origin} failed ({where}: {type(error).__name__}: {error})")
+
+
+class View(Mapping[str, T]):
+    """The things of a kind by name, each in the form that `form` gives an entry; unknown names raise `UserError`."""
+
+    def __init__(self, kind: str, form: Callable[[Entry], T]) -> None:
+        self.kind, self.form = kind, form
+
+    def __getitem__(self, name: str) -> T:
+        return self.form(find(self.kind, name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(names(self.kind))
+
+    def __len__(self) -> int:
+        return len(names(self.kind))
+
+
+def check_settings(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `UserError` for the first given setting that its owner does not have."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise UserError(f"{owner} has no setting '{name}'{suggest(name, known)}")

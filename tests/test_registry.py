@@ -1,0 +1,332 @@
+"""Things by name: settings by signature, files of the user's, and what is refused of both."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from boxes import register as register_worlds
+from boxes import tiny
+from envrl import registry
+from envrl.cli.main import main
+from envrl.config import plugins
+from envrl.config.load import dump_config, load_recipe, load_run
+from envrl.errors import UserError
+from envrl.objective.advantage import ESTIMATORS
+from envrl.objective.policy import LOSSES, TOKEN_LOSSES
+from envrl.registry import Entry, find, load_plugin, names, register
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "extend.md"
+EXAMPLES = dict(re.findall(r"<!-- file: (\w+\.py) -->\n```python\n(.*?)^```", PAGE.read_text(), re.M | re.S))
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """Nothing that a test registers or loads stays for the next one."""
+    tables: list[dict[Any, Any]] = [registry._ENTRIES, registry._LOADED, plugins._LOADED]
+    known = [dict(table) for table in tables]
+    yield
+    for table, before in zip(tables, known, strict=True):
+        table.clear()
+        table.update(before)
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    register_worlds()
+    return str(write(tmp_path, "small.toml", dump_config(tiny(train={"updates": 1}))))
+
+
+def lines(file: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+# The examples of docs/extend.md
+
+
+def test_the_examples_are_short_and_complete() -> None:
+    assert sorted(EXAMPLES) == ["bonus.py", "plain.py"]
+    assert all(len(text.splitlines()) <= 40 for text in EXAMPLES.values())
+
+
+def test_an_estimator_of_a_file_with_a_knob_of_its_own(tmp_path: Path, recipe: str) -> None:
+    file, run = write(tmp_path, "bonus.py", EXAMPLES["bonus.py"]), tmp_path / "run"
+    chosen = ["--plugin", str(file), "--objective.estimator", "bonus", "--objective.bonus.amount", "0.25"]
+    assert main(["train", recipe, "--run", str(run), *chosen]) == 0
+    written = (run / "config.toml").read_text()
+    assert "[objective.bonus]\namount = 0.25\n" in written
+    assert f'"bonus.py#sha256={load_plugin(file)}"' in written
+    assert str(tmp_path) not in written
+    # Two episodes of one group with returns 1 and 0, the second one shorter: 1 and 0.25 around their mean.
+    found = ESTIMATORS["bonus"]([[0.0, 1.0], [0.0]], [["a", "b"], ["a"]], amount=0.25)
+    assert [each.tolist() for each in found] == [[0.375, 0.375], [-0.375]]
+
+
+def test_a_policy_loss_of_a_file_without_clips(tmp_path: Path, recipe: str) -> None:
+    file, run = write(tmp_path, "plain.py", EXAMPLES["plain.py"]), tmp_path / "run"
+    arguments = ["--plugin", str(file), "--objective.loss", "plain", "--objective.plain.scale", "2"]
+    assert main(["train", recipe, "--run", str(run), *arguments, "--train.epochs", "2"]) == 0
+    (update,) = lines(run / "metrics.jsonl")
+    assert update["clip_fraction"] == 0.0
+    logprobs, advantages = torch.tensor([-1.0, -2.0]), torch.tensor([1.0, -1.0])
+    loss, clipped = TOKEN_LOSSES["plain"](logprobs, logprobs, advantages, torch.tensor([0, 0]), scale=2.0)
+    assert loss.tolist() == [2.0, -4.0]
+    assert not clipped.any()
+    assert float(LOSSES["plain"](logprobs[None], logprobs[None], advantages[None], torch.ones(1, 2))) == -0.5
+
+
+# A run and the file that it was made with
+
+
+@pytest.fixture
+def made(tmp_path: Path, recipe: str) -> tuple[Path, Path]:
+    file, run = write(tmp_path, "bonus.py", EXAMPLES["bonus.py"]), tmp_path / "run"
+    assert main(["train", recipe, "--run", str(run), "--plugin", str(file), "--objective.estimator", "bonus"]) == 0
+    return file, run
+
+
+def forget() -> None:
+    """Be as a process that has loaded no file."""
+    registry._ENTRIES.pop(("estimator", "bonus"))
+    registry._LOADED.clear()
+    plugins._LOADED.clear()
+
+
+def test_a_run_never_loads_its_plug_in(
+    made: tuple[Path, Path], recipe: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file, run = made
+    forget()
+    for command in (["eval", str(run)], ["train", str(run / "config.toml"), "--run", str(run), "--resume"]):
+        assert main(command) == 2
+        assert "the run was made with the plug-in 'bonus.py', which a run never loads" in capsys.readouterr().err
+    assert ("estimator", "bonus") not in registry._ENTRIES
+    assert main(["report", str(run)]) == 0
+    assert main(["eval", str(run), "--plugin", str(file), "--episodes", "2"]) == 0
+    again = ["train", str(run / "config.toml"), "--run", str(run), "--resume", "--train.updates", "2"]
+    assert main([*again, "--objective.schedule_updates", "0", "--plugin", str(file)]) == 0
+    assert len(lines(run / "metrics.jsonl")) == 2
+
+
+def test_a_changed_plug_in_is_refused(made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    file, run = made
+    forget()
+    file.write_text(EXAMPLES["bonus.py"] + "\n# changed\n")
+    assert main(["train", str(run / "config.toml"), "--run", str(run), "--resume", "--plugin", str(file)]) == 2
+    assert "the plug-in 'bonus.py' is another file than the run was made with" in capsys.readouterr().err
+
+
+def test_a_recipe_names_its_plug_ins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a path that starts from the recipe, in a recipe that it extends as well; `recipes` prints the tables."""
+    (tmp_path / "below").mkdir()
+    write(tmp_path / "below", "bonus.py", EXAMPLES["bonus.py"])
+    write(tmp_path, "plain.py", EXAMPLES["plain.py"])
+    write(tmp_path / "below", "base.toml", 'plugins = ["bonus.py"]\n[objective]\nestimator = "bonus"\n')
+    extends = 'extends = "below/base.toml"\nplugins = ["plain.py"]\n[objective]\nloss = "plain"\n'
+    file = write(tmp_path, "mine.toml", extends + "[objective.bonus]\namount = 2\n")
+    assert main(["recipes", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "[objective.bonus]\namount = 2.0\n\n[objective.plain]\nscale = 1.0\n" in printed
+    config = load_recipe(str(file))
+    assert [pinned.partition("#")[0] for pinned in config.plugins] == ["bonus.py", "plain.py"]
+    assert load_recipe(str(write(tmp_path, "again.toml", dump_config(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def half(", "is not Python (line 1: '(' was never closed)"),
+        ("1 / 0", "cannot be imported (ZeroDivisionError: division by zero)"),
+        ("x = 1", "registers nothing"),
+        ("import envrl\n@envrl.register('estimator', 'grpo')\ndef mine(steps): ...", "there is already a advantage"),
+        ("import envrl\n@envrl.register('estimator', 'ppo')\ndef mine(steps): ...", "there is already a policy loss"),
+        ("import envrl\n@envrl.register('estimater', 'mine')\ndef mine(steps): ...", "did you mean 'estimator'?"),
+        ("import envrl\n@envrl.register('estimator', 'my own')\ndef mine(steps): ...", "is a word, not 'my own'"),
+    ],
+)
+def test_a_file_that_is_no_plug_in(
+    text: str, words: str, tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = dict(registry._ENTRIES)
+    file = write(tmp_path, "mine.py", text)
+    assert main(["train", recipe, "--run", str(tmp_path / "run"), "--plugin", str(file)]) == 2
+    assert words in capsys.readouterr().err
+    assert registry._ENTRIES.keys() <= {*before, *((k, n) for k in registry.KINDS for n in registry.KINDS[k].built_in)}
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plug_in_that_is_not_there(tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", recipe, "--plugin", str(tmp_path / "none.py")]) == 2
+    assert "none.py' cannot be read: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return steps.rewards_N[:-1]", "must return one number a step, 3 in all, not an array of shape (2,)"),
+        ("return steps.rewards_N / 0 * 0", "returned nan for step 0"),
+        ("return 'none'", "must return an array of numbers, not 'none'"),
+        ("return steps.rewards", "failed (mine.py, line 4: AttributeError"),
+    ],
+)
+def test_an_estimator_that_fails_is_named_before_anything_is_played(
+    body: str, words: str, tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"import envrl\n@envrl.register('estimator', 'mine')\ndef mine(steps):\n    {body}\n"
+    file, run = write(tmp_path, "mine.py", text), tmp_path / "run"
+    with np.errstate(all="ignore"):
+        assert main(["train", recipe, "--run", str(run), "--plugin", str(file), "--objective.estimator", "mine"]) == 2
+    said = capsys.readouterr().err
+    assert "the advantage estimator 'mine'" in said
+    assert words in said
+    assert not run.exists()
+
+
+def test_a_run_of_an_older_version_is_looked_at_and_not_resumed(
+    made: tuple[Path, Path], recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its keys are those of before the tables: what gigpo had no use for is left out."""
+    run = tmp_path / "older"
+    assert main(["train", recipe, "--run", str(run), "--objective.estimator", "gigpo"]) == 0
+    new = (run / "config.toml").read_text()
+    tables = new.index("[objective.gigpo]"), new.index("[train]")
+    keys = 'gamma = 0.9\nstep_weight = 1.0\nstep_norm = "mean"\nbaseline = "steps"\nstd = true\n'
+    keys += "clip_low = 0.1\nclip_high = 0.2\ndual_clip = 3.0\n\n"
+    (run / "config.toml").write_text((new[: tables[0]] + keys + new[tables[1] :]).replace("plugins = []\n", ""))
+    config = load_run(run)
+    assert config.settings("estimator") == {
+        "gamma": 0.9,
+        "step_weight": 1.0,
+        "step_norm": "mean",
+        "baseline": "steps",
+        "std": True,
+    }
+    assert config.settings("loss") == {"clip_low": 0.1, "clip_high": 0.2, "dual_clip": 3.0}
+    assert main(["eval", str(run), "--episodes", "2"]) == 0
+    assert main(["report", str(run)]) == 0
+    assert main(["report", str(run), "--results", str(tmp_path / "older.json")]) == 0
+    assert main(["export", str(run), str(tmp_path / "model")]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "older.json"), str(run)]) == 2
+    assert "are of one configuration and one seed" in capsys.readouterr().err
+    assert main(["train", recipe, "--run", str(run), "--objective.estimator", "gigpo", "--resume"]) == 2
+    assert "made by an older version of envrl and cannot be resumed" in capsys.readouterr().err
+
+
+# What may be set
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("objective.gigpo.gamma", "0.9"), "and objective.estimator = 'grpo' is chosen"),
+        (("objective.grpo.baselin", "steps"), "the advantage estimator 'grpo' has no setting 'baselin'; did you mean"),
+        (("objective.grpo.baseline", "step"), "objective.grpo.baseline must be one of 'trajectories', 'steps', not"),
+        (("objective.gamma", "0.9"), "it is a setting of what is chosen, written objective.gigpo.gamma"),
+        (("objective.clip_low", "0.1"), "written objective.ppo.clip_low or objective.gspo.clip_low or objective.cispo"),
+        (("objective.ppo.clip_high", "-1"), "objective.ppo.clip_high must be a number of at least 0, not -1"),
+        (("objective.estimator", "gripo"), "unknown advantage estimator 'gripo'; did you mean 'grpo'?"),
+        (("objective.gripo.std", "true"), "unknown key 'objective.gripo.std'"),
+    ],
+)
+def test_a_setting_that_its_owner_does_not_have(arguments: tuple[str, str], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_recipe("household-demo", [arguments])
+
+
+def test_a_value_that_the_loss_itself_refuses(tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", recipe, "--run", str(tmp_path / "run"), "--objective.ppo.dual_clip", "0.5"]) == 2
+    assert "dual_clip must be above 1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_choice_drops_the_table_of_the_one_before(tmp_path: Path) -> None:
+    base = write(tmp_path, "base.toml", "[objective.grpo]\nstd = false\n")
+    over = write(tmp_path, "over.toml", 'extends = "base.toml"\n[objective]\nestimator = "gigpo"\n')
+    assert load_recipe(str(base)).settings("estimator") == {"baseline": "trajectories", "std": False}
+    assert load_recipe(str(over)).settings("estimator")["std"] is True
+    assert load_recipe(str(base), [("objective.estimator", "rloo")]).settings("estimator") == {
+        "baseline": "trajectories"
+    }
+    both = write(tmp_path, "both.toml", '[objective]\nestimator = "rloo"\n[objective.grpo]\nstd = false\n')
+    with pytest.raises(UserError, match=r"objective.grpo.std \(in '.*both.toml'\) sets the advantage estimator 'grpo'"):
+        load_recipe(str(both))
+    unknown = write(tmp_path, "unknown.toml", "[objective.grop]\nstd = false\n")
+    with pytest.raises(UserError, match=r"unknown table \[objective.grop\] in .*; did you mean 'objective.grpo'\?"):
+        load_recipe(str(unknown))
+
+
+def test_an_estimator_that_compares_nothing_takes_groups_of_one(tmp_path: Path, recipe: str) -> None:
+    text = "import envrl\n@envrl.register('estimator', 'mine')\ndef mine(steps):\n    return steps.rewards_N - 0.5\n"
+    file = write(tmp_path, "mine.py", text)
+    chosen = ["--objective.estimator", "mine", "--rollout.group_size", "1"]
+    assert main(["train", recipe, "--run", str(tmp_path / "run"), "--plugin", str(file), *chosen]) == 0
+    (update,) = lines(tmp_path / "run" / "metrics.jsonl")
+    assert update["rows/policy"] == 3
+    with pytest.raises(UserError, match=r"rollout\.group_size must be at least 2, not 1: 'rloo' compares"):
+        load_recipe(recipe, [("objective.estimator", "rloo"), ("rollout.group_size", "1")])
+
+
+# Where things come from
+
+
+def test_entry_points_are_found_and_their_names_stand_in_errors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write(
+        tmp_path, "of_a_package.py", "def halved(steps, *, share: float = 0.5):\n    return share * steps.rewards_N\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    point = EntryPoint("halved", "of_a_package:halved", "envrl.estimators")
+    monkeypatch.setattr(registry, "_points", lambda kind: {"halved": point} if kind == "estimator" else {})
+    assert names("estimator") == ["gigpo", "grpo", "halved", "rloo"]
+    assert "of_a_package" not in sys.modules
+    assert [each.tolist() for each in ESTIMATORS["halved"]([[1.0, 2.0]], [["a", "b"]])] == [[0.5, 1.0]]
+    assert load_recipe("household-demo", [("objective.estimator", "halved")]).settings("estimator") == {"share": 0.5}
+    with pytest.raises(UserError, match="did you mean 'halved'"):
+        find("estimator", "halve")
+
+
+def test_registering_loads_no_torch() -> None:
+    code = (
+        "import envrl, sys\n@envrl.register('loss', 'mine')\ndef mine(a, b, c, d, *, scale: float = 1.0): ...\n"
+        "from envrl.config.load import load_recipe\n"
+        "print(load_recipe('household-demo', [('objective.loss', 'mine')]).settings('loss'), 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "{'scale': 1.0} False\n"
+
+
+def test_settings_are_the_keyword_only_parameters() -> None:
+    class Curious:
+        def __init__(self, first: int, *, second: int = 2, third: str = "c") -> None:  # of no setting
+            """Settings by keyword."""
+
+    entry: Entry = Entry("estimator", "curious", Curious)
+    assert {name: (s.annotation, s.default) for name, s in entry.settings.items()} == {
+        "second": (int, 2),
+        "third": (str, "c"),
+    }
+    gamma = find("estimator", "gigpo").settings["gamma"]
+    assert (gamma.default, gamma.meaning) == (0.95, "discount of step returns")
+
+
+def test_a_name_is_taken_once() -> None:
+    register("estimator", "mine")(lambda steps: steps.rewards_N)
+    with pytest.raises(UserError, match="there is already a"):
+        register("estimator", "mine")(print)
