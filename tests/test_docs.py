@@ -26,6 +26,7 @@ from envrl.config.recipes_index import recipe_names
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+EXAMPLE = ROOT / "docs" / "your-own-environment.md"
 PENDING: set[str] = set()
 """What the pages link to and is not written yet."""
 
@@ -171,20 +172,25 @@ def test_readme_examples_run() -> None:
 
 
 @pytest.fixture
-def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The page's files in an empty folder that is also a plug-in's; yields the code to run there."""
-    page = ROOT / "docs" / "your-own-environment.md"
-    for mark, text in blocks(page):
+def example_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the files of the page about worlds of one's own, which is the working folder and on the path."""
+    for mark, text in blocks(EXAMPLE):
         if mark.startswith("file: "):
             (tmp_path / mark.removeprefix("file: ")).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield [text for mark, text in blocks(page) if mark == "run"]
+    yield tmp_path
     from envrl.envs import registry
 
     for name in ("parcels", "taxi"):
         sys.modules.pop(name, None)
         registry._REGISTERED.pop(name, None)
+
+
+@pytest.fixture
+def example(example_folder: Path) -> list[str]:
+    """The code of that page to run in its folder."""
+    return [text for mark, text in blocks(EXAMPLE) if mark == "run"]
 
 
 def test_the_class_of_the_example_is_short(example: list[str]) -> None:
@@ -215,8 +221,8 @@ def success_rates(run: Path) -> list[float]:
     return [json.loads(line)["success_rate"] for line in (run / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_example_world_is_found_as_a_plug_in(example: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """What `pip install` of the page's pyproject.toml writes is written by hand here."""
+def install_plug_in() -> None:
+    """Do by hand what `pip install` of the pyproject.toml in the working folder, which is on the path, would."""
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
     folder = Path("envrl_parcels-0.1.dist-info")
     folder.mkdir()
@@ -224,6 +230,10 @@ def test_example_world_is_found_as_a_plug_in(example: list[str], capsys: pytest.
     points = [f"{name} = {target}" for name, target in project["entry-points"]["envrl.envs"].items()]
     (folder / "entry_points.txt").write_text("\n".join(["[envrl.envs]", *points, ""]))
     importlib.invalidate_caches()
+
+
+def test_example_world_is_found_as_a_plug_in(example: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    install_plug_in()
     assert main(["check-env", "parcels"]) == 0
     assert "FAIL" not in capsys.readouterr().out
 
