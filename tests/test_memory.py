@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -48,6 +49,7 @@ from envrl.costs.shape import preset_shape, published_shape, shape_of
 from envrl.errors import UserError
 from envrl.models import attention, forward, scores
 from envrl.models.load import LanguageModel
+from envrl.models.runtime import keep_freed_memory
 from envrl.rollout.sampler import Sampler
 from envrl.trainer.optimizer import adamw
 from envrl.trainer.update import LossSettings, accumulate
@@ -117,6 +119,18 @@ def test_the_preset_has_the_size_that_its_page_says() -> None:
 def test_a_configuration_without_a_shape_is_one_sentence() -> None:
     with pytest.raises(UserError, match="does not say what shape it has"):
         shape_of({"model_type": "llama", "hidden_size": 64})
+
+
+def test_memory_that_a_tensor_leaves_is_taken_by_the_next_one() -> None:
+    """64 MiB are 16,384 pages, and each one that the system has to clear is a page fault."""
+    if not keep_freed_memory():
+        pytest.skip("the C library is not glibc")
+    faults = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(1 << 24)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[-1] < 1000
 
 
 # --- by hand ---------------------------------------------------------------------------------------------------------
