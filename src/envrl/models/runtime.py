@@ -72,10 +72,22 @@ def keep_freed_memory() -> bool:
     It gives large blocks back to the system at once by default, which then clears the same pages for every layer: up
     to a seventh of an update's time. Returns whether the library does so now.
     """
+    library = _glibc()
+    return bool(
+        library and library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1) and library.mallopt(_MMAP_THRESHOLD, 1 << 30)
+    )
+
+
+def give_back_memory() -> None:
+    """Give the system what `keep_freed_memory` has kept: once an update, since other programs may want it meanwhile."""
+    if library := _glibc():
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """Return the C library where it is glibc; the `mallopt` of others has other numbers."""
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if library is None or not hasattr(library, "gnu_get_libc_version"):  # others' `mallopt` has other numbers
-        return False
-    return bool(library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1) and library.mallopt(_MMAP_THRESHOLD, 1 << 30))
+    return library if hasattr(library, "gnu_get_libc_version") else None
 
 
 def product_speed(
