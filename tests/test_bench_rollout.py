@@ -30,6 +30,7 @@ def test_the_figures_add_up() -> None:
     assert figures["passes"] >= tokens["fed"] / (5 * 60), "a pass holds five slots at most"
     flops = 2 * figures["parameters"] * tokens["fed"] / (seconds["total"] - seconds["world"])
     assert figures["mfu"] == pytest.approx(flops / figures["peak_gflops"] / 1e9)
+    assert figures["seconds_are"] == "processor", "one thread does everything, the worlds included"
     assert "generate" not in figures
     assert figures["cuda_graphs"] == {"graphs": 0, "passes": 0, "ordinary": 0}, "there are none on a CPU"
     assert bench.table(figures).splitlines()[1].startswith(f"played    12 episodes, {figures['turns']} turns")

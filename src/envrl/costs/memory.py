@@ -156,7 +156,8 @@ def layer_bytes(shape: Shape, bf16: bool, cuda: bool = False, sees: int = 0) -> 
         heads = 0
     elif not shape.padded:
         attended += shape.attention_width
-        heads *= sees + TOGETHER // 2 if sees <= ATTENDED * shape.head_size else 0
+        seen = sees + TOGETHER // 2 if sees <= ATTENDED * shape.head_size else 0
+        heads = (HALF if bf16 else FULL) * shape.heads * seen
     if shape.query_norms:
         heads += (HALF + FULL if bf16 else 2 * FULL) * rotated + FULL * (shape.heads + shape.key_heads)
     if bf16:

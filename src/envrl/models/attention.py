@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,8 @@ TREE = "envrl_tree"
 
 _BLOCK = 64
 """Tokens whose weights are made at once: with more of them more lies in the future, with fewer products are slow."""
+_SCORES = 1 << 19
+"""Most scores of a block that are made at once, unless those of one head are more: two MiB in fp32."""
 _KEPT = 16
 """Weights are kept for the backward pass where a token sees no more tokens, on average, than so many widths of a head.
 
@@ -143,7 +146,8 @@ class _Branches(torch.autograd.Function):
     """Attention of query (heads, nodes · group, size) to key and value (heads, nodes, size), in blocks of branches.
 
     A block's weights are softmax(q · kᵀ) over the nodes of its row up to its own; the future inside it is masked. Heads
-    that share keys are rows of one product. Sums are in fp32 or what is more precise.
+    that share keys are rows of one product. Scores, their gradients and all sums over blocks are in fp32 or what is
+    more precise; what is multiplied with weights and scores' gradients is of the inputs' own type.
     """
 
     @staticmethod
@@ -152,13 +156,14 @@ class _Branches(torch.autograd.Function):
         weights: list[Tensor] = []
         keep = any(ctx.needs_input_grad) and _mean_context(tree) <= _KEPT * query.shape[2]
         group = query.shape[1] // key.shape[1]
-        future = _future(query, group)
+        scores_of = _Scores(query, group)
         with torch.autocast(query.device.type, enabled=False):
             for branch in tree.branches:
-                k, v = (_precise(_gathered(each, branch)) for each in (key, value))
-                for own, seen in _blocks(branch, group):
-                    shares = _weights(_precise(query[:, own]), k[:, :seen], future, group)
-                    found[:, own] = torch.bmm(shares, v[:, :seen])
+                k, v = (_gathered(each, branch) for each in (key, value))
+                k_precise = _precise(k)
+                for heads, own, seen in _blocks(branch, group, len(key)):
+                    shares = scores_of(query[heads, own], k_precise[heads, :seen]).softmax(-1).to(v.dtype)
+                    found[heads, own] = torch.bmm(shares, v[heads, :seen])
                     if keep:
                         weights.append(shares)
         ctx.save_for_backward(query, key, value, found, *weights)
@@ -169,28 +174,62 @@ class _Branches(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, found, *weights = ctx.saved_tensors
         kept, group = iter(weights), query.shape[1] // key.shape[1]
-        future = _future(query, group)
-        grad = _precise(grad_outputs[0].contiguous())
+        scores_of = _Scores(query, group)
+        grad = grad_outputs[0].to(query.dtype).contiguous()
         # With weights P: ∂q = (P ∘ (∂P - δ)) k, ∂P = ∂o vᵀ, δ = Σ ∂o ∘ o (Dao et al., NeurIPS 2022, appendix B).
-        delta = (grad * found).sum(-1, keepdim=True)
-        q_grad = _precise(torch.empty_like(query))
+        delta = (_precise(grad) * found).sum(-1, keepdim=True)
+        q_grad = torch.empty_like(query)
         k_grad, v_grad = (_precise(torch.zeros_like(each)) for each in (key, value))
         with torch.autocast(query.device.type, enabled=False):
             for branch in ctx.tree.branches:
-                k, v = (_precise(_gathered(each, branch)) for each in (key, value))
+                k, v = (_gathered(each, branch) for each in (key, value))
+                k_precise, v_precise = _precise(k), _precise(v)
                 k_part, v_part = (_gathered(each, branch, zeros=True) for each in (k_grad, v_grad))
-                for own, seen in _blocks(branch, group):
-                    q, above, k_seen = _precise(query[:, own]), grad[:, own], k[:, :seen]
-                    shares = next(kept) if weights else _weights(q, k_seen, future, group)
-                    v_part[:, :seen].baddbmm_(shares.transpose(1, 2), above)
-                    scores = torch.bmm(above, v[:, :seen].transpose(1, 2)).sub_(delta[:, own]).mul_(shares)
-                    q_grad[:, own] = torch.bmm(scores, k_seen)
-                    k_part[:, :seen].baddbmm_(scores.transpose(1, 2), q)
+                for heads, own, seen in _blocks(branch, group, len(key)):
+                    q, above = query[heads, own], grad[heads, own]
+                    shares = next(kept) if weights else scores_of(q, k_precise[heads, :seen]).softmax(-1)
+                    _add_product(v_part[heads, :seen], shares.to(v.dtype).transpose(1, 2), above)
+                    scores = scores_of.products(above, v_precise[heads, :seen])
+                    scores = scores.sub_(delta[heads, own]).mul_(shares).to(k.dtype)
+                    q_grad[heads, own] = torch.bmm(scores, k[heads, :seen])
+                    _add_product(k_part[heads, :seen], scores.transpose(1, 2), q)
                 if branch.shared:
                     path = torch.from_numpy(branch.path).to(key.device)
                     k_grad.index_add_(1, path, k_part)
                     v_grad.index_add_(1, path, v_part)
-        return q_grad.to(query.dtype), k_grad.to(key.dtype), v_grad.to(value.dtype), None
+        return q_grad, k_grad.to(key.dtype), v_grad.to(value.dtype), None
+
+
+class _Scores:
+    """Scores (heads, tokens · group, seen) of blocks, each of them in the memory of the one before."""
+
+    def __init__(self, query: Tensor, group: int) -> None:
+        self._group = group
+        self._room = _precise(query.new_empty(0))
+        mask = torch.full((_BLOCK, _BLOCK), -torch.inf, dtype=self._room.dtype, device=query.device)
+        self._future = mask.triu_(1).repeat_interleave(group, dim=0)
+
+    def __call__(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return the products of a block's queries and keys, whose last ones are its own tokens', no future seen."""
+        scores = self.products(query, key)
+        tokens = query.shape[1] // self._group
+        scores[:, :, -tokens:] += self._future[: query.shape[1], :tokens]
+        return scores
+
+    def products(self, one: Tensor, other: Tensor) -> Tensor:
+        """Return one (heads, rows, size) · otherᵀ, of the type of `other`."""
+        shape = (*one.shape[:2], other.shape[1])
+        if self._room.numel() < math.prod(shape):
+            self._room = other.new_empty(math.prod(shape))
+        return torch.bmm(one.to(other.dtype), other.transpose(1, 2), out=self._room[: math.prod(shape)].view(shape))
+
+
+def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """Add one · other, which may be of less precision, to a total."""
+    if total.dtype == one.dtype:
+        total.baddbmm_(one, other)
+    else:
+        total += torch.bmm(one, other)
 
 
 def _precise(each: Tensor) -> Tensor:
@@ -206,26 +245,18 @@ def _gathered(each: Tensor, branch: Branch, *, zeros: bool = False) -> Tensor:
     return each[:, torch.from_numpy(branch.path).to(each.device)]
 
 
-def _blocks(branch: Branch, group: int) -> Iterator[tuple[slice, int]]:
-    """Yield where each block of a branch's own lies in the queries, and how many tokens its last one sees."""
+def _blocks(branch: Branch, group: int, heads: int) -> Iterator[tuple[slice, slice, int]]:
+    """Yield heads, where a block of a branch's own lies in their queries, and how many tokens its last one sees.
+
+    Of a long row a block has few heads, so that its scores stay in a processor's cache.
+    """
     own = branch.own
     for start in range(own.start, own.stop, _BLOCK):
         stop = min(start + _BLOCK, own.stop)
-        yield slice(start * group, stop * group), branch.shared + stop - own.start
-
-
-def _future(query: Tensor, group: int) -> Tensor:
-    """Return what is added to a whole block's scores of its own tokens (tokens · group, tokens)."""
-    mask = torch.full((_BLOCK, _BLOCK), -torch.inf, dtype=_precise(query[:0]).dtype, device=query.device)
-    return mask.triu_(1).repeat_interleave(group, dim=0)
-
-
-def _weights(query: Tensor, key: Tensor, future: Tensor, group: int) -> Tensor:
-    """Return the attention (heads, tokens · group, seen) of a block whose tokens are the last ones of `key`."""
-    tokens = query.shape[1] // group
-    scores = torch.bmm(query, key.transpose(1, 2))
-    scores[:, :, -tokens:] += future[: query.shape[1], :tokens]
-    return scores.softmax(-1)
+        seen = branch.shared + stop - own.start
+        some = max(1, _SCORES // (_BLOCK * group * seen))
+        for first in range(0, heads, some):
+            yield slice(first, min(first + some, heads)), slice(start * group, stop * group), seen
 
 
 def _mean_context(tree: Tree) -> float:

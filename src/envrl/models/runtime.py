@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import resource
@@ -53,11 +54,40 @@ def _product_seconds(threads: int, size: int = 768, count: int = 3) -> float:
 
 
 def prepare_torch(threads: int) -> None:
-    """Fix the number of threads (0: `usable_threads`) and take deterministic kernels."""
+    """Fix the number of threads (0: `usable_threads`), take deterministic kernels and keep freed memory."""
+    keep_freed_memory()
     torch.set_num_threads(threads or usable_threads())
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory would cost time, and nothing here reads what it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""What the C library calls them (malloc.h)."""
+
+
+def keep_freed_memory() -> bool:
+    """Have memory that tensors of up to a GiB leave used for the next ones, where the C library is glibc (Linux).
+
+    It gives large blocks back to the system at once by default, which then clears the same pages for every layer: up
+    to a seventh of an update's time. Returns whether the library does so now.
+    """
+    library = _glibc()
+    return bool(
+        library and library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1) and library.mallopt(_MMAP_THRESHOLD, 1 << 30)
+    )
+
+
+def give_back_memory() -> None:
+    """Give the system what `keep_freed_memory` has kept: once an update, since other programs may want it meanwhile."""
+    if library := _glibc():
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """Return the C library where it is glibc; the `mallopt` of others has other numbers."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "gnu_get_libc_version") else None
 
 
 def product_speed(

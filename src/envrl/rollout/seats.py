@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -160,13 +159,13 @@ class Seats:
             episode.transcript.add(len(episode.transitions), episode.prompt, response, text)
             self._clock.mismatches += not self._sampler.ends_with(position, episode.transcript.ids)
             actions.append(self._read(episode.observation, draft))
-        began = time.perf_counter()
+        began = self._clock.meter.clock()
         steps = self._worlds.step(
             [(episode.place, action.text) for (episode, *_), action in zip(acting, actions, strict=True)]
         )
         for (episode, *_), action, step in zip(acting, actions, steps, strict=True):
             episode.advance(action, step, self._settings)
-        self._clock.env += time.perf_counter() - began
+        self._clock.env += self._clock.meter.clock() - began
 
     def _read(self, observation: Observation, draft: Draft) -> Action:
         """Return what a response does; a restricted one says a command of the world's in the world's own text."""
@@ -184,14 +183,14 @@ class Seats:
 
     def _open(self, positions: Sequence[int]) -> None:
         """Start the worlds of the episodes in these slots."""
-        began = time.perf_counter()
+        began = self._clock.meter.clock()
         starts = [Start(n, self._seated[n].task, self._seated[n].task.seed) for n in positions]
         for start, observation in zip(starts, self._worlds.reset(starts), strict=True):
             episode = self._seated[start.slot]
             episode.place = start.slot
             episode.observation = observation or episode.observation
             episode.stop_reason = SET_ASIDE if observation is None else ""
-        self._clock.env += time.perf_counter() - began
+        self._clock.env += self._clock.meter.clock() - began
 
     def _write(self, positions: Sequence[int]) -> None:
         """Write the prompts of these episodes; one is over where prompt and longest response do not fit the context."""

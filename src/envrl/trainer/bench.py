@@ -67,9 +67,8 @@ class Bench:
             self.reference = LanguageModel(copy.deepcopy(self.model.network), self.model.codec)
 
     def watch(self) -> Watch:
-        """Return a clock: processor seconds where one thread does everything, which other programs disturb less."""
-        alone = self.model.device.type == "cpu" and torch.get_num_threads() == 1 and not self.make_env.workers
-        return Watch(time.process_time if alone else time.perf_counter, waiting(self.model.device))
+        """Return a new clock of the kind that suits (`clock_for`): processor seconds are disturbed less by others."""
+        return Watch(clock_for(self.model.device, self.make_env), waiting(self.model.device))
 
     def play(self, config: Config) -> list[Trajectory]:
         """Play the recipe's first update, and return the groups that are whole."""
@@ -99,6 +98,17 @@ class Bench:
             self.optimizer.zero_grad()
             watch.lap("step")
         return rows
+
+
+def clock_for(device: torch.device, make_env: Worlds) -> Callable[[], float]:
+    """Return the processor's clock where one thread on a CPU does everything, else the one on the wall."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1 and not make_env.workers
+    return time.process_time if alone else time.perf_counter
+
+
+def name_of(clock: Callable[[], float]) -> str:
+    """Return whose seconds a clock of `clock_for` counts."""
+    return "processor" if clock is time.process_time else "wall clock"
 
 
 def bench_model(config: Config, make_env: Worlds, shape: str = "") -> LanguageModel:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +17,7 @@ from envrl.models.load import LanguageModel
 from envrl.models.runtime import peak_memory, prepare_torch, product_speed, reset_peak_memory, waiting, with_precision
 from envrl.rollout.meter import Meter
 from envrl.rollout.seats import Clock
-from envrl.trainer.bench import bench_model, first_update
+from envrl.trainer.bench import Watch, bench_model, clock_for, first_update, name_of
 from envrl.types import Trajectory
 
 
@@ -27,7 +26,8 @@ def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> 
 
     Seconds by part: `prefill` (passes with chunks), `decode` (a token a slot), `replay` (the same from a CUDA graph),
     `record` (the same while one is recorded), `draw` (logits and choice), `world`, and `other` (prompts, tokenizer).
-    FLOPs are 2 · parameters a token that was fed; the peak is that of a matrix product on this machine.
+    They are the processor's where one thread does everything. FLOPs are 2 · parameters a token that was fed; the peak
+    is that of a matrix product on this machine.
     """
     prepare_torch(config.train.threads)
     config = with_precision(config)
@@ -35,14 +35,15 @@ def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> 
     model = sampling_copy(bench_model(config, make_env, shape), config.rollout.precision)
     play = first_update(model, make_env, config)
     play(1, Clock())  # what is done once (kernels chosen, memory reserved, commands encoded) is not counted
-    wait = waiting(model.device)
+    watch = Watch(clock_for(model.device, make_env), waiting(model.device))
     reset_peak_memory(model.device)
-    clock = Clock(meter=Meter(wait))
-    began = time.perf_counter()
+    clock = Clock(meter=Meter(watch.wait, watch.clock))
+    watch.start()
     trajectories = play(training_settings(config).max_steps, clock)
-    figures = _figures(model, trajectories, clock, time.perf_counter() - began)
+    watch.lap("total")
+    figures = _figures(model, trajectories, clock, watch)
     if generate:
-        seconds = generate_by_turns(model, trajectories, config.rollout.temperature, wait)
+        seconds = generate_by_turns(model, trajectories, config.rollout.temperature, watch)
         sampler = figures["seconds"]["total"] - figures["seconds"]["world"]
         figures["generate"] = {
             "seconds": seconds,
@@ -52,15 +53,15 @@ def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> 
     return figures
 
 
-def _figures(model: LanguageModel, trajectories: Sequence[Trajectory], clock: Clock, total: float) -> dict[str, Any]:
-    meter, count = clock.meter, len(trajectories)
+def _figures(model: LanguageModel, trajectories: Sequence[Trajectory], clock: Clock, watch: Watch) -> dict[str, Any]:
+    meter, count, total = clock.meter, len(trajectories), watch.seconds["total"]
     drawn = sum(len(step.action.token_ids) for t in trajectories for step in t.transitions)
     turns = sum(len(t.transitions) for t in trajectories)
     if not drawn:
         raise UserError("no episode took a step, since no first prompt fits the model's context: raise model.context")
     parts = {**meter.seconds, "world": clock.env}
     precision = "bf16" if next(model.network.parameters()).dtype == torch.bfloat16 else "fp32"
-    peak = product_speed(precision, model.device)
+    peak = product_speed(precision, model.device, watch.clock)
     flops = 2 * model.parameters() * meter.fed
     return {
         "model": model.network.config.model_type,
@@ -68,6 +69,7 @@ def _figures(model: LanguageModel, trajectories: Sequence[Trajectory], clock: Cl
         "dtype": str(next(model.network.parameters()).dtype).removeprefix("torch."),
         "device": str(model.device),
         "threads": torch.get_num_threads(),
+        "seconds_are": name_of(watch.clock),
         "episodes": count,
         "turns": turns,
         "tokens": {"fed": meter.fed, "with_padding": meter.cells, "drawn": drawn},
@@ -93,7 +95,7 @@ class _Lengths(StoppingCriteria):
 
 @torch.no_grad()
 def generate_by_turns(
-    model: LanguageModel, trajectories: Sequence[Trajectory], temperature: float, wait: Callable[[], None]
+    model: LanguageModel, trajectories: Sequence[Trajectory], temperature: float, watch: Watch
 ) -> float:
     """Return the seconds of transformers' `generate` for the same turns: all prompts of a turn as one padded batch.
 
@@ -102,7 +104,6 @@ def generate_by_turns(
     settings = GenerationConfig(
         do_sample=True, temperature=temperature, top_k=0, top_p=1.0, eos_token_id=None, pad_token_id=model.codec.pad
     )
-    total = 0.0
     for turn in range(max(len(t.transitions) for t in trajectories)):
         rows = [
             (segment.token_ids[: span.start], span.stop - span.start)
@@ -119,17 +120,15 @@ def generate_by_turns(
             mask[row, width - len(prompt) :] = 1
         lengths = torch.tensor([length for _, length in rows], device=model.device)
         settings.max_new_tokens = int(lengths.max())
-        wait()
-        began = time.perf_counter()
+        watch.start()
         model.network.generate(  # type: ignore[operator]
             ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=settings,
             stopping_criteria=StoppingCriteriaList([_Lengths(width, lengths)]),
         )
-        wait()
-        total += time.perf_counter() - began
-    return total
+        watch.lap("generate")
+    return watch.seconds["generate"]
 
 
 def _each(seconds: dict[str, float], graphs: dict[str, int]) -> str:
@@ -156,7 +155,7 @@ def table(figures: dict[str, Any]) -> str:
             "tokens",
             f"{tokens['fed']:,} fed ({tokens['with_padding']:,} with padding), {tokens['drawn']:,} in responses",
         ),
-        ("seconds", f"{seconds['total']:.2f}: {share}"),
+        ("seconds", f"{seconds['total']:.2f} ({figures['seconds_are']}): {share}"),
         (
             "a second",
             f"{rate['tokens']:,.0f} tokens of responses, {rate['fed']:,.0f} fed, {rate['turns']:,.1f} turns, "

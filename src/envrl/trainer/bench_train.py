@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from envrl.models.rows import runs_as_tree
 from envrl.models.runtime import peak_memory, product_speed, reset_peak_memory, with_precision
 from envrl.samples.packing import tokens_run
 from envrl.trainer.batch import step_advantages
-from envrl.trainer.bench import Bench, deal_returns, spread
+from envrl.trainer.bench import Bench, deal_returns, name_of, spread
 from envrl.trainer.flops import batch_flops
 from envrl.trainer.steps import loss_settings, optimiser_batches
 from envrl.trainer.update import micro_batches, precision_context
@@ -174,7 +173,7 @@ def _figures(
         "device": str(model.device),
         "threads": torch.get_num_threads(),
         "precision": settings.precision,
-        "seconds_are": "processor" if bench.watch().clock is time.process_time else "wall clock",
+        "seconds_are": name_of(bench.watch().clock),
         "rows": len(rows),
         "longest_row": max(len(row.token_ids) for row in rows),
         "micro_batches": len(batches),

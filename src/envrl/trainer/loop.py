@@ -22,7 +22,7 @@ from envrl.eval.split import env_maker, evaluate_split, form_of, spread, trainin
 from envrl.files import JsonLines
 from envrl.models.copies import refresh, sampling_copy
 from envrl.models.out_of_memory import is_out_of_memory
-from envrl.models.runtime import peak_memory, prepare_torch, reset_peak_memory
+from envrl.models.runtime import give_back_memory, peak_memory, prepare_torch, reset_peak_memory
 from envrl.progress import Reporter
 from envrl.rollout.crowd import Crowd
 from envrl.rollout.runner import play_model
@@ -171,6 +171,7 @@ class Run:
         weights = aux_weights(config.objective, number, config.train.updates)
         with self.reporter.phase("learning"):
             figures = self.optimization.step(batch.rows, weights, number)
+        give_back_memory()
         if number % config.train.trajectories_every == 0 and config.train.trajectories:
             shown = trajectories[: config.train.trajectories * config.rollout.group_size]
             with self.reporter.phase("writing episodes down"):
