@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from boxes import COMMANDS, Boxes, register, tiny
+from envrl import registry as things
 from envrl.cli.main import main
 from envrl.envs import registry
 from envrl.envs.answers import listed_tasks
@@ -273,8 +274,8 @@ def test_installed_worlds_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) ->
         scans.append(group)
         return [point, broken]
 
-    monkeypatch.setattr(registry, "entry_points", found)
-    registry._plugins.cache_clear()
+    monkeypatch.setattr(things, "entry_points", found)
+    things._points.cache_clear()
     try:
         assert all(isinstance(registry.make("installed-boxes"), Boxes) for _ in range(3))
         assert scans == ["envrl.envs"]
@@ -285,4 +286,5 @@ def test_installed_worlds_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) ->
             registry.make("instaled-boxes")  # it may have been installed since: looked up again
         assert scans == ["envrl.envs"] * 2
     finally:
-        registry._plugins.cache_clear()
+        things._points.cache_clear()
+        things._ENTRIES.pop(("env", "installed-boxes"), None)

@@ -180,11 +180,11 @@ def example_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    from envrl.envs import registry
+    from envrl import registry
 
     for name in ("parcels", "taxi"):
         sys.modules.pop(name, None)
-        registry._REGISTERED.pop(name, None)
+        registry._ENTRIES.pop(("env", name), None)
 
 
 @pytest.fixture

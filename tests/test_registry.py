@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import envrl
 from boxes import register as register_worlds
 from boxes import tiny
 from envrl import registry
@@ -25,6 +26,7 @@ from envrl.errors import UserError
 from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.policy import LOSSES, TOKEN_LOSSES
 from envrl.registry import Entry, find, load_plugin, names, register
+from envrl.types import Task
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "extend.md"
 EXAMPLES = dict(re.findall(r"<!-- file: (\w+\.py) -->\n```python\n(.*?)^```", PAGE.read_text(), re.M | re.S))
@@ -60,7 +62,7 @@ def lines(file: Path) -> list[dict[str, object]]:
 
 
 def test_the_examples_are_short_and_complete() -> None:
-    assert sorted(EXAMPLES) == ["bonus.py", "plain.py"]
+    assert sorted(EXAMPLES) == ["bonus.py", "doors.py", "plain.py"]
     assert all(len(text.splitlines()) <= 40 for text in EXAMPLES.values())
 
 
@@ -88,6 +90,22 @@ def test_a_policy_loss_of_a_file_without_clips(tmp_path: Path, recipe: str) -> N
     assert loss.tolist() == [2.0, -4.0]
     assert not clipped.any()
     assert float(LOSSES["plain"](logprobs[None], logprobs[None], advantages[None], torch.ones(1, 2))) == -0.5
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_world_of_a_file_with_a_setting_of_its_own(tmp_path: Path, recipe: str, workers: str) -> None:
+    """Of three doors a note names the right one; another process finds the class by its file."""
+    file, run = write(tmp_path, "doors.py", EXAMPLES["doors.py"]), tmp_path / "run"
+    chosen = ["--plugin", str(file), "--env.name", "doors", "--env.doors.doors", "3", "--env.workers", workers]
+    shown = ["--warm_start.demonstrator", "walkthrough", "--train.trajectories", "1", "--eval.final", "6"]
+    assert main(["train", recipe, "--run", str(run), *chosen, *shown]) == 0
+    assert "[env.doors]\ndoors = 3\n" in (run / "config.toml").read_text()
+    assert {line["episodes"] for line in lines(run / "eval.jsonl")} == {6}
+    assert main(["eval", str(run), "--plugin", str(file), "--episodes", "6", "--env.doors.doors", "1"]) == 0
+    assert envrl.make("doors", doors=3).reset(Task("a", "valid", seed=4)).text.endswith("open door 2.")
+    assert main(["check-env", "doors", "--plugin", str(file), "--split", "valid"]) == 0
+    with pytest.raises(UserError, match="the world 'doors' has no setting 'door'; did you mean 'doors'"):
+        load_recipe(recipe, [("env.name", "doors"), ("env.doors.door", "3")])
 
 
 # A run and the file that it was made with
@@ -293,13 +311,16 @@ def test_entry_points_are_found_and_their_names_stand_in_errors(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     point = EntryPoint("halved", "of_a_package:halved", "envrl.estimators")
-    monkeypatch.setattr(registry, "_points", lambda kind: {"halved": point} if kind == "estimator" else {})
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] * (group == "envrl.estimators"))
+    registry._points.cache_clear()
     assert names("estimator") == ["gigpo", "grpo", "halved", "rloo"]
     assert "of_a_package" not in sys.modules
     assert [each.tolist() for each in ESTIMATORS["halved"]([[1.0, 2.0]], [["a", "b"]])] == [[0.5, 1.0]]
     assert load_recipe("household-demo", [("objective.estimator", "halved")]).settings("estimator") == {"share": 0.5}
     with pytest.raises(UserError, match="did you mean 'halved'"):
         find("estimator", "halve")
+    monkeypatch.undo()
+    registry._points.cache_clear()
 
 
 def test_registering_loads_no_torch() -> None:

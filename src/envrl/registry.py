@@ -46,6 +46,23 @@ class Kind:
 
 
 KINDS = {
+    "env": Kind(
+        "world",
+        "env.name",
+        "envrl.envs",
+        {
+            "alfworld": "envrl.envs.household.world:alfworld",
+            "alfworld-textworld": "envrl.envs.household.original:alfworld_textworld",
+            "babyai": "envrl.envs.adapters.babyai:babyai",
+            "frozenlake": "envrl.envs.adapters.frozen_lake:frozen_lake",
+            "household": "envrl.envs.household.world:household",
+            "household-textworld": "envrl.envs.household.original:household_textworld",
+            "scienceworld": "envrl.envs.adapters.scienceworld_world:scienceworld",
+            "sokoban": "envrl.envs.adapters.sokoban:sokoban",
+            "textworld": "envrl.envs.adapters.textworld_world:textworld",
+            "webshop": "envrl.envs.webshop.world:webshop",
+        },
+    ),
     "estimator": Kind(
         "advantage estimator",
         "objective.estimator",
@@ -73,13 +90,13 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A registered thing: `traits` are what its decorator says of it, `origin` where it is from, for messages."""
+    """A registered thing: `traits` are what its decorator says of it, `file` that of the plug-in that it is from."""
 
     kind: str
     name: str
     target: Callable[..., Any]
     traits: Mapping[str, Any] = field(default_factory=dict)
-    origin: str = ""
+    file: str = ""
 
     @property
     def settings(self) -> Mapping[str, Setting]:
@@ -89,6 +106,11 @@ class Entry:
     @property
     def called(self) -> str:
         return f"{KINDS[self.kind].noun} '{self.name}'"
+
+    @property
+    def ships(self) -> bool:
+        """Whether it is one of ours."""
+        return self.name in KINDS[self.kind].built_in
 
 
 _ENTRIES: dict[tuple[str, str], Entry] = {}
@@ -107,8 +129,8 @@ def register(kind: str, name: str, **traits: Any) -> Callable[[T], T]:
         raise UserError(f"the name of a registered {KINDS[kind].noun} is a word, not '{name}'")
 
     def decorate(target: T) -> T:
-        origin = _LOADING[-1][0] if _LOADING else ""
-        entry = Entry(kind, name, target, traits, origin)  # type: ignore[arg-type]
+        file = _LOADING[-1][0] if _LOADING else ""
+        entry = Entry(kind, name, target, traits, file)  # type: ignore[arg-type]
         _check_free(entry)
         _ENTRIES[kind, name] = entry
         if _LOADING:
@@ -120,12 +142,12 @@ def register(kind: str, name: str, **traits: Any) -> Callable[[T], T]:
 
 def _check_free(entry: Entry) -> None:
     place = f"{getattr(entry.target, '__module__', '')}:{getattr(entry.target, '__qualname__', '')}"
-    built_in = KINDS[entry.kind].built_in.get(entry.name)
     known = _ENTRIES.get((entry.kind, entry.name))
-    again = known is not None and place == f"{known.target.__module__}:{known.target.__qualname__}"
-    if built_in not in (None, place) or not (known is None or again):
-        whose = "that ships" if built_in else f"of {known.origin or 'this program'}" if known else ""
-        raise UserError(f"there is already a {entry.called}, the one {whose}: register yours under another name")
+    of_ours = entry.ships and KINDS[entry.kind].built_in[entry.name] != place
+    if of_ours or (known and known.target is not entry.target):
+        raise UserError(
+            f"there is already a {KINDS[entry.kind].noun} named '{entry.name}'; register yours under another name"
+        )
     for kind, other in KINDS.items():
         if kind != entry.kind and other.section == KINDS[entry.kind].section and entry.name in names(kind):
             raise UserError(
@@ -140,15 +162,26 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str) -> Entry:
-    """Return the thing of this name, imported where it is not yet; raises `UserError` where there is none."""
+    """Return the thing of this name, imported where it is not yet.
+
+    Raises `UserError` where there is none, `CannotImport` where it belongs to a package that cannot be imported.
+    """
     if (kind, name) not in _ENTRIES:
         if place := KINDS[kind].built_in.get(name):
-            importlib.import_module(place.partition(":")[0])
-        elif name in _points(kind):
-            _load_point(kind, _points(kind)[name])
+            module, _, attribute = place.partition(":")
+            target = getattr(importlib.import_module(module), attribute)
+            _ENTRIES.setdefault((kind, name), Entry(kind, name, target))  # its module may have, with traits
         else:
-            raise UserError(f"unknown {KINDS[kind].noun} '{name}'{suggest(name, names(kind))}")
+            if name not in _points(kind):
+                _points.cache_clear()  # it may have been installed since
+            if name not in _points(kind):
+                raise UserError(f"unknown {KINDS[kind].noun} '{name}'{suggest(name, names(kind))}")
+            _load_point(kind, _points(kind)[name])
     return _ENTRIES[kind, name]
+
+
+class CannotImport(UserError):
+    """A thing of an installed package cannot be imported."""
 
 
 @cache
@@ -160,10 +193,11 @@ def _load_point(kind: str, point: EntryPoint) -> None:
     try:
         target = point.load()
     except Exception as error:  # a package may raise anything while it is imported
-        what = f"the {KINDS[kind].noun} '{point.name}' is '{point.value}' of an installed package"
-        raise UserError(f"{what}, which cannot be imported ({type(error).__name__}: {error})") from error
-    if (kind, point.name) not in _ENTRIES:  # its module may have registered it itself, with traits
-        _ENTRIES[kind, point.name] = Entry(kind, point.name, target, origin=f"'{point.value}'")
+        raise CannotImport(
+            f"the {KINDS[kind].noun} '{point.name}' is '{point.value}', which cannot be imported "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    _ENTRIES.setdefault((kind, point.name), Entry(kind, point.name, target))  # its module may have, with traits
 
 
 def load_plugin(file: Path) -> str:
@@ -193,7 +227,7 @@ def _import(file: Path, digest: str) -> list[Entry]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up
     with _undone(name) as made:
-        _LOADING.append((f"the plug-in '{file}'", made))
+        _LOADING.append((str(file), made))
         try:
             spec.loader.exec_module(module)
         except UserError as error:
@@ -230,9 +264,13 @@ def settings_of(target: Callable[..., Any]) -> Mapping[str, Setting]:
     Raises `UserError` for an annotation that cannot be read; where there is none, the default's type stands for it.
     """
     function = getattr(target, "__init__") if inspect.isclass(target) else target  # noqa: B009 - of a class, not of ours
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of something that is not written in Python
+        return {}
     parameters = [
         p
-        for p in inspect.signature(function).parameters.values()
+        for p in signature.parameters.values()
         if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is not inspect.Parameter.empty
     ]
     written = {p.name: p.annotation for p in parameters if p.annotation is not inspect.Parameter.empty}
@@ -244,12 +282,19 @@ def settings_of(target: Callable[..., Any]) -> Mapping[str, Setting]:
             include_extras=True,
         )
     except Exception as error:  # annotations are any expressions
-        raise UserError(f"the annotations of {target.__qualname__} cannot be read ({error})") from error
+        raise UserError(
+            f"the annotations of {getattr(target, '__qualname__', target)} cannot be read ({error})"
+        ) from error
     meanings = _meanings(function)
     return {
         p.name: Setting(p.name, hints.get(p.name, type(p.default)), p.default, meanings.get(p.name, ""))
         for p in parameters
+        if p.name not in _SHARED
     }
+
+
+_SHARED = ("data",)
+"""Parameters that a key of the schema fills for whatever has them: where a world's data lie."""
 
 
 def _meanings(function: Callable[..., Any]) -> dict[str, str]:
@@ -269,11 +314,11 @@ def _meanings(function: Callable[..., Any]) -> dict[str, str]:
 
 def failed(entry: Entry, error: Exception) -> Exception:
     """Return what is to be raised where a thing raised: of one of a user's a sentence that says where it did."""
-    if not entry.origin or isinstance(error, UserError):
+    if entry.ships or isinstance(error, UserError):
         return error
     frames = traceback.extract_tb(error.__traceback__)
-    where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "it"
-    return UserError(f"the {entry.called} of {entry.origin} failed ({where}: {type(error).__name__}: {error})")
+    where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: " if frames else ""
+    return UserError(f"the {entry.called} failed ({where}{type(error).__name__}: {error})")
 
 
 class View(Mapping[str, T]):

@@ -10,6 +10,7 @@ from pathlib import Path
 from envrl.cli.arguments import Parser, add_plugin, check_output, number, split_overrides, whole_number
 from envrl.config.keys import KEYS
 from envrl.config.load import load_recipe
+from envrl.config.plugins import load_plugins
 from envrl.config.schema import Config
 from envrl.errors import UserError, suggest
 
@@ -30,7 +31,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--products", type=whole_number, default=0, metavar="N", help="search: products (default: all)")
     parser.add_argument("--workers", type=whole_number, default=8, metavar="N", help="search: processes side by side")
     parser.add_argument("--json", action="store_true", help="print JSON for all worlds, too")
+    add_plugin(parser)
     values = parser.parse(arguments)
+    load_plugins(values.plugin)
     if values.what not in ("env", "search"):
         raise UserError(f"unknown benchmark '{values.what}'{suggest(values.what, ['env', 'search'])}")
     if values.what == "search":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envrl.cli.arguments import Parser, whole_number
+from envrl.cli.arguments import Parser, add_plugin, whole_number
+from envrl.config.plugins import load_plugins
 from envrl.errors import UserError
 
 
@@ -21,7 +22,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--split", default="train", help="the split to try tasks of (default: train)")
     parser.add_argument("--episodes", type=whole_number, default=8, metavar="N", help="tasks to try (default: 8)")
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of the commands (default: 0)")
+    add_plugin(parser)
     values = parser.parse(arguments)
+    load_plugins(values.plugin)
     if values.episodes == 0:
         raise UserError("--episodes must be at least 1")
     options = {"data": values.data, "split": values.split, "episodes": values.episodes, "seed": values.seed}

@@ -75,7 +75,7 @@ def _needs(config: Config) -> Iterator[Finding]:
     section = "the recipe needs"
     yield _world(config, section)
     extra = EXTRA_OF_WORLD.get(config.env.name)
-    if extra is None and config.env.nouns == "spacy":
+    if extra is None and config.settings("env").get("nouns") == "spacy":
         extra = "spacy"
     if config.model.lora_rank:
         found = extra_finding("lora")

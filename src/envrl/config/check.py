@@ -14,16 +14,16 @@ PRESETS = ("tiny",)
 def check_together(config: Config) -> None:
     """Raise `UserError` for values of a configuration that contradict each other.
 
-    Names of worlds and prompt formats are left to the trainer, which has their registries.
+    Names of prompt formats are left to the trainer, which has them.
     """
-    for kind in KINDS:
-        config.settings(kind)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.train.device):
         raise UserError(f"train.device must be 'cpu', 'cuda' or 'cuda:N', not '{config.train.device}'")
     if not config.env.name:
         raise UserError("env.name must name a world, and is empty")
     if not config.env.split:
         raise UserError("env.split must name a split to train on, and is empty")
+    for kind in KINDS:
+        config.settings(kind)
     _check_model(config)
     check_world(config)
     _check_learning(config)

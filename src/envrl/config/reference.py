@@ -46,9 +46,8 @@ def recipe_reference() -> str:
         keys = [key for name, key in KEYS.items() if name.startswith(f"{section}.")]
         rows = "\n".join(_row(key, meanings.get(key.name, "")) for key in keys)
         parts.append(f"## `[{section}]`\n\n{_HEAD}{rows}\n")
-        parts += [
-            _owned(section, kind, name) for kind, of in KINDS.items() if of.section == section for name in of.built_in
-        ]
+        chosen = [(kind, name) for kind, of in KINDS.items() if of.section == section for name in of.built_in]
+        parts += [_owned(section, kind, name) for kind, name in chosen if find(kind, name).settings]
     return "\n".join(parts)
 
 

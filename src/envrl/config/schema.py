@@ -26,11 +26,6 @@ class EnvConfig:
     data: str = ""  # folder of downloaded data; empty: the world's environment variable, else its default folder
     split: str = "train"  # the split that RL and demonstrations draw tasks from
     max_steps: Positive = 30  # steps after which an episode is cut off, lost
-    products: Count = 0  # webshop: only the first of the catalogue; 0: all (generated: 10,000)
-    goals: str = ""  # webshop: human or synthetic goals; empty: synthetic on the 1,000-product catalogue, else human
-    nouns: str = ""  # webshop: a JSON file of title nouns by asin, or spacy; empty: guessed
-    fixes: bool = False  # webshop: the original's plain bugs are mended (docs/worlds/webshop.md)
-    compact: Count = 0  # webshop: texts of at most this many words, numbers to click; 0: the original's texts
     distractors: Annotated[int, Meta(ge=0, le=40)] = 0  # irrelevant lines behind every observation
     hide_admissible: bool = False  # the world does not say which commands it would accept
     failing_actions: Annotated[float, Meta(ge=0.0, le=0.9)] = 0.0  # chance that an action does nothing

@@ -144,7 +144,7 @@ def _auxiliary_share(config: Config) -> float:
 
 
 def _texts(config: Config) -> Texts:
-    if config.env.name == "webshop" and config.env.compact:
+    if config.env.name == "webshop" and config.settings("env")["compact"]:
         return _COMPACT_SHOP
     return _TEXTS.get(config.env.name.removesuffix("-textworld"), _OTHER)
 

@@ -1,32 +1,18 @@
-"""The one registry of worlds: built-in ones, those of installed plug-ins (entry points `envrl.envs`), and your own."""
+"""Making worlds by name: built-in ones, those of installed packages, of files of plug-ins, and your own."""
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable
-from functools import cache, partial
-from importlib.metadata import EntryPoint, entry_points
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from envrl.envs.protocol import TextEnv
-from envrl.errors import UserError, suggest
+from envrl.errors import UserError
+from envrl.registry import CannotImport, Entry, find, load_plugin, names, register
 
 EnvFactory = Callable[..., TextEnv]
-
-_BUILT_IN = {
-    "alfworld": "envrl.envs.household.world:alfworld",
-    "alfworld-textworld": "envrl.envs.household.original:alfworld_textworld",
-    "babyai": "envrl.envs.adapters.babyai:babyai",
-    "frozenlake": "envrl.envs.adapters.frozen_lake:frozen_lake",
-    "household": "envrl.envs.household.world:household",
-    "household-textworld": "envrl.envs.household.original:household_textworld",
-    "scienceworld": "envrl.envs.adapters.scienceworld_world:scienceworld",
-    "sokoban": "envrl.envs.adapters.sokoban:sokoban",
-    "textworld": "envrl.envs.adapters.textworld_world:textworld",
-    "webshop": "envrl.envs.webshop.world:webshop",
-}
-_REGISTERED: dict[str, EnvFactory] = {}
 
 
 class CannotMake(UserError):
@@ -35,14 +21,12 @@ class CannotMake(UserError):
 
 def register_env(name: str, factory: EnvFactory) -> None:
     """Make `factory(**options)` available as the world `name`; raises `UserError` where the name is taken."""
-    if name in _BUILT_IN or _REGISTERED.get(name, factory) is not factory:
-        raise UserError(f"there is already a world named '{name}'; register yours under another name")
-    _REGISTERED[name] = factory
+    register("env", name)(factory)
 
 
 def env_names() -> list[str]:
     """Return the names of all worlds that `make` knows, sorted."""
-    return sorted({*_BUILT_IN, *_REGISTERED, *_plugins()})
+    return names("env")
 
 
 def make(name: str, **options: Any) -> TextEnv:
@@ -51,46 +35,30 @@ def make(name: str, **options: Any) -> TextEnv:
     Options are the world's own (`data=DIR` for those on downloaded data). Raises `UserError` for an unknown name or
     option.
     """
-    return _made(_factory(name), name, options)
+    return _made(_found(name).target, name, options)
 
 
 def maker(name: str, **options: Any) -> Callable[[], TextEnv]:
     """Return a function that makes the world `name`, picklable where the factory of a registered world is.
 
-    Another process knows worlds by their entry points and modules, and nothing of `register_env`.
+    Another process knows worlds by their entry points, modules and files of plug-ins, and nothing of `register_env`.
     """
-    factory = _REGISTERED.get(name)
-    return partial(make, name, **options) if factory is None else partial(_made, factory, name, options)
+    entry = _found(name)
+    if entry.file:
+        return partial(_made_of_plugin, entry.file, name, options)
+    return partial(_made, entry.target, name, options)
 
 
-@cache
-def _plugins() -> dict[str, EntryPoint]:
-    """Return the worlds of installed packages by name; looked up once, since that reads every package's metadata."""
-    return {point.name: point for point in entry_points(group="envrl.envs")}
+def _made_of_plugin(file: str, name: str, options: dict[str, Any]) -> TextEnv:
+    load_plugin(Path(file))
+    return make(name, **options)
 
 
-def _factory(name: str) -> EnvFactory:
-    if name in _REGISTERED:
-        return _REGISTERED[name]
-    if name in _BUILT_IN:
-        module, _, attribute = _BUILT_IN[name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
-    if name not in _plugins():
-        _plugins.cache_clear()  # it may have been installed since
-    if name not in _plugins():
-        raise UserError(f"unknown world '{name}'{suggest(name, env_names())}")
-    return _loaded(name)
-
-
-@cache
-def _loaded(name: str) -> EnvFactory:
-    point = _plugins()[name]
+def _found(name: str) -> Entry:
     try:
-        return point.load()
-    except Exception as error:  # a package may raise anything while it is imported
-        raise CannotMake(
-            f"the world '{name}' is '{point.value}', which cannot be imported ({type(error).__name__}: {error})"
-        ) from error
+        return find("env", name)
+    except CannotImport as error:
+        raise CannotMake(str(error)) from error
 
 
 def _made(factory: EnvFactory, name: str, options: dict[str, Any]) -> TextEnv:

@@ -267,7 +267,7 @@ def world_settings(config: Config) -> dict[str, Any]:
 
 def world_options(config: Config) -> dict[str, Any]:
     """Return what is said to the world itself, but for where its data lies."""
-    return {name: value for name, value in env_options(config.env).items() if name != "data"}
+    return {name: value for name, value in env_options(config).items() if name != "data"}
 
 
 def _check_room(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from envrl.config.schema import Config, EnvConfig
+from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds, vector_of
 from envrl.envs.protocol import TextEnv
@@ -78,14 +78,15 @@ def in_proportion(count: int, part: int, whole: int) -> int:
 def env_maker(config: Config) -> Worlds:
     """Return a function that makes the recipe's world with its settings, and plays many at once by `env.workers`."""
     settings = WorldSettings(**{f.name: getattr(config.env, f.name) for f in fields(WorldSettings)})
-    make_env = set_maker(maker(config.env.name, **env_options(config.env)), settings)
+    make_env = set_maker(maker(config.env.name, **env_options(config)), settings)
     return Worlds(make_env, config.env.workers, config.env.timeout)
 
 
-def env_options(env: EnvConfig) -> dict[str, Any]:
-    """Return what a recipe says to its world: the keys of `env` that are the world's, where they are not at rest."""
-    own = {name: getattr(env, name) for name in ("data", "products", "goals", "nouns", "fixes", "compact")}
-    return {name: value for name, value in own.items() if value}
+def env_options(config: Config) -> dict[str, Any]:
+    """Return what a recipe says to its world: its own settings that are not the default, and where its data lie."""
+    beginning = f"env.{config.env.name}."
+    own = {key.removeprefix(beginning): value for key, value in config.owned.items() if key.startswith(beginning)}
+    return own | ({"data": config.env.data} if config.env.data else {})
 
 
 def play_settings(config: Config, temperature: float, actions: str | None = None) -> PlaySettings:

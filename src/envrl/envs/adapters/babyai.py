@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from envrl.envs.adapters.extras import imported, need
@@ -23,7 +23,10 @@ _WORDS = tuple(COMMANDS)
 _LONGEST_WALKTHROUGH = 1_000
 
 
-def babyai(levels: str | Sequence[str] = LEVELS) -> BabyAI:
+def babyai(
+    *,
+    levels: tuple[str, ...] = LEVELS,  # of BabyAI's, by name
+) -> BabyAI:
     """Return BabyAI's levels, named as there without `BabyAI-` and `-v0`; a text names several with commas between.
 
     Raises `UserError` where minigrid is not installed, or for an unknown level (when a task of it is first played).

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
 
 from envrl.envs.adapters.extras import imported, need
 from envrl.envs.adapters.gymnasium_world import SavableGymnasiumWorld, Wording
@@ -20,7 +22,11 @@ _MOVES = {"go left": (0, -1), "go down": (1, 0), "go right": (0, 1), "go up": (-
 _LARGEST = 32
 
 
-def frozen_lake(size: int = 8, slippery: bool = False) -> FrozenLake:
+def frozen_lake(
+    *,
+    size: Annotated[int, Meta(ge=4, le=_LARGEST)] = 8,  # rows and columns of a map
+    slippery: bool = False,  # a step may slide to either side
+) -> FrozenLake:
     """Return lakes of `size` × `size` tiles (4 to 32); `slippery`: a step goes astray two times in three.
 
     Below 8 the splits may share maps, since there are few. Raises `UserError` where gymnasium is not installed.

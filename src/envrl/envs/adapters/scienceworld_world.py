@@ -57,7 +57,11 @@ SIMPLIFICATIONS = (
 _ELECTRICAL = ("power-component", "conductivity")
 
 
-def scienceworld(admissible: bool = False, simplifications: str = "") -> ScienceWorld:
+def scienceworld(
+    *,
+    admissible: bool = False,  # list the commands that the simulator finds valid: some hundreds, slow
+    simplifications: str = "",  # of the simulator's, by name, with commas between
+) -> ScienceWorld:
     """Return ScienceWorld; `simplifications` are the original's, with commas between.
 
     `admissible` lists the commands that the simulator finds valid: some hundreds, at five to twenty times the cost of a

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from envrl.envs.adapters.extras import need
 from envrl.envs.adapters.gymnasium_world import SavableGymnasiumWorld, Wording
@@ -16,7 +18,11 @@ COMMANDS = {f"go {direction}": action for action, direction in enumerate(DIRECTI
 _GOAL = "push every box $ onto a goal point; you are @, a box on a goal is *, you on a goal are +, walls are #."
 
 
-def sokoban(size: int = 7, boxes: int = 2) -> Sokoban:
+def sokoban(
+    *,
+    size: Annotated[int, Meta(ge=6, le=12)] = 7,  # rows and columns, walls included
+    boxes: Annotated[int, Meta(ge=1, le=4)] = 2,  # boxes, and places for them
+) -> Sokoban:
     """Return levels of `size` × `size` cells (6 to 12, walls included) with `boxes` boxes (1 to 4, at most size − 4).
 
     Raises `UserError` for other numbers, or where gymnasium is not installed.

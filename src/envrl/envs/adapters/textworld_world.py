@@ -20,7 +20,10 @@ _STATUS = re.compile(r"\n+> +-= .* =- *-?\d+/\d+\s*\Z")
 _LONGEST_COMMAND = 200  # characters; the interpreter reads into a buffer of fixed size
 
 
-def textworld(challenges: str | Sequence[str] = tuple(CHALLENGES)) -> TextWorld:
+def textworld(
+    *,
+    challenges: tuple[str, ...] = tuple(CHALLENGES),  # of TextWorld's own, by name
+) -> TextWorld:
     """Return games of TextWorld's challenges coin_collector, treasure_hunter and cooking, or of some of them.
 
     A text names several with commas between. Raises `UserError` where textworld is not installed, or for an unknown

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 from envrl.envs.protocol import TextEnv
 from envrl.envs.webshop.catalogue import PRODUCTS as GENERATED
@@ -17,6 +17,7 @@ from envrl.envs.webshop.reward import score
 from envrl.envs.webshop.shop import GivenShop, Shop
 from envrl.envs.webshop.visit import State, Visit, parse_action
 from envrl.errors import UserError
+from envrl.ranges import Count
 from envrl.types import Observation, Step, Task
 
 SPLITS = {"test": slice(0, 500), "valid": slice(500, 1500), "train": slice(1500, None), "all": slice(0, None)}
@@ -186,13 +187,14 @@ class GoalTasks(Sequence[Task]):
 
 
 def webshop(
+    *,
     data: str = "",
-    products: int = 0,
-    goals: str = "",
-    seed: int = 0,
-    nouns: str | Mapping[str, Sequence[str]] = "",
-    fixes: bool = False,
-    compact: int = 0,
+    products: Count = 0,  # only the first of the catalogue; 0: all (generated: 10,000)
+    goals: Literal["", "human", "synthetic"] = "",  # empty: synthetic on the 1,000-product catalogue, else human
+    seed: Count = 0,  # draws prices, their limits and the generated catalogue
+    nouns: str = "",  # a JSON file of title nouns by asin, or spacy; empty: guessed
+    fixes: bool = False,  # the original's plain bugs are mended (docs/worlds/webshop.md)
+    compact: Count = 0,  # texts of at most this many words, numbers to click; 0: the original's texts
 ) -> TextEnv:
     """Return WebShop on the original's files in `data` (empty: $WEBSHOP_DATA), or on a generated catalogue without any.
 
