@@ -11,7 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import import_module
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,16 @@ import pytest
 
 from envrl.cli.arguments import Parser, split_overrides
 from envrl.cli.main import COMMANDS, main
-from envrl.config.keys import KEYS
+from envrl.config.keys import KEYS, find_key, kind_of
 from envrl.config.load import load_recipe
+from envrl.config.plugins import load_plugins
 from envrl.config.recipes_index import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 EXAMPLE = ROOT / "docs" / "your-own-environment.md"
+EXTENDING = ROOT / "docs" / "extend.md"
 PENDING: set[str] = set()
 """What the pages link to and is not written yet."""
 
@@ -92,7 +94,7 @@ def is_form(command: str) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_command_lines_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_lines_parse(page: Path, example_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsers: list[Parser] = []
 
     def note(self: Parser, arguments: Any, also: Any = ()) -> Any:
@@ -114,19 +116,25 @@ def test_command_lines_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             options = set(re.findall(r"--[a-z][a-z-]*(?![\w.])", command)) - {"--section", "--help"}
             assert options <= set(parsers[-1].options()), command
         elif name == "train" and arguments[0] in recipe_names():
-            load_recipe(arguments[0], split_overrides(arguments, KEYS)[0])
+            overrides, rest = split_overrides(arguments, KEYS)
+            plugins = [file for option, file in pairwise(rest) if option == "--plugin"]
+            load_recipe(arguments[0], overrides, plugins)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_keys_exist(page: Path) -> None:
+def test_keys_exist(page: Path, example_folder: Path) -> None:
+    """Those of the schema, and those of the tables of what can be chosen, the examples of docs/extend.md included."""
+    if page == EXTENDING:
+        load_plugins([mark.removeprefix("file: ") for mark, _ in blocks(page) if mark.startswith("file: ")])
     sections = {key.partition(".")[0] for key in KEYS if "." in key}
     named = {
         key
         for code in _INLINE.findall(prose(page))
-        for key in re.findall(r"(?<![\w./-])([a-z_]+\.[a-z_]+)(?![\w(/.])", code)
+        for key in re.findall(r"(?<![\w./-])([a-z_]+\.[a-z_-]+(?:\.[a-z_]+)?)(?![\w(/.-])", code)
         if key.partition(".")[0] in sections and not key.endswith((".jsonl", ".safetensors", ".partial"))
     }
-    assert named - set(KEYS) == set()
+    unknown = {key for key in named if find_key(key) is None}
+    assert {key for key in unknown if not (key.count(".") == 1 and kind_of(*key.split(".")))} == set()
 
 
 def test_logged_names_exist() -> None:
@@ -173,8 +181,8 @@ def test_readme_examples_run() -> None:
 
 @pytest.fixture
 def example_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the files of the page about worlds of one's own, which is the working folder and on the path."""
-    for mark, text in blocks(EXAMPLE):
+    """A folder with the files of the pages about things of one's own, which is the working folder and on the path."""
+    for mark, text in [*blocks(EXAMPLE), *blocks(EXTENDING)]:
         if mark.startswith("file: "):
             (tmp_path / mark.removeprefix("file: ")).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -185,6 +193,9 @@ def example_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     for name in ("parcels", "taxi"):
         sys.modules.pop(name, None)
         registry._ENTRIES.pop(("env", name), None)
+    for key in [key for key, entry in registry._ENTRIES.items() if entry.file]:
+        del registry._ENTRIES[key]
+    registry._LOADED.clear()
 
 
 @pytest.fixture

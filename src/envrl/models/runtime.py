@@ -73,9 +73,11 @@ def keep_freed_memory() -> bool:
     to a seventh of an update's time. Returns whether the library does so now.
     """
     library = _glibc()
-    return bool(
-        library and library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1) and library.mallopt(_MMAP_THRESHOLD, 1 << 30)
-    )
+    if library is None:
+        return False
+    # Older ones take no more than 32 MiB; only with that set does the other alone not make matters worse.
+    taken = any(library.mallopt(_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
+    return bool(taken and library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
 def give_back_memory() -> None:
