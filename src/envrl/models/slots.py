@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from envrl.models.devices import distinct_writes
+from envrl.models.runtime import give_back_memory
 
 _BLOCK = 128
 
@@ -87,6 +88,8 @@ class SlotCache:
                 new = old.new_zeros(*old.shape[:2], self.capacity, old.shape[3])
                 new[:, :, : old.shape[2]] = old
                 store[layer] = new
+                if self.device.type == "cpu":
+                    give_back_memory()  # what smaller ones leave has no room for one as large
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store a chunk's keys and values (slots, heads, width, size); return those of all visible positions."""
