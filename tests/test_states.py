@@ -114,15 +114,15 @@ def test_layers_that_mix_tokens_otherwise_keep_the_padded_layout(kind: str) -> N
     assert states_of_rows(network, rows_of(), 0).states.shape == (len(LENGTHS) * max(LENGTHS), 32)
 
 
-def _nothing_is_future(query: Tensor, group: int) -> Tensor:
-    return torch.zeros_like(FUTURE(query, group))
+class NothingIsFuture(attention._Scores):
+    def __init__(self, query: Tensor, group: int) -> None:
+        super().__init__(query, group)
+        self._future.zero_()
 
 
-def _scores_are_too_large(query: Tensor, *given: Any) -> Tensor:
-    return WEIGHTS(1.5 * query, *given)
-
-
-FUTURE, WEIGHTS = attention._future, attention._weights
+class TooLarge(attention._Scores):
+    def __call__(self, query: Tensor, key: Tensor) -> Tensor:
+        return super().__call__(1.5 * query, key)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -131,15 +131,15 @@ def test_a_tree_may_differ_by_a_fifth_of_what_it_may_and_a_faulty_one_is_not_run
     kind: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scores half as large again do not show beyond bf16's rounding in every family; a future that is seen does."""
-    most, faults = module.most_roundings, [("_future", _nothing_is_future), ("_weights", _scores_are_too_large)]
+    most, faults = module.most_roundings, [NothingIsFuture, TooLarge]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         with monkeypatch.context() as patch:
             patch.setattr(module, "most_roundings", lambda model: most(model) / 5)
             assert runs_as_tree(small(kind, FAMILIES[kind]))
-        for part, wrong in faults[: 1 if precision == "bf16" else 2]:
+        for wrong in faults[: 1 if precision == "bf16" else 2]:
             with monkeypatch.context() as patch:
-                patch.setattr(attention, part, wrong)
-                assert not runs_as_tree(small(kind, FAMILIES[kind])), part
+                patch.setattr(attention, "_Scores", wrong)
+                assert not runs_as_tree(small(kind, FAMILIES[kind])), wrong
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -149,7 +149,7 @@ def test_a_real_model_runs_as_a_tree(precision: str, smollm2_folder: Path, monke
     monkeypatch.setattr(module, "most_roundings", lambda model: most(model) / 5)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         assert runs_as_tree(network)
-        monkeypatch.setattr(attention, "_future", _nothing_is_future)
+        monkeypatch.setattr(attention, "_Scores", NothingIsFuture)
         assert not module._agrees(network)
 
 
@@ -267,16 +267,16 @@ def test_padding_at_most_doubles_rows_that_a_device_attends_to_whole() -> None:
 
 def test_weights_of_attention_are_not_kept_where_no_gradient_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log-probs of an old policy, or a reference: of all the blocks of a layer one alone is there at a time."""
-    network, weights, made = small("qwen2", FAMILIES["qwen2"]), attention._weights, []
+    network, product, made = small("qwen2", FAMILIES["qwen2"]), torch.bmm, []
 
-    def watched(*arguments: Any) -> Tensor:
-        assert all(earlier() is None for earlier in made[:-1])
-        found = weights(*arguments)
-        made.append(weakref.ref(found))
-        return found
+    def watched(one: Tensor, other: Tensor, **rest: Any) -> Tensor:
+        if not rest:  # of weights and values, not of scores
+            assert all(earlier() is None for earlier in made)
+            made.append(weakref.ref(one))
+        return product(one, other, **rest)
 
     assert runs_as_tree(network)
-    monkeypatch.setattr(attention, "_weights", watched)
+    monkeypatch.setattr(torch, "bmm", watched)
     with torch.no_grad():
         states_of_rows(network, rows_of(), 0)
     assert len(made) == 2 * len(LENGTHS)
