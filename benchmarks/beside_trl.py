@@ -44,7 +44,7 @@ from envrl.trainer.flops import batch_flops, row_flops
 from envrl.trainer.optimizer import BETAS, adamw
 from envrl.trainer.steps import loss_settings
 from envrl.trainer.update import accumulate, clip_gradient, micro_batches
-from envrl.types import Row, Term, Trajectory
+from envrl.types import Row, Term, TrajectoryGroup, episodes_of
 
 BUDGETS = (1024, 2048, 4096, 8192)
 """Micro-batches to try for ours, tokens."""
@@ -94,21 +94,19 @@ class Ours:
         self.model = LanguageModel(copy.deepcopy(model.network), model.codec)
         self.config, self.optimizer = config, adamw(self.model, 0.0)
 
-    def rows(self, trajectories: Sequence[Trajectory]) -> list[Row]:
+    def rows(self, groups: Sequence[TrajectoryGroup]) -> list[Row]:
         """Return the rows of the episodes that have an advantage."""
-        return unrestricted(
-            build_batch(trajectories, self.config, wording_of(self.model, form_of(self.config)), 1).rows
-        )
+        return unrestricted(build_batch(groups, self.config, wording_of(self.model, form_of(self.config)), 1).rows)
 
-    def batches(self, trajectories: Sequence[Trajectory], budget: int) -> list[list[Row]]:
+    def batches(self, groups: Sequence[TrajectoryGroup], budget: int) -> list[list[Row]]:
         """Return the micro-batches of a step on these episodes."""
         settings = replace(loss_settings(self.config, {}), micro_batch_tokens=budget)
-        return micro_batches(self.model, self.rows(trajectories), settings)
+        return micro_batches(self.model, self.rows(groups), settings)
 
-    def step(self, trajectories: Sequence[Trajectory], budget: int) -> tuple[float, float]:
+    def step(self, groups: Sequence[TrajectoryGroup], budget: int) -> tuple[float, float]:
         """Make rows of the episodes and take a step on them; return its seconds and the gradient's norm."""
         began = time.process_time()
-        rows = self.rows(trajectories)
+        rows = self.rows(groups)
         settings = replace(loss_settings(self.config, {}), micro_batch_tokens=budget)
         accumulate(self.model, rows, settings)
         norm = clip_gradient(list(self.model.network.parameters()), self.config.train.max_grad_norm)
@@ -221,24 +219,24 @@ def compare(config: Config, shape: str, repeats: int, returns: str) -> dict[str,
     bench = Bench(config, shape)
     played = bench.play(config)
     dealt = deal_returns(played, config.rollout.reward_scale)
-    trajectories = dealt if returns == "dealt" else played
+    groups = dealt if returns == "dealt" else played
     ours = Ours(bench.model, config)
     rows = ours.rows(dealt)
-    if len(rows) != len(played):
+    if len(rows) != len(episodes_of(played)):
         raise UserError("TRL takes one sequence an episode: set rollout.layout = 'concat', and a longer context")
-    advantages = [float(steps[0]) for steps in step_advantages(trajectories, config)]
+    advantages = [float(steps[0]) for steps in step_advantages(groups, config)]
     if not any(advantages):
         raise UserError("no group has unequal returns: name a trained model (--model.path), or leave --returns out")
     told = recorded(rows, advantages)
     theirs = Theirs(bench.model, config, told)
-    ours.step(trajectories, BUDGETS[0])
-    budget = min(BUDGETS, key=lambda tokens: ours.step(trajectories, tokens)[0])
+    ours.step(groups, BUDGETS[0])
+    budget = min(BUDGETS, key=lambda tokens: ours.step(groups, tokens)[0])
     sizes = [size for size in SIZES if len(rows) % size == 0]
     theirs.steps(sizes[-1], 1)
     micro = min(sizes, key=lambda size: theirs.steps(size, 1)[0]["seconds"])
     found: list[tuple[float, float]] = []
-    other = theirs.steps(micro, repeats, lambda: found.append(ours.step(trajectories, budget)))
-    batches = ours.batches(trajectories, budget)
+    other = theirs.steps(micro, repeats, lambda: found.append(ours.step(groups, budget)))
+    batches = ours.batches(groups, budget)
     used = [row for row, advantage in zip(rows, advantages, strict=True) if advantage]
     share = len(used) / len(rows)  # our mean is over rows with an advantage, TRL's over all
     gap = max(abs(lap["norm"] / (share * norm) - 1) for lap, (_, norm) in zip(other, found, strict=True))

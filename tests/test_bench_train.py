@@ -22,7 +22,7 @@ from envrl.models.template import ChatTemplate
 from envrl.trainer.bench import Bench, deal_returns
 from envrl.trainer.bench_train import PHASES, arms, bench_train, table
 from envrl.trainer.flops import batch_flops, row_flops
-from envrl.types import Row, Term
+from envrl.types import Row, Term, episodes_of
 
 SEPARATE = {"warm_start": {"state_rows": "separate"}}
 
@@ -74,7 +74,7 @@ def test_whole_updates_are_compared_with_the_fractions_of_the_recipe() -> None:
 def test_returns_are_dealt_to_every_second_episode_of_a_group() -> None:
     config = tiny(**SEPARATE)
     dealt = deal_returns(Bench(config).play(config), 10.0)
-    assert [t.total_reward for t in dealt] == [0.0, 10.0] * 6
+    assert [t.total_reward for t in episodes_of(dealt)] == [0.0, 10.0] * 6
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from envrl.config.load import load_recipe
 from envrl.config.recipes_index import recipe_names
 from envrl.envs.registry import register_env
 from envrl.progress import Reporter
+from envrl.trainer.batch import grouped
 from envrl.trainer.idle import IdleUpdates, idle_settings
 from envrl.trainer.loop import train
-from envrl.types import Action, Observation, Step, Trajectory, Transition
+from envrl.types import Action, Observation, Step, Trajectory, TrajectoryGroup, Transition
 
 
 class Hopeless(Boxes):
@@ -59,12 +59,13 @@ def test_updates_in_which_nothing_is_learned_say_so_and_what_to_do(tmp_path: Pat
     assert said[4:] == [f"update 4: no row learns from the returns: {why}"]
 
 
-def episodes(*outcomes: tuple[float, bool], steps: int = 1) -> Sequence[Trajectory]:
+def episodes(*outcomes: tuple[float, bool], steps: int = 1) -> list[TrajectoryGroup]:
     task, seen = Boxes().tasks("train")[0], Observation("A room.")
-    return [
+    played = [
         Trajectory(task, 0, (Transition(seen, Action("look"), reward, seen, won, won),) * steps, (), "done")
         for reward, won in outcomes
     ]
+    return grouped(played, 4)
 
 
 @pytest.mark.parametrize(

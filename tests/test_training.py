@@ -30,12 +30,12 @@ from envrl.models.checkpoints import verify_checkpoint
 from envrl.models.load import build_model, load_model
 from envrl.rollout.runner import play_model
 from envrl.rollout.wording import Form
-from envrl.trainer.batch import build_batch, draw_episodes, draw_tasks
+from envrl.trainer.batch import build_batch, draw_episodes, draw_tasks, grouped, step_advantages
 from envrl.trainer.checkpoint import load_state
 from envrl.trainer.demonstrations import auxiliary_rows, demonstrate, imitation_rows
 from envrl.trainer.loop import train
 from envrl.trainer.shared_start import shared_evaluations
-from envrl.types import Observation, Step, Task
+from envrl.types import Action, Observation, Step, Task, Trajectory, TrajectoryGroup, Transition
 
 QUICK: dict[str, Any] = {"every": 0, "split": ("valid_b",), "free_episodes": 2, "probe_episodes": 2}
 """Evaluation settings for tests that look at training alone."""
@@ -445,7 +445,8 @@ def test_placebo_and_true_rows_differ_in_their_targets_alone(tmp_path: Path) -> 
     played = play_model(model, wording, Boxes, tasks, [0, 1, 2, 3] * 3, play_settings(true, 1.0), seed=0, update=1)
     prompts, targets = [], []
     for config in (true, placebo):
-        rows = [r for r in build_batch(played, config, wording, 1).rows if r.terms[0].component == "inverse"]
+        batch = build_batch(grouped(played, 4), config, wording, 1)
+        rows = [r for r in batch.rows if r.terms[0].component == "inverse"]
         starts = [int(row.terms[0].positions_T[0]) for row in rows]
         prompts.append([row.token_ids[:start].tolist() for row, start in zip(rows, starts, strict=True)])
         targets.append([tuple(row.token_ids[start:].tolist()) for row, start in zip(rows, starts, strict=True)])
@@ -467,7 +468,7 @@ def test_in_pass_the_state_fraction_is_a_share_of_the_episodes(tmp_path: Path) -
 
     def origins(component: str, share: float, update: int = 1) -> list[str]:
         config = replace(whole, objective=replace(whole.objective, state_fraction=share))
-        rows = build_batch(played, config, wording_of(model, form_of(config)), update).rows
+        rows = build_batch(grouped(played, 4), config, wording_of(model, form_of(config)), update).rows
         return [row.origin for row in rows if any(term.component == component for term in row.terms)]
 
     everything = origins("state", 1.0)
@@ -605,6 +606,22 @@ def test_no_two_episodes_of_an_update_share_their_random_numbers(size: int, coun
     assert len(episodes) == count * group == len({(task.id, member) for task, member in episodes})
     for first in range(0, len(episodes), group):
         assert len({task.id for task, _ in episodes[first : first + group]}) == 1
+
+
+def test_groups_may_be_of_any_size() -> None:
+    """Two episodes with returns 1 and 0 beside three with 1, 0 and 0: each against its own group's mean and deviation."""
+    seen = Observation("A room.")
+
+    def episode(reward: float) -> Trajectory:
+        return Trajectory(
+            Task("a", "train"), 0, (Transition(seen, Action("look"), reward, seen, True, True),), (), "done"
+        )
+
+    groups = [TrajectoryGroup(Task("a", "train"), tuple(map(episode, each))) for each in ((1.0, 0.0), (1.0, 0.0, 0.0))]
+    found = [float(each[0]) for each in step_advantages(groups, tiny())]
+    assert found == pytest.approx([0.5**0.5, -(0.5**0.5), 2 / 3**0.5, -1 / 3**0.5, -1 / 3**0.5], rel=1e-5)
+    assert [group.differs for group in groups] == [True, True]
+    assert not TrajectoryGroup(Task("a", "train"), (episode(1.0),)).differs
 
 
 # --- it learns -------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from envrl.models.runtime import prepare_torch
 from envrl.rollout.runner import play_model
 from envrl.samples.packing import denominators
 from envrl.samples.rows import policy_rows, ragged
-from envrl.trainer.batch import build_batch
+from envrl.trainer.batch import build_batch, grouped
 from envrl.trainer.optimizer import adamw
 from envrl.trainer.steps import Optimization
 from envrl.trainer.update import LossSettings, Totals, accumulate, clip_gradient, micro_loss, policy_logprobs
@@ -58,7 +58,8 @@ def play(model: LanguageModel, config: Config, tasks: int = 4) -> list[Trajector
 
 
 def make_rows(model: LanguageModel, config: Config) -> list[Row]:
-    return build_batch(play(model, config), config, wording_of(model, form_of(config)), 1).rows
+    groups = grouped(play(model, config), config.rollout.group_size)
+    return build_batch(groups, config, wording_of(model, form_of(config)), 1).rows
 
 
 def gradient(model: LanguageModel) -> torch.Tensor:

@@ -1,12 +1,12 @@
 """The records that flow through the program: frozen, free of torch, one way from worlds to rows.
 
 Arrays are ragged by nature; a suffix says over what they run: `_T` over the tokens of a sequence, `_S` over the steps
-of a trajectory.
+of a trajectory, `_G` over the episodes of a group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,6 +160,32 @@ class Trajectory:
     @property
     def total_reward(self) -> float:
         return sum(t.reward for t in self.transitions)
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryGroup:
+    """Episodes of one task that are compared with each other, however many."""
+
+    task: Task
+    trajectories: tuple[Trajectory, ...]
+    policy_version: int = 0
+    source: str = "policy"
+
+    @property
+    def returns_G(self) -> NDArray[np.float64]:
+        """The episodes' total rewards."""
+        return np.array([trajectory.total_reward for trajectory in self.trajectories], dtype=np.float64)
+
+    @property
+    def differs(self) -> bool:
+        """Whether its episodes have unequal returns."""
+        returns_G = self.returns_G
+        return bool(len(returns_G) and returns_G.max() != returns_G.min())
+
+
+def episodes_of(groups: Iterable[TrajectoryGroup]) -> list[Trajectory]:
+    """Return the episodes of groups, group after group."""
+    return [trajectory for group in groups for trajectory in group.trajectories]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from envrl.rollout.randomness import key_of
 from envrl.rollout.wording import Pair, Wording
 from envrl.samples.rows import pair_rows, policy_rows
 from envrl.trainer.demonstrations import sample_share
-from envrl.types import SET_ASIDE, Row, Task, Trajectory, Transition
+from envrl.types import SET_ASIDE, Row, Task, Trajectory, TrajectoryGroup, Transition, episodes_of
 
 _VALID: dict[str, Callable[[Transition], bool]] = {
     "command": lambda step: step.admissible and bool(step.action.text),
@@ -57,17 +57,22 @@ def draw_episodes(tasks: Sequence[Task], seed: int, update: int, count: int, siz
     return drawn
 
 
+def grouped(trajectories: Sequence[Trajectory], size: int) -> list[TrajectoryGroup]:
+    """Return episodes that lie group after group, `size` in a row, as their groups."""
+    groups = [tuple(trajectories[start : start + size]) for start in range(0, len(trajectories), size)]
+    return [TrajectoryGroup(group[0].task, group, group[0].policy_version) for group in groups]
+
+
 def whole_groups(
-    trajectories: Sequence[Trajectory], size: int, world: str = "", set_aside: Mapping[str, str] | None = None
-) -> list[Trajectory]:
-    """Return the groups of `size` in a row without an episode that was set aside; raises `RunError` if none is left.
+    groups: Sequence[TrajectoryGroup], world: str = "", set_aside: Mapping[str, str] | None = None
+) -> list[TrajectoryGroup]:
+    """Return the groups without an episode that was set aside; raises `RunError` if none is left.
 
     `set_aside` holds what the world did at the last attempt, by the task's id.
     """
-    groups = [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
-    whole = [episode for group in groups if all(e.stop_reason != SET_ASIDE for e in group) for episode in group]
+    whole = [group for group in groups if all(e.stop_reason != SET_ASIDE for e in group.trajectories)]
     if not whole:
-        task = next(episode.task.id for episode in reversed(trajectories) if episode.stop_reason == SET_ASIDE)
+        task = groups[-1].task.id
         raise RunError(
             f"every task of an update was set aside, since the world '{world}' failed again and again in all of them; "
             f"in '{task}', {(set_aside or {}).get(task, 'as was said')}"
@@ -89,31 +94,32 @@ def aux_weights(objective: ObjectiveConfig, update: int, updates: int) -> dict[s
     }
 
 
-def step_advantages(trajectories: Sequence[Trajectory], config: Config) -> list[NDArray[np.float64]]:
-    """Return the advantage of every step under the recipe's estimator; a group is `rollout.group_size` in a row."""
+def step_advantages(groups: Sequence[TrajectoryGroup], config: Config) -> list[NDArray[np.float64]]:
+    """Return the advantage of every step under the recipe's estimator, an array an episode, group after group."""
     estimator = ESTIMATORS[config.objective.estimator]
+    trajectories = episodes_of(groups)
     penalty = config.rollout.invalid_penalty
     valid = _VALID[config.rollout.invalid]
     penalties = [[0.0 if valid(s) else penalty for s in t.transitions] for t in trajectories] if penalty else None
     return estimator(
         [[step.reward for step in t.transitions] for t in trajectories],
         [[step.observation.text for step in t.transitions] for t in trajectories],
-        groups=[number // config.rollout.group_size for number in range(len(trajectories))],
+        groups=[number for number, group in enumerate(groups) for _ in group.trajectories],
         penalties=penalties,
         **config.settings("estimator"),
     )
 
 
-def build_batch(trajectories: Sequence[Trajectory], config: Config, wording: Wording, update: int) -> UpdateBatch:
+def build_batch(groups: Sequence[TrajectoryGroup], config: Config, wording: Wording, update: int) -> UpdateBatch:
     """Return the rows that an update is made of; which auxiliary rows is a function of (seed, update)."""
-    objective = config.objective
+    objective, trajectories = config.objective, episodes_of(groups)
     weights = aux_weights(objective, update, config.train.updates)
     in_pass = objective.state_rows == "in_pass" and weights.get("state", 0.0) > 0
     rows: list[Row] = []
     key = key_of(config.seed, update, "state")
     predicted = set(sample_share(range(len(trajectories)), objective.state_fraction, key)) if in_pass else set()
     for number, (trajectory, advantages_S) in enumerate(
-        zip(trajectories, step_advantages(trajectories, config), strict=True)
+        zip(trajectories, step_advantages(groups, config), strict=True)
     ):
         ranges = [[(a.start, a.stop) for a in segment.answers] for segment in trajectory.segments]
         rows += policy_rows(trajectory, advantages_S, objective.aggregation, ranges if number in predicted else None)

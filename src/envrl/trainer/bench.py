@@ -22,12 +22,12 @@ from envrl.models.load import LanguageModel, build_model, load_path
 from envrl.models.runtime import prepare_torch, waiting
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock
-from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_groups
+from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, grouped, whole_groups
 from envrl.trainer.demonstrations import world_texts
 from envrl.trainer.optimizer import adamw
 from envrl.trainer.steps import loss_settings, optimiser_batches
 from envrl.trainer.update import accumulate, clip_gradient, policy_logprobs
-from envrl.types import Row, Trajectory
+from envrl.types import Row, Trajectory, TrajectoryGroup
 
 
 @dataclass(slots=True)
@@ -70,15 +70,15 @@ class Bench:
         """Return a new clock of the kind that suits (`clock_for`): processor seconds are disturbed less by others."""
         return Watch(clock_for(self.model.device, self.make_env), waiting(self.model.device))
 
-    def play(self, config: Config) -> list[Trajectory]:
+    def play(self, config: Config) -> list[TrajectoryGroup]:
         """Play the recipe's first update, and return the groups that are whole."""
         played = first_update(self.sampling, self.make_env, config)(training_settings(config).max_steps, Clock())
-        return whole_groups(played, config.rollout.group_size)
+        return whole_groups(grouped(played, config.rollout.group_size))
 
-    def update(self, config: Config, trajectories: Sequence[Trajectory], watch: Watch) -> list[Row]:
+    def update(self, config: Config, groups: Sequence[TrajectoryGroup], watch: Watch) -> list[Row]:
         """Do what a run's update does with its episodes; return the rows."""
         watch.start()
-        rows = build_batch(trajectories, config, wording_of(self.model, form_of(config)), 1).rows
+        rows = build_batch(groups, config, wording_of(self.model, form_of(config)), 1).rows
         if not rows:
             raise UserError(
                 "no episode has a token to learn from; let rollout.actions be 'free', or take another world"
@@ -143,15 +143,20 @@ def first_update(model: LanguageModel, make_env: Worlds, config: Config) -> Call
     return play
 
 
-def deal_returns(trajectories: Sequence[Trajectory], scale: float) -> list[Trajectory]:
-    """Return the same episodes, every second of which was won: what a model from scratch plays has no advantages."""
-    dealt = []
-    for number, trajectory in enumerate(trajectories):
-        steps = [replace(step, reward=0.0) for step in trajectory.transitions]
-        if steps and number % 2:
-            steps[-1] = replace(steps[-1], reward=scale)
-        dealt.append(replace(trajectory, transitions=tuple(steps)))
-    return dealt
+def deal_returns(groups: Sequence[TrajectoryGroup], scale: float) -> list[TrajectoryGroup]:
+    """Return the same groups, in each every second episode won: what a model from scratch plays has no advantages."""
+    return [
+        replace(group, trajectories=tuple(_paid(t, scale * (i % 2)) for i, t in enumerate(group.trajectories)))
+        for group in groups
+    ]
+
+
+def _paid(trajectory: Trajectory, reward: float) -> Trajectory:
+    """Return an episode that was paid at its end alone."""
+    steps = [replace(step, reward=0.0) for step in trajectory.transitions]
+    if steps:
+        steps[-1] = replace(steps[-1], reward=reward)
+    return replace(trajectory, transitions=tuple(steps))
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

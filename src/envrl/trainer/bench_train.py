@@ -19,7 +19,7 @@ from envrl.trainer.bench import Bench, deal_returns, name_of, spread
 from envrl.trainer.flops import batch_flops
 from envrl.trainer.steps import loss_settings, optimiser_batches
 from envrl.trainer.update import micro_batches, precision_context
-from envrl.types import Row
+from envrl.types import Row, episodes_of
 
 PHASES = ("rows", "old_logprobs", "reference", "passes", "step")
 """Rows made; log-probs before the first step, and of the reference; forward and backward passes; the optimiser."""
@@ -44,22 +44,22 @@ def bench_train(
     say(f"playing {config.rollout.tasks * config.rollout.group_size} episodes")
     watch = bench.watch()
     watch.start()
-    trajectories = bench.play(config)
+    groups = bench.play(config)
     watch.lap("rollout")
-    dealt = not any(advantages.any() for advantages in step_advantages(trajectories, config))
-    trajectories = deal_returns(trajectories, config.rollout.reward_scale) if dealt else trajectories
+    dealt = not any(advantages.any() for advantages in step_advantages(groups, config))
+    groups = deal_returns(groups, config.rollout.reward_scale) if dealt else groups
     reset_peak_memory(bench.model.device)
-    rows = bench.update(config, trajectories, bench.watch())
+    rows = bench.update(config, groups, bench.watch())
     laps, peak = [], product_speed(config.train.precision, bench.model.device, watch.clock)
     for number in range(repeats):
         say(f"update {number + 1} of {repeats}")
         lap = bench.watch()
-        bench.update(config, trajectories, lap)
+        bench.update(config, groups, lap)
         laps.append({name: lap.seconds[name] for name in PHASES})
         peak = max(peak, product_speed(config.train.precision, bench.model.device, watch.clock))
     figures = _figures(bench, config, rows, laps, peak)
     figures["seconds"]["rollout"] = watch.seconds["rollout"]
-    figures["episodes"], figures["returns"] = len(trajectories), "dealt" if dealt else "the world's"
+    figures["episodes"], figures["returns"] = len(episodes_of(groups)), "dealt" if dealt else "the world's"
     if compare:
         figures["compared"] = compare_arms(bench, config, repeats, dealt, say)
     return figures

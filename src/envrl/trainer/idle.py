@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import numpy as np
-
 from envrl.config.schema import Config
-from envrl.types import Trajectory
+from envrl.types import TrajectoryGroup, episodes_of
 
 PATIENCE = 3
 """Updates in a row without a policy row after which the user is told why, and what to do."""
@@ -57,8 +55,8 @@ class IdleUpdates:
         self._in_a_row = 0
         self._without_rows: set[str] = set()
 
-    def observe(self, update: int, trajectories: Sequence[Trajectory], figures: Mapping[str, float]) -> None:
-        """Take note of an update: its episodes, group by group, and what `build_batch` says of its rows."""
+    def observe(self, update: int, groups: Sequence[TrajectoryGroup], figures: Mapping[str, float]) -> None:
+        """Take note of an update: its groups of episodes, and what `build_batch` says of its rows."""
         for name in ("state", "inverse"):
             if figures.get(f"weight/{name}", 0.0) > 0 and figures.get(f"rows/{name}") == 0:
                 self._say_without_rows(update, name)
@@ -66,7 +64,7 @@ class IdleUpdates:
             self._in_a_row = 0
             return
         self._in_a_row += 1
-        why, remedies = _why(trajectories, self._config)
+        why, remedies = _why(groups, self._config)
         others = " (the auxiliary losses learn)" if any(figures.get(f"rows/{n}") for n in ("state", "inverse")) else ""
         self._say(f"update {update}: no row learns from the returns{others}: {why}")
         if self._in_a_row % PATIENCE == 0:
@@ -81,17 +79,17 @@ class IdleUpdates:
             )
 
 
-def _why(trajectories: Sequence[Trajectory], config: Config) -> tuple[str, str]:
+def _why(groups: Sequence[TrajectoryGroup], config: Config) -> tuple[str, str]:
     """Return why no row of these episodes learns from their returns, and what to do about it."""
-    count, size = len(trajectories), config.rollout.group_size
+    trajectories, size = episodes_of(groups), config.rollout.group_size
+    count = len(trajectories)
     won = sum(trajectory.success for trajectory in trajectories)
     if all(not trajectory.transitions for trajectory in trajectories):
         return (
             f"the context was full before the first step of all {count} episodes",
             "take a model with a longer context, or shorten the prompts",
         )
-    returns = np.array([trajectory.total_reward for trajectory in trajectories]).reshape(-1, size)
-    if (returns.max(1) != returns.min(1)).any():
+    if any(group.differs for group in groups):
         return (
             "the returns differ, and the estimator makes no difference of that, or sampling left no choice",
             "look at the episodes in trajectories/, and at objective.estimator",

@@ -27,7 +27,7 @@ from envrl.progress import Reporter
 from envrl.rollout.crowd import Crowd
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock
-from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, whole_groups
+from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, grouped, whole_groups
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
 from envrl.trainer.footprint import predicted_memory
 from envrl.trainer.idle import IdleUpdates
@@ -38,7 +38,7 @@ from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, 
 from envrl.trainer.steps import Optimization
 from envrl.trainer.trajectories import write_trajectories
 from envrl.trainer.warm_start import FOLDER, Hooks, warm_start
-from envrl.types import Row, Trajectory
+from envrl.types import Row, Trajectory, TrajectoryGroup, episodes_of
 
 
 def train(config: Config, run: Path | str, resume: bool = False, reporter: Reporter | None = None) -> Path:
@@ -163,21 +163,22 @@ class Run:
         with self.reporter.phase("playing", len(episodes), unit="episodes") as phase:
             drawn = self.crowd.play(len(episodes), play)
         set_aside = self.make_env.vector().set_aside
-        trajectories = whole_groups(drawn, config.rollout.group_size, config.env.name, set_aside)
+        groups = whole_groups(grouped(drawn, config.rollout.group_size), config.env.name, set_aside)
+        trajectories = episodes_of(groups)
         played = time.perf_counter()
-        batch = build_batch(trajectories, config, self.wording, number)
-        self.idle.observe(number, trajectories, batch.figures)
+        batch = build_batch(groups, config, self.wording, number)
+        self.idle.observe(number, groups, batch.figures)
         built = time.perf_counter()
         weights = aux_weights(config.objective, number, config.train.updates)
         with self.reporter.phase("learning"):
             figures = self.optimization.step(batch.rows, weights, number)
         give_back_memory()
         if number % config.train.trajectories_every == 0 and config.train.trajectories:
-            shown = trajectories[: config.train.trajectories * config.rollout.group_size]
+            shown = episodes_of(groups[: config.train.trajectories])
             with self.reporter.phase("writing episodes down"):
                 name = f"update-{number:06d}"
                 write_trajectories(self.folder, name, number, shown, state.model, self.wording, config)
-        record = self._record(state, number, trajectories) | batch.figures | figures
+        record = self._record(state, number, groups) | batch.figures | figures
         record["train/token_mismatches"] = clock.mismatches
         record["env/set_aside"] = len(drawn) - len(trajectories)
         done = time.perf_counter()
@@ -211,25 +212,24 @@ class Run:
             "episodes_at_once": at_once,
         }
 
-    def _record(self, state: RunState, number: int, trajectories: list[Trajectory]) -> dict[str, Any]:
+    def _record(self, state: RunState, number: int, groups: list[TrajectoryGroup]) -> dict[str, Any]:
+        trajectories = episodes_of(groups)
         steps = [step for trajectory in trajectories for step in trajectory.transitions]
         tokens = sum(len(segment.token_ids) for trajectory in trajectories for segment in trajectory.segments)
         state.env_steps += len(steps)
         state.tokens += tokens
         count = len(trajectories)
-        size = self.config.rollout.group_size
-        returns = np.array([t.total_reward for t in trajectories]).reshape(-1, size)
         return {
             "update": number,
             "env_steps": state.env_steps,
-            "episodes": number * self.config.rollout.tasks * size,
+            "episodes": number * self.config.rollout.tasks * self.config.rollout.group_size,
             "tokens": tokens,
             "total_tokens": state.tokens,
             "train/steps": len(steps),
             "train/success_rate": sum(t.success for t in trajectories) / count,
-            "train/return": float(returns.mean()),
+            "train/return": float(np.mean([t.total_reward for t in trajectories])),
             "train/turns": len(steps) / count,
-            "train/groups_used": float((returns.max(1) != returns.min(1)).mean()),
+            "train/groups_used": sum(group.differs for group in groups) / len(groups),
             **{f"train/{name}": rate for name, rate in action_rates(trajectories).items()},
             "train/context_full": sum(t.stop_reason == "context" for t in trajectories) / count,
             "train/segments": sum(len(t.segments) for t in trajectories) / count,
