@@ -609,7 +609,7 @@ def test_no_two_episodes_of_an_update_share_their_random_numbers(size: int, coun
 
 
 def test_groups_may_be_of_any_size() -> None:
-    """Two episodes with returns 1 and 0 beside three with 1, 0 and 0: each against its own group's mean and deviation."""
+    """Returns of 1 and 0 beside 1, 0 and 0: each episode against the mean and deviation of its own group."""
     seen = Observation("A room.")
 
     def episode(reward: float) -> Trajectory:
