@@ -27,7 +27,7 @@ _idle: list[Any] = []
 """Engines whose worlds are gone: each has a copy of the planner's library, which cannot be unloaded safely."""
 
 
-def alfworld_textworld(*, data: str = "") -> Original:
+def alfworld_textworld(data: str = "") -> Original:
     """Return the games of `alfworld`, played by the original engine; `data` is as there."""
     return Original(GameFiles(data or ""))
 

@@ -14,7 +14,7 @@ from envrl.types import Observation, Step, Task
 _PRIOR_GAMES = 400
 
 
-def alfworld(*, data: str = "") -> Alfworld:
+def alfworld(data: str = "") -> Alfworld:
     """Return ALFWorld's own games, splits train, valid_seen, valid_unseen and valid_train.
 
     `data` is the folder that holds json_2.1.1, or that folder itself; empty: $ALFWORLD_DATA, else where

@@ -187,8 +187,8 @@ class GoalTasks(Sequence[Task]):
 
 
 def webshop(
-    *,
     data: str = "",
+    *,
     products: Count = 0,  # only the first of the catalogue; 0: all (generated: 10,000)
     goals: Literal["", "human", "synthetic"] = "",  # empty: synthetic on the 1,000-product catalogue, else human
     seed: Count = 0,  # draws prices, their limits and the generated catalogue
