@@ -171,6 +171,7 @@ def test_a_recipe_names_its_plug_ins(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("def half(", "is not Python (line 1: '(' was never closed)"),
         ("1 / 0", "cannot be imported (ZeroDivisionError: division by zero)"),
         ("x = 1", "registers nothing"),
+        ("x = '\0'", "source code string cannot contain null bytes)"),
         ("import envrl\n@envrl.register('estimator', 'grpo')\ndef mine(steps): ...", "there is already a advantage"),
         ("import envrl\n@envrl.register('estimator', 'ppo')\ndef mine(steps): ...", "there is already a policy loss"),
         ("import envrl\n@envrl.register('estimater', 'mine')\ndef mine(steps): ...", "did you mean 'estimator'?"),

@@ -7,7 +7,6 @@ A thing is built in, comes with an installed package (entry points `envrl.<kind>
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import re
 import sys
@@ -21,6 +20,7 @@ from hashlib import sha256
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from textwrap import dedent
+from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
 from envrl.errors import UserError, suggest
@@ -211,7 +211,7 @@ def load_plugin(file: Path) -> str:
         raise UserError(f"the plug-in '{file}' cannot be read: {error.strerror}") from error
     digest = sha256(data).hexdigest()
     if digest not in _LOADED:
-        _LOADED[digest] = _import(file, digest)
+        _LOADED[digest] = _import(file, data, digest)
     return digest
 
 
@@ -219,21 +219,23 @@ _LOADED: dict[str, list[Entry]] = {}
 """What files of plug-ins have registered, by their SHA-256."""
 
 
-def _import(file: Path, digest: str) -> list[Entry]:
+def _import(file: Path, data: bytes, digest: str) -> list[Entry]:
+    """Run what was hashed, and no cache of its bytecode; return what it registered."""
     name = f"envrl_plugin_{digest[:16]}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
+    if file.suffix != ".py":
         raise UserError(f"the plug-in '{file}' is no Python file: its name ends with .py")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(name)
+    module.__file__ = str(file)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up
     with _undone(name) as made:
         _LOADING.append((str(file), made))
         try:
-            spec.loader.exec_module(module)
+            exec(compile(data, str(file), "exec"), module.__dict__)
         except UserError as error:
             raise UserError(f"the plug-in '{file}': {error}") from error
         except SyntaxError as error:
-            raise UserError(f"the plug-in '{file}' is not Python (line {error.lineno}: {error.msg})") from error
+            where = f"line {error.lineno}: " if error.lineno else ""
+            raise UserError(f"the plug-in '{file}' is not Python ({where}{error.msg})") from error
         except Exception as error:  # a user's file may raise anything
             raise UserError(f"the plug-in '{file}' cannot be imported ({type(error).__name__}: {error})") from error
         finally:
