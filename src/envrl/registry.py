@@ -112,6 +112,11 @@ class Entry:
         """Whether it is one of ours."""
         return self.name in KINDS[self.kind].built_in
 
+    @property
+    def known_by_name(self) -> bool:
+        """Whether another process finds it by its name alone."""
+        return self.ships or self.name in _points(self.kind)
+
 
 _ENTRIES: dict[tuple[str, str], Entry] = {}
 _LOADING: list[tuple[str, list[Entry]]] = []
@@ -148,6 +153,8 @@ def _check_free(entry: Entry) -> None:
         raise UserError(
             f"there is already a {KINDS[entry.kind].noun} named '{entry.name}'; register yours under another name"
         )
+    if entry.ships:  # to look at what is installed takes time, and ours have names of their own
+        return
     for kind, other in KINDS.items():
         if kind != entry.kind and other.section == KINDS[entry.kind].section and entry.name in names(kind):
             raise UserError(

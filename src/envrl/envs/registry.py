@@ -46,7 +46,7 @@ def maker(name: str, **options: Any) -> Callable[[], TextEnv]:
     entry = _found(name)
     if entry.file:
         return partial(_made_of_plugin, entry.file, name, options)
-    return partial(_made, entry.target, name, options)
+    return partial(make, name, **options) if entry.known_by_name else partial(_made, entry.target, name, options)
 
 
 def _made_of_plugin(file: str, name: str, options: dict[str, Any]) -> TextEnv:
