@@ -16,7 +16,7 @@ from envrl.config.schema import ModelConfig
 from envrl.eval.split import form_of, play_settings, training_settings, wording_of
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout.draw import choose, kept, narrowed
-from envrl.rollout.randomness import key_of
+from envrl.randomness import key_of
 from envrl.rollout.runner import play_model
 from envrl.rollout.sampler import Draft, Sampler
 from envrl.rollout.trie import build_trie

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envrl.rollout.randomness import key_of, mix, uniforms
+from envrl.randomness import key_of, mix, uniforms
 
 
 def test_mix_is_splitmix64() -> None:

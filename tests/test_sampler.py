@@ -17,7 +17,7 @@ from envrl.models.load import LanguageModel, build_model
 from envrl.rollout import sampler as module
 from envrl.rollout.formats import action_ids
 from envrl.rollout.predict import predict_targets
-from envrl.rollout.randomness import key_of
+from envrl.randomness import key_of
 from envrl.rollout.sampler import Draft, Sampler
 from envrl.rollout.trie import Commands, Node, build_trie
 from envrl.rollout.wording import Form, Pair

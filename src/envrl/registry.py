@@ -32,23 +32,24 @@ T = TypeVar("T")
 class Kind:
     """A kind of thing: what it is called, the key that chooses one, and the built-in ones as "module:name".
 
-    What is chosen has its settings in a table of its name, in the section of that key: `[objective.gigpo]`.
+    A thing has its settings in a table of its name, `[objective.gigpo]`, behind one of `tables`. Where no key chooses,
+    any number may be in use.
     """
 
     noun: str
     key: str
+    tables: tuple[str, ...]
     group: str
     built_in: Mapping[str, str]
-
-    @property
-    def section(self) -> str:
-        return self.key.partition(".")[0]
+    reserved: tuple[str, ...] = ()
+    """Names that none of them may have."""
 
 
 KINDS = {
     "env": Kind(
         "world",
         "env.name",
+        ("env",),
         "envrl.envs",
         {
             "alfworld": "envrl.envs.household.world:alfworld",
@@ -66,14 +67,24 @@ KINDS = {
     "estimator": Kind(
         "advantage estimator",
         "objective.estimator",
+        ("objective",),
         "envrl.estimators",
         {name: f"envrl.objective.advantage:{name}" for name in ("grpo", "rloo", "gigpo")},
     ),
     "loss": Kind(
         "policy loss",
         "objective.loss",
+        ("objective",),
         "envrl.losses",
         {name: f"envrl.objective.policy:{name}" for name in ("ppo", "gspo", "cispo")},
+    ),
+    "auxiliary": Kind(
+        "auxiliary objective",
+        "",
+        ("auxiliary", "warm_start.auxiliary"),
+        "envrl.auxiliaries",
+        {name: f"envrl.objective.auxiliary.{name}:{name}" for name in ("state", "inverse", "echo")},
+        reserved=("entropy", "imitation", "kl", "policy", "value"),
     ),
 }
 
@@ -132,6 +143,8 @@ def register(kind: str, name: str, **traits: Any) -> Callable[[T], T]:
         raise UserError(f"there is no kind of thing '{kind}' to register{suggest(kind, KINDS)}")
     if not re.fullmatch(r"[A-Za-z][\w+-]*", name):
         raise UserError(f"the name of a registered {KINDS[kind].noun} is a word, not '{name}'")
+    if name in KINDS[kind].reserved:
+        raise UserError(f"no {KINDS[kind].noun} can be named '{name}': every run has a loss of that name")
 
     def decorate(target: T) -> T:
         file = _LOADING[-1][0] if _LOADING else ""
@@ -156,9 +169,9 @@ def _check_free(entry: Entry) -> None:
     if entry.ships:  # to look at what is installed takes time, and ours have names of their own
         return
     for kind, other in KINDS.items():
-        if kind != entry.kind and other.section == KINDS[entry.kind].section and entry.name in names(kind):
+        if kind != entry.kind and other.tables == KINDS[entry.kind].tables and entry.name in names(kind):
             raise UserError(
-                f"there is already a {other.noun} '{entry.name}', and [{other.section}.{entry.name}] is the table of "
+                f"there is already a {other.noun} '{entry.name}', and [{other.tables[0]}.{entry.name}] is the table of "
                 "its settings: register yours under another name"
             )
 
@@ -166,6 +179,12 @@ def _check_free(entry: Entry) -> None:
 def names(kind: str) -> list[str]:
     """Return the names of a kind, sorted."""
     return sorted({*KINDS[kind].built_in, *(name for of, name in _ENTRIES if of == kind), *_points(kind)})
+
+
+def in_order(kind: str, chosen: Iterable[str]) -> list[str]:
+    """Return these names of a kind in an order that does not depend on how they were written: ours first."""
+    ours = list(KINDS[kind].built_in)
+    return sorted(chosen, key=lambda name: (ours.index(name) if name in ours else len(ours), name))
 
 
 def find(kind: str, name: str) -> Entry:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from enum import StrEnum
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,23 +135,27 @@ class Segment:
     """The tokens that the world gave as its answer to a step of this segment, where they stand in it."""
 
 
-SET_ASIDE = "set aside"
-"""Why an episode stopped whose world failed again and again."""
+class StopReason(StrEnum):
+    """Why an episode ended: the world ended it, its length limit, a full context, or a world that kept failing."""
+
+    DONE = "done"
+    MAX_STEPS = "max_steps"
+    CONTEXT = "context"
+    SET_ASIDE = "set aside"
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """One episode, recorded once: nothing is ever re-tokenised from it.
 
-    `stop_reason` is "done" (the world ended it), "max_steps", "context" (the model's context was full), or "set aside"
-    (the world failed again and again); `policy_version` is the update that it was played for.
+    `policy_version` is the update that it was played for.
     """
 
     task: Task
     member: int
     transitions: tuple[Transition, ...]
     segments: tuple[Segment, ...]
-    stop_reason: str
+    stop_reason: StopReason
     policy_version: int = 0
 
     @property
@@ -197,20 +202,20 @@ class Ragged:
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
+class LossTerm:
     """What one component of the loss asks of a row: Σ weights · ℓ(token at positions), over N_c.
 
     `positions_T` index the row's *predicted* tokens (≥ 1: token p is predicted from the tokens before it). `share` is
-    the row's contribution to N_c, the component's denominator: the sum of the shares of one optimiser step. An id list
-    of `allowed` that is empty stands for the whole vocabulary.
+    the row's contribution to N_c, the component's denominator: the sum of the shares of one optimiser step. `streams`
+    hold one number a position: `advantages` and `sampled_logprobs` of the policy's tokens, `targets` where a token is
+    to be predicted that is not the row's own. An id list of `allowed` that is empty stands for the whole vocabulary.
     """
 
     component: str
     positions_T: IntArray
     weights_T: FloatArray
     share: float
-    advantages_T: FloatArray | None = None
-    sampled_logprobs_T: FloatArray | None = None
+    streams: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     allowed: Ragged | None = None
 
 
@@ -219,5 +224,44 @@ class Row:
     """One sequence for the trainer: its tokens, what the components ask of it, and where it came from."""
 
     token_ids: IntArray
-    terms: tuple[Term, ...]
+    terms: tuple[LossTerm, ...]
     origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row of an auxiliary objective: a question about a step of an episode, and the `target` that answers it.
+
+    The prompt is the situation before the step, as the policy's prompt has it; then, where they are given, the
+    `command` of the step, what was seen behind it (`following`), and commands to choose from; then the question.
+    """
+
+    trajectory: Trajectory
+    step: int
+    question: str = ""
+    target: str = ""
+    command: str | None = None
+    following: str | None = None
+    choices: tuple[str, ...] = ()
+    weight: float = 1.0
+    """Multiplies the loss of its tokens; the denominator counts them as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An example in tokens: what is given, and what is to be predicted."""
+
+    prompt: tuple[int, ...]
+    target: tuple[int, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class InPass:
+    """Tokens of the policy's own row that an auxiliary objective predicts: what the world answered to a step, or the
+    policy's response in it. What stands in no row (an answer that begins a new segment) is left out."""
+
+    trajectory: Trajectory
+    step: int
+    part: Literal["observation", "response"] = "observation"
+    weight: float = 1.0

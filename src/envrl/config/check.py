@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 
-from envrl.config.schema import Config
+from envrl.config.schema import Auxiliary, AuxiliaryConfig, Config
 from envrl.errors import UserError, suggest
 from envrl.registry import KINDS, find
 
@@ -22,8 +23,9 @@ def check_together(config: Config) -> None:
         raise UserError("env.name must name a world, and is empty")
     if not config.env.split:
         raise UserError("env.split must name a split to train on, and is empty")
-    for kind in KINDS:
-        config.settings(kind)
+    for kind, of in KINDS.items():
+        if of.key:
+            config.settings(kind)
     _check_model(config)
     check_world(config)
     _check_learning(config)
@@ -112,15 +114,9 @@ def _check_learning(config: Config) -> None:
             "warm_start.noise needs warm_start.demonstrator = 'expert': a walkthrough that is led astray does not find "
             "back"
         )
-    if rollout.layout == "steps" and objective.state_rows == "in_pass":
-        raise _needs_whole_episodes("objective")
-    if rollout.layout == "steps" and warm.state_weight > 0 and warm.state_rows == "in_pass":
-        raise _needs_whole_episodes("warm_start")
-    if objective.state_rows == "in_pass" and objective.placebo:
-        raise UserError(
-            "objective.placebo needs objective.state_rows = 'separate': in the policy's own pass no target can "
-            "be exchanged"
-        )
+    for stage, table in (("", "auxiliary"), ("warm_start", "warm_start.auxiliary")):
+        for each in config.auxiliaries(stage):
+            _check_auxiliary(each, f"{table}.{each.name}", rollout.layout)
 
 
 def check_format(config: Config) -> None:
@@ -152,8 +148,27 @@ def check_format(config: Config) -> None:
         raise UserError("rollout.summary = true needs rollout.layout = 'steps': a chat that goes on shows every turn")
 
 
-def _needs_whole_episodes(section: str) -> UserError:
-    return UserError(
-        f"{section}.state_rows = 'in_pass' needs rollout.layout = 'concat': a row of the layout 'steps' ends before "
-        "the next observation"
-    )
+def _check_auxiliary(auxiliary: Auxiliary, table: str, layout: str) -> None:
+    entry, common = find("auxiliary", auxiliary.name), auxiliary.common
+    for name in sorted(auxiliary.settings.keys() & {setting.name for setting in fields(AuxiliaryConfig)}):
+        raise UserError(f"the {entry.called} has a setting '{name}' of its own, which every one has: rename it")
+    if common.floor > common.weight:
+        raise UserError(
+            f"{table}.floor = {common.floor:g} is above {table}.weight = {common.weight:g}, which falls to it over the "
+            "schedule"
+        )
+    if common.floor and common.schedule == "constant":
+        raise UserError(
+            f"{table}.floor = {common.floor:g} needs a schedule that falls: set {table}.schedule, or floor = 0"
+        )
+    if not entry.traits.get("in_pass"):
+        return
+    if layout == "steps":
+        raise UserError(
+            f"{table}.weight needs rollout.layout = 'concat': a row of the layout 'steps' ends before the next "
+            "observation"
+        )
+    if common.tokens == "all":
+        raise UserError(
+            f"{table}.tokens = 'all' is for rows of their own: '{auxiliary.name}' has tokens of the policy's"
+        )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
 
-from envrl.config.schema import Config
+from envrl.config.schema import AuxiliaryConfig, Config
 from envrl.errors import suggest
-from envrl.registry import KINDS, find, names
+from envrl.older import RETIRED
+from envrl.registry import KINDS, find, in_order, names
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +48,53 @@ def _all_keys() -> dict[str, Key]:
 
 
 KEYS: dict[str, Key] = _all_keys()
-SECTIONS: tuple[str, ...] = tuple(section_types())
+SECTIONS: tuple[str, ...] = (*section_types(), "auxiliary")
+COMMON: dict[str, dict[str, Key]] = {"auxiliary": _keys_of(AuxiliaryConfig, "")}
+"""What all things of a kind can be told, by its name."""
 
 
-def kind_of(section: str, owner: str) -> str:
-    """Return the kind of the thing whose settings stand in the table [SECTION.OWNER]; empty where there is none."""
-    return next((kind for kind, of in KINDS.items() if of.section == section and owner in names(kind)), "")
+def kind_of(table: str, owner: str) -> str:
+    """Return the kind of the thing whose settings stand in the table [TABLE.OWNER]; empty where there is none."""
+    return next((kind for kind, of in KINDS.items() if table in of.tables and owner in names(kind)), "")
+
+
+def is_table(name: str) -> bool:
+    """Return whether a dotted name is that of a table: a section, one that holds tables, or one of a thing's own."""
+    table, _, owner = name.rpartition(".")
+    return name in SECTIONS or any(name in of.tables for of in KINDS.values()) or bool(kind_of(table, owner))
 
 
 def find_key(name: str) -> Key | None:
     """Return the key of this dotted name: the schema's, or a setting of something that can be chosen; None: neither."""
-    if name in KEYS or name.count(".") != 2:
+    if name in KEYS or name.count(".") < 2:
         return KEYS.get(name)
-    section, owner, setting = name.split(".")
-    kind = kind_of(section, owner)
-    found = find(kind, owner).settings.get(setting) if kind else None
-    return found and Key(name, found.annotation, found.default)
+    table, owner, _ = name.rsplit(".", 2)
+    kind = kind_of(table, owner)
+    return keys_of(table, kind, owner).get(name) if kind else None
 
 
-def owned_keys(choices: Mapping[str, str]) -> dict[str, Key]:
-    """Return the keys of what is chosen by name, given the name under each key that chooses (`objective.loss`)."""
+def keys_of(table: str, kind: str, owner: str) -> dict[str, Key]:
+    """Return the keys of the table [TABLE.OWNER], by dotted name: what all of its kind have, then the thing's own."""
+    own = {each.name: each for each in find(kind, owner).settings.values()}
     return {
-        (name := f"{of.section}.{choices[of.key]}.{setting.name}"): Key(name, setting.annotation, setting.default)
-        for kind, of in KINDS.items()
-        for setting in find(kind, choices[of.key]).settings.values()
+        (name := f"{table}.{owner}.{each.name}"): Key(name, each.annotation, each.default)
+        for each in (COMMON.get(kind, {}) | own).values()
     }
+
+
+def owned_keys(choices: Mapping[str, str], owned: Iterable[str]) -> dict[str, Key]:
+    """Return the keys of all tables of things: of what is chosen, by the key that chooses it, and of what is `owned`
+    where any number may be in use."""
+    keys: dict[str, Key] = {}
+    for kind, of in KINDS.items():
+        if of.key:
+            keys |= keys_of(of.tables[0], kind, choices[of.key])
+            continue
+        tables = [name.rsplit(".", 2)[:2] for name in owned]
+        for table in of.tables:
+            for owner in in_order(kind, {owner for place, owner in tables if place == table}):
+                keys |= keys_of(table, kind, owner)
+    return keys
 
 
 def suggest_key(name: str) -> str:
@@ -79,8 +102,12 @@ def suggest_key(name: str) -> str:
     section, _, last = name.rpartition(".")
     above, _, owner = section.rpartition(".")
     if kind := kind_of(above, owner):
-        entry = find(kind, owner)
-        return f": the {entry.called} has no setting '{last}'{suggest(last, entry.settings)}"
+        settings = [known.rpartition(".")[2] for known in keys_of(above, kind, owner)]
+        return f": the {find(kind, owner).called} has no setting '{last}'{suggest(last, settings)}"
+    if kind := next((kind for kind, of in KINDS.items() if above in of.tables and not of.key), ""):
+        return f": there is no {KINDS[kind].noun} '{owner}'{suggest(owner, names(kind))}"
+    if name in RETIRED:
+        return f": {RETIRED[name]} took its place"
     if owners := _owners(section, last):
         return f": it is a setting of what is chosen, written {' or '.join(f'{of}.{last}' for of in owners)}"
     namesakes = [known for known in KEYS if known.rpartition(".")[2] == last]
@@ -97,7 +124,7 @@ def _owners(section: str, setting: str) -> list[str]:
     return [
         f"{section}.{name}"
         for kind, of in KINDS.items()
-        if of.section == section
+        if section in of.tables
         for name in of.built_in
         if setting in find(kind, name).settings
     ]

@@ -18,6 +18,7 @@ from envrl.config.keys import (
     SECTIONS,
     describe,
     find_key,
+    is_table,
     kind_of,
     owned_keys,
     parse_value,
@@ -112,10 +113,23 @@ def dump_config(config: Config) -> str:
 def config_differences(a: Config, b: Config) -> list[str]:
     """Return the dotted keys whose values differ, in the schema's order.
 
-    What one configuration alone chooses has no counterpart: that another one is chosen is the difference.
+    What one configuration alone chooses has no counterpart: that another one is chosen is the difference. Where nothing
+    is chosen, what one alone has a table of stands beside the defaults.
     """
     ours, theirs = flat_values(a), flat_values(b)
-    return [name for name in ours if name in theirs and ours[name] != theirs[name]]
+    known = [name for name in ours | theirs if (name in ours and name in theirs) or not _is_chosen(name)]
+    return [name for name in known if _value(name, ours) != _value(name, theirs)]
+
+
+def _is_chosen(name: str) -> bool:
+    """Return whether a key belongs to a thing that another key chooses."""
+    table, _, _ = name.rsplit(".", 2)
+    return any(of.key and table in of.tables for of in KINDS.values())
+
+
+def _value(name: str, values: Mapping[str, Any]) -> Any:
+    key = find_key(name)
+    return values.get(name, key and key.default)
 
 
 def _recipe_settings(name_or_path: str, base: Path, seen: tuple[str, ...], older: bool = False) -> dict[str, _Setting]:
@@ -147,15 +161,16 @@ def _of_what_is_chosen(settings: Mapping[str, _Setting]) -> dict[str, _Setting]:
 
     Raises `UserError` for a setting of what is not chosen, said where it could be known.
     """
-    choices = {of.key: settings.get(of.key, _Setting(KEYS[of.key].default, "by default", -1)) for of in KINDS.values()}
     kept = dict(settings)
     for name, setting in settings.items():
-        section, _, rest = name.partition(".")
-        owner, _, inner = rest.partition(".")
-        if not inner:
+        if name in KEYS:
             continue
-        kind = kind_of(section, owner)
-        choice = choices[KINDS[kind].key]
+        table, owner, _ = name.rsplit(".", 2)
+        kind = kind_of(table, owner)
+        chosen_by = KINDS[kind].key
+        if not chosen_by:
+            continue
+        choice = settings.get(chosen_by, _Setting(KEYS[chosen_by].default, "by default", -1))
         if choice.value == owner:
             continue
         del kept[name]
@@ -201,40 +216,28 @@ def _parse(text: str, label: str) -> dict[str, Any]:
         raise UserError(f"{label} is not a recipe: {str(error).partition(';')[0]}") from error
 
 
-def _flatten(table: Mapping[str, Any], label: str) -> Iterator[tuple[str, Any]]:
+def _flatten(table: Mapping[str, Any], label: str, above: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys of a recipe's table with their values; raises `UserError` for one that is unknown."""
-    for name, value in table.items():
-        if name in SECTIONS:
+    for last, value in table.items():
+        name = f"{above}.{last}" if above else last
+        if is_table(name):
             if not isinstance(value, dict):
                 raise UserError(
                     f"'{name}' is a section, written [{name}], not a key with the value {show(value)} (in {label})"
                 )
-            inner = {f"{name}.{key}": setting for key, setting in value.items()}
+            yield from _flatten(value, label, name)
         elif isinstance(value, dict) and name not in KEYS:
-            raise UserError(f"unknown section [{name}] in {label}{suggest(name, SECTIONS)}")
+            what, known = ("table", _tables(above)) if above else ("section", SECTIONS)
+            raise UserError(f"unknown {what} [{name}] in {label}{suggest(name, known)}")
+        elif find_key(name) is None:
+            raise UserError(f"unknown key '{name}' in {label}{suggest_key(name)}")
         else:
-            inner = {name: value}
-        for key, setting in inner.items():
-            for whole, one in _settings_in(key, setting, label):
-                if find_key(whole) is None:
-                    raise UserError(f"unknown key '{whole}' in {label}{suggest_key(whole)}")
-                yield whole, one
+            yield name, value
 
 
-def _settings_in(key: str, value: Any, label: str) -> Iterator[tuple[str, Any]]:
-    """Yield a key with its value, or those of the table of something that can be chosen: `[objective.gigpo]`."""
-    if key in KEYS or not isinstance(value, dict):
-        yield key, value
-        return
-    section, _, owner = key.partition(".")
-    if not kind_of(section, owner):
-        raise UserError(f"unknown table [{key}] in {label}{suggest(key, _tables(section))}")
-    yield from ((f"{key}.{name}", setting) for name, setting in value.items())
-
-
-def _tables(section: str) -> list[str]:
-    """Return the tables that a section can have, one for each thing that can be chosen in it."""
-    return [f"{section}.{name}" for kind, of in KINDS.items() if of.section == section for name in names(kind)]
+def _tables(above: str) -> list[str]:
+    """Return the tables that can stand behind another one, one for each thing that can be chosen there."""
+    return [f"{above}.{name}" for kind, of in KINDS.items() if above in of.tables for name in names(kind)]
 
 
 def _checked(name: str, setting: _Setting) -> Any:
@@ -303,5 +306,5 @@ def flat_values(config: Config) -> dict[str, Any]:
         return getattr(getattr(config, section) if section else config, last)
 
     found = {name: value(name) for name in KEYS}
-    keys = owned_keys({of.key: found[of.key] for of in KINDS.values()})
+    keys = owned_keys({of.key: found[of.key] for of in KINDS.values() if of.key}, config.owned)
     return found | {name: config.owned.get(name, key.default) for name, key in keys.items()}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from importlib.resources import files
 
-from envrl.config.keys import KEYS, SECTIONS, Key, describe
+from envrl.config.keys import COMMON, KEYS, SECTIONS, Key, describe
 from envrl.config.load import show
 from envrl.config.quick import LARGEST
 from envrl.config.recipes_index import recipe_names, recipe_summary
@@ -33,6 +34,16 @@ compare` refuses it beside other runs, and the report says so.
 """
 
 
+_COMMON = {
+    "auxiliary": """\
+What every auxiliary objective can be told, in RL by `[auxiliary.NAME]` and in the warm start by
+`[warm_start.auxiliary.NAME]`; one without a weight is off. Ours are `state` (rows that ask for the next observation),
+`inverse` (rows that ask for the command between two observations), and `echo` (the next observation in the policy's own
+rows); `docs/extend.md` adds one. The warm start counts its optimiser steps where updates are counted here.
+
+"""
+}
+
 _HEAD = "| key | value | default | meaning |\n|---|---|---|---|\n"
 
 
@@ -43,10 +54,13 @@ def recipe_reference() -> str:
     parts = [_INTRODUCTION.format(recipes=recipes, seed=describe(KEYS["seed"].annotation), quick=lowered)]
     meanings = _meanings()
     for section in SECTIONS:
-        keys = [key for name, key in KEYS.items() if name.startswith(f"{section}.")]
-        rows = "\n".join(_row(key, meanings.get(key.name, "")) for key in keys)
-        parts.append(f"## `[{section}]`\n\n{_HEAD}{rows}\n")
-        chosen = [(kind, name) for kind, of in KINDS.items() if of.section == section for name in of.built_in]
+        title, text, keys = f"[{section}]", "", [key for name, key in KEYS.items() if name.startswith(f"{section}.")]
+        if section in COMMON:
+            title, text = f"[{section}.NAME]", _COMMON[section]
+            keys = [replace(key, name=f"{section}.NAME.{name}") for name, key in COMMON[section].items()]
+        rows = "\n".join(_row(key, meanings.get(key.name.replace(".NAME", ""), "")) for key in keys)
+        parts.append(f"## `{title}`\n\n{text}{_HEAD}{rows}\n")
+        chosen = [(kind, name) for kind, of in KINDS.items() if of.tables[0] == section for name in of.built_in]
         parts += [_owned(section, kind, name) for kind, name in chosen if find(kind, name).settings]
     return "\n".join(parts)
 
@@ -56,7 +70,8 @@ def _owned(section: str, kind: str, name: str) -> str:
     entry = find(kind, name)
     keys = [(Key(f"{section}.{name}.{s.name}", s.annotation, s.default), s.meaning) for s in entry.settings.values()]
     rows = "\n".join(_row(key, meaning) for key, meaning in keys)
-    return f'### `[{section}.{name}]`: with `{KINDS[kind].key} = "{name}"`\n\n{_HEAD}{rows}\n'
+    chosen_by = f': with `{KINDS[kind].key} = "{name}"`' if KINDS[kind].key else ", besides"
+    return f"### `[{section}.{name}]`{chosen_by}\n\n{_HEAD}{rows}\n"
 
 
 def _row(key: Key, meaning: str) -> str:

@@ -5,16 +5,13 @@ A comment after a key is its documentation; `docs/recipes.md` is made from this 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from envrl.ranges import AboveZero, Count, Fraction, NonNegative, Positive, Rate, Weight
-from envrl.registry import KINDS, find
-
-STATE_QUESTION = "What does the world answer? Write its next observation, word for word."
-INVERSE_QUESTION = "Which command did you give? Write the command alone."
+from envrl.registry import KINDS, find, in_order
 
 Precision = Literal["fp32", "bf16", "auto"]
 Table = dict[str, bool | int | float | str]
@@ -63,10 +60,6 @@ class WarmStartConfig:
     learning_rate: Rate = 3e-3  # AdamW's peak; linear warm-up, then cosine to a tenth
     matrix_learning_rate: Rate = 0.02  # Muon's peak
     batch: Positive = 12  # demonstrations an optimiser step
-    state_weight: Weight = 0.0  # weight of predicting the world's answers
-    state_rows: Literal["separate", "in_pass"] = "in_pass"  # rows of their own | the demonstration's own rows
-    inverse_weight: Weight = 0.0  # weight of inverse-dynamics rows
-    fraction: Fraction = 0.25  # share of an epoch's transitions that make separate state and inverse rows
     noise: Fraction = 0.0  # chance that a random command takes the place of the expert's, shown but not imitated
     held_out: Count = 64  # further demonstrations, of other training games, that are only measured
     patience: Count = 2  # stop after this many epochs in which the held-out loss did not fall; 0 never stops early
@@ -112,17 +105,34 @@ class ObjectiveConfig:
     importance_cap: NonNegative = 0.0  # tokens weigh trainer's over sampler's probability, at most this; 0: off
     kl_weight: Weight = 0.0  # KL to the policy that RL started from, k3 estimator
     entropy_weight: Weight = 0.0  # of the entropy bonus; 0: off
-    state_weight: Weight = 0.0  # state prediction; 0: off
-    state_rows: Literal["separate", "in_pass"] = "separate"  # rows of their own | the policy's own rows (ECHO)
-    state_fraction: Fraction = 1.0  # share of the transitions that make state rows; in_pass: of the episodes predicted
-    inverse_weight: Weight = 0.0  # inverse dynamics; 0: off
-    inverse_fraction: Fraction = 1.0  # share of the transitions that make inverse rows
-    deduplicate: bool = True  # equal transitions of an update make one row (separate rows)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the state and inverse weights
-    schedule_updates: Count = 0  # T_max of the schedule; 0: train.updates
-    state_question: str = STATE_QUESTION  # of a chat: what asks for the next observation
-    inverse_question: str = INVERSE_QUESTION  # of a chat: what asks for the command between two observations
-    placebo: bool = False  # state and inverse targets are exchanged among transitions (docs/algorithms/envrl.md)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuxiliaryConfig:
+    """What every auxiliary objective can be told, in `[auxiliary.NAME]` and `[warm_start.auxiliary.NAME]`.
+
+    Where updates are counted, the warm start counts its optimiser steps.
+    """
+
+    weight: Weight = 0.0  # of its loss; 0: off
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the weight, over the updates
+    schedule_updates: Count = 0  # updates after which the weight has fallen to its floor; 0: all of the run
+    floor: Weight = 0.0  # the weight falls to this
+    every: Positive = 1  # it takes part in one update of so many
+    fraction: Fraction = 1.0  # share of its examples that make rows; in the policy's own rows: of the episodes
+    deduplicate: bool = True  # equal examples of an update make one row
+    tokens: Literal["target", "all"] = "target"  # that have a loss: the target's | the question's, too
+    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"  # every token weighs the same | every row
+    placebo: bool = False  # targets are exchanged among examples (docs/algorithms/envrl.md)
+
+
+@dataclass(frozen=True, slots=True)
+class Auxiliary:
+    """An auxiliary objective that is weighed: what all can be told, and its own settings."""
+
+    name: str
+    common: AuxiliaryConfig
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +186,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     owned: dict[str, Any] = field(default_factory=dict)
-    """Settings of what is chosen by name, where they are not the default: `objective.gigpo.gamma`, by dotted key."""
+    """Settings of what has a table of its name, where not the default: `objective.gigpo.gamma`, by dotted key."""
 
     def settings(self, kind: str) -> dict[str, Any]:
         """Return all settings of the thing of a kind that is chosen; raises `UserError` where there is none."""
@@ -187,3 +197,32 @@ class Config:
             setting.name: self.owned.get(f"{section}.{name}.{setting.name}", setting.default)
             for setting in find(kind, name).settings.values()
         }
+
+    def auxiliaries(self, stage: str = "") -> list[Auxiliary]:
+        """Return the auxiliary objectives that have a weight, of RL or of a stage ("warm_start"), ours first."""
+        prefix = f"{stage}.auxiliary." if stage else "auxiliary."
+        tables: dict[str, dict[str, Any]] = {}
+        for key, value in self.owned.items():
+            if key.startswith(prefix):
+                name, _, setting = key.removeprefix(prefix).partition(".")
+                tables.setdefault(name, {})[setting] = value
+        return [
+            Auxiliary(
+                name,
+                AuxiliaryConfig(**{key: value for key, value in tables[name].items() if key in _COMMON}),
+                {s.name: tables[name].get(s.name, s.default) for s in find("auxiliary", name).settings.values()},
+            )
+            for name in in_order("auxiliary", tables)
+            if tables[name].get("weight")
+        ]
+
+    def auxiliary(self, name: str) -> dict[str, Any]:
+        """Return an auxiliary objective's own settings as RL has them, or the warm start, whether or not it is on."""
+        prefixes = ("warm_start.auxiliary", "auxiliary")
+        return {
+            s.name: next((v for p in prefixes if (v := self.owned.get(f"{p}.{name}.{s.name}")) is not None), s.default)
+            for s in find("auxiliary", name).settings.values()
+        }
+
+
+_COMMON = {setting.name for setting in fields(AuxiliaryConfig)}

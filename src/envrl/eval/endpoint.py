@@ -30,7 +30,7 @@ from envrl.progress import Reporter
 from envrl.rollout.prompts import find_format, with_thought
 from envrl.rollout.questions import Ask, ChatSettings, Question, Reply, Tally, batches, play_chat
 from envrl.rollout.responses import Thought
-from envrl.types import Task, Trajectory
+from envrl.types import StopReason, Task, Trajectory
 
 _PLAYED = "free"
 
@@ -119,7 +119,7 @@ class _Evaluation:
                 some = [chosen[i] for i in part]
                 ended = partial(self.kept.add, _PLAYED, split)
                 played += play_chat(self._answer, self.make_env, some, self.chat, tally, watch, ended)
-        if all(trajectory.stop_reason == "context" and not trajectory.transitions for trajectory in played):
+        if all(trajectory.stop_reason is StopReason.CONTEXT and not trajectory.transitions for trajectory in played):
             raise UserError(
                 f"no episode of the split '{split}' can begin: every first prompt is longer than the endpoint's model "
                 "takes; lower max_tokens, leave the commands out of the prompt (show_admissible), or ask another model"

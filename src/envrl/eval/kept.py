@@ -18,7 +18,7 @@ from envrl.errors import UserError
 from envrl.files import JsonLines
 from envrl.locks import held
 from envrl.rollout.questions import Question, Reply
-from envrl.types import SET_ASIDE, Action, Observation, Task, Template, Trajectory, Transition
+from envrl.types import Action, Observation, StopReason, Task, Template, Trajectory, Transition
 
 Who = tuple[str, int]
 """A task's id and a member: which episode of a split it is."""
@@ -52,7 +52,7 @@ class Kept:
         if key in self._episodes:
             return
         self._episodes[key] = trajectory
-        if self._file is not None and trajectory.stop_reason != SET_ASIDE:
+        if self._file is not None and trajectory.stop_reason is not StopReason.SET_ASIDE:
             about = {"split": split, "actions": played}
             self._file.append(about | episode_record(trajectory, self._lists, self.text_of))
 
@@ -226,7 +226,7 @@ def trajectory_of(record: Mapping[str, Any]) -> Trajectory:
         for number, step in enumerate(steps)
     ]
     task = Task(record["task"], record["split"], record["seed"], record["kind"])
-    return Trajectory(task, record["member"], tuple(transitions), (), record["stop_reason"])
+    return Trajectory(task, record["member"], tuple(transitions), (), StopReason(record["stop_reason"]))
 
 
 def _observation(told: Mapping[str, Any], accepted: Sequence[str]) -> Observation:

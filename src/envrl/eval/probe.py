@@ -15,16 +15,15 @@ import numpy as np
 import torch
 
 from envrl.envs.protocol import TextEnv
+from envrl.eval.questions import Questions
 from envrl.models.forward import logits_of
 from envrl.models.load import LanguageModel
 from envrl.models.rows import runs_as_tree, states_of_rows
 from envrl.progress import Reporter
-from envrl.rollout.auxiliary import inverse_pairs, state_pairs
-from envrl.rollout.randomness import key_of
+from envrl.randomness import key_of
 from envrl.rollout.scripts import HasExpert, attempt_script, make_script
-from envrl.rollout.wording import Pair, Wording
 from envrl.samples.packing import pack_ids
-from envrl.types import Task, Trajectory, Transition
+from envrl.types import Pair, Task, Trajectory, Transition
 
 _BUDGET = 4096
 """Tokens that go through the network at once; what targets are asked behind alike counts once."""
@@ -103,13 +102,14 @@ def names_action(step: Transition) -> bool:
 
 def probe(
     model: LanguageModel,
-    wording: Wording,
+    questions: Questions,
     trajectories: Sequence[Trajectory],
     poll: Callable[[], None] = lambda: None,
     reporter: Reporter | None = None,
 ) -> dict[str, float]:
     """Return state_nll (nats a token), the shares of whole answers and whole commands that greedy decoding gets right.
 
+    `questions` are those about the transitions of these trajectories.
     `inverse_accuracy_unnamed` is the latter on the transitions whose answer does not name the act; absent without any.
     """
     steps = [step for trajectory in trajectories for step in trajectory.transitions]
@@ -117,10 +117,8 @@ def probe(
         return {}
     reporter = reporter or Reporter()
     with reporter.phase("probe", 2 * len(steps), unit="targets") as phase:
-        states = score_targets(model, state_pairs(trajectories, wording), poll, phase.show)
-        inverse = score_targets(
-            model, inverse_pairs(trajectories, wording), poll, lambda done: phase.show(len(steps) + done)
-        )
+        states = score_targets(model, questions.state, poll, phase.show)
+        inverse = score_targets(model, questions.inverse, poll, lambda done: phase.show(len(steps) + done))
     unnamed = [score for step, score in zip(steps, inverse, strict=True) if not names_action(step)]
     result = {
         "state_nll": -sum(s.logprob for s in states) / max(sum(s.tokens for s in states), 1),

@@ -8,7 +8,7 @@ from typing import Any
 
 from envrl.errors import RunError
 from envrl.statistics import deviation, mean_interval, wilson
-from envrl.types import SET_ASIDE, Trajectory
+from envrl.types import StopReason, Trajectory
 
 
 def check_played(trajectories: Sequence[Trajectory], world: str, split: str, set_aside: Mapping[str, str]) -> None:
@@ -16,7 +16,7 @@ def check_played(trajectories: Sequence[Trajectory], world: str, split: str, set
 
     `set_aside` holds what happened, by the task's id.
     """
-    if trajectories and all(trajectory.stop_reason == SET_ASIDE for trajectory in trajectories):
+    if trajectories and all(trajectory.stop_reason is StopReason.SET_ASIDE for trajectory in trajectories):
         task = trajectories[-1].task.id
         raise RunError(
             f"the world '{world}' failed in all {len(trajectories)} games of the split '{split}': in '{task}', "
@@ -75,7 +75,7 @@ def summarize(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     count = max(len(trajectories), 1)
     scores = [trajectory.total_reward for trajectory in trajectories]
     score, spread = sum(scores) / count, deviation(scores)
-    aside = sum(trajectory.stop_reason == SET_ASIDE for trajectory in trajectories)
+    aside = sum(trajectory.stop_reason is StopReason.SET_ASIDE for trajectory in trajectories)
     kinds = sorted({trajectory.task.kind for trajectory in trajectories})
     return {
         **success_summary(trajectories),

@@ -20,8 +20,8 @@ from envrl.envs.settings import WorldSettings, set_maker
 from envrl.eval.kept import Kept
 from envrl.eval.record import action_rates, check_played, success_summary, summarize
 from envrl.progress import Reporter
+from envrl.randomness import key_of
 from envrl.rollout.marks import MarksWording
-from envrl.rollout.randomness import key_of
 from envrl.rollout.scripts import attempt_script, make_script
 from envrl.rollout.wording import MARKS, Form, Wording
 from envrl.types import Task, Trajectory
@@ -118,23 +118,17 @@ def training_settings(config: Config) -> PlaySettings:
 
 def form_of(config: Config) -> Form:
     """Return what a recipe writes of an episode."""
-    rollout, objective, warm = config.rollout, config.objective, config.warm_start
-    in_pass = (objective.state_rows if objective.state_weight else warm.state_rows) == "in_pass" and (
-        objective.state_weight > 0 or warm.state_weight > 0
-    )
+    rollout = config.rollout
     return Form(
         layout=rollout.layout,
         history=rollout.history,
         show_admissible=rollout.show_admissible,
         repeat_task=rollout.repeat_task,
-        in_pass=in_pass,
         format=rollout.format,
         summary=rollout.summary,
         prompt_tokens=rollout.prompt_tokens,
         system_message=rollout.system_message,
         template_arguments=config.model.template_arguments,
-        state_question=objective.state_question,
-        inverse_question=objective.inverse_question,
     )
 
 
@@ -177,6 +171,7 @@ def evaluate_split(
     """
     from envrl.eval.play import Player
     from envrl.eval.probe import probe, probe_episodes
+    from envrl.eval.questions import ask
     from envrl.models.copies import sampling_copy
     from envrl.rollout.crowd import Crowd
 
@@ -208,7 +203,7 @@ def evaluate_split(
     if probed:
         with opened(make_env()) as env:
             scripted = probe_episodes(env, env.tasks(split), probed, config.env.max_steps, config.eval.seed)
-        record |= probe(model, wording, scripted, poll, reporter)
+        record |= probe(model, ask(config, wording, scripted), scripted, poll, reporter)
     record["seconds"] = {"total": time.perf_counter() - began, "env": player.clock.env}
     return record, played
 

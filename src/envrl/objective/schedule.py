@@ -9,16 +9,16 @@ from envrl.objective.checks import check_choice
 SCHEDULES = ("cosine", "linear", "constant")
 
 
-def weight_at(update: int, weight: float, schedule: str, length: int) -> float:
-    """Return λ(t) at update t, counted from 0: "cosine" λ ½ (1 + cos(π t / T)), "linear" λ (1 − t / T), "constant" λ.
+def weight_at(update: int, weight: float, schedule: str, length: int, floor: float = 0.0) -> float:
+    """Return λ(t) at update t, counted from 0: f + (λ − f) s(t), of weight λ and `floor` f.
 
-    From t = T = `length` on, cosine and linear are 0. Raises `UserError` for an unknown schedule. Source: EnvRL, arXiv
-    2606.17680 (cosine).
+    "cosine": s = ½ (1 + cos(π t / T)), "linear": s = 1 − t / T, both 0 from t = T = `length` on; "constant": s = 1.
+    Raises `UserError` for an unknown schedule. Source: EnvRL, arXiv 2606.17680 (cosine, f = 0).
     """
     check_choice("weight of an auxiliary loss", "schedule", schedule, SCHEDULES)
     if schedule == "constant":
         return weight
     if update >= length:
-        return 0.0
+        return floor
     done = update / length
-    return weight * (0.5 * (1.0 + cos(pi * done)) if schedule == "cosine" else 1.0 - done)
+    return floor + (weight - floor) * (0.5 * (1.0 + cos(pi * done)) if schedule == "cosine" else 1.0 - done)

@@ -10,7 +10,18 @@ from typing import Any
 
 from envrl.errors import UserError
 from envrl.report.plots import Line, line_chart
-from envrl.report.read import Record, RunData, has_scores, load_config, load_run, number, series, setting, write_whole
+from envrl.report.read import (
+    Record,
+    RunData,
+    auxiliaries,
+    has_scores,
+    load_config,
+    load_run,
+    number,
+    series,
+    setting,
+    write_whole,
+)
 from envrl.report.results import origin_of, read_result
 from envrl.report.summary import duration, method, stage_seconds
 from envrl.report.svg import document, label, placed
@@ -174,12 +185,16 @@ def write_comparison_picture(arms: Sequence[Arm], file: Path) -> None:
 
 def _identity(config: Mapping[str, Any]) -> str:
     """Return what makes two runs the same experiment: neither its seed nor where it ran and what it shared."""
-    parts: dict[str, Any] = {}
-    for section, values in config.items():
-        if isinstance(values, Mapping):
-            parts |= {f"{section}.{key}": value for key, value in values.items()}
-    if not parts.get("objective.schedule_updates"):  # 0 stands for train.updates
-        parts["objective.schedule_updates"] = parts.get("train.updates")
+    parts = {
+        f"{section}.{key}": value
+        for section, values in config.items()
+        if isinstance(values, Mapping) and section != "auxiliary"
+        for key, value in values.items()
+    }
+    for name, table in auxiliaries(config).items():
+        parts |= {f"auxiliary.{name}.{key}": value for key, value in table.items()}
+        if not table.get("schedule_updates"):  # 0 stands for train.updates
+            parts[f"auxiliary.{name}.schedule_updates"] = parts.get("train.updates")
     ignored = ("warm_start.path", "env.data", "train.threads", "train.device")
     return repr(sorted((key, repr(value)) for key, value in parts.items() if key not in ignored))
 

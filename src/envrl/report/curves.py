@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from envrl.report.plots import Line, Pair, line_chart, pair_chart, stacked_chart
-from envrl.report.read import Record, RunData, before_and_after, interval, number, series
+from envrl.report.read import Record, RunData, before_and_after, interval, number, series, title
 from envrl.report.scale import running_mean
 from envrl.report.svg import Point, figure, percent
 
@@ -24,9 +24,6 @@ class Curve:
 NATS = "nats a token"
 
 UPDATE_CURVES = (
-    Curve("Loss of state prediction", {"loss/state": ""}, NATS),
-    Curve("Loss of inverse dynamics", {"loss/inverse": ""}, NATS),
-    Curve("Weights of the auxiliary losses", {"weight/state": "state", "weight/inverse": "inverse"}),
     Curve("Policy loss", {"loss/policy": ""}),
     Curve("Entropy of the policy", {"entropy": ""}, NATS),
     Curve("KL to the policy before RL", {"kl": ""}),
@@ -38,22 +35,12 @@ UPDATE_CURVES = (
     Curve("Admissible actions in training", {"train/admissible_action_rate": ""}, rate=True),
     Curve("Episodes ended by a full context", {"train/context_full": ""}, rate=True),
     Curve("Skipped: loss or gradient not finite", {"skipped": ""}, rate=True),
-    Curve(
-        "Placebo: targets equal to the true ones",
-        {
-            "placebo/coincidences": "all",
-            "placebo/state_coincidences": "state",
-            "placebo/inverse_coincidences": "inverse",
-        },
-    ),
 )
 
 WARM_START_CURVES = (
     Curve("Imitation loss", {"loss/imitation": "training", "held_out/imitation": "held out"}, NATS),
     Curve("Whole actions right, held out", {"held_out/action_accuracy": ""}, rate=True),
     Curve("Entropy, held out", {"held_out/entropy": ""}, NATS),
-    Curve("Loss of state prediction", {"loss/state": ""}, NATS),
-    Curve("Loss of inverse dynamics", {"loss/inverse": ""}, NATS),
 )
 
 EVALUATION_CURVES = (
@@ -66,6 +53,25 @@ EVALUATION_CURVES = (
     Curve("Free text: imagined observations", {"free/imagined_observation_rate": ""}, rate=True),
     Curve("Free text: success", {"free/success_rate": ""}, rate=True),
 )
+
+
+_OTHER_LOSSES = ("policy", "imitation", "value")
+_COINCIDENCES = "_coincidences"
+
+
+def auxiliary_curves(records: Sequence[Record]) -> list[Curve]:
+    """Return the curves of the auxiliary objectives that these records name: losses, weights, and their placebo's."""
+    keys = list(dict.fromkeys(key for record in records for key in record))
+    losses = [key for key in keys if key.startswith("loss/") and key.removeprefix("loss/") not in _OTHER_LOSSES]
+    curves = [Curve(f"Loss of {title(key.removeprefix('loss/'))}", {key: ""}, NATS) for key in losses]
+    weights = {key: key.removeprefix("weight/") for key in keys if key.startswith("weight/")}
+    exchanged = {
+        key: key.removeprefix("placebo/").removesuffix(_COINCIDENCES)
+        for key in keys
+        if key.startswith("placebo/") and key.endswith("coincidences")
+    }
+    curves += [Curve("Weights of the auxiliary losses", weights)] * bool(weights)
+    return curves + [Curve("Placebo: targets equal to the true ones", exchanged)] * bool(exchanged)
 
 
 def learning_lines(run: RunData) -> list[Line]:

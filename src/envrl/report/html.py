@@ -174,7 +174,9 @@ def _by_task(run: RunData) -> str:
 
 
 def _losses(run: RunData) -> str:
-    charts = curves.small_charts(curves.UPDATE_CURVES, curves.record_curve(run.metrics, "update"))
+    charts = curves.small_charts(
+        [*curves.auxiliary_curves(run.metrics), *curves.UPDATE_CURVES], curves.record_curve(run.metrics, "update")
+    )
     return _section("Losses and weights", _small(charts)) if charts else ""
 
 
@@ -232,7 +234,10 @@ def _time(run: RunData) -> str:
 
 
 def _warm_start(run: RunData) -> str:
-    charts = curves.small_charts(curves.WARM_START_CURVES, curves.record_curve(run.warm_start, "step"))
+    charts = curves.small_charts(
+        [*curves.WARM_START_CURVES, *curves.auxiliary_curves(run.warm_start)],
+        curves.record_curve(run.warm_start, "step"),
+    )
     shared = setting(run.config, "warm_start.path")
     if charts:
         demonstrations = setting(run.config, "warm_start.demonstrations")

@@ -14,6 +14,7 @@ from typing import Any
 
 from envrl.errors import RunError, UserError
 from envrl.older import in_present_keys
+from envrl.registry import KINDS, find
 
 Record = Mapping[str, Any]
 
@@ -166,6 +167,23 @@ def setting(config: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def auxiliaries(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the tables of the auxiliary objectives that have a weight in RL, by name."""
+    tables = setting(config, "auxiliary")
+    return {
+        str(name): table
+        for name, table in (tables if isinstance(tables, Mapping) else {}).items()
+        if isinstance(table, Mapping) and (number(table, "weight") or 0.0) > 0
+    }
+
+
+def title(name: str) -> str:
+    """Return what an auxiliary objective is called: one of ours by its title, another by its name."""
+    if name in KINDS["auxiliary"].built_in:
+        return str(find("auxiliary", name).traits["title"])
+    return name
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from envrl.report.read import Record, RunData, before_and_after, has_scores, interval, load_run, number, setting
+from envrl.report.read import (
+    Record,
+    RunData,
+    auxiliaries,
+    before_and_after,
+    has_scores,
+    interval,
+    load_run,
+    number,
+    setting,
+    title,
+)
 
 
 def summarize(run: Path) -> str:
@@ -71,11 +82,9 @@ def method(run: RunData) -> str:
     """Return the algorithm in a phrase, as configured: "GRPO + state prediction 0.2 + inverse dynamics 0.05"."""
     estimator = setting(run.config, "objective.estimator")
     parts = [str(estimator).upper().replace("GIGPO", "GiGPO")] if estimator else []
-    for key, words in (("state_weight", "state prediction"), ("inverse_weight", "inverse dynamics")):
-        weight = setting(run.config, f"objective.{key}")
-        if isinstance(weight, (int, float)) and weight > 0:
-            parts.append(f"{words} {weight:g}")
-    if setting(run.config, "objective.placebo") is True:
+    weighed = auxiliaries(run.config)
+    parts += [f"{title(name)} {table['weight']:g}" for name, table in weighed.items()]
+    if any(table.get("placebo") is True for table in weighed.values()):
         parts.append("placebo: exchanged targets")
     return " + ".join(parts)
 

@@ -19,15 +19,14 @@ from envrl.rollout.prompts import (
     Message,
     PromptFormat,
     find_format,
-    inverse_messages,
-    state_messages,
+    question_messages,
     with_summary,
     with_thought,
 )
 from envrl.rollout.responses import Thought
 from envrl.rollout.sampler import Draft
-from envrl.rollout.wording import Form, Pair, Prompt, Told
-from envrl.types import Action, Observation, Template, Transition
+from envrl.rollout.wording import Form, Prompt, Told
+from envrl.types import Action, Example, Observation, Pair, Template, Transition
 
 
 class ChatWording:
@@ -134,17 +133,21 @@ class ChatWording:
         """Return whether the tokenizer would write a response's text in other ids than those that were sampled."""
         return self._codec.encode_special(self.text_of(action.token_ids)) != action.token_ids
 
-    def state_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
-        """Return the chat that asks what the world answers → the next observation."""
-        command, question = self._clean(step.action.text), self.form.state_question
-        asked = state_messages(*self._situation(past, step.observation), command, question, self._summary(past))
-        return Pair(self._ids(asked, self._close), (*self._plain(trim(step.next_observation.text)), self.end))
-
-    def inverse_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
-        """Return the chat that asks for the command between two observations → the command."""
-        following, question = self._heard(step.next_observation), self.form.inverse_question
-        asked = inverse_messages(*self._situation(past, step.observation), following, question, self._summary(past))
-        return Pair(self._ids(asked, self._close), (*self._plain(step.action.text), self.end))
+    def pair(self, name: str, example: Example) -> Pair:
+        """Return the chat that asks an auxiliary objective's question → its target."""
+        transitions, clean = example.trajectory.transitions, self._clean
+        past, observation = transitions[: example.step], transitions[example.step].observation
+        shown = self.form.layout == "steps" and self.form.show_admissible and not example.choices
+        asked = question_messages(
+            *self._situation(past, observation),
+            shown,
+            command=None if example.command is None else clean(example.command),
+            following=None if example.following is None else clean(example.following),
+            choices=tuple(map(clean, example.choices)),
+            question=example.question,
+            summary=self._summary(past),
+        )
+        return Pair(self._ids(asked, self._close), (*self._plain(trim(example.target)), self.end), example.weight)
 
     def _situation(
         self, past: Sequence[Transition], observation: Observation

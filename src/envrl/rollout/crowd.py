@@ -12,7 +12,7 @@ from envrl.types import Trajectory
 class Crowd:
     """Plays episodes in as large parts as memory holds; once lowered their size stays so for the rest of the process.
 
-    What is drawn in an episode does not depend on those beside it (`envrl.rollout.randomness`), so neither do results,
+    What is drawn in an episode does not depend on those beside it (`envrl.randomness`), so neither do results,
     beyond rounding.
     """
 

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
-from envrl.rollout.wording import Form, Pair, Prompt, Told
-from envrl.types import Action, Observation, Transition
+from envrl.rollout.wording import Form, Prompt, Told
+from envrl.types import Action, Example, Observation, Pair, Transition
 
 if TYPE_CHECKING:
     from envrl.models.tokenizer import Codec, Ids
     from envrl.rollout.sampler import Draft
 
+_ASKING = ("state", "inverse")
+"""Auxiliary objectives that have a mark of their own, which stands in place of the question."""
 _ANSWER = re.compile(r"\S\s*\n\s*\S|(?:\A|\s)You\s")
 """What a response holds that goes on beyond its command: another line, or a sentence that begins with "You"."""
 
@@ -74,28 +76,33 @@ class MarksWording:
         """Return whether the tokenizer would write a well-formed response in other ids than those that were sampled."""
         return action.well_formed and self.respond(action.text) != action.token_ids
 
-    def state_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
-        """Return `<state> … sₜ <action> aₜ <next>` → `sₜ₊₁ <end>`."""
+    def pair(self, name: str, example: Example) -> Pair:
+        """Return `<state> … sₜ <action> aₜ <next>` → `sₜ₊₁ <end>`, `<inverse> … sₜ <next> sₜ₊₁ <action>` → `aₜ <end>`.
+
+        An objective without a mark of its own begins with its question. The last mark asks for the command where what
+        followed is shown and the command is not, else for what comes next; the choices stand before it.
+        """
         marks, encode = self._codec.marks, self._codec.encode
-        return Pair(
-            (marks["state"], *self._context_of(past, step), marks["action"], *encode(step.action.text), marks["next"]),
-            (*encode(trim(step.next_observation.text)), self.end),
-        )
+        ids = [marks[name]] if name in _ASKING else [*encode(example.question)]
+        ids += self._situation(example)
+        if example.command is not None:
+            ids += [marks["action"], *encode(example.command)]
+        if example.following is not None:
+            ids += [marks["next"], *encode(trim(example.following))]
+        if example.choices:
+            ids += [marks["commands"], *encode("\n".join(example.choices))]
+        names_command = example.following is not None and example.command is None
+        ids.append(marks["action" if names_command else "next"])
+        return Pair(tuple(ids), (*encode(trim(example.target)), self.end), example.weight)
 
-    def inverse_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
-        """Return `<inverse> … sₜ <next> sₜ₊₁ <action>` → `aₜ <end>`."""
-        marks, answer = self._codec.marks, self._codec.encode(trim(step.next_observation.text))
-        return Pair(
-            (marks["inverse"], *self._context_of(past, step), marks["next"], *answer, marks["action"]),
-            self.respond(step.action.text),
-        )
-
-    def _context_of(self, past: Sequence[Transition], step: Transition) -> Ids:
-        """Return what precedes the action, without the mark that asks for it."""
+    def _situation(self, example: Example) -> Ids:
+        """Return what the policy's prompt says before the step, without the mark that asks for an action."""
+        transitions = example.trajectory.transitions
+        past, observation = transitions[: example.step], transitions[example.step].observation
         steps = self.form.layout == "steps"
         turns = last_turns(past, self.form.history) if steps else []
-        shown = steps and self.form.show_admissible
-        return steps_prompt(self._codec, task_of(past, step.observation), turns, step.observation, shown)[:-1]
+        shown = steps and self.form.show_admissible and not example.choices
+        return steps_prompt(self._codec, task_of(past, observation), turns, observation, shown)[:-1]
 
 
 def task_of(past: Sequence[Transition], observation: Observation) -> str:

@@ -72,30 +72,27 @@ class PromptFormat:
         return (_user(_seen(observation), *_commands(observation, show_admissible)),)
 
 
-def state_messages(
+def question_messages(
     task: str,
     history: Sequence[tuple[Observation, str]],
     observation: Observation,
-    command: str,
-    question: str,
+    show_admissible: bool,
+    *,
+    command: str | None = None,
+    following: str | None = None,
+    choices: Sequence[str] = (),
+    question: str = "",
     summary: str = "",
 ) -> tuple[Message, ...]:
-    """Return the chat that asks what the world answers to a command; the response is the next observation."""
-    parts = _situation(task, history, observation, summary)
-    return (_user(*parts, f"Your command now: {command or NO_COMMAND}", question),)
-
-
-def inverse_messages(
-    task: str,
-    history: Sequence[tuple[Observation, str]],
-    observation: Observation,
-    following: Observation,
-    question: str,
-    summary: str = "",
-) -> tuple[Message, ...]:
-    """Return the chat that asks for the command between two observations; the response is the command."""
-    after = f"What you see after your next command:\n{trim(following.text)}"
-    return (_user(*_situation(task, history, observation, summary), after, question),)
+    """Return the chat that asks a question about a step: its situation, what is told of the step, and the question."""
+    parts = [*_situation(task, history, observation, summary), *_commands(observation, show_admissible)]
+    if command is not None:
+        parts.append(f"Your command now: {command or NO_COMMAND}")
+    if following is not None:
+        parts.append(f"What you see after your next command:\n{trim(following)}")
+    if choices:
+        parts.append("\n".join(["It was one of these commands, one a line:", *choices]))
+    return (_user(*parts, *([question] if question else [])),)
 
 
 def _user(*parts: str) -> Message:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 from envrl.envs.pool import vector_of
 from envrl.envs.protocol import TextEnv
 from envrl.envs.vector import Start, VectorEnv
+from envrl.randomness import key_of
 from envrl.rollout.formats import task_text
 from envrl.rollout.marks import last_turns
 from envrl.rollout.prompts import Message, PromptFormat
-from envrl.rollout.randomness import key_of
-from envrl.types import SET_ASIDE, Action, Observation, Task, Trajectory, Transition
+from envrl.types import Action, Observation, StopReason, Task, Trajectory, Transition
 
 
 class Question(NamedTuple):
@@ -81,7 +81,7 @@ class _Episode:
     observation: Observation
     task_sentence: str
     transitions: list[Transition] = field(default_factory=list)
-    stop_reason: str = ""
+    stop_reason: StopReason | None = None
 
 
 def play_chat(
@@ -129,7 +129,7 @@ def _played(
         for slot, reply in zip(slots, replies, strict=True):
             tally.add(reply)
             if reply is None:
-                episodes[slot].stop_reason = "context"
+                episodes[slot].stop_reason = StopReason.CONTEXT
             else:
                 actions.append((slot, _act(reply, settings.form, tally)))
         _step(worlds, episodes, actions, tally)
@@ -143,13 +143,13 @@ def _played(
 
 
 def _finish(episode: _Episode) -> Trajectory:
-    stop_reason = episode.stop_reason or "max_steps"
+    stop_reason = episode.stop_reason or StopReason.MAX_STEPS
     return Trajectory(episode.task, episode.member, tuple(episode.transitions), (), stop_reason)
 
 
 def _begin(task: Task, member: int, observation: Observation | None) -> _Episode:
     if observation is None:
-        return _Episode(task, member, Observation(""), "", stop_reason=SET_ASIDE)
+        return _Episode(task, member, Observation(""), "", stop_reason=StopReason.SET_ASIDE)
     return _Episode(task, member, observation, task_text(observation))
 
 
@@ -177,13 +177,13 @@ def _step(worlds: VectorEnv, episodes: list[_Episode], actions: list[tuple[int, 
     for (slot, action), step in zip(actions, steps, strict=True):
         episode = episodes[slot]
         if step is None:
-            episode.stop_reason = SET_ASIDE
+            episode.stop_reason = StopReason.SET_ASIDE
             continue
         episode.transitions.append(
             Transition(episode.observation, action, step.reward, step.observation, step.done, step.success)
         )
         episode.observation = step.observation
-        episode.stop_reason = "done" if step.done else ""
+        episode.stop_reason = StopReason.DONE if step.done else None
 
 
 def _sum(one: int | None, other: int | None) -> int | None:

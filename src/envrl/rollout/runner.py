@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from envrl.envs.pool import vector_of
 from envrl.envs.protocol import TextEnv
 from envrl.models.load import LanguageModel
-from envrl.rollout.randomness import key_of
+from envrl.randomness import key_of
 from envrl.rollout.seats import Clock, Episode, PlaySettings, Seats
 from envrl.rollout.wording import Wording
-from envrl.types import Observation, Task, Trajectory
+from envrl.types import Observation, StopReason, Task, Trajectory
 
 
 def play_model(
@@ -66,6 +66,6 @@ def _finish(episode: Episode, update: int = 0) -> Trajectory:
         episode.member,
         tuple(episode.transitions),
         tuple(episode.transcript.segments),
-        episode.stop_reason or "max_steps",
+        episode.stop_reason or StopReason.MAX_STEPS,
         policy_version=update,
     )

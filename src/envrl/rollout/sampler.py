@@ -15,10 +15,10 @@ from envrl.models.forward import chunk_states, logits_of, restricted_logits, sta
 from envrl.models.graphs import PassGraph, recorder
 from envrl.models.load import LanguageModel
 from envrl.models.slots import SlotCache
+from envrl.randomness import uniforms
 from envrl.rollout.draw import Choices, choose, chosen, kept, narrowed, padded, taken
 from envrl.rollout.meter import Meter
 from envrl.rollout.passes import COSTS, plan_passes
-from envrl.rollout.randomness import uniforms
 from envrl.rollout.trie import Node
 from envrl.sequences import alike
 

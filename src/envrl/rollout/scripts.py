@@ -13,8 +13,8 @@ from envrl.envs.answers import answer, first_observation, what_happened
 from envrl.envs.protocol import TextEnv, draw_command
 from envrl.envs.vector import ATTEMPTS_HERE, put_aside
 from envrl.errors import UserError, suggest
-from envrl.rollout.randomness import key_of
-from envrl.types import SET_ASIDE, Action, Observation, Task, Trajectory, Transition
+from envrl.randomness import key_of
+from envrl.types import Action, Observation, StopReason, Task, Trajectory, Transition
 
 Script = Callable[[Observation], str]
 """What is done at an observation; it may remember what it was shown."""
@@ -92,8 +92,8 @@ def play_script(env: TextEnv, task: Task, script: Script, max_steps: int) -> Tra
         )
         observation = step.observation
         if step.done:
-            return Trajectory(task, 0, tuple(transitions), (), "done")
-    return Trajectory(task, 0, tuple(transitions), (), "max_steps")
+            return Trajectory(task, 0, tuple(transitions), (), StopReason.DONE)
+    return Trajectory(task, 0, tuple(transitions), (), StopReason.MAX_STEPS)
 
 
 def attempt_script(
@@ -113,4 +113,4 @@ def attempt_script(
         except (Exception, SystemExit) as error:  # a world may raise anything, or end the process
             reason = what_happened(error)
     put_aside({} if set_aside is None else set_aside, task, ATTEMPTS_HERE, reason)
-    return Trajectory(task, 0, (), (), SET_ASIDE)
+    return Trajectory(task, 0, (), (), StopReason.SET_ASIDE)

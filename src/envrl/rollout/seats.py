@@ -13,7 +13,7 @@ from envrl.rollout.sampler import Draft, Sampler
 from envrl.rollout.transcript import Transcript
 from envrl.rollout.trie import Commands
 from envrl.rollout.wording import Prompt, Wording
-from envrl.types import SET_ASIDE, Action, Observation, Step, Task, Transition
+from envrl.types import Action, Observation, Step, StopReason, Task, Transition
 
 _QUORUM = 0.25
 """Share of the open responses that the worlds wait for where responses are free text, of unlike lengths. Without
@@ -64,12 +64,12 @@ class Episode:
     """What its next action is asked with."""
     transitions: list[Transition] = field(default_factory=list)
     transcript: Transcript = field(default_factory=Transcript)
-    stop_reason: str = ""
+    stop_reason: StopReason | None = None
 
     def advance(self, action: Action, step: Step | None, settings: PlaySettings) -> None:
         """Record what the world answered, and see whether the episode is over."""
         if step is None:
-            self.stop_reason = SET_ASIDE
+            self.stop_reason = StopReason.SET_ASIDE
             self.transcript.take_back()
             return
         reward = step.reward if settings.reward == "world" else float(step.done and step.success)
@@ -81,9 +81,9 @@ class Episode:
         )
         self.observation = step.observation
         if step.done:
-            self.stop_reason = "done"
+            self.stop_reason = StopReason.DONE
         elif len(self.transitions) == settings.max_steps:
-            self.stop_reason = "max_steps"
+            self.stop_reason = StopReason.MAX_STEPS
 
 
 def room_for(observation: Observation, commands: Commands, settings: PlaySettings) -> int:
@@ -189,7 +189,7 @@ class Seats:
             episode = self._seated[start.slot]
             episode.place = start.slot
             episode.observation = observation or episode.observation
-            episode.stop_reason = SET_ASIDE if observation is None else ""
+            episode.stop_reason = StopReason.SET_ASIDE if observation is None else None
         self._clock.env += self._clock.meter.clock() - began
 
     def _write(self, positions: Sequence[int]) -> None:
@@ -200,7 +200,7 @@ class Seats:
                 episode.transitions, episode.observation, episode.transcript.told, room
             )
             if episode.prompt is None:
-                episode.stop_reason = "context"
+                episode.stop_reason = StopReason.CONTEXT
 
     def _compact(self) -> None:
         """Give up the slots of finished episodes once they are a fifth, or nothing is held: copying is not free."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from envrl.types import Action, Observation, Transition
+from envrl.types import Action, Example, Observation, Pair, Transition
 
 if TYPE_CHECKING:
     from envrl.models.tokenizer import Ids
@@ -18,31 +18,17 @@ MARKS = "marks"
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What of an episode is written, and how; the keys are those of the recipe's `rollout` and `objective`.
-
-    With `in_pass`, state prediction's pairs are the policy's own sequence: the whole segment so far → sₜ₊₁.
-    """
+    """What of an episode is written, and how; the keys are those of the recipe's `rollout`."""
 
     layout: str = "concat"
     history: int = 2
     show_admissible: bool = False
     repeat_task: bool = False
-    in_pass: bool = False
     format: str = MARKS
     summary: bool = False
     prompt_tokens: int = 0
     system_message: str = ""
     template_arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    state_question: str = ""
-    inverse_question: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """What is given and what is to be predicted, in tokens."""
-
-    prompt: Ids
-    target: Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +103,10 @@ class Wording(Protocol):
         """Return whether the tokenizer would write a response's text in other ids than those that were sampled."""
         ...
 
-    def state_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
-        """Return state prediction's pair: … sₜ, aₜ → sₜ₊₁ (its text without the list of commands)."""
-        ...
+    def pair(self, name: str, example: Example) -> Pair:
+        """Return a row of the auxiliary objective `name` in tokens: situation and question → target.
 
-    def inverse_pair(self, past: Sequence[Transition], step: Transition) -> Pair:
-        """Return inverse dynamics' pair: … sₜ, sₜ₊₁ → aₜ (the parsed command)."""
+        The situation is the task and the observation before the step, in the layout `steps` the last turns and the
+        commands, too, where the policy's prompt has them.
+        """
         ...

@@ -1,25 +1,22 @@
-"""From one update's episodes to its rows: advantages, policy rows, and the rows of the two auxiliary losses."""
+"""From one update's episodes to its rows: advantages, policy rows, and what the auxiliary objectives make of them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envrl.config.schema import Config, ObjectiveConfig
+from envrl.config.schema import Config
 from envrl.errors import RunError
 from envrl.objective.advantage import ESTIMATORS
-from envrl.objective.placebo import derange
-from envrl.objective.schedule import weight_at
-from envrl.rollout.auxiliary import inverse_pairs, state_pairs
-from envrl.rollout.randomness import key_of
-from envrl.rollout.wording import Pair, Wording
-from envrl.samples.rows import pair_rows, policy_rows
-from envrl.trainer.demonstrations import sample_share
-from envrl.types import SET_ASIDE, Row, Task, Trajectory, TrajectoryGroup, Transition, episodes_of
+from envrl.randomness import key_of
+from envrl.rollout.wording import Wording
+from envrl.samples.rows import policy_rows
+from envrl.trainer.auxiliary import make_rows, weights_of
+from envrl.types import Row, StopReason, Task, Trajectory, TrajectoryGroup, Transition, episodes_of
 
 _VALID: dict[str, Callable[[Transition], bool]] = {
     "command": lambda step: step.admissible and bool(step.action.text),
@@ -32,6 +29,8 @@ class UpdateBatch:
     """The rows of one update and what is to be logged of how they came about."""
 
     rows: list[Row]
+    weights: dict[str, float]
+    """λ of the auxiliary objectives."""
     figures: dict[str, float]
 
 
@@ -70,7 +69,7 @@ def whole_groups(
 
     `set_aside` holds what the world did at the last attempt, by the task's id.
     """
-    whole = [group for group in groups if all(e.stop_reason != SET_ASIDE for e in group.trajectories)]
+    whole = [group for group in groups if all(e.stop_reason is not StopReason.SET_ASIDE for e in group.trajectories)]
     if not whole:
         task = groups[-1].task.id
         raise RunError(
@@ -82,16 +81,6 @@ def whole_groups(
 
 def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.Generator(np.random.PCG64(key_of(seed, "tasks", epoch))).permutation(count)
-
-
-def aux_weights(objective: ObjectiveConfig, update: int, updates: int) -> dict[str, float]:
-    """Return the weights of the auxiliary losses at an update (counted from 1; the schedule's t is one less)."""
-    length = objective.schedule_updates or updates
-    return {
-        name: weight_at(update - 1, weight, objective.schedule, length)
-        for name, weight in (("state", objective.state_weight), ("inverse", objective.inverse_weight))
-        if weight > 0
-    }
 
 
 def step_advantages(groups: Sequence[TrajectoryGroup], config: Config) -> list[NDArray[np.float64]]:
@@ -112,46 +101,15 @@ def step_advantages(groups: Sequence[TrajectoryGroup], config: Config) -> list[N
 
 def build_batch(groups: Sequence[TrajectoryGroup], config: Config, wording: Wording, update: int) -> UpdateBatch:
     """Return the rows that an update is made of; which auxiliary rows is a function of (seed, update)."""
-    objective, trajectories = config.objective, episodes_of(groups)
-    weights = aux_weights(objective, update, config.train.updates)
-    in_pass = objective.state_rows == "in_pass" and weights.get("state", 0.0) > 0
+    auxiliaries = config.auxiliaries()
+    weights = weights_of(auxiliaries, update, config.train.updates)
+    weighed = [each for each in auxiliaries if weights[each.name] > 0]
+    made = make_rows(weighed, groups, wording, (config.seed, update))
     rows: list[Row] = []
-    key = key_of(config.seed, update, "state")
-    predicted = set(sample_share(range(len(trajectories)), objective.state_fraction, key)) if in_pass else set()
     for number, (trajectory, advantages_S) in enumerate(
-        zip(trajectories, step_advantages(groups, config), strict=True)
+        zip(episodes_of(groups), step_advantages(groups, config), strict=True)
     ):
-        ranges = [[(a.start, a.stop) for a in segment.answers] for segment in trajectory.segments]
-        rows += policy_rows(trajectory, advantages_S, objective.aggregation, ranges if number in predicted else None)
-    figures: dict[str, float] = {f"weight/{name}": weight for name, weight in weights.items()}
+        rows += policy_rows(trajectory, advantages_S, config.objective.aggregation, made.in_pass.get(number))
+    figures = {f"weight/{name}": weight for name, weight in weights.items()}
     figures["rows/policy"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
-    if weights.get("state", 0.0) > 0 and not in_pass:
-        rows += _auxiliary("state", state_pairs(trajectories, wording), wording.context, config, update, figures)
-    if weights.get("inverse", 0.0) > 0:
-        rows += _auxiliary("inverse", inverse_pairs(trajectories, wording), wording.context, config, update, figures)
-    return UpdateBatch(rows, figures)
-
-
-def _auxiliary(
-    name: str, pairs: list[Pair], context: int, config: Config, update: int, figures: dict[str, float]
-) -> list[Row]:
-    """Return the rows of one auxiliary loss: no repeats, a share of them, exchanged targets for the placebo."""
-    objective = config.objective
-    if objective.deduplicate:
-        pairs = list(dict.fromkeys(pairs))
-    pairs = [pair for pair in pairs if len(pair.prompt) + len(pair.target) <= context]
-    fraction = objective.state_fraction if name == "state" else objective.inverse_fraction
-    pairs = sample_share(pairs, fraction, key_of(config.seed, update, name))
-    if objective.placebo:
-        exchange = derange(
-            [pair.target for pair in pairs],
-            [len(pair.target) for pair in pairs],
-            key_of(config.seed, update, name, "placebo"),
-        )
-        pairs = [
-            replace(pair, target=pairs[source].target) for pair, source in zip(pairs, exchange.source_N, strict=True)
-        ]
-        figures[f"placebo/{name}_coincidences"] = exchange.coincidences
-        figures[f"placebo/{name}_other_length"] = exchange.other_length
-    figures[f"rows/{name}"] = len(pairs)
-    return pair_rows(pairs, name)
+    return UpdateBatch([*rows, *made.rows], weights, figures | made.figures)

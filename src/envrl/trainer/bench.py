@@ -22,7 +22,7 @@ from envrl.models.load import LanguageModel, build_model, load_path
 from envrl.models.runtime import prepare_torch, waiting
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock
-from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, grouped, whole_groups
+from envrl.trainer.batch import build_batch, draw_episodes, grouped, whole_groups
 from envrl.trainer.demonstrations import world_texts
 from envrl.trainer.optimizer import adamw
 from envrl.trainer.steps import loss_settings, optimiser_batches
@@ -78,13 +78,14 @@ class Bench:
     def update(self, config: Config, groups: Sequence[TrajectoryGroup], watch: Watch) -> list[Row]:
         """Do what a run's update does with its episodes; return the rows."""
         watch.start()
-        rows = build_batch(groups, config, wording_of(self.model, form_of(config)), 1).rows
+        batch = build_batch(groups, config, wording_of(self.model, form_of(config)), 1)
+        rows = batch.rows
         if not rows:
             raise UserError(
                 "no episode has a token to learn from; let rollout.actions be 'free', or take another world"
             )
         watch.lap("rows")
-        settings = loss_settings(config, aux_weights(config.objective, 1, config.train.updates))
+        settings = loss_settings(config, batch.weights)
         parts = optimiser_batches(config, rows, 1)
         old = policy_logprobs(self.model, rows, settings) if len(parts) > 1 else None
         watch.lap("old_logprobs")

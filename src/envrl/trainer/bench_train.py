@@ -66,21 +66,25 @@ def bench_train(
 
 
 def arms(config: Config) -> dict[str, Config]:
-    """Return the recipe without auxiliary losses, with state prediction in the policy's pass, and with rows for both.
+    """Return the recipe without auxiliary objectives, with prediction in pass, and with rows for state and inverse.
 
     Fractions are the recipe's. In the layout `steps` no row holds the next observation, so nothing is in its pass.
     """
-    objective = config.objective
-    state, inverse = objective.state_weight or WEIGHT, objective.inverse_weight or WEIGHT
-    none = replace(objective, state_weight=0.0, inverse_weight=0.0, state_rows="separate")
-    found = {
-        "none": none,
-        "state in pass": replace(none, state_weight=state, state_rows="in_pass", placebo=False),
-        "state and inverse rows": replace(none, state_weight=state, inverse_weight=inverse),
-    }
+    none = {key: value for key, value in config.owned.items() if not key.startswith("auxiliary.")}
+
+    def weighed(*names: str) -> Config:
+        kept = {key: value for name in names for key, value in config.owned.items() if key.startswith(_table(name))}
+        weights = {f"{_table(name)}weight": kept.get(f"{_table(name)}weight", WEIGHT) for name in names}
+        return replace(config, owned=none | kept | weights)
+
+    found = {"none": weighed(), "state in pass": weighed("echo"), "state and inverse rows": weighed("state", "inverse")}
     if config.rollout.layout == "steps":
         del found["state in pass"]
-    return {name: replace(config, objective=each) for name, each in found.items()}
+    return found
+
+
+def _table(name: str) -> str:
+    return f"auxiliary.{name}."
 
 
 def compare_arms(

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 
-from envrl.config.schema import Config
+from envrl.config.schema import Auxiliary, Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.progress import Reporter
-from envrl.rollout.auxiliary import inverse_pairs, separate_state_pairs
+from envrl.randomness import key_of
 from envrl.rollout.formats import task_text, trim
 from envrl.rollout.prompts import find_format
-from envrl.rollout.randomness import key_of
 from envrl.rollout.scripts import Script, attempt_script, has_script, make_script, random_script
 from envrl.rollout.transcript import write_segments
 from envrl.rollout.wording import Wording
-from envrl.samples.rows import pair_rows
-from envrl.types import Observation, Row, Span, Task, Term, Trajectory
-
-T = TypeVar("T")
+from envrl.samples.rows import counted_term, places
+from envrl.trainer.auxiliary import make_rows
+from envrl.types import LossTerm, Observation, Row, Task, Trajectory, TrajectoryGroup
 
 RANDOM_EPISODES = 128
 
@@ -120,52 +117,40 @@ def _collected(
     return found
 
 
-def imitation_rows(demonstration: Demonstration, wording: Wording, config: Config) -> list[Row] | None:
-    """Return the rows of one demonstration: its commands as `imitation`, the world's answers as `state` if weighed.
+def written(demonstration: Demonstration, wording: Wording) -> Demonstration | None:
+    """Return the demonstration with its tokens, as play would have recorded them.
 
     None where it does not fit the model's context: play ends before it overflows, too.
     """
     segments = write_segments(wording, demonstration.trajectory.transitions)
     if segments is None:
         return None
-    in_pass = config.warm_start.state_weight > 0 and config.warm_start.state_rows == "in_pass"
+    return replace(demonstration, trajectory=replace(demonstration.trajectory, segments=segments))
+
+
+def imitation_rows(demonstration: Demonstration, in_pass: Mapping[int, Sequence[LossTerm]] | None = None) -> list[Row]:
+    """Return the rows of a demonstration that is `written`: its commands as `imitation`, and the terms `in_pass`."""
     rows: list[Row] = []
-    for segment in segments:
-        targets = _places(span for span in segment.spans if demonstration.imitated[span.step])
-        answers = _places(segment.answers if in_pass else ())
-        terms = [_counted(name, where) for name, where in (("imitation", targets), ("state", answers)) if where]
+    for number, segment in enumerate(demonstration.trajectory.segments):
+        targets = places(span for span in segment.spans if demonstration.imitated[span.step])
+        terms = [counted_term("imitation", targets)] if targets else []
+        terms += (in_pass or {}).get(number, ())
         if terms:
             rows.append(Row(segment.token_ids, tuple(terms), demonstration.trajectory.task.id))
     return rows
 
 
-def _places(spans: Iterable[Span]) -> list[int]:
-    return [place for span in spans for place in range(span.start, span.stop)]
-
-
-def _counted(component: str, positions: Sequence[int]) -> Term:
-    count = len(positions)
-    return Term(component, np.array(positions, dtype=np.int32), np.ones(count, dtype=np.float32), float(count))
-
-
-def auxiliary_rows(demonstrations: Sequence[Demonstration], wording: Wording, config: Config, seed: int) -> list[Row]:
-    """Return the separate state and inverse rows of a share of the transitions (`warm_start.fraction`)."""
-    warm = config.warm_start
-    trajectories = [d.trajectory for d in demonstrations]
-    rows: list[Row] = []
-    if warm.state_weight > 0 and warm.state_rows == "separate":
-        rows += pair_rows(sample_share(separate_state_pairs(trajectories, wording), warm.fraction, seed), "state")
-    if warm.inverse_weight > 0:
-        rows += pair_rows(sample_share(inverse_pairs(trajectories, wording), warm.fraction, seed + 1), "inverse")
-    return rows
-
-
-def sample_share(items: Sequence[T], share: float, seed: int) -> list[T]:
-    """Return about `share` of the items, in their order, chosen by the seed."""
-    if share >= 1.0:
-        return list(items)
-    keep = np.random.Generator(np.random.PCG64(seed)).random(len(items)) < share
-    return [item for item, kept in zip(items, keep, strict=True) if kept]
+def batch_rows(
+    demonstrations: Sequence[Demonstration],
+    auxiliaries: Sequence[Auxiliary],
+    wording: Wording,
+    key: Sequence[int | str],
+) -> tuple[list[Row], dict[str, float]]:
+    """Return the rows of an optimiser step on demonstrations that are `written`, and figures to log."""
+    groups = [TrajectoryGroup(d.trajectory.task, (d.trajectory,), source="demonstration") for d in demonstrations]
+    made = make_rows(auxiliaries, groups, wording, key)
+    rows = [row for n, each in enumerate(demonstrations) for row in imitation_rows(each, made.in_pass.get(n))]
+    return [*rows, *made.rows], made.figures
 
 
 def world_texts(demonstrations: Sequence[Demonstration], env: TextEnv, config: Config) -> list[str]:

@@ -18,7 +18,7 @@ from envrl.models.out_of_memory import OutOfMemory, counted_memory
 from envrl.trainer.budget import Budget
 from envrl.trainer.optimizer import Optimizer
 from envrl.trainer.update import LossSettings, OldLogprobs, accumulate, clip_gradient
-from envrl.types import Row, Term
+from envrl.types import LossTerm, Row
 
 LARGEST_RUN_OF_SKIPS = 3
 
@@ -116,20 +116,19 @@ def _plain(row: Row, old: OldLogprobs | None, reference: OldLogprobs | None) -> 
     }
 
 
-def _plain_term(term: Term) -> dict[str, Any]:
+def _plain_term(term: LossTerm) -> dict[str, Any]:
     return {
         "component": term.component,
         "share": _number(term.share),
         "positions": term.positions_T.tolist(),
         "weights": _numbers(term.weights_T),
-        "advantages": _numbers(term.advantages_T),
-        "sampled_logprobs": _numbers(term.sampled_logprobs_T),
+        **{name: _numbers(values) for name, values in term.streams.items()},
         "allowed": term.allowed and [ids.tolist() for ids in np.split(term.allowed.values, term.allowed.offsets[1:-1])],
     }
 
 
-def _numbers(values: np.ndarray | None) -> list[float | str] | None:
-    return None if values is None else [_number(value) for value in values.tolist()]
+def _numbers(values: np.ndarray) -> list[float | str]:
+    return [_number(value) for value in values.tolist()]
 
 
 def _number(value: float) -> float | str:

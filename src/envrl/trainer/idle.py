@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from envrl.config.schema import Config
+from envrl.config.schema import AuxiliaryConfig, Config
 from envrl.types import TrajectoryGroup, episodes_of
 
 PATIENCE = 3
@@ -12,38 +12,37 @@ PATIENCE = 3
 
 
 def idle_settings(config: Config) -> Iterator[str]:
-    """Yield a sentence for every loss that a recipe asks for and that cannot learn anything."""
-    objective, warm = config.objective, config.warm_start
-    if objective.placebo and not (objective.state_weight or objective.inverse_weight):
+    """Yield a sentence for every auxiliary objective that a recipe names and that cannot learn anything."""
+    warm = config.warm_start
+    for stage, key in (("", "auxiliary"), ("warm_start", "warm_start.auxiliary")):
+        weighed = {each.name: each.common for each in config.auxiliaries(stage)}
+        tables = {name.removeprefix(f"{key}.").partition(".")[0] for name in config.owned if name.startswith(f"{key}.")}
+        for name in sorted(tables - weighed.keys()):
+            yield f"[{key}.{name}] has no effect, since {key}.{name}.weight = 0: give it a weight, or leave it out"
+        for name, common in weighed.items():
+            given = f"{key}.{name}.weight = {common.weight:g} has no effect, since"
+            if stage and (warm.path or not warm.demonstrations):
+                if not warm.path:
+                    yield f"{given} warm_start.demonstrations = 0"
+            elif not common.fraction:
+                yield f"{given} {key}.{name}.fraction = 0 leaves no rows: raise one, or set the other to 0"
+            elif not stage:
+                yield from _ended(config, name, common)
+
+
+def _ended(config: Config, name: str, common: AuxiliaryConfig) -> Iterator[str]:
+    """Yield a sentence where an objective never takes part, or its schedule ends long before the run."""
+    updates = config.train.updates
+    length = common.schedule_updates or updates
+    if updates and common.every > updates:
         yield (
-            "objective.placebo = true has no effect, since objective.state_weight and objective.inverse_weight are 0: "
-            "give one of them a weight"
+            f"auxiliary.{name}.weight = {common.weight:g} has no effect, since auxiliary.{name}.every = {common.every} "
+            f"is above train.updates = {updates}"
         )
-    for name in ("state", "inverse"):
-        weight, fraction = getattr(objective, f"{name}_weight"), getattr(objective, f"{name}_fraction")
-        if weight and not fraction:
-            yield (
-                f"objective.{name}_weight = {weight:g} has no effect, since objective.{name}_fraction = 0 leaves no "
-                "rows: raise one, or set the other to 0"
-            )
-        elif weight:
-            yield from _ended(config, name, weight)
-        warm_weight = getattr(warm, f"{name}_weight")
-        separate = name == "inverse" or warm.state_rows == "separate"
-        if warm_weight and not warm.path and not warm.demonstrations:
-            yield f"warm_start.{name}_weight = {warm_weight:g} has no effect, since warm_start.demonstrations = 0"
-        elif warm_weight and not warm.path and separate and not warm.fraction:
-            yield f"warm_start.{name}_weight = {warm_weight:g} has no effect, since warm_start.fraction = 0"
-
-
-def _ended(config: Config, name: str, weight: float) -> Iterator[str]:
-    """Yield a sentence where the schedule has taken an auxiliary loss's weight to 0 for most of the run."""
-    objective, updates = config.objective, config.train.updates
-    length = objective.schedule_updates or updates
-    if objective.schedule != "constant" and length < updates / 2:
+    elif common.schedule != "constant" and length < updates / 2 and not common.floor:
         yield (
-            f"objective.{name}_weight = {weight:g} is 0 from update {length + 1} of {updates} on, since "
-            f"objective.schedule_updates = {length}"
+            f"auxiliary.{name}.weight = {common.weight:g} is 0 from update {length + 1} of {updates} on, since "
+            f"auxiliary.{name}.schedule_updates = {length}"
         )
 
 
@@ -57,15 +56,16 @@ class IdleUpdates:
 
     def observe(self, update: int, groups: Sequence[TrajectoryGroup], figures: Mapping[str, float]) -> None:
         """Take note of an update: its groups of episodes, and what `build_batch` says of its rows."""
-        for name in ("state", "inverse"):
-            if figures.get(f"weight/{name}", 0.0) > 0 and figures.get(f"rows/{name}") == 0:
+        weighed = [key.removeprefix("weight/") for key, value in figures.items() if key.startswith("weight/") and value]
+        for name in weighed:
+            if not figures[f"rows/{name}"]:
                 self._say_without_rows(update, name)
         if figures["rows/policy"]:
             self._in_a_row = 0
             return
         self._in_a_row += 1
         why, remedies = _why(groups, self._config)
-        others = " (the auxiliary losses learn)" if any(figures.get(f"rows/{n}") for n in ("state", "inverse")) else ""
+        others = " (the auxiliary losses learn)" if any(figures[f"rows/{name}"] for name in weighed) else ""
         self._say(f"update {update}: no row learns from the returns{others}: {why}")
         if self._in_a_row % PATIENCE == 0:
             self._say(f"the policy has learned nothing in {self._in_a_row} updates in a row, since {why}: {remedies}")
@@ -74,8 +74,8 @@ class IdleUpdates:
         if name not in self._without_rows:
             self._without_rows.add(name)
             self._say(
-                f"update {update}: objective.{name}_weight has no effect, since no {name} row is left: they are longer "
-                f"than the model's context, or objective.{name}_fraction is too small"
+                f"update {update}: auxiliary.{name}.weight has no effect, since no {name} row is left: it yields "
+                f"nothing, what it yields is longer than the model's context, or auxiliary.{name}.fraction is too small"
             )
 
 

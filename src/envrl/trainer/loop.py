@@ -27,7 +27,7 @@ from envrl.progress import Reporter
 from envrl.rollout.crowd import Crowd
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock
-from envrl.trainer.batch import aux_weights, build_batch, draw_episodes, grouped, whole_groups
+from envrl.trainer.batch import build_batch, draw_episodes, grouped, whole_groups
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
 from envrl.trainer.footprint import predicted_memory
 from envrl.trainer.idle import IdleUpdates
@@ -38,7 +38,7 @@ from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, 
 from envrl.trainer.steps import Optimization
 from envrl.trainer.trajectories import write_trajectories
 from envrl.trainer.warm_start import FOLDER, Hooks, warm_start
-from envrl.types import Row, Trajectory, TrajectoryGroup, episodes_of
+from envrl.types import Row, StopReason, Trajectory, TrajectoryGroup, episodes_of
 
 
 def train(config: Config, run: Path | str, resume: bool = False, reporter: Reporter | None = None) -> Path:
@@ -169,9 +169,8 @@ class Run:
         batch = build_batch(groups, config, self.wording, number)
         self.idle.observe(number, groups, batch.figures)
         built = time.perf_counter()
-        weights = aux_weights(config.objective, number, config.train.updates)
         with self.reporter.phase("learning"):
-            figures = self.optimization.step(batch.rows, weights, number)
+            figures = self.optimization.step(batch.rows, batch.weights, number)
         give_back_memory()
         if number % config.train.trajectories_every == 0 and config.train.trajectories:
             shown = episodes_of(groups[: config.train.trajectories])
@@ -231,7 +230,7 @@ class Run:
             "train/turns": len(steps) / count,
             "train/groups_used": sum(group.differs for group in groups) / len(groups),
             **{f"train/{name}": rate for name, rate in action_rates(trajectories).items()},
-            "train/context_full": sum(t.stop_reason == "context" for t in trajectories) / count,
+            "train/context_full": sum(t.stop_reason is StopReason.CONTEXT for t in trajectories) / count,
             "train/segments": sum(len(t.segments) for t in trajectories) / count,
             "train/retokenized_rate": sum(self.wording.rewrites(s.action) for s in steps) / max(len(steps), 1),
         }
@@ -291,14 +290,13 @@ class Run:
 
 
 def _few(record: dict[str, Any]) -> dict[str, float]:
-    """Return the figures that fit on a progress line."""
+    """Return the figures that fit on a progress line: success, entropy, and the losses beside the policy's."""
     wanted = {
         "train/success_rate": "success",
         "entropy": "entropy",
-        "loss/state": "state",
-        "loss/inverse": "inverse",
         "loss/imitation": "loss",
         "held_out/imitation": "held-out",
         "held_out/action_accuracy": "actions right",
     }
-    return {short: record[name] for name, short in wanted.items() if name in record}
+    losses = {key: key.removeprefix("loss/") for key in record if key.startswith("loss/") and key != "loss/policy"}
+    return {short: record[name] for name, short in (losses | wanted).items() if name in record}

@@ -29,7 +29,6 @@ from envrl.models.runtime import in_place_of_auto, prepare_torch, usable_threads
 from envrl.models.tokenizer import MARKS
 from envrl.objective.policy import TOKEN_LOSSES
 from envrl.older import is_older
-from envrl.trainer.batch import aux_weights
 from envrl.trainer.checkpoint import verify_checkpoint
 from envrl.trainer.idle import idle_settings
 from envrl.trainer.inputs import check_demonstrator, check_directory, check_names, pinned_model
@@ -70,12 +69,12 @@ def resumed_config(run: Path, config: Config) -> Config:
     before = f"'{run}' was started with train.updates = {stored.train.updates}"
     if config.train.updates < stored.train.updates:
         raise UserError(f"{before}: a run can get more updates, not fewer")
-    objective = stored.objective
-    if aux_weights(objective, 1, 1) and objective.schedule != "constant" and not objective.schedule_updates:
-        raise UserError(
-            f"{before}, over which the weights of its auxiliary losses fall; only with objective.schedule_updates set, "
-            "or a constant schedule, can updates be added"
-        )
+    for each in stored.auxiliaries():
+        if each.common.schedule != "constant" and not each.common.schedule_updates:
+            raise UserError(
+                f"{before}, over which the weights of its auxiliary losses fall; only with auxiliary.{each.name}."
+                "schedule_updates set, or a constant schedule, can updates be added"
+            )
     return config
 
 

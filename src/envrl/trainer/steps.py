@@ -12,7 +12,7 @@ from torch import Tensor
 from envrl.config.schema import Config
 from envrl.models.adapters import has_adapter, other_adapter, read_adapter
 from envrl.models.load import LanguageModel, load_policy
-from envrl.rollout.randomness import key_of
+from envrl.randomness import key_of
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer
 from envrl.trainer.update import LossSettings, OldLogprobs, policy_logprobs

@@ -10,9 +10,9 @@ from typing import Any
 
 from envrl.config.schema import Config
 from envrl.eval.probe import score_targets
+from envrl.eval.questions import state_pairs
 from envrl.files import write_text
 from envrl.models.load import LanguageModel
-from envrl.rollout.auxiliary import state_pairs
 from envrl.rollout.predict import predict_targets
 from envrl.rollout.wording import Wording
 from envrl.types import Trajectory, Transition
@@ -34,9 +34,9 @@ def write_trajectories(
 
     Where the recipe trains state prediction, the first few trajectories also have what the model would have predicted.
     """
-    scores = iter(score_targets(model, state_pairs(trajectories, wording)))
-    trained = config.objective.state_weight > 0 or config.warm_start.state_weight > 0
-    shown = state_pairs(trajectories[: PREDICTED * trained], wording)
+    scores = iter(score_targets(model, state_pairs(config, wording, trajectories)))
+    trained = {each.name for stage in ("", "warm_start") for each in config.auxiliaries(stage)} & {"state", "echo"}
+    shown = state_pairs(config, wording, trajectories[:PREDICTED] if trained else ())
     predicted = iter(predict_targets(model, shown, wording.stops))
     lines = []
     for trajectory in trajectories:

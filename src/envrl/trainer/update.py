@@ -21,7 +21,7 @@ from envrl.models.rows import RowStates, runs_as_tree, states_of_rows
 from envrl.models.scores import TokenScores, score_tokens
 from envrl.objective.policy import TOKEN_LOSSES, kl_k3, truncated_importance
 from envrl.samples.packing import denominators, pack
-from envrl.types import IntArray, Ragged, Row, Term
+from envrl.types import IntArray, LossTerm, Ragged, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,9 @@ def score_terms(
     device = model.device
     row_index = torch.from_numpy(np.repeat([n for n, _ in terms], [len(t.positions_T) for _, t in terms])).to(device)
     positions = torch.from_numpy(np.concatenate([t.positions_T for _, t in terms]).astype(np.int64)).to(device)
-    targets = torch.from_numpy(
-        np.concatenate([rows[n].token_ids[t.positions_T] for n, t in terms]).astype(np.int64)
-    ).to(device)
+    targets = torch.from_numpy(np.concatenate([_targets(rows[n], term) for n, term in terms]).astype(np.int64)).to(
+        device
+    )
     return score_tokens(
         model.network,
         states.at(row_index, positions - 1),
@@ -96,10 +96,15 @@ def score_terms(
     )
 
 
+def _targets(row: Row, term: LossTerm) -> IntArray:
+    """Return the tokens that a term predicts: the row's own, where it has no others."""
+    return term.streams.get("targets", row.token_ids[term.positions_T])
+
+
 _NO_IDS = np.zeros(0, dtype=np.int32)
 
 
-def _allowed(terms: Sequence[Term]) -> Ragged | None:
+def _allowed(terms: Sequence[LossTerm]) -> Ragged | None:
     """Return the allowed ids of all tokens of these terms, or None where none of them is restricted."""
     if all(term.allowed is None for term in terms):
         return None
@@ -108,9 +113,15 @@ def _allowed(terms: Sequence[Term]) -> Ragged | None:
     return Ragged(np.concatenate([each.values for each in lists]), counts.cumsum().astype(np.int32))
 
 
-def gather_term(rows: Sequence[Row], component: str, name: str, device: torch.device) -> Tensor:
-    """Return a per-token array of the component's terms (weights_T, advantages_T, …) of these rows, end to end."""
-    arrays = [getattr(term, name) for row in rows for term in row.terms if term.component == component]
+def _stream(rows: Sequence[Row], component: str, name: str, device: torch.device) -> Tensor:
+    """Return a stream of the component's terms of these rows, end to end."""
+    arrays = [term.streams[name] for row in rows for term in row.terms if term.component == component]
+    return torch.from_numpy(np.concatenate(arrays)).to(device)
+
+
+def _weights(rows: Sequence[Row], component: str, device: torch.device) -> Tensor:
+    """Return the weights of the component's tokens in these rows, end to end."""
+    arrays = [term.weights_T for row in rows for term in row.terms if term.component == component]
     return torch.from_numpy(np.concatenate(arrays)).to(device)
 
 
@@ -152,7 +163,7 @@ def micro_loss(
     loss = states.states.new_zeros((), dtype=torch.promote_types(states.states.dtype, torch.float32))
     for component in dict.fromkeys(term.component for row in rows for term in row.terms):
         weight = settings.weights.get(component, 0.0)
-        weights_N = gather_term(rows, component, "weights_T", device) / denominator[component]
+        weights_N = _weights(rows, component, device) / denominator[component]
         if component == "policy":
             scores = score_terms(model, rows, component, states, settings.temperature, settings.precision)
             loss = loss + _policy_part(rows, scores, weights_N, totals, settings, old, reference)
@@ -174,8 +185,8 @@ def _policy_part(
 ) -> Tensor:
     device = scores.logprobs.device
     policy_rows = [row for row in rows if any(term.component == "policy" for term in row.terms)]
-    advantages = gather_term(rows, "policy", "advantages_T", device)
-    sampled = gather_term(rows, "policy", "sampled_logprobs_T", device)
+    advantages = _stream(rows, "policy", "advantages", device)
+    sampled = _stream(rows, "policy", "sampled_logprobs", device)
     before = scores.logprobs.detach() if old is None else _lookup(policy_rows, old, device)
     losses, clipped = TOKEN_LOSSES[settings.policy_loss](
         scores.logprobs, before, advantages, row_numbers(rows, "policy", device), **settings.knobs

@@ -27,9 +27,10 @@ from envrl.models.load import LanguageModel, build_model, load_path, load_policy
 from envrl.models.rows import states_of_rows
 from envrl.models.scores import logits_in_chunks
 from envrl.progress import Reporter
-from envrl.rollout.randomness import key_of
+from envrl.randomness import key_of
 from envrl.rollout.wording import Wording
 from envrl.samples.packing import pack
+from envrl.trainer.auxiliary import weights_of
 from envrl.trainer.checkpoint import (
     latest_checkpoint,
     load_state,
@@ -38,7 +39,7 @@ from envrl.trainer.checkpoint import (
     save_state,
     verify_checkpoint,
 )
-from envrl.trainer.demonstrations import Demonstration, auxiliary_rows, collect, imitation_rows, world_texts
+from envrl.trainer.demonstrations import Demonstration, batch_rows, collect, imitation_rows, world_texts, written
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer, adamw, muon
 from envrl.trainer.update import LossSettings
@@ -85,6 +86,7 @@ class _Stage:
 
     def __init__(self, config: Config, run: Path, make_env: Callable[[], TextEnv], hooks: Hooks) -> None:
         self.config, self.run_folder, self.make_env, self.hooks = config, run, make_env, hooks
+        self.auxiliaries = config.auxiliaries("warm_start")
         self.training, self.held_out = collect(config, make_env, hooks.poll, hooks.reporter)
         self.log = JsonLines(run / "warm_start.jsonl")
         self.best = math.inf
@@ -132,9 +134,9 @@ class _Stage:
         return adamw(self.model, warm.learning_rate)
 
     def _fitting(self, demonstrations: list[Demonstration]) -> list[Demonstration]:
-        """Return the demonstrations whose rows fit the model's context."""
+        """Return the demonstrations that fit the model's context, with their tokens."""
         context = self.model.context
-        fitting = [d for d in demonstrations if imitation_rows(d, self.wording, self.config) is not None]
+        fitting = [each for d in demonstrations if (each := written(d, self.wording)) is not None]
         if len(fitting) < len(demonstrations):
             left_out = len(demonstrations) - len(fitting)
             what = f"left out {left_out} demonstrations that are longer than the context of {context} tokens"
@@ -171,11 +173,11 @@ class _Stage:
             len(self.training)
         )
         chosen = [self.training[i] for i in order[place * warm.batch : (place + 1) * warm.batch]]
-        rows = [row for d in chosen for row in imitation_rows(d, self.wording, config) or ()]
-        auxiliary = auxiliary_rows(chosen, self.wording, config, key_of(config.seed, "auxiliary", epoch, place))
-        rows += [row for row in auxiliary if len(row.token_ids) <= self.model.context]
+        weights = weights_of(self.auxiliaries, self.step + 1, self.steps)
+        weighed = [each for each in self.auxiliaries if weights[each.name] > 0]
+        rows, figures = batch_rows(chosen, weighed, self.wording, (config.seed, "auxiliary", epoch, place))
         settings = LossSettings(
-            {"imitation": 1.0, "state": warm.state_weight, "inverse": warm.inverse_weight},
+            {"imitation": 1.0, **weights},
             precision=config.train.precision,
             micro_batch_tokens=config.train.micro_batch_tokens,
             checkpointing=config.train.checkpointing,
@@ -189,6 +191,7 @@ class _Stage:
             "epoch": epoch,
             "tokens": self.tokens,
             "learning_rate": warm.learning_rate * factor,
+            **figures,
             **outcome.figures,
             "seconds": {"total": time.perf_counter() - began},
         }
@@ -250,7 +253,7 @@ def measure_imitation(
     reporter: Reporter | None = None,
 ) -> dict[str, float]:
     """Return the loss (nats a token), whole actions right, and entropy (nats a token) on demonstrations."""
-    rows: list[Row] = [row for d in demonstrations for row in imitation_rows(d, wording, config) or ()]
+    rows: list[Row] = [row for d in demonstrations for row in imitation_rows(d)]
     loss = entropy = 0.0
     tokens = right = actions = 0
     batches = pack(rows, config.train.micro_batch_tokens)

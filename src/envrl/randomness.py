@@ -6,9 +6,13 @@ NumPy's generators hand out numbers in order; here every number is had by itself
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
@@ -17,6 +21,15 @@ def key_of(*parts: int | str) -> int:
     """Return a 64-bit key of integers and strings, the same on every machine."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def sample_share(items: Iterable[T], share: float, key: int) -> list[T]:
+    """Return about `share` of the items, in their order, each kept or not by a draw of its own."""
+    items = list(items)
+    if share >= 1.0:
+        return items
+    keep = np.random.Generator(np.random.PCG64(key)).random(len(items)) < share
+    return [item for item, kept in zip(items, keep, strict=True) if kept]
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

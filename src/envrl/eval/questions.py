@@ -1,0 +1,38 @@
+"""What a model is asked about its world: the questions of state prediction and inverse dynamics, as it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from envrl.config.schema import Config
+from envrl.registry import find
+from envrl.rollout.auxiliary import pairs_in_pass
+from envrl.rollout.wording import Wording
+from envrl.types import Pair, Trajectory, TrajectoryGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Pairs in tokens, one a transition, episode after episode."""
+
+    state: list[Pair]
+    inverse: list[Pair]
+
+
+def ask(config: Config, wording: Wording, trajectories: Sequence[Trajectory]) -> Questions:
+    """Return the questions about every transition, in the form that the recipe trains."""
+    return Questions(state_pairs(config, wording, trajectories), _pairs("inverse", config, wording, trajectories))
+
+
+def state_pairs(config: Config, wording: Wording, trajectories: Sequence[Trajectory]) -> list[Pair]:
+    """Return state prediction's questions: in the policy's own sequence where RL, else the warm start, trains it so."""
+    trained = [{each.name for each in config.auxiliaries(stage)} & {"state", "echo"} for stage in ("", "warm_start")]
+    if "echo" in (trained[0] or trained[1]):
+        return pairs_in_pass(trajectories, wording)
+    return _pairs("state", config, wording, trajectories)
+
+
+def _pairs(name: str, config: Config, wording: Wording, trajectories: Sequence[Trajectory]) -> list[Pair]:
+    groups = [TrajectoryGroup(trajectory.task, (trajectory,)) for trajectory in trajectories]
+    return [wording.pair(name, example) for example in find("auxiliary", name).target(groups, **config.auxiliary(name))]

@@ -1,0 +1,157 @@
+"""What all auxiliary objectives share: from what one yields to rows and terms, a fraction of it, without repeats, and
+with exchanged targets for a placebo."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import numpy as np
+
+from envrl.objective.placebo import derange
+from envrl.randomness import key_of, sample_share
+from envrl.samples.rows import counted_term
+from envrl.types import Example, InPass, LossTerm, Pair, Row, Span, Trajectory
+
+
+class HowRows(Protocol):
+    """What a recipe says of an auxiliary objective's rows (`AuxiliaryConfig`)."""
+
+    @property
+    def fraction(self) -> float: ...
+    @property
+    def deduplicate(self) -> bool: ...
+    @property
+    def tokens(self) -> Literal["target", "all"]: ...
+    @property
+    def aggregation(self) -> str: ...
+    @property
+    def placebo(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AuxiliaryRows:
+    """Rows of its own, terms of the policy's rows by episode and segment (both by number), and figures to log."""
+
+    rows: list[Row]
+    in_pass: Mapping[int, Mapping[int, list[LossTerm]]] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+def auxiliary_rows(
+    name: str,
+    yielded: Iterable[Example | InPass],
+    trajectories: Sequence[Trajectory],
+    write: Callable[[Example], Pair],
+    context: int,
+    how: HowRows,
+    key: int,
+) -> AuxiliaryRows:
+    """Return what an auxiliary objective makes of an update's episodes; which part of it is a function of `key`.
+
+    `write` puts an example in tokens; one longer than the context is left out and counted. Examples are sampled one by
+    one, tokens of the policy's rows by episode, since a row costs the same however many of its tokens are predicted.
+    """
+    examples: list[Example] = []
+    parts: list[InPass] = []
+    for each in yielded:
+        if isinstance(each, Example):
+            examples.append(each)
+        else:
+            parts.append(each)
+    figures: dict[str, float] = {}
+    pairs = [write(example) for example in examples]
+    if how.deduplicate:
+        pairs = list(dict.fromkeys(pairs))
+    fitting = [pair for pair in pairs if len(pair.prompt) + len(pair.target) <= context]
+    if len(fitting) < len(pairs):
+        figures[f"rows/{name}_too_long"] = len(pairs) - len(fitting)
+    pairs = sample_share(fitting, how.fraction, key)
+    found = _found(parts, trajectories, how.fraction, key)
+    if how.placebo:
+        pairs, found = _exchanged(name, pairs, found, key_of(key, "placebo"), figures)
+    rows = pair_rows(pairs, name, how.tokens, how.aggregation)
+    in_pass = _terms(name, found, how)
+    figures[f"rows/{name}"] = len(rows) + sum(map(len, in_pass.values()))
+    return AuxiliaryRows(rows, in_pass, figures)
+
+
+def pair_rows(
+    pairs: Sequence[Pair], component: str, tokens: str = "target", aggregation: str = "token_mean"
+) -> list[Row]:
+    """Return one row a (prompt, target): a loss on the target's tokens, or on all but the first (`tokens = "all"`)."""
+    rows = []
+    for number, pair in enumerate(pairs):
+        ids = np.array((*pair.prompt, *pair.target), dtype=np.int32)
+        positions = range(1 if tokens == "all" else len(pair.prompt), len(ids))
+        term = counted_term(component, positions, aggregation, factors=pair.weight)
+        rows.append(Row(ids, (term,), f"{component}/{number}"))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Tokens of a policy's row that are to be predicted: where they stand, and what is to be predicted there."""
+
+    episode: int
+    segment: int
+    start: int
+    target: tuple[int, ...]
+    weight: float
+
+
+def _found(parts: Sequence[InPass], trajectories: Sequence[Trajectory], fraction: float, key: int) -> list[_Found]:
+    """Return where the parts of a share of the episodes stand in their rows."""
+    if not parts:
+        return []
+    numbers = {id(trajectory): number for number, trajectory in enumerate(trajectories)}
+    chosen = set(sample_share(range(len(trajectories)), fraction, key))
+    found = []
+    for part in parts:
+        number = numbers[id(part.trajectory)]
+        for place, span in _spans(part) if number in chosen else ():
+            token_ids = part.trajectory.segments[place].token_ids
+            target = tuple(token_ids[span.start : span.stop].tolist())
+            found.append(_Found(number, place, span.start, target, part.weight))
+    return found
+
+
+def _spans(part: InPass) -> Iterator[tuple[int, Span]]:
+    """Yield where a part stands: the number of its segment, and its tokens there."""
+    for place, segment in enumerate(part.trajectory.segments):
+        spans = segment.answers if part.part == "observation" else segment.spans
+        yield from ((place, span) for span in spans if span.step == part.step and span.stop > span.start)
+
+
+def _exchanged(
+    name: str, pairs: list[Pair], found: list[_Found], key: int, figures: dict[str, float]
+) -> tuple[list[Pair], list[_Found]]:
+    """Return the same with each one's target exchanged for another's; in the policy's rows only the labels are.
+
+    There a longer target is cut where its new place ends, and behind a shorter one nothing is predicted.
+    """
+    targets = [*(pair.target for pair in pairs), *(each.target for each in found)]
+    exchange = derange(targets, [len(target) for target in targets], key)
+    figures[f"placebo/{name}_coincidences"] = exchange.coincidences
+    figures[f"placebo/{name}_other_length"] = exchange.other_length
+    new = [targets[source] for source in exchange.source_N]
+    return [replace(pair, target=target) for pair, target in zip(pairs, new, strict=False)], [
+        replace(each, target=target[: len(each.target)]) for each, target in zip(found, new[len(pairs) :], strict=True)
+    ]
+
+
+def _terms(name: str, found: Sequence[_Found], how: HowRows) -> dict[int, dict[int, list[LossTerm]]]:
+    """Return one term a row: all that is predicted in it."""
+    by_row: dict[tuple[int, int], list[_Found]] = defaultdict(list)
+    for each in found:
+        by_row[each.episode, each.segment].append(each)
+    terms: dict[int, dict[int, list[LossTerm]]] = defaultdict(dict)
+    for (episode, segment), parts in by_row.items():
+        positions = [part.start + place for part in parts for place in range(len(part.target))]
+        labels = np.array([token for part in parts for token in part.target], dtype=np.int32)
+        factors = np.array([part.weight for part in parts for _ in part.target])
+        streams = {"targets": labels} if how.placebo else {}
+        terms[episode][segment] = [counted_term(name, positions, how.aggregation, factors=factors, streams=streams)]
+    return terms
