@@ -86,6 +86,20 @@ KINDS = {
         {name: f"envrl.objective.auxiliary.{name}:{name}" for name in ("state", "inverse", "echo")},
         reserved=("entropy", "imitation", "kl", "policy", "value"),
     ),
+    "curriculum": Kind(
+        "curriculum",
+        "curriculum.name",
+        ("curriculum",),
+        "envrl.curricula",
+        {"shuffle": "envrl.curriculum:Shuffle"},
+    ),
+    "replay": Kind(
+        "replay",
+        "replay.name",
+        ("replay",),
+        "envrl.replays",
+        {"none": "envrl.replay:NoReplay"},
+    ),
 }
 
 

@@ -29,6 +29,20 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Assignment:
+    """Episodes of a task that an update plays, as one group.
+
+    `max_steps` cuts them off (0: the recipe's); the commands of `start` are played first, and are steps of the episode
+    that the policy did not choose.
+    """
+
+    task: Task
+    episodes: int
+    max_steps: int = 0
+    start: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Template:
     """A command with free words between two fixed parts; any text will do, `words` are those that the task suggests."""
 
@@ -207,8 +221,9 @@ class LossTerm:
 
     `positions_T` index the row's *predicted* tokens (≥ 1: token p is predicted from the tokens before it). `share` is
     the row's contribution to N_c, the component's denominator: the sum of the shares of one optimiser step. `streams`
-    hold one number a position: `advantages` and `sampled_logprobs` of the policy's tokens, `targets` where a token is
-    to be predicted that is not the row's own. An id list of `allowed` that is empty stands for the whole vocabulary.
+    hold one number a position: `advantages` and `sampled_logprobs` of the policy's tokens, `old_logprobs` where an
+    earlier policy drew them, `targets` where a token is to be predicted that is not the row's own. An id list of
+    `allowed` that is empty stands for the whole vocabulary.
     """
 
     component: str
@@ -226,6 +241,7 @@ class Row:
     token_ids: IntArray
     terms: tuple[LossTerm, ...]
     origin: str = ""
+    """Where it came from, different for every row of an update."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,7 @@ class ObjectiveConfig:
     estimator: str = "grpo"  # advantage estimator
     loss: str = "ppo"  # policy loss
     aggregation: Literal["token_mean", "sequence_mean"] = "sequence_mean"  # of the policy loss
+    idle_rows: Literal["skip", "count"] = "skip"  # without advantage: left out | in the denominator, KL and entropy
     importance_cap: NonNegative = 0.0  # tokens weigh trainer's over sampler's probability, at most this; 0: off
     kl_weight: Weight = 0.0  # KL to the policy that RL started from, k3 estimator
     entropy_weight: Weight = 0.0  # of the entropy bonus; 0: off
@@ -133,6 +134,16 @@ class Auxiliary:
     name: str
     common: AuxiliaryConfig
     settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurriculumConfig:
+    name: str = "shuffle"  # what decides which tasks an update plays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayConfig:
+    name: str = "none"  # what decides which old episodes an update learns from, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +193,8 @@ class Config:
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -10,7 +10,7 @@ from envrl.models.load import LanguageModel
 from envrl.randomness import key_of
 from envrl.rollout.seats import Clock, Episode, PlaySettings, Seats
 from envrl.rollout.wording import Wording
-from envrl.types import Observation, StopReason, Task, Trajectory
+from envrl.types import Assignment, Observation, StopReason, Task, Trajectory
 
 
 def play_model(
@@ -21,6 +21,7 @@ def play_model(
     members: Sequence[int],
     settings: PlaySettings,
     *,
+    assignments: Sequence[Assignment] | None = None,
     seed: int,
     update: int = 0,
     clock: Clock | None = None,
@@ -30,16 +31,24 @@ def play_model(
 ) -> list[Trajectory]:
     """Play one episode for each (task, member), `settings.slots` at a time, and return trajectories in that order.
 
-    What is drawn depends on (seed, update, task, member, turn, token) alone. `poll` is called every turn and may raise;
-    `watch` is told how many episodes are played, those under way by the share of their steps, and `ended` gets each
-    when it is over.
+    What is drawn depends on (seed, update, task, member, turn, token) alone. `assignments`, one an episode, give each
+    its own length and start. `poll` is called every turn and may raise; `watch` is told how many episodes are played,
+    those under way by the share of their steps, and `ended` gets each when it is over.
     """
     clock = clock or Clock()
     worlds = vector_of(make_env)
     replaced = worlds.replaced
+    given = assignments or [Assignment(task, 1) for task in tasks]
     episodes = [
-        Episode(task, member, Observation(""), key_of(seed, update, task.id, member))
-        for task, member in zip(tasks, members, strict=True)
+        Episode(
+            task,
+            member,
+            Observation(""),
+            key_of(seed, update, task.id, member),
+            max_steps=assigned.max_steps or settings.max_steps,
+            start=assigned.start,
+        )
+        for task, member, assigned in zip(tasks, members, given, strict=True)
     ]
     going = episodes
     try:
@@ -47,7 +56,7 @@ def play_model(
         while seats.ask():
             poll()
             seats.answer()
-            watch(sum(1.0 if e.stop_reason else len(e.transitions) / settings.max_steps for e in episodes))
+            watch(sum(1.0 if e.stop_reason else len(e.transitions) / e.max_steps for e in episodes))
             for episode in (episode for episode in going if episode.stop_reason):
                 ended(_finish(episode, update))
             going = [episode for episode in going if not episode.stop_reason]

@@ -58,19 +58,24 @@ class Episode:
     observation: Observation
     key: int = 0
     """What its random numbers are had from."""
+    max_steps: int = 0
+    """Steps after which it is cut off."""
+    start: tuple[str, ...] = ()
+    """Commands that are played before the policy's first."""
     place: int = 0
     """The slot of its world."""
     prompt: Prompt | None = None
     """What its next action is asked with."""
     transitions: list[Transition] = field(default_factory=list)
     transcript: Transcript = field(default_factory=Transcript)
+    fed: bool = False
+    """Whether the sampler's slot holds its transcript."""
     stop_reason: StopReason | None = None
 
     def advance(self, action: Action, step: Step | None, settings: PlaySettings) -> None:
         """Record what the world answered, and see whether the episode is over."""
         if step is None:
             self.stop_reason = StopReason.SET_ASIDE
-            self.transcript.take_back()
             return
         reward = step.reward if settings.reward == "world" else float(step.done and step.success)
         self.transitions.append(
@@ -82,7 +87,7 @@ class Episode:
         self.observation = step.observation
         if step.done:
             self.stop_reason = StopReason.DONE
-        elif len(self.transitions) == settings.max_steps:
+        elif len(self.transitions) >= self.max_steps:
             self.stop_reason = StopReason.MAX_STEPS
 
 
@@ -132,15 +137,18 @@ class Seats:
         for position in (idle := self._idle()):
             episode = self._seated[position]
             assert episode.prompt is not None
-            held = self._sampler.length(position) if episode.prompt.fresh else 0
+            ids, held = episode.prompt.ids, self._sampler.length(position) if episode.prompt.fresh else 0
+            if not episode.fed and not episode.prompt.fresh:
+                ids = (*episode.transcript.ids, *ids)
+            episode.fed = True
             trie = None if free else self._commands.trie(episode.observation)
-            self._sampler.ask(position, episode.prompt.ids[held:], trie, episode.key, len(episode.transitions))
+            self._sampler.ask(position, ids[held:], trie, episode.key, len(episode.transitions))
         return bool(idle) or any(self._sampler.is_open(n) for n in range(len(self._seated)))
 
     def _make_room(self, position: int) -> None:
         """Leave of a slot's sequence what its next prompt goes on from."""
         episode = self._seated[position]
-        if not episode.transitions:  # what the slot held was another episode's; a group shares its first prompt
+        if not episode.fed:  # what the slot held was another episode's; a group shares its first prompt
             self._sampler.forget([position])
         elif episode.prompt is not None and episode.prompt.fresh:
             self._sampler.rewind(position, episode.prompt.ids)
@@ -165,6 +173,8 @@ class Seats:
         )
         for (episode, *_), action, step in zip(acting, actions, steps, strict=True):
             episode.advance(action, step, self._settings)
+            if step is None:
+                episode.transcript.take_back()
         self._clock.env += self._clock.meter.clock() - began
 
     def _read(self, observation: Observation, draft: Draft) -> Action:
@@ -190,7 +200,21 @@ class Seats:
             episode.place = start.slot
             episode.observation = observation or episode.observation
             episode.stop_reason = StopReason.SET_ASIDE if observation is None else None
+        self._start([self._seated[n] for n in positions])
         self._clock.env += self._clock.meter.clock() - began
+
+    def _start(self, episodes: Sequence[Episode]) -> None:
+        """Play the commands that these episodes start with, all of them at once."""
+        for turn in range(max((len(episode.start) for episode in episodes), default=0)):
+            going = [episode for episode in episodes if turn < len(episode.start) and not episode.stop_reason]
+            steps = self._worlds.step([(episode.place, episode.start[turn]) for episode in going])
+            for episode, step in zip(going, steps, strict=True):
+                episode.advance(Action(episode.start[turn]), step, self._settings)
+                if step is None:
+                    continue
+                *past, known = episode.transitions
+                if not episode.transcript.write(self._wording, past, known):
+                    episode.stop_reason = StopReason.CONTEXT
 
     def _write(self, positions: Sequence[int]) -> None:
         """Write the prompts of these episodes; one is over where prompt and longest response do not fit the context."""

@@ -46,27 +46,36 @@ def policy_rows(
     advantages_S: NDArray[np.float64],
     aggregation: str,
     in_pass: Mapping[int, Sequence[LossTerm]] | None = None,
+    *,
+    idle: bool = False,
+    stale: bool = False,
 ) -> list[Row]:
     """Return a trajectory's policy rows, one a segment, with the terms that `in_pass` has for it, by its number.
 
     Tokens that the restriction left no choice about carry no gradient and are not counted. A segment whose advantages
-    are all 0 gets no policy term, so groups of equal returns cost nothing.
+    are all 0 gets no policy term, so groups of equal returns cost nothing; with `idle` it gets one, which counts in the
+    denominator. `stale`: an earlier policy played it, whose log-probs go along.
     """
     rows = []
     for number, segment in enumerate(trajectory.segments):
         terms = []
-        if any(advantages_S[span.step] != 0.0 for span in segment.spans):
-            term = _policy_term(trajectory, segment, advantages_S, aggregation)
+        if idle or any(advantages_S[span.step] != 0.0 for span in segment.spans):
+            term = _policy_term(trajectory, segment, advantages_S, aggregation, stale)
             terms += [term] if term is not None else []
         terms += (in_pass or {}).get(number, ())
         if terms:
-            origin = f"{trajectory.task.id}#{trajectory.member}/{number}"
+            origin = f"v{trajectory.policy_version}/{trajectory.task.id}#{trajectory.member}/{number}"
             rows.append(Row(segment.token_ids, tuple(terms), origin))
     return rows
 
 
+def learns(row: Row) -> bool:
+    """Return whether a row has a policy's token with an advantage."""
+    return any(term.component == "policy" and term.streams["advantages"].any() for term in row.terms)
+
+
 def _policy_term(
-    trajectory: Trajectory, segment: Segment, advantages_S: NDArray[np.float64], aggregation: str
+    trajectory: Trajectory, segment: Segment, advantages_S: NDArray[np.float64], aggregation: str, stale: bool
 ) -> LossTerm | None:
     positions, advantages, logprobs, allowed = [], [], [], []
     for span in segment.spans:
@@ -84,6 +93,8 @@ def _policy_term(
         "advantages": np.array(advantages, dtype=np.float32),
         "sampled_logprobs": np.array(logprobs, dtype=np.float32),
     }
+    if stale:
+        streams["old_logprobs"] = streams["sampled_logprobs"]
     return counted_term("policy", positions, aggregation, streams=streams, allowed=ragged(allowed))
 
 

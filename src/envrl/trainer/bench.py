@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -22,10 +22,12 @@ from envrl.models.load import LanguageModel, build_model, load_path
 from envrl.models.runtime import prepare_torch, waiting
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock
-from envrl.trainer.batch import build_batch, draw_episodes, grouped, whole_groups
+from envrl.trainer.batch import build_batch
 from envrl.trainer.demonstrations import world_texts
 from envrl.trainer.optimizer import adamw
+from envrl.trainer.rollouts import as_groups, whole_groups
 from envrl.trainer.steps import loss_settings, optimiser_batches
+from envrl.trainer.tasks import Tasks
 from envrl.trainer.update import accumulate, clip_gradient, policy_logprobs
 from envrl.types import Row, Trajectory, TrajectoryGroup
 
@@ -72,8 +74,7 @@ class Bench:
 
     def play(self, config: Config) -> list[TrajectoryGroup]:
         """Play the recipe's first update, and return the groups that are whole."""
-        played = first_update(self.sampling, self.make_env, config)(training_settings(config).max_steps, Clock())
-        return whole_groups(grouped(played, config.rollout.group_size))
+        return FirstUpdate(self.sampling, self.make_env, config).groups(Clock())
 
     def update(self, config: Config, groups: Sequence[TrajectoryGroup], watch: Watch) -> list[Row]:
         """Do what a run's update does with its episodes; return the rows."""
@@ -129,19 +130,34 @@ def bench_model(config: Config, make_env: Worlds, shape: str = "") -> LanguageMo
     return build_model(model, texts, config.seed, config.train.device, shape)
 
 
-def first_update(model: LanguageModel, make_env: Worlds, config: Config) -> Callable[[int, Clock], list[Trajectory]]:
-    """Return what plays the episodes of the recipe's first update with a model, each for so many turns at most."""
-    rollout, settings, wording = config.rollout, training_settings(config), wording_of(model, form_of(config))
-    with opened(make_env()) as env:
-        tasks = listed_tasks(env, config.env.split, config.env.name)
-    episodes = draw_episodes(tasks, config.seed, 1, rollout.tasks, rollout.group_size)
-    tasks, members = [task for task, _ in episodes], [member for _, member in episodes]
+class FirstUpdate:
+    """The episodes of the recipe's first update, to be played with a model as often as is asked for."""
 
-    def play(turns: int, clock: Clock) -> list[Trajectory]:
-        some = replace(settings, max_steps=turns)
-        return play_model(model, wording, make_env, tasks, members, some, seed=config.seed, update=1, clock=clock)
+    def __init__(self, model: LanguageModel, make_env: Worlds, config: Config) -> None:
+        self._model, self._make_env, self._config = model, make_env, config
+        self._settings, self._wording = training_settings(config), wording_of(model, form_of(config))
+        with opened(make_env()) as env:
+            tasks = listed_tasks(env, config.env.split, config.env.name)
+        self._playing = Tasks(tasks, config).next(1, Counter())
 
-    return play
+    def play(self, turns: int, clock: Clock) -> list[Trajectory]:
+        """Play each episode for so many turns at most."""
+        return play_model(
+            self._model,
+            self._wording,
+            self._make_env,
+            [each.assignment.task for each in self._playing],
+            [each.member for each in self._playing],
+            replace(self._settings, max_steps=turns),
+            seed=self._config.seed,
+            update=1,
+            clock=clock,
+        )
+
+    def groups(self, clock: Clock) -> list[TrajectoryGroup]:
+        """Play each to its end; return the groups that are whole."""
+        played = self.play(self._settings.max_steps, clock)
+        return whole_groups(as_groups(played, [each.group for each in self._playing]))
 
 
 def deal_returns(groups: Sequence[TrajectoryGroup], scale: float) -> list[TrajectoryGroup]:

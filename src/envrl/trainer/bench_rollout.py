@@ -17,7 +17,7 @@ from envrl.models.load import LanguageModel
 from envrl.models.runtime import peak_memory, prepare_torch, product_speed, reset_peak_memory, waiting, with_precision
 from envrl.rollout.meter import Meter
 from envrl.rollout.seats import Clock
-from envrl.trainer.bench import Watch, bench_model, clock_for, first_update, name_of
+from envrl.trainer.bench import FirstUpdate, Watch, bench_model, clock_for, name_of
 from envrl.types import Trajectory
 
 
@@ -33,7 +33,7 @@ def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> 
     config = with_precision(config)
     make_env = env_maker(config)
     model = sampling_copy(bench_model(config, make_env, shape), config.rollout.precision)
-    play = first_update(model, make_env, config)
+    play = FirstUpdate(model, make_env, config).play
     play(1, Clock())  # what is done once (kernels chosen, memory reserved, commands encoded) is not counted
     watch = Watch(clock_for(model.device, make_env), waiting(model.device))
     reset_peak_memory(model.device)

@@ -81,6 +81,11 @@ class IdleUpdates:
 
 def _why(groups: Sequence[TrajectoryGroup], config: Config) -> tuple[str, str]:
     """Return why no row of these episodes learns from their returns, and what to do about it."""
+    if not groups:
+        return (
+            f"the curriculum '{config.curriculum.name}' admitted none of the groups that were played",
+            "lower what it asks of a group, or take easier or harder tasks",
+        )
     trajectories, size = episodes_of(groups), config.rollout.group_size
     count = len(trajectories)
     won = sum(trajectory.success for trajectory in trajectories)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from envrl.config.schema import Config
 from envrl.models.load import LanguageModel, load_policy, save_model
@@ -15,7 +16,8 @@ from envrl.trainer.optimizer import Optimizer, adamw
 class RunState:
     """The network, its optimiser's moments, and counters; everything random is a function of these and the seed.
 
-    `evaluated` says whether the evaluation due at this update is done; the offsets are bytes of the .jsonl files.
+    `evaluated` says whether the evaluation due at this update is done; the offsets are bytes of the .jsonl files;
+    `components` are the states of curriculum and replay at this update, as JSON.
     """
 
     model: LanguageModel
@@ -24,12 +26,14 @@ class RunState:
     evaluated: bool = False
     skips: int = 0
     env_steps: int = 0
+    episodes: int = 0
     tokens: int = 0
     metrics_offset: int = 0
     eval_offset: int = 0
+    components: dict[str, Any] = field(default_factory=dict)
 
 
-_COUNTERS = ("update", "evaluated", "skips", "env_steps", "tokens", "metrics_offset", "eval_offset")
+_SAVED = tuple(f.name for f in fields(RunState) if f.name not in ("model", "optimizer"))
 
 
 def fresh_state(model: LanguageModel, config: Config) -> RunState:
@@ -42,7 +46,7 @@ def read_state(checkpoint: Path, config: Config) -> RunState:
     state = fresh_state(load_policy(checkpoint, config), config)
     tensors, meta = load_state(checkpoint / "state")
     state.optimizer.restore(tensors)
-    for name in _COUNTERS:
+    for name in _SAVED:
         setattr(state, name, meta[name])
     return state
 
@@ -52,7 +56,7 @@ def write_state(folder: Path, state: RunState, keep: int) -> Path:
 
     def write(aside: Path) -> None:
         save_model(state.model, aside)
-        meta = {name: getattr(state, name) for name in _COUNTERS}
+        meta = {name: getattr(state, name) for name in _SAVED}
         save_state(aside / "state", state.optimizer.tensors(), meta)
 
     return save_checkpoint(folder, f"step-{state.update:06d}", write, keep)

@@ -13,9 +13,10 @@ from envrl.eval.probe import score_targets
 from envrl.eval.questions import state_pairs
 from envrl.files import write_text
 from envrl.models.load import LanguageModel
+from envrl.progress import Reporter
 from envrl.rollout.predict import predict_targets
 from envrl.rollout.wording import Wording
-from envrl.types import Trajectory, Transition
+from envrl.types import Trajectory, TrajectoryGroup, Transition, episodes_of
 
 PREDICTED = 8
 """Trajectories of a file whose answers are also predicted in words; greedy decoding costs more than playing."""
@@ -49,6 +50,22 @@ def write_trajectories(
     folder = run / "trajectories"
     folder.mkdir(exist_ok=True)
     write_text(folder / f"{name}.jsonl", "".join(line + "\n" for line in lines))
+
+
+def write_shown(
+    run: Path,
+    update: int,
+    groups: Sequence[TrajectoryGroup],
+    model: LanguageModel,
+    wording: Wording,
+    config: Config,
+    reporter: Reporter,
+) -> None:
+    """Write the first groups of an update down, where the recipe asks for it."""
+    count = config.train.trajectories
+    if count and update % config.train.trajectories_every == 0:
+        with reporter.phase("writing episodes down"):
+            write_trajectories(run, f"update-{update:06d}", update, episodes_of(groups[:count]), model, wording, config)
 
 
 def _record(update: int, trajectory: Trajectory) -> dict[str, Any]:

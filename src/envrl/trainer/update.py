@@ -187,7 +187,7 @@ def _policy_part(
     policy_rows = [row for row in rows if any(term.component == "policy" for term in row.terms)]
     advantages = _stream(rows, "policy", "advantages", device)
     sampled = _stream(rows, "policy", "sampled_logprobs", device)
-    before = scores.logprobs.detach() if old is None else _lookup(policy_rows, old, device)
+    before = _before(policy_rows, scores.logprobs.detach(), old)
     losses, clipped = TOKEN_LOSSES[settings.policy_loss](
         scores.logprobs, before, advantages, row_numbers(rows, "policy", device), **settings.knobs
     )
@@ -210,6 +210,23 @@ def _policy_part(
         part = part + settings.weights["kl"] * (weights_N * kl).sum()
         totals.add("kl", kl)
     return part
+
+
+def _before(rows: Sequence[Row], current: Tensor, old: OldLogprobs | None) -> Tensor:
+    """Return the log-probs that ratios are to: of the policy before the batch's first step, or of the one that played.
+
+    `current` are those of this pass, which the batch's first step takes; a row that an earlier policy played has its
+    own (`old_logprobs`).
+    """
+    terms = [term for row in rows for term in row.terms if term.component == "policy"]
+    before = current if old is None else _lookup(rows, old, current.device)
+    if not any("old_logprobs" in term.streams for term in terms):
+        return before
+    parts = before.split([len(term.positions_T) for term in terms])
+    recorded = (term.streams.get("old_logprobs") for term in terms)
+    return torch.cat(
+        [part if old is None else torch.from_numpy(old).to(part) for part, old in zip(parts, recorded, strict=True)]
+    )
 
 
 def _lookup(rows: Sequence[Row], table: OldLogprobs, device: torch.device) -> Tensor:

@@ -1,0 +1,90 @@
+"""The evaluations of a run: which are due, each kept as it goes, and one line of eval.jsonl a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envrl.config.schema import Config
+from envrl.envs.pool import Worlds
+from envrl.eval.kept import kept_by_run
+from envrl.eval.language import figures_of_english
+from envrl.eval.split import evaluate_split, spread
+from envrl.files import JsonLines
+from envrl.models.load import LanguageModel
+from envrl.progress import Reporter
+from envrl.rollout.crowd import Crowd
+from envrl.rollout.wording import Wording
+from envrl.trainer.shared_start import shared_evaluations
+from envrl.trainer.trajectories import write_trajectories
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluations:
+    """What evaluates a run's model into its folder."""
+
+    config: Config
+    folder: Path
+    make_env: Worlds
+    wording: Wording
+    crowd: Crowd
+    poll: Callable[[], None]
+    reporter: Reporter
+    file: JsonLines
+
+    def due(self, update: int) -> bool:
+        """Return whether the run is evaluated at an update."""
+        every = self.config.eval.every
+        return self._at_an_end(update) or (every > 0 and update % every == 0)
+
+    def run(self, model: LanguageModel, sampling: LanguageModel, update: int) -> None:
+        """Evaluate every split at an update; one that the run of a shared warm start measured is taken from there."""
+        known = shared_evaluations(self.config) if update == 0 else {}
+        english = dict[str, float]()
+        if set(self.config.eval.split) - set(known):
+            english = figures_of_english(model, self.config, self.reporter)
+        for split in self.config.eval.split:
+            if split in known:
+                self.file.append(known[split], sync=True)
+                self._say(known[split], ", measured by the run that made the warm start")
+                continue
+            record = {"stage": "rl", "update": update, **self._split(model, sampling, update, split), **english}
+            self.file.append(record, sync=True)
+            self._say(record)
+
+    def _split(self, model: LanguageModel, sampling: LanguageModel, update: int, split: str) -> dict[str, Any]:
+        config, last = self.config, self._at_an_end(update)
+        name = f"{update:06d}-{split}"
+        about = {"update": update, "split": split}
+        lists = config.rollout.show_admissible
+        with kept_by_run(self.folder / "eval" / f"{name}.jsonl", about, lists=lists) as kept:
+            record, played = evaluate_split(
+                model,
+                self.make_env,
+                split,
+                config,
+                episodes=config.eval.final if last else config.eval.episodes,
+                sampling=sampling,
+                poll=self.poll,
+                crowd=self.crowd,
+                reporter=self.reporter,
+                kept=kept,
+                whole_batches=True,
+            )
+        if last and config.train.trajectories:
+            shown = spread(played, 2 * config.train.trajectories, lambda trajectory: trajectory.task.kind)
+            with self.reporter.phase("writing episodes down"):
+                write_trajectories(self.folder, f"eval-{name}", update, shown, model, self.wording, config)
+        return record
+
+    def _at_an_end(self, update: int) -> bool:
+        return update in (0, self.config.train.updates)
+
+    def _say(self, record: dict[str, Any], how: str = "") -> None:
+        low, high = record["ci95"]
+        self.reporter.say(
+            f"update {record['update']}, {record['split']}: success {record['success_rate']:.1%} "
+            f"(95 % interval {low:.1%} to {high:.1%}, {record['episodes']} games{how})"
+        )

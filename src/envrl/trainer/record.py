@@ -1,0 +1,144 @@
+"""An update's line of metrics.jsonl, and what of it fits on a progress line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from envrl.config.schema import Config
+from envrl.eval.record import action_rates
+from envrl.files import JsonLines
+from envrl.models.load import LanguageModel
+from envrl.models.runtime import peak_memory
+from envrl.rollout.crowd import Crowd
+from envrl.rollout.seats import Clock
+from envrl.rollout.wording import Wording
+from envrl.trainer.batch import UpdateBatch
+from envrl.trainer.budget import Budget
+from envrl.trainer.footprint import predicted_memory
+from envrl.trainer.rollouts import Played
+from envrl.trainer.state import RunState
+from envrl.types import StopReason, TrajectoryGroup, episodes_of
+
+
+class Laps:
+    """Seconds of an update by phase; those of the worlds, which the rollout's clock counts, stand apart."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self._began = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes to a phase."""
+        began = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def seconds(self) -> dict[str, float]:
+        """Return the phases' seconds, and the total since the laps began."""
+        rollout = self._seconds["rollout"] - self.clock.env
+        return {
+            **self._seconds,
+            "rollout": rollout,
+            "env": self.clock.env,
+            "total": time.perf_counter() - self._began,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateLog:
+    """Writes the lines of metrics.jsonl."""
+
+    config: Config
+    file: JsonLines
+    wording: Wording
+    crowd: Crowd
+    budget: Budget
+
+    def write(
+        self,
+        state: RunState,
+        number: int,
+        played: Played,
+        batch: UpdateBatch,
+        figures: Mapping[str, float],
+        laps: Laps,
+    ) -> dict[str, Any]:
+        """Append an update's line and return it; the state's counts of steps and tokens go up by the update's."""
+        of_play = played_figures(played.groups, self.wording)
+        state.env_steps += of_play["train/steps"]
+        state.tokens += of_play["tokens"]
+        state.episodes += played.episodes
+        seconds = laps.seconds()
+        record = {
+            "update": number,
+            "env_steps": state.env_steps,
+            "episodes": state.episodes,
+            "total_tokens": state.tokens,
+            **of_play,
+            **batch.figures,
+            **figures,
+            "train/token_mismatches": laps.clock.mismatches,
+            "env/set_aside": played.episodes - len(episodes_of(played.groups)),
+            "seconds": seconds,
+            "rate": {
+                "env_steps": of_play["train/steps"] / seconds["total"],
+                "tokens": of_play["tokens"] / seconds["total"],
+                "workers_replaced": laps.clock.replaced,
+            },
+            "memory": self._memory(state.model, played, batch),
+        }
+        self.file.append(record)
+        return record
+
+    def _memory(self, model: LanguageModel, played: Played, batch: UpdateBatch) -> dict[str, int]:
+        """Return the update's peak in bytes, the predicted one, and how much of the batch was held at once."""
+        at_once = min(self.crowd.limit or played.episodes, played.episodes)
+        budget = self.budget.limit or self.config.train.micro_batch_tokens
+        episodes = episodes_of(played.groups)
+        return {
+            "peak": peak_memory(model.device),
+            "predicted": predicted_memory(self.config, model, episodes, batch.rows, budget, at_once),
+            "micro_batch_tokens": budget,
+            "episodes_at_once": at_once,
+        }
+
+
+def played_figures(groups: Sequence[TrajectoryGroup], wording: Wording) -> dict[str, Any]:
+    """Return what an update's line says of the episodes that it played."""
+    trajectories = episodes_of(groups)
+    steps = [step for trajectory in trajectories for step in trajectory.transitions]
+    sampled = [step.action for step in steps if step.action.token_ids]
+    count = len(trajectories)
+    return {
+        "tokens": sum(len(segment.token_ids) for trajectory in trajectories for segment in trajectory.segments),
+        "train/steps": len(steps),
+        "train/success_rate": sum(t.success for t in trajectories) / count,
+        "train/return": float(np.mean([t.total_reward for t in trajectories])),
+        "train/turns": len(steps) / count,
+        "train/groups_used": sum(group.differs for group in groups) / len(groups),
+        **{f"train/{name}": rate for name, rate in action_rates(trajectories).items()},
+        "train/context_full": sum(t.stop_reason is StopReason.CONTEXT for t in trajectories) / count,
+        "train/segments": sum(len(t.segments) for t in trajectories) / count,
+        "train/retokenized_rate": sum(map(wording.rewrites, sampled)) / max(len(steps), 1),
+    }
+
+
+def few(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures that fit on a progress line: success, entropy, and the losses beside the policy's."""
+    wanted = {
+        "train/success_rate": "success",
+        "entropy": "entropy",
+        "loss/imitation": "loss",
+        "held_out/imitation": "held-out",
+        "held_out/action_accuracy": "actions right",
+    }
+    losses = {key: key.removeprefix("loss/") for key in record if key.startswith("loss/") and key != "loss/policy"}
+    return {short: record[name] for name, short in (losses | wanted).items() if name in record}

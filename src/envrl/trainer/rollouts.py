@@ -1,0 +1,117 @@
+"""The episodes of an update: what the curriculum assigns, played with the policy, as groups."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from envrl.config.schema import Config
+from envrl.envs.pool import Worlds
+from envrl.errors import RunError
+from envrl.eval.split import training_settings
+from envrl.models.load import LanguageModel
+from envrl.progress import Reporter
+from envrl.rollout.crowd import Crowd
+from envrl.rollout.runner import play_model
+from envrl.rollout.seats import Clock
+from envrl.rollout.wording import Wording
+from envrl.trainer.tasks import ROUNDS, Playing, Tasks
+from envrl.types import StopReason, Trajectory, TrajectoryGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """An update's whole groups, those of them that the policy learns from, and how many episodes were played."""
+
+    groups: list[TrajectoryGroup]
+    admitted: list[TrajectoryGroup]
+    episodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """What plays an update's episodes."""
+
+    config: Config
+    make_env: Worlds
+    tasks: Tasks
+    wording: Wording
+    crowd: Crowd
+    poll: Callable[[], None]
+    reporter: Reporter
+
+    def play(self, model: LanguageModel, update: int, clock: Clock) -> Played:
+        """Play an update, further rounds of it as long as the curriculum refuses groups (`ROUNDS` at most).
+
+        Raises `RunError` where the world failed in every task.
+        """
+        met = Counter[str]()
+        groups: list[TrajectoryGroup] = []
+        admitted: list[TrajectoryGroup] = []
+        wanted = episodes = 0
+        for _ in range(ROUNDS):
+            playing = self.tasks.next(update, met)
+            drawn = self._round(model, playing, update, clock)
+            whole = whole_groups(drawn, self.config.env.name, self.make_env.vector().set_aside)
+            wanted, episodes = wanted or len(drawn), episodes + len(playing)
+            self.tasks.observe(whole)
+            groups += whole
+            admitted += self.tasks.admitted(whole)
+            if len(admitted) >= wanted or not self.tasks.refuses:
+                break
+        if self.tasks.refuses and not admitted:
+            self.reporter.say(f"update {update}: the curriculum refused all {len(groups)} groups of {ROUNDS} rounds")
+        return Played(groups, admitted[:wanted], episodes)
+
+    def _round(
+        self, model: LanguageModel, playing: Sequence[Playing], update: int, clock: Clock
+    ) -> list[TrajectoryGroup]:
+        settings = training_settings(self.config)
+
+        def play(part: range) -> list[Trajectory]:
+            some = [playing[i] for i in part]
+            return play_model(
+                model,
+                self.wording,
+                self.make_env,
+                [each.assignment.task for each in some],
+                [each.member for each in some],
+                settings,
+                assignments=[each.assignment for each in some],
+                seed=self.config.seed,
+                update=update,
+                clock=clock,
+                poll=self.poll,
+                watch=lambda done: phase.show(part.start + done),
+            )
+
+        with self.reporter.phase("playing", len(playing), unit="episodes") as phase:
+            drawn = self.crowd.play(len(playing), play)
+        return as_groups(drawn, [each.group for each in playing])
+
+
+def as_groups(trajectories: Sequence[Trajectory], numbers: Sequence[int]) -> list[TrajectoryGroup]:
+    """Return episodes as their groups, in order, given the number of each one's group."""
+    groups: dict[int, TrajectoryGroup] = {}
+    for trajectory, number in zip(trajectories, numbers, strict=True):
+        group = groups.get(number) or TrajectoryGroup(trajectory.task, (), trajectory.policy_version)
+        groups[number] = replace(group, trajectories=(*group.trajectories, trajectory))
+    return list(groups.values())
+
+
+def whole_groups(
+    groups: Sequence[TrajectoryGroup], world: str = "", set_aside: Mapping[str, str] | None = None
+) -> list[TrajectoryGroup]:
+    """Return the groups without an episode that was set aside; raises `RunError` if none is left.
+
+    `set_aside` holds what the world did at the last attempt, by the task's id.
+    """
+    whole = [group for group in groups if all(e.stop_reason is not StopReason.SET_ASIDE for e in group.trajectories)]
+    if not whole:
+        task = groups[-1].task.id
+        raise RunError(
+            f"every task of an update was set aside, since the world '{world}' failed again and again in all of them; "
+            f"in '{task}', {(set_aside or {}).get(task, 'as was said')}"
+        )
+    return whole
