@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tomllib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 
 from envrl.config.load import config_differences, dump_config, load_recipe, load_run
 from envrl.config.schema import Config
+from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.eval.data import data_file, warn_of_other_data
@@ -32,6 +34,8 @@ from envrl.older import is_older
 from envrl.trainer.checkpoint import verify_checkpoint
 from envrl.trainer.idle import idle_settings
 from envrl.trainer.inputs import check_demonstrator, check_directory, check_names, pinned_model
+from envrl.trainer.replaying import Replaying
+from envrl.trainer.tasks import Tasks
 from envrl.trainer.warm_start import FOLDER, PARTIAL
 
 
@@ -111,6 +115,7 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         warnings.warn(sentence, stacklevel=2)
     trial = torch.tensor([-1.0, -2.0])
     TOKEN_LOSSES[config.objective.loss](trial, trial, trial, torch.tensor([0, 1]), **config.settings("loss"))
+    _try_choices(config, make_env)
     find_device(config.train.device)
     if config.model.lora_rank:
         check_peft()
@@ -128,6 +133,14 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         _check_model(model_folder(config.model.path, config.model.revision), config, make_env)
     if config.warm_start.demonstrations:
         check_demonstrator(config, make_env)
+
+
+def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
+    """Refuse a curriculum or a replay that cannot be made, or gives for the first update what cannot be played."""
+    with opened(make_env()) as env:
+        tasks = listed_tasks(env, config.env.split, config.env.name)
+    Tasks(tasks, config).next(1, Counter())
+    Replaying(config)
 
 
 def _check_model(folder: str | Path, config: Config, make_env: Callable[[], TextEnv]) -> None:
