@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from envrl.eval.evaluate import evaluate
     from envrl.registry import register
     from envrl.trainer.loop import train
+    from envrl.types import Example, InPass
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "make", "register", "register_env", "train"]
+__all__ = ["Example", "InPass", "__version__", "evaluate", "make", "register", "register_env", "train"]
 
 # Two threads that spin while they wait for each other are 50 times slower than one where other processes use the cores
 # too; after 1,000 turns of its loop a waiting thread sleeps instead. torch's OpenMP reads this when it is loaded.
@@ -21,6 +22,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _LAZY = {
+    "Example": "envrl.types",
+    "InPass": "envrl.types",
     "make": "envrl.envs.registry",
     "register": "envrl.registry",
     "register_env": "envrl.envs.registry",
