@@ -19,7 +19,7 @@ import pytest
 
 from envrl.cli.arguments import Parser, split_overrides
 from envrl.cli.main import COMMANDS, main
-from envrl.config.keys import KEYS, find_key, kind_of
+from envrl.config.keys import KEYS, SECTIONS, find_key, is_table
 from envrl.config.load import load_recipe
 from envrl.config.plugins import load_plugins
 from envrl.config.recipes_index import recipe_names
@@ -126,20 +126,19 @@ def test_keys_exist(page: Path, example_folder: Path) -> None:
     """Those of the schema, and those of the tables of what can be chosen, the examples of docs/extend.md included."""
     if page == EXTENDING:
         load_plugins([mark.removeprefix("file: ") for mark, _ in blocks(page) if mark.startswith("file: ")])
-    sections = {key.partition(".")[0] for key in KEYS if "." in key}
     named = {
         key
         for code in _INLINE.findall(prose(page))
-        for key in re.findall(r"(?<![\w./-])([a-z_]+\.[a-z_-]+(?:\.[a-z_]+)?)(?![\w(/.-])", code)
-        if key.partition(".")[0] in sections and not key.endswith((".jsonl", ".safetensors", ".partial"))
+        for key in re.findall(r"(?<![\w./-])([a-z_]+\.[a-z_-]+(?:\.[a-z_]+){0,2})(?![\w(/.-])", code)
+        if key.partition(".")[0] in SECTIONS and not key.endswith((".jsonl", ".safetensors", ".partial"))
     }
-    unknown = {key for key in named if find_key(key) is None}
-    assert {key for key in unknown if not (key.count(".") == 1 and kind_of(*key.split(".")))} == set()
+    assert {key for key in named if find_key(key) is None and not is_table(key)} == set()
 
 
 def test_logged_names_exist() -> None:
     """Names like `loss/state` are written in the source, whole or with a part put in that is itself written there."""
-    source = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py"))
+    files = [file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py")]
+    source = "\n".join([*files, *(text for mark, text in blocks(EXTENDING) if mark.startswith("file: "))])
     families = "loss|weight|rows|placebo|train|free|held_out"
     templates = set(re.findall(rf'"((?:{families})/[\w{{}}]+)"', source))
     patterns = [re.compile(re.sub(r"\{\w+\}", r"(\\w+)", template)) for template in templates]
@@ -253,10 +252,11 @@ def test_token_layouts_are_those_of_the_code() -> None:
     """The marked blocks of method.md against the rows of that episode; how texts fall into tokens is left out."""
     from envrl.envs.registry import make
     from envrl.models.tokenizer import Codec, train_tokenizer
-    from envrl.rollout.auxiliary import inverse_pairs, state_pairs
+    from envrl.registry import find
     from envrl.rollout.marks import MarksWording
     from envrl.rollout.scripts import play_script
-    from envrl.rollout.wording import Form, Pair
+    from envrl.rollout.wording import Form
+    from envrl.types import TrajectoryGroup
 
     env = make("household")
     (task,) = [task for task in env.tasks("train")[200:250] if task.id.endswith("/000226")]
@@ -272,8 +272,8 @@ def test_token_layouts_are_those_of_the_code() -> None:
     shown = re.findall(r"<!-- layout: (\w+) (\d) (\w+) -->\n\n((?:    .*\n)+)", page)
     assert len(shown) == 4
     for layout, step, kind, block in shown:
-        make_pairs = {"state": state_pairs, "inverse": inverse_pairs}[kind]
-        pair: Pair = make_pairs([episode], MarksWording(codec, Form(layout, 1), 512))[int(step)]
+        examples = list(find("auxiliary", kind).target([TrajectoryGroup(task, (episode,))]))
+        pair = MarksWording(codec, Form(layout, 1), 512).pair(kind, examples[int(step)])
         expected = "".join(line.strip() for line in block.splitlines()).replace("·", "")
         assert f"{written(pair.prompt)}[{written(pair.target)}]" == expected
 
