@@ -278,6 +278,49 @@ def test_token_layouts_are_those_of_the_code() -> None:
         assert f"{written(pair.prompt)}[{written(pair.target)}]" == expected
 
 
+@pytest.mark.parametrize("kind", ["state", "inverse"])
+def test_questions_are_asked_as_the_page_says(kind: str, tmp_path: Path) -> None:
+    """The table of method.md, line by line, against what a model with marks and a chat model are asked."""
+    from chat_models import save_chat_model
+    from envrl.envs.registry import make
+    from envrl.eval.split import wording_of
+    from envrl.models.load import load_model
+    from envrl.models.tokenizer import Codec, train_tokenizer
+    from envrl.registry import find
+    from envrl.rollout.marks import MarksWording
+    from envrl.rollout.scripts import play_script
+    from envrl.rollout.wording import Form
+    from envrl.types import TrajectoryGroup
+
+    section = text_of(ROOT / "docs" / "method.md").partition("## How a question is asked")[2]
+    page = section.partition("\n\n| objective")[0]
+    lines = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", page, re.M)
+    absent = {"state": "what followed|choices", "inverse": "the command,|the admissible commands"}[kind]
+    told = [line for line in lines if not re.match(absent, line[0])]
+    env = make("household")
+    task = env.tasks("train")[0]
+    groups = [TrajectoryGroup(task, (play_script(env, task, env.expert(0), 30),))]  # type: ignore[attr-defined]
+    settings = {"choices": True} if kind == "inverse" else {}
+    example = list(find("auxiliary", kind).target(groups, **settings))[1]
+
+    codec = Codec(train_tokenizer(["a text"], 300, 512))
+    pair = MarksWording(codec, Form("steps", 1, show_admissible=True), 4096).pair(kind, example)
+    names = {number: f"<{name}>" for name, number in codec.marks.items()}
+    asked = [mark for _, cell, _ in told[1:-2] for mark in re.findall(r"<\w+>", cell)]
+    last = re.findall(r"<\w+>", told[-2][1])[kind == "state"]
+    assert [names[token] for token in pair.prompt if token in names] == [f"<{kind}>", *asked, last]
+    assert [names[token] for token in pair.target if token in names] == re.findall(r"<\w+>", told[-1][1])
+
+    model = load_model(save_chat_model("qwen2", tmp_path / "model", context=8192), marks=False)
+    wording = wording_of(model, Form("steps", 1, format="action", show_admissible=True))
+    said = model.codec.decode(wording.pair(kind, example).prompt)
+    phrases = [phrase.partition("…")[0] for _, _, cell in told[1:-2] for phrase in re.findall(r"`([^`]+)`", cell)]
+    places = [said.find(phrase) for phrase in [*phrases, example.question]]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert len(phrases) == 7
+
+
 def test_parameter_formula_of_the_preset() -> None:
     from envrl.config.schema import ModelConfig
     from envrl.models.tiny import build_tiny
