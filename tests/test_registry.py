@@ -343,6 +343,29 @@ def test_a_run_of_an_older_version_is_looked_at_and_not_resumed(
     assert "made by an older version of envrl and cannot be resumed" in capsys.readouterr().err
 
 
+def test_auxiliary_losses_of_an_older_version(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They were keys of two sections; of one without a weight nothing is said, and the warm start had no schedule."""
+    run = tmp_path / "older"
+    assert main(["train", recipe, "--run", str(run), "--warm_start.epochs", "1"]) == 0
+    text = (run / "config.toml").read_text()
+    keys = 'state_weight = 0.1\nstate_rows = "in_pass"\nstate_fraction = 0.2\ninverse_weight = 0.0\nplacebo = false\n'
+    warm = "state_weight = 0.0\ninverse_weight = 0.3\nfraction = 0.15\n"
+    text = text.replace("[objective]\n", f"[objective]\n{keys}").replace("[warm_start]\n", f"[warm_start]\n{warm}")
+    (run / "config.toml").write_text(text)
+    config = load_run(run)
+    (echo,), (inverse,) = config.auxiliaries(), config.auxiliaries("warm_start")
+    assert (echo.name, echo.common) == ("echo", AuxiliaryConfig(weight=0.1, fraction=0.2))
+    assert (inverse.name, inverse.common.weight, inverse.common.fraction) == ("inverse", 0.3, 0.15)
+    assert (inverse.common.schedule, inverse.common.deduplicate) == ("constant", False)
+    assert main(["eval", str(run), "--episodes", "2"]) == 0
+    assert main(["report", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["train", recipe, "--run", str(run), "--resume"]) == 2
+    assert "made by an older version of envrl and cannot be resumed" in capsys.readouterr().err
+    assert main(["train", str(run / "config.toml"), "--run", str(tmp_path / "new")]) == 2
+    assert "warm_start.auxiliary.state.weight, or warm_start.auxiliary.echo.weight in the" in capsys.readouterr().err
+
+
 # What may be set
 
 
