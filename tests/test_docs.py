@@ -19,7 +19,7 @@ import pytest
 
 from envrl.cli.arguments import Parser, split_overrides
 from envrl.cli.main import COMMANDS, main
-from envrl.config.keys import KEYS, find_key, kind_of
+from envrl.config.keys import KEYS, SECTIONS, find_key, is_table
 from envrl.config.load import load_recipe
 from envrl.config.plugins import load_plugins
 from envrl.config.recipes_index import recipe_names
@@ -126,20 +126,19 @@ def test_keys_exist(page: Path, example_folder: Path) -> None:
     """Those of the schema, and those of the tables of what can be chosen, the examples of docs/extend.md included."""
     if page == EXTENDING:
         load_plugins([mark.removeprefix("file: ") for mark, _ in blocks(page) if mark.startswith("file: ")])
-    sections = {key.partition(".")[0] for key in KEYS if "." in key}
     named = {
         key
         for code in _INLINE.findall(prose(page))
-        for key in re.findall(r"(?<![\w./-])([a-z_]+\.[a-z_-]+(?:\.[a-z_]+)?)(?![\w(/.-])", code)
-        if key.partition(".")[0] in sections and not key.endswith((".jsonl", ".safetensors", ".partial"))
+        for key in re.findall(r"(?<![\w./-])([a-z_]+\.[a-z_-]+(?:\.[a-z_]+){0,2})(?![\w(/.-])", code)
+        if key.partition(".")[0] in SECTIONS and not key.endswith((".jsonl", ".safetensors", ".partial"))
     }
-    unknown = {key for key in named if find_key(key) is None}
-    assert {key for key in unknown if not (key.count(".") == 1 and kind_of(*key.split(".")))} == set()
+    assert {key for key in named if find_key(key) is None and not is_table(key)} == set()
 
 
 def test_logged_names_exist() -> None:
     """Names like `loss/state` are written in the source, whole or with a part put in that is itself written there."""
-    source = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py"))
+    files = [file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py")]
+    source = "\n".join([*files, *(text for mark, text in blocks(EXTENDING) if mark.startswith("file: "))])
     families = "loss|weight|rows|placebo|train|free|held_out"
     templates = set(re.findall(rf'"((?:{families})/[\w{{}}]+)"', source))
     patterns = [re.compile(re.sub(r"\{\w+\}", r"(\\w+)", template)) for template in templates]
@@ -253,10 +252,11 @@ def test_token_layouts_are_those_of_the_code() -> None:
     """The marked blocks of method.md against the rows of that episode; how texts fall into tokens is left out."""
     from envrl.envs.registry import make
     from envrl.models.tokenizer import Codec, train_tokenizer
-    from envrl.rollout.auxiliary import inverse_pairs, state_pairs
+    from envrl.registry import find
     from envrl.rollout.marks import MarksWording
     from envrl.rollout.scripts import play_script
-    from envrl.rollout.wording import Form, Pair
+    from envrl.rollout.wording import Form
+    from envrl.types import TrajectoryGroup
 
     env = make("household")
     (task,) = [task for task in env.tasks("train")[200:250] if task.id.endswith("/000226")]
@@ -272,10 +272,53 @@ def test_token_layouts_are_those_of_the_code() -> None:
     shown = re.findall(r"<!-- layout: (\w+) (\d) (\w+) -->\n\n((?:    .*\n)+)", page)
     assert len(shown) == 4
     for layout, step, kind, block in shown:
-        make_pairs = {"state": state_pairs, "inverse": inverse_pairs}[kind]
-        pair: Pair = make_pairs([episode], MarksWording(codec, Form(layout, 1), 512))[int(step)]
+        examples = list(find("auxiliary", kind).target([TrajectoryGroup(task, (episode,))]))
+        pair = MarksWording(codec, Form(layout, 1), 512).pair(kind, examples[int(step)])
         expected = "".join(line.strip() for line in block.splitlines()).replace("·", "")
         assert f"{written(pair.prompt)}[{written(pair.target)}]" == expected
+
+
+@pytest.mark.parametrize("kind", ["state", "inverse"])
+def test_questions_are_asked_as_the_page_says(kind: str, tmp_path: Path) -> None:
+    """The table of method.md, line by line, against what a model with marks and a chat model are asked."""
+    from chat_models import save_chat_model
+    from envrl.envs.registry import make
+    from envrl.eval.split import wording_of
+    from envrl.models.load import load_model
+    from envrl.models.tokenizer import Codec, train_tokenizer
+    from envrl.registry import find
+    from envrl.rollout.marks import MarksWording
+    from envrl.rollout.scripts import play_script
+    from envrl.rollout.wording import Form
+    from envrl.types import TrajectoryGroup
+
+    section = text_of(ROOT / "docs" / "method.md").partition("## How a question is asked")[2]
+    page = section.partition("\n\n| objective")[0]
+    lines = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", page, re.M)
+    absent = {"state": "what followed|choices", "inverse": "the command,|the admissible commands"}[kind]
+    told = [line for line in lines if not re.match(absent, line[0])]
+    env = make("household")
+    task = env.tasks("train")[0]
+    groups = [TrajectoryGroup(task, (play_script(env, task, env.expert(0), 30),))]  # type: ignore[attr-defined]
+    settings = {"choices": True} if kind == "inverse" else {}
+    example = list(find("auxiliary", kind).target(groups, **settings))[1]
+
+    codec = Codec(train_tokenizer(["a text"], 300, 512))
+    pair = MarksWording(codec, Form("steps", 1, show_admissible=True), 4096).pair(kind, example)
+    names = {number: f"<{name}>" for name, number in codec.marks.items()}
+    asked = [mark for _, cell, _ in told[1:-2] for mark in re.findall(r"<\w+>", cell)]
+    last = re.findall(r"<\w+>", told[-2][1])[kind == "state"]
+    assert [names[token] for token in pair.prompt if token in names] == [f"<{kind}>", *asked, last]
+    assert [names[token] for token in pair.target if token in names] == re.findall(r"<\w+>", told[-1][1])
+
+    model = load_model(save_chat_model("qwen2", tmp_path / "model", context=8192), marks=False)
+    wording = wording_of(model, Form("steps", 1, format="action", show_admissible=True))
+    said = model.codec.decode(wording.pair(kind, example).prompt)
+    phrases = [phrase.partition("…")[0] for _, _, cell in told[1:-2] for phrase in re.findall(r"`([^`]+)`", cell)]
+    places = [said.find(phrase) for phrase in [*phrases, example.question]]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert len(phrases) == 7
 
 
 def test_parameter_formula_of_the_preset() -> None:

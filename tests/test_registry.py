@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from envrl import registry
 from envrl.cli.main import main
 from envrl.config import plugins
 from envrl.config.load import dump_config, load_recipe, load_run
+from envrl.config.schema import AuxiliaryConfig
 from envrl.errors import UserError
 from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.policy import LOSSES, TOKEN_LOSSES
 from envrl.registry import Entry, find, load_plugin, names, register
-from envrl.types import Task
+from envrl.types import Action, Observation, StopReason, Task, Trajectory, TrajectoryGroup, Transition
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "extend.md"
 EXAMPLES = dict(re.findall(r"<!-- file: (\w+\.py) -->\n```python\n(.*?)^```", PAGE.read_text(), re.M | re.S))
@@ -54,7 +56,7 @@ def recipe(tmp_path: Path) -> str:
     return str(write(tmp_path, "small.toml", dump_config(tiny(train={"updates": 1}))))
 
 
-def lines(file: Path) -> list[dict[str, object]]:
+def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -62,7 +64,7 @@ def lines(file: Path) -> list[dict[str, object]]:
 
 
 def test_the_examples_are_short_and_complete() -> None:
-    assert sorted(EXAMPLES) == ["bonus.py", "doors.py", "plain.py"]
+    assert sorted(EXAMPLES) == ["bonus.py", "doors.py", "first_words.py", "news.py", "plain.py"]
     assert all(len(text.splitlines()) <= 40 for text in EXAMPLES.values())
 
 
@@ -90,6 +92,55 @@ def test_a_policy_loss_of_a_file_without_clips(tmp_path: Path, recipe: str) -> N
     assert loss.tolist() == [2.0, -4.0]
     assert not clipped.any()
     assert float(LOSSES["plain"](logprobs[None], logprobs[None], advantages[None], torch.ones(1, 2))) == -0.5
+
+
+def test_an_auxiliary_objective_of_a_file_with_rows_of_its_own(
+    tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the warm start as well, with a weight and a fraction for each stage; `recipes` prints its table."""
+    file, run = write(tmp_path, "first_words.py", EXAMPLES["first_words.py"]), tmp_path / "run"
+    chosen = ["--plugin", str(file), "--auxiliary.first_words.weight", "0.5", "--auxiliary.first_words.words", "2"]
+    warm = ["--warm_start.auxiliary.first_words.weight", "0.25", "--warm_start.auxiliary.first_words.fraction", "0.5"]
+    assert main(["train", recipe, "--run", str(run), *chosen, *warm]) == 0
+    (update,) = lines(run / "metrics.jsonl")
+    assert update["rows/first_words"] > 0
+    assert update["loss/first_words"] > 0
+    assert update["weight/first_words"] == 0.5
+    assert all(step["loss/first_words"] > 0 for step in lines(run / "warm_start.jsonl") if "tokens" in step)
+    capsys.readouterr()
+    assert main(["report", str(run)]) == 0
+    assert "Loss of first_words" in (run / "report.html").read_text()
+    text = f'extends = "{recipe}"\nplugins = ["first_words.py"]\n[auxiliary.first_words]\nweight = 0.5\n'
+    assert main(["recipes", str(write(tmp_path, "mine.toml", text))]) == 0
+    (table,) = re.findall(r"^\[auxiliary.first_words\]\n(.*?)\n\n", capsys.readouterr().out + "\n\n", re.M | re.S)
+    assert {line.partition(" = ")[0] for line in table.splitlines()} == {
+        *(setting.name for setting in fields(AuxiliaryConfig)),
+        "words",
+    }
+    assert "words = 3" in table
+    step = Transition(Observation("A box."), Action("open it"), 0.0, Observation("It is empty."), True, False)
+    episode = Trajectory(Task("a", "train"), 0, (step,), (), StopReason.DONE)
+    (example,) = find("auxiliary", "first_words").target([TrajectoryGroup(episode.task, (episode,))], words=2)
+    assert (example.target, example.command, example.step) == ("It is", "open it", 0)
+
+
+def test_an_auxiliary_objective_of_a_file_in_the_policy_s_pass(
+    tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It adds no row where the policy has one, and takes a placebo; what its trait says is refused."""
+    file, run = write(tmp_path, "news.py", EXAMPLES["news.py"]), tmp_path / "run"
+    chosen = ["--plugin", str(file), "--auxiliary.news.weight", "0.1"]
+    placebo = ["--auxiliary.news.placebo", "true", "--auxiliary.news.aggregation", "sequence_mean"]
+    assert main(["train", recipe, "--run", str(run), *chosen, *placebo]) == 0
+    (update,) = lines(run / "metrics.jsonl")
+    assert 0 < update["rows/news"] <= update["episodes"] == 12
+    assert update["loss/news"] > 0
+    assert update["placebo/news_coincidences"] >= 0
+    refused = [["--rollout.layout", "steps"], ["--auxiliary.news.tokens", "all"], ["--auxiliary.news.floor", "0.2"]]
+    for more, words in zip(refused, ("needs rollout.layout = 'concat'", "is for rows of", "is above"), strict=True):
+        assert main(["train", recipe, "--run", str(tmp_path / "none"), *chosen, *more]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -137,7 +188,7 @@ def test_a_run_never_loads_its_plug_in(
     assert main(["report", str(run)]) == 0
     assert main(["eval", str(run), "--plugin", str(file), "--episodes", "2"]) == 0
     again = ["train", str(run / "config.toml"), "--run", str(run), "--resume", "--train.updates", "2"]
-    assert main([*again, "--objective.schedule_updates", "0", "--plugin", str(file)]) == 0
+    assert main([*again, "--objective.bonus.amount", "0.5", "--plugin", str(file)]) == 0
     assert len(lines(run / "metrics.jsonl")) == 2
 
 
@@ -174,6 +225,11 @@ def test_a_recipe_names_its_plug_ins(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("x = '\0'", "source code string cannot contain null bytes)"),
         ("import envrl\n@envrl.register('estimator', 'grpo')\ndef mine(steps): ...", "there is already a advantage"),
         ("import envrl\n@envrl.register('estimator', 'ppo')\ndef mine(steps): ...", "there is already a policy loss"),
+        ("import envrl\n@envrl.register('auxiliary', 'echo')\ndef mine(groups): ...", "already a auxiliary objective"),
+        (
+            "import envrl\n@envrl.register('auxiliary', 'policy')\ndef mine(groups): ...",
+            "every run has a loss of that name",
+        ),
         ("import envrl\n@envrl.register('estimater', 'mine')\ndef mine(steps): ...", "did you mean 'estimator'?"),
         ("import envrl\n@envrl.register('estimator', 'my own')\ndef mine(steps): ...", "is a word, not 'my own'"),
     ],
@@ -216,6 +272,46 @@ def test_an_estimator_that_fails_is_named_before_anything_is_played(
     assert not run.exists()
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("yield 'a text'", "must yield envrl.Example or envrl.InPass, not str ('a text')"),
+        ("yield envrl.Example(episode, 3)", "asks about step 3 of an episode of "),
+        ("yield envrl.InPass(replace(episode), 0)", "yielded an InPass of an episode that is none of the update's"),
+        ("yield envrl.Example(episode, 0, target=1)", "must give question and target as texts, not 1"),
+        ("yield episode.nothing", "failed (mine.py, line 5: AttributeError"),
+    ],
+)
+def test_an_auxiliary_objective_that_fails_is_named(
+    body: str, words: str, tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "import envrl\nfrom dataclasses import replace\n@envrl.register('auxiliary', 'mine')\n"
+    text += f"def mine(groups):\n    for episode in groups[0].trajectories: {body}\n"
+    chosen = ["--plugin", str(write(tmp_path, "mine.py", text)), "--auxiliary.mine.weight", "0.1"]
+    assert main(["train", recipe, "--run", str(tmp_path / "run"), "--warm_start.demonstrations", "0", *chosen]) == 2
+    said = capsys.readouterr().err
+    assert "the auxiliary objective 'mine'" in said
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def mine(groups, *, fraction: float = 1.0): ...", "has a setting 'fraction' of its own, which every one has"),
+        ("def mine(groups, *, words: int = 1): ...", "has no setting 'word'; did you mean 'words'?"),
+    ],
+)
+def test_settings_of_an_auxiliary_objective_that_are_refused(
+    text: str, words: str, tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, "mine.py", f"import envrl\n@envrl.register('auxiliary', 'mine')\n{text}\n")
+    wrong = ["--auxiliary.mine.word", "1"] if "words" in text else []
+    chosen = ["--plugin", str(file), "--auxiliary.mine.weight", "0.1", *wrong]
+    assert main(["train", recipe, "--run", str(tmp_path / "run"), *chosen]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_of_an_older_version_is_looked_at_and_not_resumed(
     made: tuple[Path, Path], recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +341,29 @@ def test_a_run_of_an_older_version_is_looked_at_and_not_resumed(
     assert "are of one configuration and one seed" in capsys.readouterr().err
     assert main(["train", recipe, "--run", str(run), "--objective.estimator", "gigpo", "--resume"]) == 2
     assert "made by an older version of envrl and cannot be resumed" in capsys.readouterr().err
+
+
+def test_auxiliary_losses_of_an_older_version(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They were keys of two sections; of one without a weight nothing is said, and the warm start had no schedule."""
+    run = tmp_path / "older"
+    assert main(["train", recipe, "--run", str(run), "--warm_start.epochs", "1"]) == 0
+    text = (run / "config.toml").read_text()
+    keys = 'state_weight = 0.1\nstate_rows = "in_pass"\nstate_fraction = 0.2\ninverse_weight = 0.0\nplacebo = false\n'
+    warm = "state_weight = 0.0\ninverse_weight = 0.3\nfraction = 0.15\n"
+    text = text.replace("[objective]\n", f"[objective]\n{keys}").replace("[warm_start]\n", f"[warm_start]\n{warm}")
+    (run / "config.toml").write_text(text)
+    config = load_run(run)
+    (echo,), (inverse,) = config.auxiliaries(), config.auxiliaries("warm_start")
+    assert (echo.name, echo.common) == ("echo", AuxiliaryConfig(weight=0.1, fraction=0.2))
+    assert (inverse.name, inverse.common.weight, inverse.common.fraction) == ("inverse", 0.3, 0.15)
+    assert (inverse.common.schedule, inverse.common.deduplicate) == ("constant", False)
+    assert main(["eval", str(run), "--episodes", "2"]) == 0
+    assert main(["report", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["train", recipe, "--run", str(run), "--resume"]) == 2
+    assert "made by an older version of envrl and cannot be resumed" in capsys.readouterr().err
+    assert main(["train", str(run / "config.toml"), "--run", str(tmp_path / "new")]) == 2
+    assert "warm_start.auxiliary.state.weight, or warm_start.auxiliary.echo.weight in the" in capsys.readouterr().err
 
 
 # What may be set
