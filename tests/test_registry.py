@@ -223,9 +223,9 @@ def test_a_recipe_names_its_plug_ins(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("1 / 0", "cannot be imported (ZeroDivisionError: division by zero)"),
         ("x = 1", "registers nothing"),
         ("x = '\0'", "source code string cannot contain null bytes)"),
-        ("import envrl\n@envrl.register('estimator', 'grpo')\ndef mine(steps): ...", "there is already a advantage"),
+        ("import envrl\n@envrl.register('estimator', 'grpo')\ndef mine(steps): ...", "there is already an advantage"),
         ("import envrl\n@envrl.register('estimator', 'ppo')\ndef mine(steps): ...", "there is already a policy loss"),
-        ("import envrl\n@envrl.register('auxiliary', 'echo')\ndef mine(groups): ...", "already a auxiliary objective"),
+        ("import envrl\n@envrl.register('auxiliary', 'echo')\ndef mine(groups): ...", "already an auxiliary objective"),
         (
             "import envrl\n@envrl.register('auxiliary', 'policy')\ndef mine(groups): ...",
             "every run has a loss of that name",

@@ -44,6 +44,10 @@ class Kind:
     reserved: tuple[str, ...] = ()
     """Names that none of them may have."""
 
+    @property
+    def one(self) -> str:
+        return f"{'an' if self.noun[0] in 'aeiou' else 'a'} {self.noun}"
+
 
 KINDS = {
     "env": Kind(
@@ -178,14 +182,14 @@ def _check_free(entry: Entry) -> None:
     of_ours = entry.ships and KINDS[entry.kind].built_in[entry.name] != place
     if of_ours or (known and known.target is not entry.target):
         raise UserError(
-            f"there is already a {KINDS[entry.kind].noun} named '{entry.name}'; register yours under another name"
+            f"there is already {KINDS[entry.kind].one} named '{entry.name}'; register yours under another name"
         )
     if entry.ships:  # to look at what is installed takes time, and ours have names of their own
         return
     for kind, other in KINDS.items():
         if kind != entry.kind and other.tables == KINDS[entry.kind].tables and entry.name in names(kind):
             raise UserError(
-                f"there is already a {other.noun} '{entry.name}', and [{other.tables[0]}.{entry.name}] is the table of "
+                f"there is already {other.one} '{entry.name}', and [{other.tables[0]}.{entry.name}] is the table of "
                 "its settings: register yours under another name"
             )
 
@@ -358,7 +362,8 @@ def failed(entry: Entry, error: Exception) -> Exception:
     """Return what is to be raised where a thing raised: of one of a user's a sentence that says where it did."""
     if entry.ships or isinstance(error, UserError):
         return error
-    frames = traceback.extract_tb(error.__traceback__)
+    ours = entry.file or getattr(inspect.getmodule(entry.target), "__file__", None)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == ours]
     where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: " if frames else ""
     return UserError(f"the {entry.called} failed ({where}{type(error).__name__}: {error})")
 

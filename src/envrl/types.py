@@ -272,6 +272,9 @@ class Pair:
     weight: float = 1.0
 
 
+Part = Literal["observation", "response"]
+
+
 @dataclass(frozen=True, slots=True)
 class InPass:
     """Tokens of the policy's own row that an auxiliary objective predicts: what the world answered to a step, or the
@@ -279,5 +282,5 @@ class InPass:
 
     trajectory: Trajectory
     step: int
-    part: Literal["observation", "response"] = "observation"
+    part: Part = "observation"
     weight: float = 1.0

@@ -108,14 +108,14 @@ def _found(parts: Sequence[InPass], trajectories: Sequence[Trajectory], fraction
         return []
     numbers = {id(trajectory): number for number, trajectory in enumerate(trajectories)}
     chosen = set(sample_share(range(len(trajectories)), fraction, key))
-    found = []
+    found: dict[tuple[int, int, int], _Found] = {}  # what is yielded twice counts once
     for part in parts:
         number = numbers[id(part.trajectory)]
         for place, span in _spans(part) if number in chosen else ():
             token_ids = part.trajectory.segments[place].token_ids
             target = tuple(token_ids[span.start : span.stop].tolist())
-            found.append(_Found(number, place, span.start, target, part.weight))
-    return found
+            found[number, place, span.start] = _Found(number, place, span.start, target, part.weight)
+    return list(found.values())
 
 
 def _spans(part: InPass) -> Iterator[tuple[int, Span]]:

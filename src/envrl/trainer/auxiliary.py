@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
+from typing import get_args
 
 from envrl.config.schema import Auxiliary
-from envrl.errors import UserError
+from envrl.errors import UserError, suggest
 from envrl.objective.schedule import weight_at
 from envrl.randomness import key_of
 from envrl.registry import Entry, failed, find
 from envrl.rollout.wording import Wording
 from envrl.samples.auxiliary import auxiliary_rows
-from envrl.types import Example, InPass, LossTerm, Row, TrajectoryGroup, episodes_of
+from envrl.types import Example, InPass, LossTerm, Part, Row, Trajectory, TrajectoryGroup, episodes_of
 
 
 @dataclass(slots=True)
@@ -72,30 +74,58 @@ def make_rows(
     return made
 
 
+def try_out(auxiliary: Auxiliary, group: TrajectoryGroup, layout: str) -> None:
+    """Refuse an objective that fails on a group of episodes, or whose tokens stand in no row of this layout."""
+    entry = find("auxiliary", auxiliary.name)
+    for each in _yielded(entry, [group], auxiliary.settings):
+        if isinstance(each, InPass) and each.part == "observation" and layout == "steps":
+            raise UserError(
+                f"the {entry.called} predicts observations in the policy's own rows, which needs rollout.layout = "
+                "'concat': a row of the layout 'steps' ends before the next observation"
+            )
+
+
 def _yielded(
     entry: Entry, groups: Sequence[TrajectoryGroup], settings: dict[str, object]
 ) -> Iterator[Example | InPass]:
     """Yield what an objective makes of these groups, each looked at first."""
     known = {id(trajectory) for trajectory in episodes_of(groups)}
     try:
-        for each in entry.target(groups, **settings):
-            _check(entry, each, known)
-            yield each
+        made = iter(entry.target(groups, **settings))
+        while (each := next(made, _END)) is not _END:
+            yield _checked(entry, each, known)
     except Exception as error:  # anybody's function may raise anything
         raise failed(entry, error) from error
 
 
-def _check(entry: Entry, each: object, known: set[int]) -> None:
+_END = object()
+
+
+def _checked(entry: Entry, each: object, known: set[int]) -> Example | InPass:
+    """Return what was yielded; raises `UserError` where it is no example, or one of what is not there."""
+    who = f"the {entry.called}"
     if not isinstance(each, (Example, InPass)):
-        raise UserError(
-            f"the {entry.called} must yield envrl.Example or envrl.InPass, not {type(each).__name__} ({each!r:.60})"
-        )
-    if isinstance(each, InPass) and id(each.trajectory) not in known:
-        raise UserError(f"the {entry.called} yielded an InPass of an episode that is none of the update's")
-    if not 0 <= each.step < len(each.trajectory.transitions):
-        raise UserError(
-            f"the {entry.called} asks about step {each.step} of an episode of {len(each.trajectory.transitions)} steps "
-            "(counted from 0)"
-        )
-    if isinstance(each, Example) and not all(isinstance(text, str) for text in (each.question, each.target)):
-        raise UserError(f"the {entry.called} must give question and target as texts, not {each.target!r:.60}")
+        raise UserError(f"{who} must yield envrl.Example or envrl.InPass, not {type(each).__name__} ({each!r:.60})")
+    what = f"{who} yielded an {type(each).__name__}"
+    trajectory, step = each.trajectory, each.step
+    if not isinstance(trajectory, Trajectory):
+        raise UserError(f"{what} whose trajectory is {trajectory!r:.60}")
+    if not (isinstance(step, int) and 0 <= step < len(trajectory.transitions)):
+        raise UserError(f"{what} of step {step!r}: the episode has {len(trajectory.transitions)}, counted from 0")
+    if not (isinstance(each.weight, (int, float)) and 0.0 <= each.weight < inf):
+        raise UserError(f"{what} of weight {each.weight!r}: it is a number from 0 on")
+    if isinstance(each, InPass):
+        if id(trajectory) not in known:
+            raise UserError(f"{what} of an episode that is none of the update's")
+        if each.part not in get_args(Part):
+            raise UserError(f"{what} of the part {each.part!r}{suggest(str(each.part), get_args(Part))}")
+        return each
+    texts = {"question": each.question, "target": each.target}
+    texts |= {name: text for name in ("command", "following") if (text := getattr(each, name)) is not None}
+    texts |= {f"choices[{number}]": choice for number, choice in enumerate(each.choices)}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise UserError(f"{what} whose {name} is {text!r:.60}, no text")
+    if isinstance(each.choices, str):
+        raise UserError(f"{what} whose choices are one text: they are a tuple of texts")
+    return each

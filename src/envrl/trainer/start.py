@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,12 +32,16 @@ from envrl.models.runtime import in_place_of_auto, prepare_torch, usable_threads
 from envrl.models.tokenizer import MARKS
 from envrl.objective.policy import TOKEN_LOSSES
 from envrl.older import is_older
+from envrl.registry import find
+from envrl.rollout.scripts import attempt_script, random_script
+from envrl.trainer.auxiliary import try_out
 from envrl.trainer.checkpoint import verify_checkpoint
 from envrl.trainer.idle import idle_settings
 from envrl.trainer.inputs import check_demonstrator, check_directory, check_names, pinned_model
 from envrl.trainer.replaying import Replaying
 from envrl.trainer.tasks import Tasks
 from envrl.trainer.warm_start import FOLDER, PARTIAL
+from envrl.types import TrajectoryGroup
 
 
 def new_config(config: Config) -> Config:
@@ -136,11 +141,16 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
 
 
 def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
-    """Refuse a curriculum or a replay that cannot be made, or gives for the first update what cannot be played."""
+    """Refuse what fails where it is first asked for: a curriculum, a replay, an auxiliary objective of a user's."""
     with opened(make_env()) as env:
         tasks = listed_tasks(env, config.env.split, config.env.name)
-    Tasks(tasks, config).next(1, Counter())
-    Replaying(config)
+        Tasks(tasks, config).next(1, Counter())
+        Replaying(config)
+        auxiliaries = [*config.auxiliaries(), *config.auxiliaries("warm_start")]
+        if theirs := [each for each in auxiliaries if not find("auxiliary", each.name).ships]:
+            played = attempt_script(env, tasks[0], partial(random_script, 0), config.env.max_steps)
+            for each in theirs:
+                try_out(each, TrajectoryGroup(played.task, (played,)), config.rollout.layout)
 
 
 def _check_model(folder: str | Path, config: Config, make_env: Callable[[], TextEnv]) -> None:
