@@ -428,7 +428,7 @@ def test_a_parameter_costs_16_bytes_and_2_more_while_the_graph_holds_its_bf16_co
     assert sum(t.nbytes for t in copies.values()) == (0 if checkpointing else 2 * sum(p.numel() for p in layers))
     part.backward()
     optimizer.step()
-    count = model.parameters()
+    count = model.size
     held = [*model.network.parameters(), *(p.grad for p in model.network.parameters() if p.grad is not None)]
     moments = [tensor for name, tensor in optimizer.tensors().items() if not name.endswith(".step")]
     assert sum(t.nbytes for t in held) == 8 * count

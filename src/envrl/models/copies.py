@@ -16,10 +16,11 @@ def sampling_copy(model: LanguageModel, precision: str) -> LanguageModel:
     """
     if precision == "fp32":
         return model
-    network = copy.deepcopy(model.network).requires_grad_(False).eval()
-    for parameter in network.parameters():
+    network, heads = (copy.deepcopy(part).requires_grad_(False).eval() for part in (model.network, model.heads))
+    sampling = LanguageModel(network, model.codec, heads)
+    for parameter in sampling.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
-    return LanguageModel(network, model.codec)
+    return sampling
 
 
 @torch.no_grad()
@@ -27,5 +28,5 @@ def refresh(sampling: LanguageModel, model: LanguageModel) -> None:
     """Give a copy the weights that the model has now."""
     if sampling is model:
         return
-    for mine, master in zip(sampling.network.parameters(), model.network.parameters(), strict=True):
+    for mine, master in zip(sampling.parameters(), model.parameters(), strict=True):
         mine.copy_(master)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from envrl.models.admission import admit_once
 from envrl.models.bases import base_folder
 from envrl.models.find import check_folder, model_folder
 from envrl.models.forward import longest_sequence, vocabulary_size
+from envrl.models.heads import load_heads, save_heads
 from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.random_weights import build_shape
 from envrl.models.template import CHATML, CHATML_TOKENS, stops_of
@@ -28,10 +29,11 @@ from envrl.models.tokenizer import MARKS, Codec, forget_how_loaded, train_tokeni
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
-    """A causal language model and the codec of its tokenizer."""
+    """A causal language model, the codec of its tokenizer, and heads beside its own by name (`envrl.models.heads`)."""
 
     network: PreTrainedModel
     codec: Codec
+    heads: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
     @property
     def device(self) -> torch.device:
@@ -42,8 +44,15 @@ class LanguageModel:
         """The longest sequence that the network takes, tokens."""
         return longest_sequence(self.network)
 
-    def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.network.parameters())
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the network, then those of the heads."""
+        yield from self.network.parameters()
+        yield from self.heads.parameters()
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
 
 def find_device(name: str) -> torch.device:
@@ -144,7 +153,7 @@ def load_model(
     codec = Codec(tokenizer)
     if chat_template:
         _end_chats(network, codec)
-    return _ready(LanguageModel(network, codec), device)
+    return _ready(LanguageModel(network, codec, load_heads(path, find_device(device))), device)
 
 
 def _add_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -212,6 +221,7 @@ def save_model(model: LanguageModel, folder: Path) -> None:
         save_adapter(model.network, folder)
     else:
         model.network.save_pretrained(folder)
+    save_heads(model.heads, folder)
     model.codec.tokenizer.save_pretrained(folder)
 
 

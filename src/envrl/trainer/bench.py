@@ -95,7 +95,7 @@ class Bench:
         for part in parts:
             accumulate(self.model, part, settings, old, reference)
             watch.lap("passes")
-            clip_gradient(list(self.model.network.parameters()), config.train.max_grad_norm)
+            clip_gradient(list(self.model.parameters()), config.train.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
             watch.lap("step")

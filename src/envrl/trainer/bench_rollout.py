@@ -62,10 +62,10 @@ def _figures(model: LanguageModel, trajectories: Sequence[Trajectory], clock: Cl
     parts = {**meter.seconds, "world": clock.env}
     precision = "bf16" if next(model.network.parameters()).dtype == torch.bfloat16 else "fp32"
     peak = product_speed(precision, model.device, watch.clock)
-    flops = 2 * model.parameters() * meter.fed
+    flops = 2 * model.size * meter.fed
     return {
         "model": model.network.config.model_type,
-        "parameters": model.parameters(),
+        "parameters": model.size,
         "dtype": str(next(model.network.parameters()).dtype).removeprefix("torch."),
         "device": str(model.device),
         "threads": torch.get_num_threads(),

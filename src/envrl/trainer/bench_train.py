@@ -173,7 +173,7 @@ def _figures(
     done = flops.again if settings.checkpointing else flops.both
     return {
         "model": model.network.config.model_type,
-        "parameters": model.parameters(),
+        "parameters": model.size,
         "device": str(model.device),
         "threads": torch.get_num_threads(),
         "precision": settings.precision,

@@ -64,7 +64,7 @@ class Guard:
                 lambda within: accumulate(self.model, rows, within, old, reference, poll),
                 self.optimizer.zero_grad,
             )
-            norm = clip_gradient(list(self.model.network.parameters()), self.max_grad_norm)
+            norm = clip_gradient(list(self.model.parameters()), self.max_grad_norm)
             if math.isfinite(loss) and math.isfinite(norm):
                 self._change_weights(name)
                 self.skips = 0

@@ -65,7 +65,7 @@ def _in_one_go(model: LanguageModel) -> dict[str, bool]:
 
 def adamw(model: LanguageModel, learning_rate: float, weight_decay: float = 0.0) -> Optimizer:
     """Return AdamW (β 0.9, 0.99; Loshchilov and Hutter, arXiv 1711.05101); matrices decay, vectors do not."""
-    parameters = [p for p in model.network.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -76,14 +76,15 @@ def adamw(model: LanguageModel, learning_rate: float, weight_decay: float = 0.0)
 def muon(model: LanguageModel, learning_rate: float, matrix_learning_rate: float) -> Optimizer:
     """Return Muon (Jordan et al. 2024; the scale of Liu et al., arXiv 2502.16982) for the hidden layers' matrices.
 
-    The embedding and everything that is no matrix keep AdamW.
+    The embedding, the heads and everything that is no matrix keep AdamW.
     """
     embedding = {id(p) for p in model.network.get_input_embeddings().parameters()}
     head = model.network.get_output_embeddings()
     embedding |= {id(p) for p in head.parameters()} if head is not None else set()
-    parameters = [p for p in model.network.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim == 2 and id(p) not in embedding]
-    rest = [p for p in parameters if p.ndim != 2 or id(p) in embedding]
+    heads = {id(p) for p in model.heads.parameters()}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.ndim == 2 and id(p) not in embedding | heads]
+    rest = [p for p in parameters if p.ndim != 2 or id(p) in embedding | heads]
     parts: list[torch.optim.Optimizer] = []
     if matrices:
         parts += [torch.optim.Muon(matrices, lr=matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envrl.models.heads import values_of
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import counted_memory
 from envrl.models.rows import RowStates, runs_as_tree, states_of_rows
@@ -81,8 +82,7 @@ def score_terms(
     """Return the scores of all tokens that `component` asks for in these rows, row by row."""
     terms = [(number, term) for number, row in enumerate(rows) for term in row.terms if term.component == component]
     device = model.device
-    row_index = torch.from_numpy(np.repeat([n for n, _ in terms], [len(t.positions_T) for _, t in terms])).to(device)
-    positions = torch.from_numpy(np.concatenate([t.positions_T for _, t in terms]).astype(np.int64)).to(device)
+    row_index, positions = _places(rows, component, device)
     targets = torch.from_numpy(np.concatenate([_targets(rows[n], term) for n, term in terms]).astype(np.int64)).to(
         device
     )
@@ -164,7 +164,9 @@ def micro_loss(
     for component in dict.fromkeys(term.component for row in rows for term in row.terms):
         weight = settings.weights.get(component, 0.0)
         weights_N = _weights(rows, component, device) / denominator[component]
-        if component == "policy":
+        if component in model.heads:
+            loss = loss + weight * _head_part(model, rows, component, states, weights_N, totals)
+        elif component == "policy":
             scores = score_terms(model, rows, component, states, settings.temperature, settings.precision)
             loss = loss + _policy_part(rows, scores, weights_N, totals, settings, old, reference)
         else:
@@ -172,6 +174,30 @@ def micro_loss(
             loss = loss - weight * (weights_N * scores.logprobs).sum()
             totals.add(f"loss/{component}", -scores.logprobs)
     return loss
+
+
+def _head_part(
+    model: LanguageModel,
+    rows: Sequence[Row],
+    component: str,
+    states: RowStates,
+    weights_N: Tensor,
+    totals: Totals,
+) -> Tensor:
+    """Return a head's part of the loss, Σ w (v − R)², of its value v for the state before each token (`returns` R)."""
+    row_N, positions_N = _places(rows, component, model.device)
+    values = values_of(model.heads[component], states.at(row_N, positions_N - 1))
+    losses = (values - _stream(rows, component, "returns", model.device)).square()
+    totals.add(f"loss/{component}", losses)
+    return (weights_N * losses).sum()
+
+
+def _places(rows: Sequence[Row], component: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return for each of the component's tokens its row's number in these rows, and its position there."""
+    terms = [(number, term) for number, row in enumerate(rows) for term in row.terms if term.component == component]
+    row_index = np.repeat([number for number, _ in terms], [len(term.positions_T) for _, term in terms])
+    positions = np.concatenate([term.positions_T for _, term in terms]).astype(np.int64)
+    return torch.from_numpy(row_index).to(device), torch.from_numpy(positions).to(device)
 
 
 def _policy_part(
