@@ -251,12 +251,14 @@ def test_example_world_is_found_as_a_plug_in(example: list[str], capsys: pytest.
 
 def test_token_layouts_are_those_of_the_code() -> None:
     """The marked blocks of method.md against the rows of that episode; how texts fall into tokens is left out."""
+    from envrl.config.schema import Config
     from envrl.envs.registry import make
+    from envrl.eval.questions import ask
     from envrl.models.tokenizer import Codec, train_tokenizer
-    from envrl.rollout.auxiliary import inverse_pairs, state_pairs
     from envrl.rollout.marks import MarksWording
     from envrl.rollout.scripts import play_script
-    from envrl.rollout.wording import Form, Pair
+    from envrl.rollout.wording import Form
+    from envrl.types import Pair
 
     env = make("household")
     (task,) = [task for task in env.tasks("train")[200:250] if task.id.endswith("/000226")]
@@ -272,8 +274,8 @@ def test_token_layouts_are_those_of_the_code() -> None:
     shown = re.findall(r"<!-- layout: (\w+) (\d) (\w+) -->\n\n((?:    .*\n)+)", page)
     assert len(shown) == 4
     for layout, step, kind, block in shown:
-        make_pairs = {"state": state_pairs, "inverse": inverse_pairs}[kind]
-        pair: Pair = make_pairs([episode], MarksWording(codec, Form(layout, 1), 512))[int(step)]
+        asked = ask(Config(), MarksWording(codec, Form(layout, 1), 512), [episode])
+        pair: Pair = {"state": asked.state, "inverse": asked.inverse}[kind][int(step)]
         expected = "".join(line.strip() for line in block.splitlines()).replace("·", "")
         assert f"{written(pair.prompt)}[{written(pair.target)}]" == expected
 

@@ -137,7 +137,7 @@ def test_a_run_never_loads_its_plug_in(
     assert main(["report", str(run)]) == 0
     assert main(["eval", str(run), "--plugin", str(file), "--episodes", "2"]) == 0
     again = ["train", str(run / "config.toml"), "--run", str(run), "--resume", "--train.updates", "2"]
-    assert main([*again, "--objective.schedule_updates", "0", "--plugin", str(file)]) == 0
+    assert main([*again, "--auxiliary.state.weight", "0", "--plugin", str(file)]) == 0
     assert len(lines(run / "metrics.jsonl")) == 2
 
 
