@@ -44,7 +44,7 @@ from envrl.trainer.flops import batch_flops, row_flops
 from envrl.trainer.optimizer import BETAS, adamw
 from envrl.trainer.steps import loss_settings
 from envrl.trainer.update import accumulate, clip_gradient, micro_batches
-from envrl.types import Row, Term, TrajectoryGroup, episodes_of
+from envrl.types import LossTerm, Row, TrajectoryGroup, episodes_of
 
 BUDGETS = (1024, 2048, 4096, 8192)
 """Micro-batches to try for ours, tokens."""
@@ -279,7 +279,7 @@ def _padded(told: Sequence[Mapping[str, Any]]) -> Row:
     """Return a row as TRL runs them all on a CPU: with the longest prompt and completion, every token scored."""
     length = sum(max(len(each[name]) for each in told) for name in ("prompt_ids", "completion_ids"))
     places = np.arange(length, dtype=np.int32)
-    return Row(places, (Term("policy", places, np.ones(length, dtype=np.float32), 1.0),))
+    return Row(places, (LossTerm("policy", places, np.ones(length, dtype=np.float32), 1.0),))
 
 
 def _speed(seconds: Sequence[float], samples: int) -> dict[str, float]:

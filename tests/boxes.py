@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from envrl.config.keys import find_key
 from envrl.config.schema import Config, EnvConfig, EvalConfig, ModelConfig, TrainConfig, WarmStartConfig
 from envrl.envs.registry import register_env
 from envrl.errors import UserError
@@ -82,8 +83,17 @@ def register() -> None:
     register_env("halves", Halves)
 
 
-def tiny(**settings: dict[str, Any] | int) -> Config:
-    """Return a recipe that trains in a second; `settings` are sections with the keys to change, or `seed`."""
+Tables = dict[str, dict[str, Any]]
+"""Settings of auxiliary objectives, by their names."""
+
+
+def tiny(
+    *, auxiliary: Tables | None = None, warm_auxiliary: Tables | None = None, **settings: dict[str, Any] | int
+) -> Config:
+    """Return a recipe that trains in a second; `settings` are sections with the keys to change, or `seed`.
+
+    `auxiliary` are the tables `[auxiliary.NAME]`, `warm_auxiliary` those of the warm start.
+    """
     register()
     config = Config(
         env=EnvConfig(name="boxes", max_steps=3),
@@ -101,7 +111,17 @@ def tiny(**settings: dict[str, Any] | int) -> Config:
         old = getattr(config, name)
         changed = replace(old, **value) if isinstance(value, dict) and name != "owned" else value
         config = replace(config, **{name: changed})
-    return config
+    return with_tables(config, auxiliary or {}, warm_auxiliary or {})
+
+
+def with_tables(config: Config, auxiliary: Tables, warm: Tables | None = None) -> Config:
+    """Return a recipe with settings of auxiliary objectives changed, in RL and in the warm start."""
+    owned = dict(config.owned)
+    for above, tables in (("auxiliary", auxiliary), ("warm_start.auxiliary", warm or {})):
+        owned |= {f"{above}.{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+    known = {name: key for name in owned if (key := find_key(name)) is not None}
+    assert known.keys() == owned.keys(), owned.keys() - known.keys()
+    return replace(config, owned={name: value for name, value in owned.items() if value != known[name].default})
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -80,8 +80,8 @@ def recipe(base: Path, **settings: Any) -> Config:
 @pytest.fixture(scope="module")
 def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("peft")
-    objective = {"kl_weight": 0.05, "state_weight": 0.2}
-    return train(recipe(base, objective=objective), tmp_path_factory.mktemp("runs") / "run")
+    settings = {"objective": {"kl_weight": 0.05}, "auxiliary": {"state": {"weight": 0.2}}}
+    return train(recipe(base, **settings), tmp_path_factory.mktemp("runs") / "run")
 
 
 @needs_peft
@@ -277,7 +277,8 @@ def test_a_run_of_chats_resumes_bit_for_bit_and_is_evaluated(
         base,
         rollout={"format": "action", "layout": "concat", "response_tokens": 12, "show_admissible": True},
         warm_start={"demonstrations": 2, "held_out": 1, "epochs": 1},
-        objective={"kl_weight": 0.05, "state_weight": 0.2, "inverse_weight": 0.1},
+        objective={"kl_weight": 0.05},
+        auxiliary={"state": {"weight": 0.2}, "inverse": {"weight": 0.1}},
         train={"updates": 2, "trajectories_every": 1},
         checkpoint={"every": 1},
     )

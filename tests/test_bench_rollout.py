@@ -72,8 +72,7 @@ def test_generate_gets_the_prompts_and_lengths_that_were_recorded(layout: str, m
         return generate(model, trajectories, *rest)
 
     monkeypatch.setattr(bench, "generate_by_turns", recorded)
-    settings = {"state_rows": "separate"}
-    config = tiny(rollout={"layout": layout}, objective=settings, warm_start={"state_rows": "separate"})
+    config = tiny(rollout={"layout": layout})
     figures = bench.bench_rollout(config)
     assert figures["generate"]["ratio"] > 0
     expected = {}

@@ -22,13 +22,11 @@ from envrl.models.template import ChatTemplate
 from envrl.trainer.bench import Bench, deal_returns
 from envrl.trainer.bench_train import PHASES, arms, bench_train, table
 from envrl.trainer.flops import batch_flops, row_flops
-from envrl.types import Row, Term, episodes_of
-
-SEPARATE = {"warm_start": {"state_rows": "separate"}}
+from envrl.types import LossTerm, Row, episodes_of
 
 
 def test_the_figures_are_those_of_the_batch() -> None:
-    config = tiny(objective={"kl_weight": 0.01}, train={"minibatches": 2, "epochs": 2, "threads": 1}, **SEPARATE)
+    config = tiny(objective={"kl_weight": 0.01}, train={"minibatches": 2, "epochs": 2, "threads": 1})
     figures = bench_train(config, repeats=2, compare=False)
     assert (figures["episodes"], figures["optimiser_steps"], figures["returns"]) == (12, 4, "the world's")
     assert figures["rows"] in (4, 8, 12), "whole groups with an advantage"
@@ -45,7 +43,7 @@ def test_the_figures_are_those_of_the_batch() -> None:
 
 
 def test_measuring_leaves_the_weights_and_is_the_same_twice() -> None:
-    config = tiny(objective={"state_weight": 0.3, "inverse_weight": 0.2}, **SEPARATE)
+    config = tiny(auxiliary={"state": {"weight": 0.3}, "inverse": {"weight": 0.2}})
     bench = Bench(config)
     before = {name: value.clone() for name, value in bench.model.network.state_dict().items()}
     played = deal_returns(bench.play(config), 1.0)
@@ -57,7 +55,7 @@ def test_measuring_leaves_the_weights_and_is_the_same_twice() -> None:
 
 
 def test_whole_updates_are_compared_with_the_fractions_of_the_recipe() -> None:
-    config = tiny(objective={"state_fraction": 0.5, "inverse_fraction": 0.25}, **SEPARATE)
+    config = tiny(auxiliary={"state": {"fraction": 0.5}, "inverse": {"fraction": 0.25}})
     compared = bench_train(config, repeats=1)["compared"]
     assert list(compared) == ["none", "state in pass", "state and inverse rows"]
     assert compared["none"]["ratio"] == {"median": 1.0, "min": 1.0, "max": 1.0}
@@ -67,12 +65,12 @@ def test_whole_updates_are_compared_with_the_fractions_of_the_recipe() -> None:
         parts = {name: value for name, value in each["seconds"].items() if name != "total"}
         assert set(parts) == {"rollout", *PHASES}
         assert each["seconds"]["total"] == pytest.approx(sum(parts.values()))
-    steps = tiny(rollout={"layout": "steps"}, **SEPARATE)
+    steps = tiny(rollout={"layout": "steps"})
     assert list(arms(steps)) == ["none", "state and inverse rows"], "no row of that layout holds the next observation"
 
 
 def test_returns_are_dealt_to_every_second_episode_of_a_group() -> None:
-    config = tiny(**SEPARATE)
+    config = tiny()
     dealt = deal_returns(Bench(config).play(config), 10.0)
     assert [t.total_reward for t in episodes_of(dealt)] == [0.0, 10.0] * 6
 
@@ -97,9 +95,9 @@ def test_operations_are_those_that_torch_counts(tied: bool) -> None:
     assert found.again - found.both == found.forward - 2 * 97 * 32 * length, "logits are not counted twice"
 
 
-def _scored(count: int, at: int = 0) -> Term:
+def _scored(count: int, at: int = 0) -> LossTerm:
     places = np.arange(at, at + count, dtype=np.int32)
-    return Term("imitation", places, np.ones(count, dtype=np.float32), float(count))
+    return LossTerm("imitation", places, np.ones(count, dtype=np.float32), float(count))
 
 
 def test_frozen_matrices_cost_no_gradient_of_their_own() -> None:
@@ -166,7 +164,7 @@ def test_a_shape_comes_with_a_tokenizer_that_writes_chats(monkeypatch: pytest.Mo
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     register()
     recipe, file = tmp_path / "boxes.toml", tmp_path / "figures.json"
-    recipe.write_text(dump_config(tiny(**SEPARATE)))
+    recipe.write_text(dump_config(tiny()))
     arguments = ["bench", "train", str(recipe), "--rollout.tasks", "2", "--repeats", "1", "--json", str(file)]
     assert main(arguments) == 0
     assert "whole     state in pass: " in capsys.readouterr().out

@@ -120,14 +120,14 @@ def script() -> ModuleType:
 @pytest.mark.parametrize("micro", [1, 4])
 def test_trl_is_given_the_very_same_update(script: ModuleType, micro: int) -> None:
     """The gradient of TRL's whole step, on episodes of several turns and lengths, is as long as ours."""
-    config = script.comparable(tiny(warm_start={"state_rows": "separate"}))
+    config = script.comparable(tiny())
     bench = Bench(config)
     dealt = deal_returns(bench.play(config), 1.0)
     ours = script.Ours(bench.model, config)
     rows = ours.rows(dealt)
     assert len(rows) == 12
     assert len({len(row.token_ids) for row in rows}) > 1
-    told = script.recorded(rows, [float(row.terms[0].advantages_T[0]) for row in rows])
+    told = script.recorded(rows, [float(row.terms[0].streams["advantages"][0]) for row in rows])
     norms = [ours.step(dealt, budget)[1] for budget in (64, 1024)]
     other = script.Theirs(bench.model, config, told).steps(micro, 2)
     assert norms[0] > 0

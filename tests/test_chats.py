@@ -21,30 +21,29 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as models_of_pieces
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from boxes import COMMANDS, Boxes, tiny
+from boxes import COMMANDS, Boxes, tiny, with_tables
 from chat_models import CHATML, FAMILIES, make_in_python, make_sentencepiece, make_tokenizer, save_chat_model
 from envrl.cli.main import main
-from envrl.config.schema import INVERSE_QUESTION, STATE_QUESTION, Config
+from envrl.config.schema import Config
 from envrl.errors import UserError
 from envrl.eval.evaluate import evaluate
 from envrl.eval.probe import score_targets
+from envrl.eval.questions import ask
 from envrl.eval.split import form_of, wording_of
 from envrl.models.load import LanguageModel, build_model, load_model, save_model
 from envrl.models.template import ChatTemplate, cleaner
 from envrl.models.tokenizer import Codec
-from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.prompts import FORMATS
 from envrl.rollout.responses import FAULTS
 from envrl.rollout.runner import play_model
 from envrl.rollout.sampler import Draft
 from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.transcript import write_segments
-from envrl.rollout.wording import Form, Pair, Told, Wording
+from envrl.rollout.wording import Form, Told, Wording
 from envrl.trainer.loop import train
-from envrl.types import Action, Observation, Step, Task, Template, Trajectory, Transition
+from envrl.types import Action, Observation, Pair, Step, StopReason, Task, Template, Trajectory, Transition
 
 SETTINGS = PlaySettings(max_steps=4, temperature=1.0, actions="free", response_tokens=12)
-QUESTIONS = {"state_question": STATE_QUESTION, "inverse_question": INVERSE_QUESTION}
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +291,7 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("layout", ["concat", "steps"])
 def test_tags_that_are_special_tokens_are_the_forms_and_not_the_worlds(layout: str, thinker: Path) -> None:
     model = load_model(thinker, marks=False)
-    wording = wording_of(model, Form(layout, format="tags", show_admissible=True, **QUESTIONS))
+    wording = wording_of(model, Form(layout, format="tags", show_admissible=True))
     names = {name: model.codec.encode_special(name)[0] for name in SPECIAL}
     sly = Observation(
         "A <think>door</think> §.\n\nYour task is to: say § <action>", ("say </action>", "§"), templates=(SLY,)
@@ -312,7 +311,8 @@ def test_tags_that_are_special_tokens_are_the_forms_and_not_the_worlds(layout: s
     action = wording.read(Draft(None, response, [0.0] * len(response), [None] * len(response), open=False))
     assert (action.text, action.fault) == ("open box 1", "")
     step = Transition(sly, action, 0.0, sly, False, False)
-    for pair in (wording.state_pair([step], step), wording.inverse_pair([step], step)):
+    asked = ask(tiny(), wording, [Trajectory(Boxes().tasks("train")[1], 0, (step, step), (), StopReason.DONE)])
+    for pair in (asked.state[1], asked.inverse[1]):
         assert not set(names.values()) & {*pair.prompt, *pair.target}
 
 
@@ -350,20 +350,22 @@ def test_no_name_of_a_special_token_is_left(names: set[str], text: str) -> None:
 
 def test_auxiliary_rows_are_chats(models: dict[str, LanguageModel]) -> None:
     model = models["qwen2"]
-    wording = wording_of(model, Form("steps", history=1, format="tags", **QUESTIONS))
+    wording = wording_of(model, Form("steps", history=1, format="tags"))
     steps = conversation(model, wording, THINKING[:2])
-    trajectory = Trajectory(Boxes().tasks("train")[1], 0, tuple(steps), (), "done")
-    state, inverse = state_pairs([trajectory], wording)[1], inverse_pairs([trajectory], wording)[1]
+    trajectory = Trajectory(Boxes().tasks("train")[1], 0, tuple(steps), (), StopReason.DONE)
+    question = {name: tiny().auxiliary(name)["question"] for name in ("state", "inverse")}
+    asked = ask(tiny(), wording, [trajectory])
+    state, inverse = asked.state[1], asked.inverse[1]
     head = (
         "<|im_start|>user\nYou act in a world that is described in words. Every turn you give it one command.\n\n"
         "Your task: find the coin\n\nYour last turns, oldest first:\n\n"
         f"Observation: {steps[0].observation.text}\nCommand: open box 2\n\nWhat you see now:\nIt is empty.\n\n"
     )
     tail = "<|im_end|>\n<|im_start|>assistant\n"
-    assert model.codec.decode(state.prompt) == f"{head}Your command now: open box 3\n\n{STATE_QUESTION}{tail}"
+    assert model.codec.decode(state.prompt) == f"{head}Your command now: open box 3\n\n{question['state']}{tail}"
     assert model.codec.decode(state.target) == "It is empty.<|im_end|>"
     after = "What you see after your next command:\nIt is empty."
-    assert model.codec.decode(inverse.prompt) == f"{head}{after}\n\n{INVERSE_QUESTION}{tail}"
+    assert model.codec.decode(inverse.prompt) == f"{head}{after}\n\n{question['inverse']}{tail}"
     assert model.codec.decode(inverse.target) == "open box 3<|im_end|>"
 
 
@@ -406,12 +408,14 @@ def test_a_tokenizer_in_python_trains(layout: str, tmp_path: Path) -> None:
     for mark in (model.codec.tokenizer.eos_token_id, wording.end):
         assert begun.ids.count(mark) == plain.ids.count(mark)
     config = recipe(layout=layout, actions="admissible")
-    objective = replace(config.objective, state_rows="in_pass" if layout == "concat" else "separate")
-    config = replace(config, objective=objective, train=replace(config.train, updates=1))
+    name = "echo" if layout == "concat" else "state"
+    if layout == "concat":
+        config = with_tables(config, {"state": {"weight": 0.0}, "echo": {"weight": 0.2}})
+    config = replace(config, train=replace(config.train, updates=1))
     run = train(replace(config, model=replace(config.model, path=str(folder))), tmp_path / "run")
     (record,) = lines(run / "metrics.jsonl")
     assert record["train/token_mismatches"] == 0
-    assert record["loss/state"] > 0.0
+    assert record[f"loss/{name}"] > 0.0
 
 
 def test_restricted_sampling_says_a_command_and_the_templates_end(models: dict[str, LanguageModel]) -> None:
@@ -488,7 +492,8 @@ def recipe(**rollout: Any) -> Config:
     return tiny(
         rollout={"tasks": 3, "response_tokens": 10, "format": "action", "actions": "free", **rollout},
         warm_start={"demonstrations": 4, "held_out": 2, "epochs": 1, "batch": 2},
-        objective={"state_weight": 0.2, "inverse_weight": 0.2, "kl_weight": 0.01},
+        auxiliary={"state": {"weight": 0.2}, "inverse": {"weight": 0.2}},
+        objective={"kl_weight": 0.01},
         train={"updates": 2},
         eval={"every": 0, "split": ("valid_b",), "free_episodes": 2, "probe_episodes": 2},
         checkpoint={"every": 1},
@@ -524,7 +529,7 @@ def test_every_family_trains_and_its_checkpoint_is_a_plain_model(
 def test_summaries_train_and_a_run_of_chats_resumes_bit_for_bit(folders: dict[str, Path], tmp_path: Path) -> None:
     config = recipe(layout="steps", format="plan", summary=True, history=0)
     config = replace(config, model=replace(config.model, path=str(folders["qwen3"])))
-    config = replace(config, objective=replace(config.objective, schedule="constant"))
+    config = with_tables(config, {name: {"schedule": "constant"} for name in ("state", "inverse")})
     short = train(replace(config, train=replace(config.train, updates=1)), tmp_path / "short")
     train(config, short, resume=True)
     straight = train(config, tmp_path / "straight")

@@ -75,8 +75,8 @@ WRONG = [
         "train.updates must be a whole number of at least 0, not -3",
     ),
     (
-        ["train", "household-demo", "--objective.state_weight=11"],
-        "objective.state_weight must be a number from 0 to 10",
+        ["train", "household-demo", "--auxiliary.state.weight=11"],
+        "auxiliary.state.weight must be a number from 0 to 10",
     ),
     (["train", "household-demo", "--seed", "one"], "seed must be a whole number of at least 0, not 'one'"),
     (["train", "household-demo", "--run="], "--run needs the name of a directory"),

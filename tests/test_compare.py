@@ -20,13 +20,22 @@ Make = Callable[..., str]
 def make_run(tmp_path: Path) -> Make:
     """A function that writes a run of two updates with given success before and after on 100 games."""
 
-    def write(name: str, before: float, after: float, seed: int = 0, world: str = "boxes", **objective: object) -> str:
+    def write(
+        name: str,
+        before: float,
+        after: float,
+        seed: int = 0,
+        world: str = "boxes",
+        state: float = 0.0,
+        **objective: object,
+    ) -> str:
         folder = tmp_path / name
         folder.mkdir()
         aims = "".join(f"{key} = {json.dumps(value)}\n" for key, value in {"estimator": "grpo", **objective}.items())
+        tables = f"[auxiliary.state]\nweight = {state}\n" * bool(state)
         (folder / "config.toml").write_text(
             f'seed = {seed}\n[env]\nname = "{world}"\n[warm_start]\ndemonstrations = 1500\npath = "/at/{name}"\n'
-            f"[objective]\n{aims}[train]\nupdates = 2\n"
+            f"[objective]\n{aims}{tables}[train]\nupdates = 2\n"
         )
         evals = [
             {
@@ -54,7 +63,11 @@ def cells(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
 
 def test_seeds_make_one_line_with_their_mean(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
     """Wilson over 200 episodes: 100 of 200 is 43.1 to 56.9, 140 of 200 is 63.3 to 75.9."""
-    runs = [make_run("a", 0.45, 0.68), make_run("b", 0.55, 0.72, seed=1), make_run("c", 0.4, 0.6, state_weight=0.2)]
+    runs = [
+        make_run("a", 0.45, 0.68),
+        make_run("b", 0.55, 0.72, seed=1),
+        make_run("c", 0.4, 0.6, state=0.2),
+    ]
     assert main(["compare", *runs]) == 0
     _, _, grpo, envrl = cells(capsys)
     assert grpo[:5] == ["GRPO", "1,500", "50.0 % (43.1 to 56.9): 45.0, 55.0", "70.0 % (63.3 to 75.9): 68.0, 72.0", "2"]
@@ -65,7 +78,7 @@ def test_seeds_make_one_line_with_their_mean(make_run: Make, capsys: pytest.Capt
 
 def test_what_training_did_to_the_language_has_a_column(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
     """Means over seeds, of one split: 20 and 24 are 22 before RL, 30 and 41 are 35.5 after; the other run has none."""
-    runs = [make_run("a", 0.2, 0.3), make_run("b", 0.2, 0.5, seed=1), make_run("c", 0.4, 0.6, state_weight=0.2)]
+    runs = [make_run("a", 0.2, 0.3), make_run("b", 0.2, 0.5, seed=1), make_run("c", 0.4, 0.6, state=0.2)]
     for run, figures in zip(runs, ((20.0, 30.0), (24.0, 41.0)), strict=False):
         records = [json.loads(line) for line in (Path(run) / "eval.jsonl").read_text().splitlines()]
         shown = [record | {"text_perplexity": figure} for record, figure in zip(records, figures, strict=True)]
@@ -156,7 +169,7 @@ def test_a_run_that_is_still_going_shows_a_dash(make_run: Make, capsys: pytest.C
 def test_the_picture_draws_the_mean_and_each_seed(
     make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = [make_run("a", 0.4, 0.7), make_run("b", 0.6, 0.7, seed=1), make_run("c", 0.4, 0.6, state_weight=0.2)]
+    runs = [make_run("a", 0.4, 0.7), make_run("b", 0.6, 0.7, seed=1), make_run("c", 0.4, 0.6, state=0.2)]
     assert main(["compare", *runs, "--picture", str(tmp_path / "all.svg")]) == 0
     drawn = (tmp_path / "all.svg").read_text()
     ElementTree.fromstring(drawn)
@@ -195,7 +208,11 @@ def test_mistakes(
 def test_files_of_results_make_the_same_table_wherever_they_lie(
     make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = [make_run("a", 0.45, 0.68), make_run("b", 0.55, 0.72, seed=1), make_run("c", 0.4, 0.6, state_weight=0.2)]
+    runs = [
+        make_run("a", 0.45, 0.68),
+        make_run("b", 0.55, 0.72, seed=1),
+        make_run("c", 0.4, 0.6, state=0.2),
+    ]
     assert main(["compare", *runs]) == 0
     table, files = capsys.readouterr().out, []
     for run in runs:

@@ -48,10 +48,13 @@ def test_every_recipe_that_the_docs_promise_ships_and_loads() -> None:
 
 def test_the_alfworld_recipes_differ_only_in_what_they_study() -> None:
     grpo, envrl = load_recipe("alfworld-grpo"), load_recipe("alfworld-envrl")
-    assert (grpo.objective.state_weight, grpo.objective.inverse_weight, grpo.warm_start.state_weight) == (0.0, 0.0, 0.0)
-    assert config_differences(grpo, envrl) == ["objective.state_weight", "objective.inverse_weight"]
+    assert grpo.auxiliaries() == []
+    assert [each.name for each in grpo.auxiliaries("warm_start")] == ["inverse"]
+    keys = [f"{name}.{key}" for name in ("state", "inverse") for key in ("weight", "schedule_updates", "fraction")]
+    assert config_differences(grpo, envrl) == [f"auxiliary.{key}" for key in keys]
     assert config_differences(envrl, load_recipe("alfworld-envrl-gigpo")) == ["objective.estimator"]
-    assert config_differences(envrl, load_recipe("alfworld-placebo")) == ["objective.placebo"]
+    exchanged = ["auxiliary.state.placebo", "auxiliary.inverse.placebo"]
+    assert config_differences(envrl, load_recipe("alfworld-placebo")) == exchanged
     assert envrl.env.name == "alfworld"
     assert envrl.train.updates >= 100
 
@@ -80,7 +83,7 @@ def test_extends_a_file_beside_it_and_a_recipe_that_ships(tmp_path: Path) -> Non
     path = write(tmp_path / "inner", 'extends = "../base.toml"\n[rollout]\ntasks = 3\n')
     config = load_recipe(path)
     assert (config.env.name, config.train.updates, config.rollout.tasks) == ("alfworld", 9, 3)
-    assert config.objective.state_weight == load_recipe("alfworld-envrl").objective.state_weight
+    assert config.auxiliaries() == load_recipe("alfworld-envrl").auxiliaries() != []
 
 
 def test_a_circle_of_recipes_is_refused(tmp_path: Path) -> None:
@@ -118,8 +121,8 @@ def test_parse_value_reads_by_the_type_of_the_key() -> None:
         ("[train]\nupdates = -1", ["train.updates must be a whole number of at least 0, not -1"]),
         ("[train]\nlearning_rate = 0", ["train.learning_rate must be a number above 0 and at most 1, not 0"]),
         ("[train]\nlearning_rate = 1.5", ["train.learning_rate must be a number above 0 and at most 1, not 1.5"]),
-        ("[objective]\nstate_weight = -0.1", ["objective.state_weight must be a number from 0 to 10, not -0.1"]),
-        ("[objective]\nstate_weight = nan", ["objective.state_weight must be a number from 0 to 10, not nan"]),
+        ("[auxiliary.state]\nweight = -0.1", ["auxiliary.state.weight must be a number from 0 to 10, not -0.1"]),
+        ("[auxiliary.state]\nweight = nan", ["auxiliary.state.weight must be a number from 0 to 10, not nan"]),
         ("[objective.ppo]\nclip_high = inf", ["objective.ppo.clip_high must be a number of at least 0, not inf"]),
         ("[objective.grpo]\nstd = 1", ["objective.grpo.std must be true or false, not 1"]),
         ('[train]\nprecision = "fp16"', ["train.precision must be one of 'fp32', 'bf16', 'auto', not 'fp16'"]),
@@ -175,16 +178,16 @@ def test_values_that_no_type_catches(key: str, value: str, said: str) -> None:
 
 def test_values_that_contradict_each_other() -> None:
     recipe = "alfworld-envrl"
-    in_pass, steps = ("objective.state_rows", "in_pass"), ("rollout.layout", "steps")
+    in_pass, steps = ("auxiliary.echo.weight", "0.1"), ("rollout.layout", "steps")
     once = ("rollout.repeat_task", "false")
     assert load_recipe(recipe, [steps, once]).rollout.layout == "steps"
-    assert load_recipe(recipe, [in_pass]).objective.state_rows == "in_pass"
-    assert "objective.state_rows = 'in_pass' needs" in mistake(recipe, in_pass, steps, once)
+    assert [each.name for each in load_recipe(recipe, [in_pass]).auxiliaries()] == ["state", "inverse", "echo"]
+    assert "auxiliary.echo.weight needs rollout.layout = 'concat'" in mistake(recipe, in_pass, steps, once)
     assert "rollout.repeat_task = true needs" in mistake(recipe, steps)
-    assert "warm_start.state_rows = 'in_pass' needs" in mistake(
-        recipe, steps, once, ("warm_start.state_weight", "0.1"), ("warm_start.state_rows", "in_pass")
+    assert "warm_start.auxiliary.echo.weight needs rollout.layout = 'concat'" in mistake(
+        recipe, steps, once, ("warm_start.auxiliary.echo.weight", "0.1")
     )
-    assert "objective.placebo needs" in mistake(recipe, in_pass, ("objective.placebo", "true"))
+    assert load_recipe(recipe, [in_pass, ("auxiliary.echo.placebo", "true")]).auxiliaries()[-1].common.placebo
     noisy = ("warm_start.noise", "0.1")
     assert "warm_start.noise needs" in mistake(recipe, noisy, ("warm_start.demonstrator", "walkthrough"))
 
@@ -253,7 +256,7 @@ def test_a_dumped_configuration_loads_equal(tmp_path_factory: pytest.TempPathFac
 
 def test_a_dump_has_every_key(tmp_path: Path) -> None:
     text = dump_config(load_recipe("alfworld-envrl"))
-    owned = 2 + 3  # of grpo and ppo
+    owned = 2 + 3 + 11 + 2 * 12  # of grpo and ppo, state prediction, and inverse dynamics in both stages
     assert text.count(" = ") + text.count("[model.template_arguments]") == len(KEYS) + owned
     assert 'name = "alfworld"' in text
 

@@ -50,7 +50,8 @@ SETTINGS = (
     "--model.path models/Qwen2.5-1.5B-Instruct --rollout.layout steps --rollout.actions free --train.precision bf16 "
     "--rollout.show_admissible true --rollout.response_tokens 512 --env.max_steps 50 --train.updates 150 "
     "--objective.kl_weight 0.01 --train.micro_batch_tokens 16384 --warm_start.demonstrations 0 --rollout.tasks 16 "
-    "--rollout.repeat_task false --rollout.max_steps 0 --objective.state_rows separate --warm_start.state_weight 0"
+    "--rollout.repeat_task false --rollout.max_steps 0 --auxiliary.echo.weight 0 --auxiliary.state.weight 0.1 "
+    "--auxiliary.state.fraction 0.2 --warm_start.auxiliary.echo.weight 0"
 )
 PUBLISHED = SETTINGS.split()
 

@@ -15,8 +15,8 @@ from boxes import Boxes, tiny
 from envrl.config.schema import ModelConfig
 from envrl.eval.split import form_of, play_settings, training_settings, wording_of
 from envrl.models.load import LanguageModel, build_model
-from envrl.rollout.draw import choose, kept, narrowed
 from envrl.randomness import key_of
+from envrl.rollout.draw import choose, kept, narrowed
 from envrl.rollout.runner import play_model
 from envrl.rollout.sampler import Draft, Sampler
 from envrl.rollout.trie import build_trie
@@ -141,8 +141,7 @@ def test_the_trainer_applies_what_sampling_was_narrowed_to(actions: str, layout:
     found = policy_logprobs(boxes, rows, LossSettings({}, temperature=1.2))
     assert len(rows) > 3
     for row in rows:
-        assert row.terms[0].sampled_logprobs_T is not None
-        assert np.allclose(found[row.origin], row.terms[0].sampled_logprobs_T, atol=1e-4)
+        assert np.allclose(found[row.origin], row.terms[0].streams["sampled_logprobs"], atol=1e-4)
 
 
 def test_a_sequence_of_ids_ends_a_response(model: LanguageModel) -> None:

@@ -23,16 +23,16 @@ from envrl.config.load import load_recipe
 from envrl.errors import UserError
 from envrl.eval.evaluate import evaluate, find_target
 from envrl.eval.probe import names_action, probe, probe_episodes, score_targets
+from envrl.eval.questions import Questions, ask
 from envrl.eval.record import action_rates, summarize
 from envrl.eval.split import in_proportion, spread, wording_of
 from envrl.models import rows
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.runtime import prepare_torch
-from envrl.rollout.auxiliary import inverse_pairs, state_pairs
-from envrl.rollout.wording import Form, Pair
+from envrl.rollout.wording import Form
 from envrl.statistics import deviation, mean_interval, pooled, wilson
 from envrl.trainer.loop import train
-from envrl.types import Action, Observation, Task, Trajectory, Transition
+from envrl.types import Action, Observation, Pair, StopReason, Task, Trajectory, Transition
 
 # --- intervals -------------------------------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ def step(command: str, answer: str, *, well_formed: bool = True, imagined: bool 
 
 
 def episode(kind: str, *steps: Transition) -> Trajectory:
-    return Trajectory(Task(f"{kind}-{len(steps)}", "valid", 0, kind), 0, tuple(steps), (), "done")
+    return Trajectory(Task(f"{kind}-{len(steps)}", "valid", 0, kind), 0, tuple(steps), (), StopReason.DONE)
 
 
 def test_a_record_by_hand() -> None:
@@ -150,8 +150,8 @@ def test_which_answers_name_the_act(command: str, answer: str, named: bool) -> N
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run whose world holds a model that has learned something: 60 steps of imitation and of both losses."""
     config = tiny(
-        warm_start={"demonstrations": 32, "epochs": 8, "state_weight": 1.0, "inverse_weight": 1.0, "fraction": 1.0}
-        | {"state_rows": "separate", "patience": 0, "every": 50},
+        warm_start={"demonstrations": 32, "epochs": 8, "patience": 0, "every": 50},
+        warm_auxiliary={name: {"weight": 1.0, "schedule": "constant"} for name in ("state", "inverse")},
         train={"updates": 2},
     )
     return train(config, tmp_path_factory.mktemp("runs") / "run")
@@ -188,7 +188,8 @@ def test_scores_are_those_of_the_models_own_pass(
     """Log-prob and length of each target, against transformers' forward pass row by row; exact against generate."""
     monkeypatch.setitem(rows._TRIED, model.network, tree)
     wording = wording_of(model, Form(layout))
-    pairs = state_pairs(scripted(), wording) + inverse_pairs(scripted(), wording)
+    asked = ask(tiny(), wording, scripted())
+    pairs = asked.state + asked.inverse
     scores = score_targets(model, pairs)
     exact = 0
     for pair, score in zip(pairs, scores, strict=True):
@@ -227,23 +228,23 @@ def test_scores_do_not_depend_on_their_company(model: LanguageModel, shape: list
 def test_the_probe_by_hand(model: LanguageModel) -> None:
     played = scripted()
     steps = [t for trajectory in played for t in trajectory.transitions]
-    states = score_targets(model, state_pairs(played, wording_of(model, Form())))
-    inverse = score_targets(model, inverse_pairs(played, wording_of(model, Form())))
-    found = probe(model, wording_of(model, Form()), played)
+    asked = ask(tiny(), wording_of(model, Form()), played)
+    states, inverse = score_targets(model, asked.state), score_targets(model, asked.inverse)
+    found = probe(model, asked, played)
     assert found["state_nll"] == pytest.approx(-sum(s.logprob for s in states) / sum(s.tokens for s in states))
     assert found["state_exact"] == sum(s.exact for s in states) / len(steps)
     assert found["inverse_accuracy"] == sum(s.exact for s in inverse) / len(steps)
     unnamed = [s.exact for t, s in zip(steps, inverse, strict=True) if t.next_observation.text == "It is empty."]
     assert 0 < len(unnamed) < len(steps)
     assert found["inverse_accuracy_unnamed"] == sum(unnamed) / len(unnamed)
-    assert probe(model, wording_of(model, Form()), []) == {}
+    assert probe(model, Questions([], []), []) == {}
 
 
 def test_the_probe_tells_who_knows_the_world(model: LanguageModel, tmp_path: Path) -> None:
     """What was trained on the answers predicts them better than what was not; an answer that names the act tells it."""
     other = load_model(train(tiny(train={"updates": 0}), tmp_path / "run") / "warm_start")
     played = scripted(10)
-    knows, does_not = probe(model, wording_of(model, Form()), played), probe(other, wording_of(other, Form()), played)
+    knows, does_not = (probe(each, ask(tiny(), wording_of(each, Form()), played), played) for each in (model, other))
     assert knows["state_nll"] < 0.5 * does_not["state_nll"]
     assert knows["state_nll"] < math.log(4)
     assert knows["inverse_accuracy"] >= knows["inverse_accuracy_unnamed"]

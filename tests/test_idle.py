@@ -18,7 +18,7 @@ from envrl.progress import Reporter
 from envrl.trainer.batch import grouped
 from envrl.trainer.idle import IdleUpdates, idle_settings
 from envrl.trainer.loop import train
-from envrl.types import Action, Observation, Step, Trajectory, TrajectoryGroup, Transition
+from envrl.types import Action, Observation, Step, StopReason, Trajectory, TrajectoryGroup, Transition
 
 
 class Hopeless(Boxes):
@@ -62,7 +62,7 @@ def test_updates_in_which_nothing_is_learned_say_so_and_what_to_do(tmp_path: Pat
 def episodes(*outcomes: tuple[float, bool], steps: int = 1) -> list[TrajectoryGroup]:
     task, seen = Boxes().tasks("train")[0], Observation("A room.")
     played = [
-        Trajectory(task, 0, (Transition(seen, Action("look"), reward, seen, won, won),) * steps, (), "done")
+        Trajectory(task, 0, (Transition(seen, Action("look"), reward, seen, won, won),) * steps, (), StopReason.DONE)
         for reward, won in outcomes
     ]
     return grouped(played, 4)
@@ -88,7 +88,7 @@ def test_the_reason_is_that_of_the_episodes(
         idle.observe(update, played, {"rows/policy": 0.0})
     idle.observe(3, played, {"rows/policy": 5.0})  # a row that learns begins the count anew
     for update in (4, 5, 6):
-        idle.observe(update, played, {"rows/policy": 0.0, "rows/inverse": 3.0})
+        idle.observe(update, played, {"rows/policy": 0.0, "weight/inverse": 0.1, "rows/inverse": 3.0})
     assert [line.startswith("update") for line in said] == [True] * 5 + [False]
     assert all(why in line for line in said)
     assert remedy in said[-1]
@@ -101,25 +101,38 @@ def test_an_auxiliary_loss_without_rows_is_said_once() -> None:
     for update in (1, 2):
         idle.observe(update, episodes((1.0, True)), {"rows/policy": 1.0, "weight/state": 0.1, "rows/state": 0.0})
     assert said == [
-        "update 1: objective.state_weight has no effect, since no state row is left: they are longer than the model's "
-        "context, or objective.state_fraction is too small"
+        "update 1: auxiliary.state.weight has no effect, since no state row is left: it yields nothing, what it yields "
+        "is longer than the model's context, or auxiliary.state.fraction is too small"
     ]
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"objective": {"placebo": True}}, "objective.placebo = true has no effect, since objective.state_weight and"),
         (
-            {"objective": {"state_weight": 0.1, "state_fraction": 0.0}},
-            "objective.state_weight = 0.1 has no effect, since objective.state_fraction = 0 leaves no rows",
+            {"auxiliary": {"state": {"placebo": True}}},
+            "[auxiliary.state] has no effect, since auxiliary.state.weight = 0: give it a weight, or leave it out",
         ),
         (
-            {"objective": {"inverse_weight": 0.2, "schedule_updates": 1}, "train": {"updates": 9}},
-            "objective.inverse_weight = 0.2 is 0 from update 2 of 9 on, since objective.schedule_updates = 1",
+            {"auxiliary": {"state": {"weight": 0.1, "fraction": 0.0}}},
+            "auxiliary.state.weight = 0.1 has no effect, since auxiliary.state.fraction = 0 leaves no rows",
         ),
-        ({"warm_start": {"state_weight": 0.5, "demonstrations": 0}}, "warm_start.state_weight = 0.5 has no effect"),
-        ({"warm_start": {"inverse_weight": 0.5, "fraction": 0.0}}, "since warm_start.fraction = 0"),
+        (
+            {"auxiliary": {"inverse": {"weight": 0.2, "schedule_updates": 1}}, "train": {"updates": 9}},
+            "auxiliary.inverse.weight = 0.2 is 0 from update 2 of 9 on, since auxiliary.inverse.schedule_updates = 1",
+        ),
+        (
+            {"auxiliary": {"echo": {"weight": 0.1, "every": 10}}, "train": {"updates": 9}},
+            "auxiliary.echo.weight = 0.1 has no effect, since auxiliary.echo.every = 10 is above train.updates = 9",
+        ),
+        (
+            {"warm_auxiliary": {"echo": {"weight": 0.5}}, "warm_start": {"demonstrations": 0}},
+            "warm_start.auxiliary.echo.weight = 0.5 has no effect, since warm_start.demonstrations = 0",
+        ),
+        (
+            {"warm_auxiliary": {"inverse": {"weight": 0.5, "fraction": 0.0}}},
+            "since warm_start.auxiliary.inverse.fraction = 0",
+        ),
     ],
 )
 def test_a_loss_that_cannot_learn_is_said_before_the_run(

@@ -18,10 +18,10 @@ from envrl.cli.main import main
 from envrl.errors import Interrupted, UserError
 from envrl.eval.evaluate import evaluate
 from envrl.eval.kept import Kept, episode_record, trajectory_of
+from envrl.eval.questions import ask
 from envrl.eval.record import summarize
 from envrl.eval.split import wording_of
 from envrl.models.load import load_model
-from envrl.rollout.auxiliary import state_pairs
 from envrl.rollout.prompts import FORMATS
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import PlaySettings
@@ -83,7 +83,7 @@ def test_an_episode_is_the_same_when_it_is_read_back(run: Path) -> None:
         records = [episode_record(each, True, wording.text_of) | {"split": "valid_a"} for each in played]
         again = [trajectory_of(json.loads(json.dumps(record))) for record in records]
         assert summarize(again) == summarize(played)
-        assert state_pairs(again, wording) == state_pairs(played, wording)
+        assert ask(tiny(), wording, again) == ask(tiny(), wording, played)
         assert [t.task for t in again] == list(tasks)
         for one, other in zip(again, played, strict=True):
             for step, before in zip(one.transitions, other.transitions, strict=True):

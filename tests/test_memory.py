@@ -54,7 +54,7 @@ from envrl.models.runtime import give_back_memory, keep_freed_memory
 from envrl.rollout.sampler import Sampler
 from envrl.trainer.optimizer import adamw
 from envrl.trainer.update import LossSettings, accumulate
-from envrl.types import Row, Term
+from envrl.types import LossTerm, Row
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,
@@ -259,7 +259,7 @@ class _Pad:
 def make_rows(count: int, length: int, scored: int) -> list[Row]:
     positions = np.arange(length - scored, length, dtype=np.int32)
     ones = np.ones(scored, dtype=np.float32)
-    term = Term("policy", positions, ones, float(scored), ones, -ones)
+    term = LossTerm("policy", positions, ones, float(scored), {"advantages": ones, "sampled_logprobs": -ones})
     ids = np.random.default_rng(0).integers(1, 250, (count, length)).astype(np.int32)
     return [Row(row, (term,), f"row {number}") for number, row in enumerate(ids)]
 

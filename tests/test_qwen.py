@@ -15,6 +15,7 @@ from chat_models import save_chat_model
 from envrl.cli.main import main
 from envrl.config.load import config_differences, load_recipe
 from envrl.config.recipes_index import recipe_names, recipe_summary
+from envrl.config.schema import AuxiliaryConfig
 from envrl.envs.registry import make
 from envrl.errors import UserError
 from envrl.eval.evaluate import evaluate
@@ -62,8 +63,10 @@ def test_a_recipe_says_the_published_protocol(name: str) -> None:
     else:
         assert config.settings("estimator") == {"baseline": "steps", "std": True}
     weight = (0.2 if size == "1.5b" else 0.1) if "envrl" in algorithm else 0.0
-    assert (objective.state_weight, objective.inverse_weight) == (weight, weight)
-    assert (objective.schedule, objective.schedule_updates, objective.state_rows) == ("cosine", 0, "separate")
+    auxiliaries = config.auxiliaries()
+    assert [each.name for each in auxiliaries] == (["state", "inverse"] if weight else [])
+    for each in auxiliaries:
+        assert each.common == AuxiliaryConfig(weight=weight, schedule="cosine", schedule_updates=0)
     assert config.eval.split == (("test",) if shop else ("valid_seen", "valid_unseen"))
     assert (config.eval.temperature, config.eval.protocol, config.eval.episodes) == (0.4, "whole", 0)
     figure = PUBLISHED[size, world][ALGORITHMS.index(algorithm)]
@@ -74,7 +77,7 @@ def test_all_sixteen_ship_and_the_sizes_differ_in_the_model_and_the_weights_alon
     assert set(NAMES) <= set(recipe_names())
     for name in NAMES[:8]:
         changed = config_differences(load_recipe(name), load_recipe(name.replace("1.5b", "7b")))
-        weights = ["objective.state_weight", "objective.inverse_weight"] if "envrl" in name else []
+        weights = ["auxiliary.state.weight", "auxiliary.inverse.weight"] if "envrl" in name else []
         assert changed == ["model.path", *weights]
 
 
@@ -175,7 +178,7 @@ def test_minibatches_by_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
     monkeypatch.setattr(steps, "optimiser_batches", noted)
     config = tiny(
-        train={"minibatch_rows": 2, "updates": 2}, rollout={"layout": "steps"}, objective={"inverse_weight": 0.1}
+        train={"minibatch_rows": 2, "updates": 2}, rollout={"layout": "steps"}, auxiliary={"inverse": {"weight": 0.1}}
     )
     train(config, tmp_path / "run")
     assert len(seen) == 2

@@ -22,27 +22,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import envrl
 from boxes import Boxes, tiny
-from envrl.config.schema import INVERSE_QUESTION, STATE_QUESTION, Config
+from envrl.config.schema import Config
 from envrl.errors import Interrupted
 from envrl.eval.language import passage, text_figures
 from envrl.eval.probe import score_targets
+from envrl.eval.questions import ask
 from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.rows import runs_as_tree, states_of_rows
-from envrl.rollout.auxiliary import inverse_pairs, state_pairs
 from envrl.rollout.prompts import FORMATS
 from envrl.rollout.responses import FAULTS
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock, PlaySettings
-from envrl.rollout.wording import Form, Pair
-from envrl.samples.rows import pair_rows, policy_rows
+from envrl.rollout.wording import Form
+from envrl.samples.auxiliary import pair_rows
+from envrl.samples.rows import policy_rows
 from envrl.trainer.export import export_model
 from envrl.trainer.loop import train
 from envrl.trainer.update import score_terms
-from envrl.types import Row, Step, Trajectory
+from envrl.types import Pair, Row, Step, Trajectory
 from moments import essence
 
-QUESTIONS: dict[str, Any] = {"state_question": STATE_QUESTION, "inverse_question": INVERSE_QUESTION}
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 FREE = PlaySettings(max_steps=2, temperature=1.0, actions="free", response_tokens=16)
 RESTRICTED = replace(FREE, actions="admissible")
@@ -95,7 +95,7 @@ def largest_gap(model: LanguageModel, rows: Sequence[Row], temperature: float = 
         states = states_of_rows(model.network, [row.token_ids for row in rows], model.codec.pad)
         found = score_terms(model, rows, "policy", states, temperature, "fp32").logprobs
     terms = [term for row in rows for term in row.terms]
-    sampled = np.concatenate([term.sampled_logprobs_T for term in terms if term.sampled_logprobs_T is not None])
+    sampled = np.concatenate([term.streams["sampled_logprobs"] for term in terms if "sampled_logprobs" in term.streams])
     return float(np.abs(found.double().numpy() - sampled).max())
 
 
@@ -181,10 +181,11 @@ def test_restricted_log_probs_are_those_of_its_choices(whole: LanguageModel) -> 
 
 def test_state_and_inverse_targets_beside_transformers(whole: LanguageModel) -> None:
     """The probe's and the trainer's log-probs of targets are those that `transformers` has for them, row by row."""
-    form = Form("steps", format="action", history=0, **QUESTIONS)
+    form = Form("steps", format="action", history=0)
     (trajectory,) = play(whole, form, replace(RESTRICTED, max_steps=1), episodes=1)
     wording = wording_of(whole, form)
-    pairs = [*state_pairs([trajectory], wording), *inverse_pairs([trajectory], wording)]
+    asked = ask(tiny(), wording, [trajectory])
+    pairs = [*asked.state, *asked.inverse]
     by_hand = [target_logprobs(whole, pair) for pair in pairs]
     assert [score.logprob for score in score_targets(whole, pairs)] == pytest.approx(list(map(sum, by_hand)), rel=1e-4)
     rows = pair_rows(pairs, "state")
@@ -276,11 +277,11 @@ def test_what_is_trained_on_is_what_was_sampled(form: Form, actions: str, shallo
 
 def recipe(folder: Path, **settings: Any) -> Config:
     """Return a recipe for the boxes that trains in seconds."""
-    objective = {"state_weight": 0.2, "inverse_weight": 0.2, "kl_weight": 0.01, "schedule": "constant"}
     given: dict[str, Any] = {
         "warm_start": {"demonstrations": 4, "held_out": 2, "epochs": 2, "batch": 2, "learning_rate": 1e-3},
         "rollout": {"tasks": 2, "group_size": 3, "format": "action", "response_tokens": 8},
-        "objective": objective,
+        "objective": {"kl_weight": 0.01},
+        "auxiliary": {name: {"weight": 0.2, "schedule": "constant"} for name in ("state", "inverse")},
         "train": {"updates": 2, "micro_batch_tokens": 2048, "trajectories": 0},
         "eval": {"every": 0, "split": ("valid_b",), "free_episodes": 0, "probe_episodes": 1},
         "checkpoint": {"every": 1, "keep": 1},

@@ -43,8 +43,10 @@ actions = "admissible"
 temperature = 1.0
 [objective]
 estimator = "grpo"
-state_weight = 0.2
-inverse_weight = 0.05
+[auxiliary.state]
+weight = 0.2
+[auxiliary.inverse]
+weight = 0.05
 [train]
 updates = 20
 [eval]

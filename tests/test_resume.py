@@ -26,8 +26,10 @@ from moments import Launcher, essence, phases
 
 EVERYTHING = tiny(
     seed=3,
-    warm_start={"demonstrations": 10, "epochs": 3, "every": 2, "state_weight": 0.1, "inverse_weight": 0.1},
-    objective={"state_weight": 0.2, "inverse_weight": 0.1, "kl_weight": 0.05, "entropy_weight": 0.01},
+    warm_start={"demonstrations": 10, "epochs": 3, "every": 2},
+    warm_auxiliary={"echo": {"weight": 0.1}, "inverse": {"weight": 0.1, "fraction": 0.25}},
+    auxiliary={"state": {"weight": 0.2}, "inverse": {"weight": 0.1}},
+    objective={"kl_weight": 0.05, "entropy_weight": 0.01},
     train={"updates": 5, "epochs": 2, "minibatches": 2, "micro_batch_tokens": 512, "learning_rate": 1e-3},
 )
 """A run with every kind of state: warm start, a reference model, several steps an update, both auxiliary losses."""
@@ -223,7 +225,7 @@ def test_what_is_refused_changes_nothing(whole: Path, tmp_path: Path, capsys: py
     assert "another configuration (other values of seed, train.learning_rate)" in said
     assert f"go on with 'envrl train {whole / 'config.toml'} --run {whole} --resume'" in said
     assert "can get more updates, not fewer" in refused(capsys, whole, recipe, "--train.updates", "4")
-    assert "objective.schedule_updates" in refused(capsys, whole, recipe, "--train.updates", "6")
+    assert "only with auxiliary.state.schedule_updates set" in refused(capsys, whole, recipe, "--train.updates", "6")
     assert "this machine has" in refused(capsys, tmp_path / "new", recipe, "--train.device", "cuda:77", resume=False)
     assert "is neither a folder here" in refused(
         capsys, tmp_path / "new", recipe, "--model.path", "/absent", resume=False
@@ -239,10 +241,8 @@ def test_what_is_refused_changes_nothing(whole: Path, tmp_path: Path, capsys: py
 
 def test_updates_can_be_added_where_the_schedule_does_not_depend_on_them(tmp_path: Path) -> None:
     """A run of 2 updates that gets 2 more has the weights of one of 4, since T_max is 8 for both."""
-    settings = {"state_weight": 0.2, "schedule_updates": 8}
-    short, long = (
-        tiny(objective=settings, train={"updates": n}, eval={"every": 0, "free_episodes": 0}) for n in (2, 4)
-    )
+    tables = {"state": {"weight": 0.2, "schedule_updates": 8}}
+    short, long = (tiny(auxiliary=tables, train={"updates": n}, eval={"every": 0, "free_episodes": 0}) for n in (2, 4))
     train(short, tmp_path / "run")
     train(long, tmp_path / "run", resume=True)
     train(long, tmp_path / "other")

@@ -10,17 +10,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boxes import tiny
 from envrl.config.schema import ModelConfig
+from envrl.eval.questions import ask
 from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, build_model
-from envrl.rollout.auxiliary import inverse_pairs, state_pairs
+from envrl.rollout.auxiliary import pairs_in_pass
 from envrl.rollout.formats import observation_ids
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import PlaySettings
-from envrl.rollout.wording import Form, Pair
+from envrl.rollout.wording import Form
+from envrl.samples.auxiliary import pair_rows
 from envrl.samples.packing import denominators, pack
-from envrl.samples.rows import pair_rows, policy_rows, ragged
-from envrl.types import Action, Observation, Row, Segment, Span, Step, Task, Term, Trajectory, Transition
+from envrl.samples.rows import counted_term, places, policy_rows, ragged
+from envrl.types import (
+    Action,
+    LossTerm,
+    Observation,
+    Pair,
+    Row,
+    Segment,
+    Span,
+    Step,
+    StopReason,
+    Task,
+    Trajectory,
+    Transition,
+)
 
 DARK, LIGHT = Observation("It is dark."), Observation("It is light.")
 
@@ -37,7 +53,7 @@ TWO_STEPS = Trajectory(
         step([(6,), (2, 3, 4)], (6, 4), (0.0, -1.5)),
     ),
     segments=(Segment(np.array([50, 51, 7, 9, 1, 52, 53, 54, 6, 4], dtype=np.int32), (Span(0, 2, 5), Span(1, 8, 10))),),
-    stop_reason="max_steps",
+    stop_reason=StopReason.MAX_STEPS,
 )
 AS_STEPS = Trajectory(
     task=TWO_STEPS.task,
@@ -47,7 +63,7 @@ AS_STEPS = Trajectory(
         Segment(np.array([50, 51, 7, 9, 1], dtype=np.int32), (Span(0, 2, 5),)),
         Segment(np.array([52, 53, 54, 6, 4], dtype=np.int32), (Span(1, 3, 5),)),
     ),
-    stop_reason="max_steps",
+    stop_reason=StopReason.MAX_STEPS,
 )
 
 
@@ -60,10 +76,8 @@ def test_a_policy_row_by_hand() -> None:
     assert term.positions_T.tolist() == [2, 4, 9], "tokens without a choice (9 and 6) are not counted"
     assert term.weights_T.tolist() == pytest.approx([1 / 3] * 3)
     assert term.share == 1.0
-    assert term.advantages_T is not None
-    assert term.advantages_T.tolist() == [0.5, 0.5, -1.0]
-    assert term.sampled_logprobs_T is not None
-    assert term.sampled_logprobs_T.tolist() == [-0.5, -2.0, -1.5]
+    assert term.streams["advantages"].tolist() == [0.5, 0.5, -1.0]
+    assert term.streams["sampled_logprobs"].tolist() == [-0.5, -2.0, -1.5]
     assert term.allowed is not None
     assert term.allowed.values.tolist() == [7, 8, 2, 3, 4]
     assert term.allowed.offsets.tolist() == [0, 2, 2, 5], "the empty list in the middle is the whole vocabulary"
@@ -99,14 +113,15 @@ def test_a_segment_without_any_choice_has_no_policy_term() -> None:
         0,
         (step([(6,), (1,)], (6, 1), (0.0, 0.0)),),
         (Segment(np.array([50, 6, 1], dtype=np.int32), (Span(0, 1, 3),)),),
-        "max_steps",
+        StopReason.MAX_STEPS,
     )
     assert policy_rows(forced, np.array([1.0]), "sequence_mean") == []
 
 
-def test_state_ranges_add_a_term_or_make_a_row_where_the_policy_has_none() -> None:
-    for advantages, components in ((np.array([0.5, -1.0]), ["policy", "state"]), (np.zeros(2), ["state"])):
-        (row,) = policy_rows(TWO_STEPS, advantages, "sequence_mean", [[(6, 8)]])
+def test_terms_in_pass_join_the_policys_or_make_a_row_where_the_policy_has_none() -> None:
+    in_pass = {0: [counted_term("echo", places([Span(0, 6, 8)]))]}
+    for advantages, components in ((np.array([0.5, -1.0]), ["policy", "echo"]), (np.zeros(2), ["echo"])):
+        (row,) = policy_rows(TWO_STEPS, advantages, "sequence_mean", in_pass)
         assert [term.component for term in row.terms] == components
         term = row.terms[-1]
         assert (term.positions_T.tolist(), term.weights_T.tolist(), term.share) == ([6, 7], [1.0, 1.0], 2.0)
@@ -119,7 +134,7 @@ def test_pair_rows_by_hand() -> None:
     assert (first.terms[0].component, first.terms[0].share) == ("state", 2.0)
     assert first.terms[0].weights_T.tolist() == [1.0, 1.0]
     assert (second.origin, second.terms[0].positions_T.tolist()) == ("state/1", [1])
-    assert first.terms[0].advantages_T is first.terms[0].allowed is None
+    assert (first.terms[0].streams, first.terms[0].allowed) == ({}, None)
 
 
 @given(st.lists(st.none() | st.lists(st.integers(0, 2**31 - 1))))
@@ -206,14 +221,12 @@ def test_policy_positions_point_at_the_sampled_tokens(model: LanguageModel) -> N
             for row in rows:
                 (term,) = row.terms
                 assert term.allowed is not None
-                assert term.advantages_T is not None
-                assert term.sampled_logprobs_T is not None
                 lists = np.split(term.allowed.values, term.allowed.offsets[1:-1])
                 found += zip(
                     row.token_ids[term.positions_T].tolist(),
-                    term.sampled_logprobs_T.tolist(),
+                    term.streams["sampled_logprobs"].tolist(),
                     [tuple(ids.tolist()) or None for ids in lists],
-                    term.advantages_T.tolist(),
+                    term.streams["advantages"].tolist(),
                     strict=True,
                 )
             assert [f[0] for f in found] == [c[0] for c in chosen]
@@ -226,7 +239,8 @@ def test_policy_positions_point_at_the_sampled_tokens(model: LanguageModel) -> N
 def test_auxiliary_pairs_hold_one_transition_each_and_begin_with_their_mark(model: LanguageModel, form: Form) -> None:
     trajectories, codec, marks, wording = weather(model), model.codec, model.codec.marks, wording_of(model, form)
     steps = [s for t in trajectories for s in t.transitions]
-    states, inverses = state_pairs(trajectories, wording), inverse_pairs(trajectories, wording)
+    asked = ask(tiny(), wording, trajectories)
+    states, inverses = asked.state, asked.inverse
     assert len(states) == len(inverses) == len(steps) == 20
     for s, state, inverse in zip(steps, states, inverses, strict=True):
         command, answer = codec.encode(s.action.text), codec.encode(s.next_observation.text)
@@ -244,7 +258,7 @@ def test_auxiliary_pairs_hold_one_transition_each_and_begin_with_their_mark(mode
 def test_history_stands_in_the_auxiliary_prompts_of_the_steps_layout_alone(model: LanguageModel) -> None:
     trajectories, observation = weather(model), model.codec.marks["observation"]
     turns = {
-        form: [pair.prompt.count(observation) for pair in state_pairs(trajectories, wording_of(model, form))][:5]
+        form: [pair.prompt.count(observation) for pair in ask(tiny(), wording_of(model, form), trajectories).state][:5]
         for form in (Form(), Form("steps", history=2), Form("steps", history=0))
     }
     assert list(turns.values()) == [[1] * 5, [1, 2, 3, 3, 3], [1] * 5]
@@ -253,9 +267,9 @@ def test_history_stands_in_the_auxiliary_prompts_of_the_steps_layout_alone(model
 @pytest.mark.parametrize("repeated", [False, True])
 @pytest.mark.parametrize("shown", [False, True])
 def test_in_pass_pairs_are_what_the_policys_own_rows_predict(model: LanguageModel, shown: bool, repeated: bool) -> None:
-    form = Form(show_admissible=shown, repeat_task=repeated, in_pass=True)
+    form = Form(show_admissible=shown, repeat_task=repeated)
     trajectories = weather(model, form, "free")
-    pairs = iter(state_pairs(trajectories, wording_of(model, form)))
+    pairs = iter(pairs_in_pass(trajectories, wording_of(model, form)))
     for trajectory in trajectories:
         (segment,), (ranges,) = trajectory.segments, answers_of(trajectory)
         ours = [next(pairs) for _ in trajectory.transitions][:-1]  # the last answer is not in the segment
@@ -266,7 +280,7 @@ def test_in_pass_pairs_are_what_the_policys_own_rows_predict(model: LanguageMode
     assert next(pairs, None) is None
 
 
-def row_of(length: int, *terms: Term, origin: str = "") -> Row:
+def row_of(length: int, *terms: LossTerm, origin: str = "") -> Row:
     return Row(np.zeros(length, dtype=np.int32), terms, origin)
 
 
@@ -293,8 +307,8 @@ def test_packing_loses_nothing_and_keeps_the_budget(lengths: list[int], budget: 
 
 
 def test_denominators_add_up_shares_by_component() -> None:
-    def term(component: str, share: float) -> Term:
-        return Term(component, np.array([1], dtype=np.int32), np.ones(1, dtype=np.float32), share)
+    def term(component: str, share: float) -> LossTerm:
+        return LossTerm(component, np.array([1], dtype=np.int32), np.ones(1, dtype=np.float32), share)
 
     rows = [row_of(4, term("policy", 1.0), term("state", 7.0)), row_of(4, term("state", 3.0)), row_of(2)]
     assert denominators(rows) == {"policy": 1.0, "state": 10.0}

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from envrl.config.schema import ModelConfig
 from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, build_model
+from envrl.randomness import key_of
 from envrl.rollout import sampler as module
 from envrl.rollout.formats import action_ids
 from envrl.rollout.predict import predict_targets
-from envrl.randomness import key_of
 from envrl.rollout.sampler import Draft, Sampler
 from envrl.rollout.trie import Commands, Node, build_trie
-from envrl.rollout.wording import Form, Pair
-from envrl.types import Observation, Template
+from envrl.rollout.wording import Form
+from envrl.types import Observation, Pair, Template
 
 ROOMS = ("drawer 1", "drawer 2", "shelf 1", "shelf 12", "fridge 1")
 COMMANDS = (*(f"go to {room}" for room in ROOMS), "look", "look around", "take cup 2 from shelf 1")

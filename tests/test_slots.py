@@ -23,7 +23,7 @@ from envrl.rollout.marks import MarksWording
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.wording import Form, Told
-from envrl.types import SET_ASIDE, Observation, Step, Task, Trajectory
+from envrl.types import Observation, Step, StopReason, Task, Trajectory
 from frail import Frail
 
 STEPS = 6
@@ -164,7 +164,7 @@ def test_worker_processes_play_the_same_and_a_task_set_aside_frees_its_slot(
         pool = worlds.vector()
         assert isinstance(pool, ProcessPool)
         pool.close()
-    assert [t.stop_reason == SET_ASIDE for t in found] == [t.task == tasks[6] for t in expected]
+    assert [(t.stop_reason is StopReason.SET_ASIDE) for t in found] == [t.task == tasks[6] for t in expected]
     sound = [number for number, task in enumerate(tasks) if task != tasks[6]]
     assert_same([found[n] for n in sound], [expected[n] for n in sound])
 

@@ -17,11 +17,12 @@ from chat_models import CHATML, FAMILIES, make_tokenizer, save_chat_model
 from chat_server import chat_server, says
 from envrl.cli.main import main
 from envrl.config.load import load_recipe
-from envrl.config.schema import INVERSE_QUESTION, STATE_QUESTION, Config
+from envrl.config.schema import Config
 from envrl.errors import UserError
 from envrl.eval.client import Endpoint
 from envrl.eval.endpoint import evaluate_endpoint
 from envrl.eval.evaluate import evaluate
+from envrl.eval.questions import ask
 from envrl.eval.split import wording_of
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.template import ChatTemplate
@@ -33,7 +34,7 @@ from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.transcript import write_segments
 from envrl.rollout.wording import Form
 from envrl.trainer.loop import train
-from envrl.types import Action, Observation, Transition
+from envrl.types import Action, Observation, StopReason, Trajectory, Transition
 
 OPENING = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
 """It opens a thought in every prompt, and writes earlier responses as they are."""
@@ -140,8 +141,7 @@ def test_a_summary_stands_behind_the_thought() -> None:
 
 
 def form_of(layout: str = "concat", name: str = "action", **more: Any) -> Form:
-    asked = {"state_question": STATE_QUESTION, "inverse_question": INVERSE_QUESTION}
-    return Form(layout, format=name, show_admissible=True, **asked, **more)
+    return Form(layout, format=name, show_admissible=True, **more)
 
 
 def episode(texts: Sequence[str], model: LanguageModel, end: int) -> list[Transition]:
@@ -197,10 +197,9 @@ def test_what_auxiliary_rows_ask_for_stands_behind_the_thought(models: dict[str,
     model = models["OPENING"]
     wording = wording_of(model, form_of())
     (step,) = episode(["hm\n</think>\n\nopen box 2"], model, wording.end)
-    for pair, target in (
-        (wording.state_pair([], step), "It is empty.<|im_end|>"),
-        (wording.inverse_pair([], step), "open box 2<|im_end|>"),
-    ):
+    played = Trajectory(Boxes().tasks("train")[1], 0, (step,), (), StopReason.MAX_STEPS)
+    asked = ask(tiny(), wording, [played])
+    for (pair,), target in ((asked.state, "It is empty.<|im_end|>"), (asked.inverse, "open box 2<|im_end|>")):
         assert model.codec.decode(pair.prompt).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
         assert model.codec.decode(pair.target) == target
 
@@ -283,7 +282,7 @@ def recipe(path: str, **rollout: Any) -> Config:
     config = tiny(
         rollout={"tasks": 3, "response_tokens": 12, "format": "action", "actions": "free", **rollout},
         warm_start={"demonstrations": 4, "held_out": 2, "epochs": 20, "batch": 2, "learning_rate": 0.01},
-        objective={"state_weight": 0.2, "inverse_weight": 0.2},
+        auxiliary={"state": {"weight": 0.2}, "inverse": {"weight": 0.2}},
         train={"updates": 1},
         eval={"every": 0, "split": ("valid_b",), "free_episodes": 2, "probe_episodes": 2},
         checkpoint={"every": 1},

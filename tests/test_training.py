@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import envrl.trainer.loop as loop
-from boxes import COMMANDS, HALF, SIZES, Boxes, tiny
+from boxes import COMMANDS, HALF, SIZES, Boxes, tiny, with_tables
 from envrl.cli.main import main
 from envrl.config.load import dump_config, load_recipe
 from envrl.config.schema import Config
@@ -32,10 +32,10 @@ from envrl.rollout.runner import play_model
 from envrl.rollout.wording import Form
 from envrl.trainer.batch import build_batch, draw_episodes, draw_tasks, grouped, step_advantages
 from envrl.trainer.checkpoint import load_state
-from envrl.trainer.demonstrations import auxiliary_rows, demonstrate, imitation_rows
+from envrl.trainer.demonstrations import batch_rows, demonstrate, imitation_rows, written
 from envrl.trainer.loop import train
 from envrl.trainer.shared_start import shared_evaluations
-from envrl.types import Action, Observation, Step, Task, Trajectory, TrajectoryGroup, Transition
+from envrl.types import Action, Observation, Step, StopReason, Task, Trajectory, TrajectoryGroup, Transition
 
 QUICK: dict[str, Any] = {"every": 0, "split": ("valid_b",), "free_episodes": 2, "probe_episodes": 2}
 """Evaluation settings for tests that look at training alone."""
@@ -55,7 +55,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of five updates with both auxiliary losses."""
-    config = tiny(objective={"state_weight": 0.2, "inverse_weight": 0.1}, train={"updates": 5})
+    config = tiny(auxiliary={"state": {"weight": 0.2}, "inverse": {"weight": 0.1}}, train={"updates": 5})
     return train(config, tmp_path_factory.mktemp("runs") / "run")
 
 
@@ -78,7 +78,7 @@ def test_a_run_leaves_these_files_and_no_others(run: Path) -> None:
 
 def test_the_configuration_is_whole_and_its_threads_are_fixed(run: Path, tmp_path: Path) -> None:
     stored = load_recipe(str(run / "config.toml"))
-    assert stored == tiny(objective={"state_weight": 0.2, "inverse_weight": 0.1}, train={"updates": 5})
+    assert stored == tiny(auxiliary={"state": {"weight": 0.2}, "inverse": {"weight": 0.1}}, train={"updates": 5})
     config = tiny(warm_start={"demonstrations": 0}, train={"threads": 0, "updates": 0}, eval=QUICK)
     other = train(config, tmp_path / "other")
     assert load_recipe(str(other / "config.toml")).train.threads in (1, 2)
@@ -214,7 +214,7 @@ def test_a_shared_warm_start_says_what_has_no_effect(tmp_path: Path) -> None:
 
 def test_a_shared_start_is_evaluated_once(run: Path, tmp_path: Path) -> None:
     def begun(name: str, **settings: Any) -> list[dict[str, Any]]:
-        config = tiny(objective={"state_weight": 0.3}, train={"updates": 0}, **settings)
+        config = tiny(auxiliary={"state": {"weight": 0.3}}, train={"updates": 0}, **settings)
         config = replace(config, seed=3, warm_start=replace(config.warm_start, path=str(run / "warm_start")))
         return lines(train(config, tmp_path / name) / "eval.jsonl")
 
@@ -250,7 +250,7 @@ ROLLOUTS = [
 @pytest.mark.parametrize("rollout", ROLLOUTS, ids=str)
 def test_demonstrations_are_written_as_episodes_are_played(rollout: dict[str, Any]) -> None:
     """A model that plays what the expert plays leaves segments equal to the rows of imitation, spans to its targets."""
-    config = tiny(rollout=rollout, warm_start={"state_weight": 0.2, "state_rows": "separate"})
+    config = tiny(rollout=rollout)
     model = build_model(config.model, ["Open box 1. You see 1, 2, 3, 4, nothing."], seed=0)
     env, task = Boxes(), Boxes().tasks("train")[1]
     demonstration = demonstrate(env, task, config, 0)
@@ -261,8 +261,9 @@ def test_demonstrations_are_written_as_episodes_are_played(rollout: dict[str, An
         for trajectory in play_model(model, wording, Boxes, [task] * 400, range(400), settings, seed=0)
         if [step.action.text for step in trajectory.transitions] == wanted
     ][:1]
-    rows = imitation_rows(demonstration, wording, config)
-    assert rows is not None
+    told = written(demonstration, wording)
+    assert told is not None
+    rows = imitation_rows(told)
     assert [row.token_ids.tolist() for row in rows] == [segment.token_ids.tolist() for segment in played.segments]
     for row, segment in zip(rows, played.segments, strict=True):
         sampled = [place for span in segment.spans for place in range(span.start, span.stop)]
@@ -271,15 +272,23 @@ def test_demonstrations_are_written_as_episodes_are_played(rollout: dict[str, An
 
 def test_separate_rows_of_the_warm_start_have_their_mark_whatever_form_rl_takes() -> None:
     config = tiny(
-        warm_start={"state_weight": 0.2, "state_rows": "separate", "inverse_weight": 0.1, "fraction": 1.0},
-        objective={"state_weight": 0.2, "state_rows": "in_pass"},
+        warm_auxiliary={
+            "state": {"weight": 0.2, "deduplicate": False},
+            "inverse": {"weight": 0.1, "deduplicate": False},
+        },
+        auxiliary={"echo": {"weight": 0.2}},
     )
     model = build_model(config.model, ["Open box 1. You see 1, 2, 3, 4, nothing."], seed=0)
     codec = model.codec
-    demonstrations = [demonstrate(Boxes(), task, config, 0) for task in Boxes().tasks("train")[:3]]
-    rows = auxiliary_rows(demonstrations, wording_of(model, form_of(config)), config, 0)
+    wording = wording_of(model, form_of(config))
+    played = [written(demonstrate(Boxes(), task, config, 0), wording) for task in Boxes().tasks("train")[:3]]
+    demonstrations = [each for each in played if each is not None]
+    rows, figures = batch_rows(demonstrations, config.auxiliaries("warm_start"), wording, (0,))
     steps = sum(len(d.trajectory.transitions) for d in demonstrations)
-    first = [int(row.token_ids[0]) for row in rows]
+    assert len(demonstrations) == 3
+    assert figures == {"rows/state": steps, "rows/inverse": steps}
+    assert [row.terms[0].component for row in rows[:3]] == ["imitation"] * 3
+    first = [int(row.token_ids[0]) for row in rows[3:]]
     assert first == [codec.marks["state"]] * steps + [codec.marks["inverse"]] * steps
 
 
@@ -297,8 +306,9 @@ def test_warm_start_lines_follow_the_demonstrations(run: Path) -> None:
 # --- every setting that changes what is trained ----------------------------------------------------------------------
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "in_pass": {"objective": {"state_weight": 0.2, "state_rows": "in_pass"}},
-    "placebo": {"objective": {"state_weight": 0.2, "inverse_weight": 0.1, "placebo": True}},
+    "in_pass": {"auxiliary": {"echo": {"weight": 0.2}}},
+    "placebo": {"auxiliary": {"state": {"weight": 0.2, "placebo": True}, "inverse": {"weight": 0.1, "placebo": True}}},
+    "placebo in pass": {"auxiliary": {"echo": {"weight": 0.2, "placebo": True}}},
     "gigpo": {"objective": {"estimator": "gigpo"}, "owned": {"objective.gigpo.step_norm": "mean"}},
     "rows of every step": {
         "objective": {"aggregation": "token_mean"},
@@ -313,7 +323,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "entropy": {"objective": {"entropy_weight": 0.01}},
     "several steps": {"train": {"epochs": 2, "minibatches": 2}},
     "bf16": {"train": {"precision": "bf16"}},
-    "steps": {"rollout": {"layout": "steps"}, "objective": {"state_weight": 0.2, "inverse_weight": 0.1}},
+    "steps": {"rollout": {"layout": "steps"}, "auxiliary": {"state": {"weight": 0.2}, "inverse": {"weight": 0.1}}},
     "steps, commands shown": {"rollout": {"layout": "steps", "history": 1, "show_admissible": True}},
     "free": {"rollout": {"actions": "free", "invalid_penalty": 0.1, "temperature": 0.8}},
     "muon": {"warm_start": {"optimizer": "muon", "matrix_learning_rate": 0.02}},
@@ -322,7 +332,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "walkthroughs": {"warm_start": {"demonstrator": "walkthrough"}},
     "noise": {"warm_start": {"noise": 0.3}},
     "auxiliary rows in the warm start": {
-        "warm_start": {"state_weight": 0.2, "state_rows": "separate", "inverse_weight": 0.1, "fraction": 0.5}
+        "warm_auxiliary": {"state": {"weight": 0.2, "fraction": 0.5}, "inverse": {"weight": 0.1, "fraction": 0.5}}
     },
     "reward scale": {"rollout": {"reward_scale": 10.0}},
 }
@@ -352,8 +362,16 @@ def test_a_setting_is_not_without_effect(name: str, plain: Path, tmp_path: Path)
 
 
 def check_in_pass(run: Path) -> None:
-    assert "rows/state" not in metrics(run)[0], "no rows of their own"
-    assert metrics(run)[0]["loss/state"] > 0.0
+    for record in metrics(run):
+        assert record["rows/echo"] <= 12, "terms of the policy's rows, one an episode, and no rows of their own"
+        assert record["loss/echo"] > 0.0
+
+
+def check_placebo_in_pass(run: Path) -> None:
+    for record in metrics(run):
+        assert record["placebo/echo_coincidences"] < record["train/steps"]
+        assert "placebo/echo_other_length" in record
+        assert record["loss/echo"] > 0.0
 
 
 def check_placebo(run: Path) -> None:
@@ -401,6 +419,7 @@ def check_reward_scale(run: Path) -> None:
 checks = {
     "in_pass": check_in_pass,
     "placebo": check_placebo,
+    "placebo in pass": check_placebo_in_pass,
     "kl": check_kl,
     "bf16": check_bf16,
     "steps": check_steps,
@@ -427,17 +446,17 @@ def test_no_updates_is_warm_start_and_evaluation_only(tmp_path: Path) -> None:
 
 
 def test_an_auxiliary_loss_whose_weight_has_fallen_to_0_costs_no_rows(tmp_path: Path) -> None:
-    objective = {"inverse_weight": 0.1, "schedule": "linear", "schedule_updates": 1}
-    first, second = metrics(variant(tmp_path, objective=objective))
+    table = {"weight": 0.1, "schedule": "linear", "schedule_updates": 1}
+    first, second = metrics(variant(tmp_path, auxiliary={"inverse": table}))
     assert (first["weight/inverse"], second["weight/inverse"]) == (0.1, 0.0)
     assert first["rows/inverse"] > 0
     assert "rows/inverse" not in second
 
 
 def test_placebo_and_true_rows_differ_in_their_targets_alone(tmp_path: Path) -> None:
-    objective = {"inverse_weight": 0.1, "deduplicate": False, "schedule": "constant"}
-    true = tiny(objective=objective, train={"updates": 0}, eval=QUICK)
-    placebo = replace(true, objective=replace(true.objective, placebo=True))
+    table = {"weight": 0.1, "deduplicate": False, "schedule": "constant"}
+    true = tiny(auxiliary={"inverse": table}, train={"updates": 0}, eval=QUICK)
+    placebo = with_tables(true, {"inverse": {"placebo": True}})
     run = train(true, tmp_path / "run")
     model = load_model(run / "checkpoints" / "latest")
     tasks = [task for task in Boxes().tasks("train")[:3] for _ in range(4)]
@@ -458,26 +477,25 @@ def test_placebo_and_true_rows_differ_in_their_targets_alone(tmp_path: Path) -> 
     assert kept < len(targets[0])
 
 
-def test_in_pass_the_state_fraction_is_a_share_of_the_episodes(tmp_path: Path) -> None:
-    objective = {"state_weight": 0.1, "state_rows": "in_pass", "schedule": "constant"}
-    whole = tiny(objective=objective, train={"updates": 0}, eval=QUICK)
+def test_in_pass_the_fraction_is_a_share_of_the_episodes(tmp_path: Path) -> None:
+    whole = tiny(auxiliary={"echo": {"weight": 0.1, "schedule": "constant"}}, train={"updates": 0}, eval=QUICK)
     model = load_model(train(whole, tmp_path / "run") / "checkpoints" / "latest")
     tasks = [task for task in Boxes().tasks("train")[:3] for _ in range(4)]
     wording = wording_of(model, Form())
     played = play_model(model, wording, Boxes, tasks, [0, 1, 2, 3] * 3, play_settings(whole, 1.0), seed=0, update=1)
 
     def origins(component: str, share: float, update: int = 1) -> list[str]:
-        config = replace(whole, objective=replace(whole.objective, state_fraction=share))
+        config = with_tables(whole, {"echo": {"fraction": share}})
         rows = build_batch(grouped(played, 4), config, wording_of(model, form_of(config)), update).rows
         return [row.origin for row in rows if any(term.component == component for term in row.terms)]
 
-    everything = origins("state", 1.0)
+    everything = origins("echo", 1.0)
     assert len(everything) == sum(len(trajectory.transitions) > 1 for trajectory in played)
-    assert origins("state", 0.0) == []
-    some = origins("state", 0.5)
+    assert origins("echo", 0.0) == []
+    some = origins("echo", 0.5)
     assert 0 < len(some) < len(everything)
     assert set(some) < set(everything)
-    assert any(origins("state", 0.5, update) != some for update in (2, 3, 4)), "each update draws its own"
+    assert any(origins("echo", 0.5, update) != some for update in (2, 3, 4)), "each update draws its own"
     assert origins("policy", 0.0) == origins("policy", 0.5) == origins("policy", 1.0)
 
 
@@ -548,7 +566,7 @@ def test_half_of_a_surrogate_pair_is_text_that_cannot_be_encoded(layout: str, tm
         env={"name": "halves"},
         rollout={"layout": layout, "show_admissible": True},
         warm_start={"demonstrations": 8, "demonstrator": "walkthrough"},
-        objective={"state_weight": 0.1, "inverse_weight": 0.1},
+        auxiliary={"state": {"weight": 0.1}, "inverse": {"weight": 0.1}},
         train={"updates": 1, "trajectories_every": 1},
         eval=QUICK,
     )
@@ -573,7 +591,7 @@ def test_a_loss_that_is_never_finite_ends_the_run(tmp_path: Path, monkeypatch: p
         return batch
 
     monkeypatch.setattr(loop, "build_batch", poisoned)
-    config = tiny(train={"updates": 9}, objective={"state_weight": 0.1}, eval=QUICK)
+    config = tiny(train={"updates": 9}, auxiliary={"state": {"weight": 0.1}}, eval=QUICK)
     with pytest.raises(RunError, match="not finite"):
         train(config, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run" / "skipped").iterdir()) == [
@@ -614,7 +632,7 @@ def test_groups_may_be_of_any_size() -> None:
 
     def episode(reward: float) -> Trajectory:
         return Trajectory(
-            Task("a", "train"), 0, (Transition(seen, Action("look"), reward, seen, True, True),), (), "done"
+            Task("a", "train"), 0, (Transition(seen, Action("look"), reward, seen, True, True),), (), StopReason.DONE
         )
 
     groups = [TrajectoryGroup(Task("a", "train"), tuple(map(episode, each))) for each in ((1.0, 0.0), (1.0, 0.0, 0.0))]
@@ -639,13 +657,13 @@ def learning(**settings: Any) -> Config:
 
 
 @pytest.mark.parametrize(
-    "objective",
-    [{}, {"estimator": "gigpo"}, {"state_weight": 0.2, "inverse_weight": 0.1}],
+    "settings",
+    [{}, {"objective": {"estimator": "gigpo"}}, {"auxiliary": {"state": {"weight": 0.2}, "inverse": {"weight": 0.1}}}],
     ids=["grpo", "gigpo", "envrl"],
 )
-def test_rl_finds_where_things_are_kept(objective: dict[str, Any], tmp_path: Path) -> None:
+def test_rl_finds_where_things_are_kept(settings: dict[str, Any], tmp_path: Path) -> None:
     """With one try, chance finds 1 of 4; 48 games, so that even 0.6 is more than 5 standard errors above it."""
-    run = train(learning(objective=objective), tmp_path / "run")
+    run = train(learning(**settings), tmp_path / "run")
     before, after = lines(run / "eval.jsonl")
     assert before["episodes"] == after["episodes"] == SIZES["train"]
     assert before["success_rate"] < 0.5

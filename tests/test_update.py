@@ -28,12 +28,14 @@ from envrl.trainer.batch import build_batch, grouped
 from envrl.trainer.optimizer import adamw
 from envrl.trainer.steps import Optimization
 from envrl.trainer.update import LossSettings, Totals, accumulate, clip_gradient, micro_loss, policy_logprobs
-from envrl.types import Row, Term, Trajectory
+from envrl.types import LossTerm, Row, Trajectory
 
 TEXTS = [
     f"There are four boxes in room {n}. It is empty. You open box {n % 4 + 1} and find the key." for n in range(48)
 ]
-AUXILIARY = {"state_weight": 0.2, "inverse_weight": 0.1, "schedule": "constant", "deduplicate": False}
+SAME = {"schedule": "constant", "deduplicate": False}
+INVERSE = {"inverse": {"weight": 0.1, **SAME}}
+AUXILIARY = {"state": {"weight": 0.2, **SAME}, **INVERSE}
 
 
 def make_model(config: Config | None = None, seed: int = 0) -> LanguageModel:
@@ -76,17 +78,16 @@ def test_a_batch_of_two_rows_has_the_loss_of_the_formula() -> None:
     """λ_c and N_c worked out beside the code: a clipped token, a restricted one, two components of unequal lengths."""
     model = make_model()
     allowed = ragged([(11, 12, 40), None])
-    policy = Term(
+    policy = LossTerm(
         "policy",
         np.array([2, 3], dtype=np.int32),
         np.array([0.5, 0.5], dtype=np.float32),
         1.0,
-        np.array([1.5, 1.5], dtype=np.float32),
-        np.array([0.0, 0.0], dtype=np.float32),
+        {"advantages": np.array([1.5, 1.5], dtype=np.float32), "sampled_logprobs": np.zeros(2, dtype=np.float32)},
         allowed,
     )
     row = Row(np.array([30, 31, 12, 33], dtype=np.int32), (policy,), "a")
-    state = Term("state", np.array([1, 2, 4], dtype=np.int32), np.ones(3, dtype=np.float32), 3.0)
+    state = LossTerm("state", np.array([1, 2, 4], dtype=np.int32), np.ones(3, dtype=np.float32), 3.0)
     other = Row(np.array([50, 51, 52, 53, 54], dtype=np.int32), (state,), "b")
     settings_ = LossSettings(
         {"policy": 1.0, "state": 0.2, "entropy": 0.01, "kl": 0.3}, knobs={"clip_low": 0.2, "clip_high": 0.2}
@@ -136,13 +137,13 @@ def exact(model: LanguageModel) -> None:
 # --- accumulation ----------------------------------------------------------------------------------------------------
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "token_mean": {"objective": {**AUXILIARY, "aggregation": "token_mean"}},
-    "sequence_mean": {"objective": {**AUXILIARY, "aggregation": "sequence_mean"}},
-    "gspo": {"objective": {**AUXILIARY, "loss": "gspo"}},
-    "cispo": {"objective": {**AUXILIARY, "loss": "cispo", "aggregation": "token_mean"}},
-    "in_pass": {"objective": {**AUXILIARY, "state_rows": "in_pass"}},
-    "steps": {"objective": AUXILIARY, "rollout": {"layout": "steps"}},
-    "free": {"objective": AUXILIARY, "rollout": {"actions": "free", "invalid_penalty": 0.1}, "env": {"max_steps": 4}},
+    "token_mean": {"auxiliary": AUXILIARY, "objective": {"aggregation": "token_mean"}},
+    "sequence_mean": {"auxiliary": AUXILIARY, "objective": {"aggregation": "sequence_mean"}},
+    "gspo": {"auxiliary": AUXILIARY, "objective": {"loss": "gspo"}},
+    "cispo": {"auxiliary": AUXILIARY, "objective": {"loss": "cispo", "aggregation": "token_mean"}},
+    "in_pass": {"auxiliary": {"echo": {"weight": 0.2, **SAME}, **INVERSE}},
+    "steps": {"auxiliary": AUXILIARY, "rollout": {"layout": "steps"}},
+    "free": {"auxiliary": AUXILIARY, "rollout": {"actions": "free", "invalid_penalty": 0.1}, "env": {"max_steps": 4}},
 }
 
 
@@ -155,8 +156,8 @@ def test_the_gradient_is_the_same_for_any_micro_batch_size(variant: str) -> None
     if variant == "free":  # every episode fails, so that no group has a gradient of its own
         rows += [row for trajectory in play(model, config) for row in given_advantages(trajectory)]
     components = {term.component for row in rows for term in row.terms}
-    assert components == {"policy", "state", "inverse"}
-    weights = {"policy": 1.0, "state": 0.2, "inverse": 0.1, "entropy": 0.01, "kl": 0.05}
+    assert components == {"policy", "echo" if variant == "in_pass" else "state", "inverse"}
+    weights = {"policy": 1.0, "state": 0.2, "echo": 0.2, "inverse": 0.1, "entropy": 0.01, "kl": 0.05}
     loss = LossSettings(weights, config.objective.loss, {"clip_low": 0.2, "clip_high": 0.2})
     old, reference = (policy_logprobs(make_model(config, seed), rows, loss) for seed in (1, 2))
     exact(model)
@@ -180,16 +181,16 @@ def given_advantages(trajectory: Trajectory) -> list[Row]:
     return policy_rows(trajectory, np.arange(1.0, len(trajectory.transitions) + 1), "token_mean")
 
 
-def _with_advantage(term: Term, advantage: float) -> Term:
-    if term.advantages_T is None:
+def _with_advantage(term: LossTerm, advantage: float) -> LossTerm:
+    if "advantages" not in term.streams:
         return term
-    return replace(term, advantages_T=np.full_like(term.advantages_T, advantage))
+    return replace(term, streams={**term.streams, "advantages": np.full_like(term.streams["advantages"], advantage)})
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_the_order_of_the_rows_changes_nothing(seed: int) -> None:
-    config = tiny(objective=AUXILIARY)
+    config = tiny(auxiliary=AUXILIARY)
     model = make_model(config)
     rows = make_rows(model, config)
     exact(model)
@@ -215,14 +216,13 @@ def test_the_policy_gradient_is_that_of_reinforce_at_the_first_step() -> None:
     total = torch.zeros((), dtype=torch.float64)
     for row in rows:
         term = row.terms[0]
-        assert term.advantages_T is not None
         assert term.allowed is not None
         logits = model.network(torch.tensor(row.token_ids[None].astype(np.int64))).logits[0]
         for place, position in enumerate(term.positions_T):
             choices = term.allowed.values[term.allowed.offsets[place] : term.allowed.offsets[place + 1]].tolist()
             logprobs = logits[position - 1, choices].log_softmax(-1)
             chosen = logprobs[choices.index(int(row.token_ids[position]))]
-            total = total - float(term.weights_T[place]) * float(term.advantages_T[place]) * chosen / share
+            total = total - float(term.weights_T[place]) * float(term.streams["advantages"][place]) * chosen / share
     total.backward()
     assert float((gradient(model) - found).abs().max()) < 1e-7
 
@@ -240,16 +240,16 @@ def test_the_trainer_finds_the_log_probs_that_the_sampler_recorded(rollout: dict
     batch = play(model, config)
     rows = [row for trajectory in batch for row in given_advantages(trajectory)]
     found = policy_logprobs(model, rows, LossSettings({"policy": 1.0}, temperature=temperature))
-    gaps = [np.abs(found[row.origin] - row.terms[0].sampled_logprobs_T).max() for row in rows]
+    gaps = [np.abs(found[row.origin] - row.terms[0].streams["sampled_logprobs"]).max() for row in rows]
     assert len(gaps) >= len(batch)
     assert max(gaps) < 1e-4
     if not rollout:  # of "open box n" only n is a choice: four numbers, more or less equally likely at the start
-        assert all(len(row.terms[0].positions_T) == len(row.terms[0].advantages_T) <= 3 for row in rows)
+        assert all(len(row.terms[0].positions_T) == len(row.terms[0].streams["advantages"]) <= 3 for row in rows)
 
 
 def test_layers_that_are_run_again_change_no_update(tmp_path: Path) -> None:
     """Also in bf16 and with several steps."""
-    plain = tiny(objective=AUXILIARY, train={"epochs": 2, "precision": "bf16"})
+    plain = tiny(auxiliary=AUXILIARY, train={"epochs": 2, "precision": "bf16"})
     again = replace(plain, train=replace(plain.train, checkpointing=True))
     models = [make_model(plain), make_model(plain)]
     rows = make_rows(models[0], plain)
@@ -272,7 +272,11 @@ def as_sampled(rows: list[Row], gaps: np.ndarray, logprobs: dict[str, np.ndarray
         term = row.terms[0]
         own = gaps[start : start + len(term.positions_T)].astype(np.float32)
         start += len(own)
-        result.append(replace(row, terms=(replace(term, sampled_logprobs_T=logprobs[row.origin] - own),)))
+        result.append(
+            replace(
+                row, terms=(replace(term, streams={**term.streams, "sampled_logprobs": logprobs[row.origin] - own}),)
+            )
+        )
     return result
 
 
@@ -383,7 +387,7 @@ def _without_advantage(row: Row) -> Row:
 
 
 def test_bf16_is_near_fp32_and_leaves_fp32_weights(tmp_path: Path) -> None:
-    config = tiny(objective=AUXILIARY, train={"precision": "bf16"})
+    config = tiny(auxiliary=AUXILIARY, train={"precision": "bf16"})
     model = make_model(config)
     rows = make_rows(model, config)
     weights = {"policy": 1.0, "state": 0.2, "inverse": 0.1}
@@ -527,7 +531,7 @@ def test_a_gradient_that_overflows_is_caught_though_the_loss_is_finite(tmp_path:
 
 
 def test_a_micro_batch_without_policy_rows_counts_for_the_others() -> None:
-    config = tiny(objective=AUXILIARY)
+    config = tiny(auxiliary=AUXILIARY)
     model = make_model(config)
     rows = make_rows(model, config)
     only = [row for row in rows if row.terms[0].component == "state"]
