@@ -16,7 +16,7 @@ from envrl.config.keys import find_key
 from envrl.config.schema import Config, EnvConfig, EvalConfig, ModelConfig, TrainConfig, WarmStartConfig
 from envrl.envs.registry import register_env
 from envrl.errors import UserError
-from envrl.types import Observation, Step, Task
+from envrl.types import Observation, Step, Task, Trajectory, TrajectoryGroup
 
 THINGS = {"key": 3, "coin": 1, "ring": 4, "pen": 2}
 """What there is, and the number of its box."""
@@ -122,6 +122,13 @@ def with_tables(config: Config, auxiliary: Tables, warm: Tables | None = None) -
     known = {name: key for name in owned if (key := find_key(name)) is not None}
     assert known.keys() == owned.keys(), owned.keys() - known.keys()
     return replace(config, owned={name: value for name, value in owned.items() if value != known[name].default})
+
+
+def grouped(episodes: Sequence[Trajectory], size: int) -> list[TrajectoryGroup]:
+    """Return episodes that lie group after group, `size` in a row, as their groups."""
+    from envrl.trainer.rollouts import as_groups  # which imports torch: a world's process needs none
+
+    return as_groups(episodes, [number // size for number in range(len(episodes))])
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from boxes import Boxes, tiny
+from boxes import Boxes, grouped, tiny
 from chat_models import save_chat_model
 from envrl.config.load import load_recipe
 from envrl.config.recipes_index import recipe_names
 from envrl.envs.registry import register_env
 from envrl.progress import Reporter
-from envrl.trainer.batch import grouped
 from envrl.trainer.idle import IdleUpdates, idle_settings
 from envrl.trainer.loop import train
 from envrl.types import Action, Observation, Step, StopReason, Trajectory, TrajectoryGroup, Transition

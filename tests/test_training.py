@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -19,10 +20,11 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import envrl.trainer.loop as loop
-from boxes import COMMANDS, HALF, SIZES, Boxes, tiny, with_tables
+from boxes import COMMANDS, HALF, SIZES, Boxes, grouped, tiny, with_tables
 from envrl.cli.main import main
 from envrl.config.load import dump_config, load_recipe
 from envrl.config.schema import Config
+from envrl.curriculum import draw_tasks
 from envrl.envs.registry import register_env
 from envrl.errors import RunError, UserError
 from envrl.eval.split import form_of, play_settings, wording_of
@@ -30,11 +32,12 @@ from envrl.models.checkpoints import verify_checkpoint
 from envrl.models.load import build_model, load_model
 from envrl.rollout.runner import play_model
 from envrl.rollout.wording import Form
-from envrl.trainer.batch import build_batch, draw_episodes, draw_tasks, grouped, step_advantages
+from envrl.trainer.batch import build_batch, step_advantages
 from envrl.trainer.checkpoint import load_state
 from envrl.trainer.demonstrations import batch_rows, demonstrate, imitation_rows, written
 from envrl.trainer.loop import train
 from envrl.trainer.shared_start import shared_evaluations
+from envrl.trainer.tasks import Tasks
 from envrl.types import Action, Observation, Step, StopReason, Task, Trajectory, TrajectoryGroup, Transition
 
 QUICK: dict[str, Any] = {"every": 0, "split": ("valid_b",), "free_episodes": 2, "probe_episodes": 2}
@@ -620,7 +623,8 @@ def test_every_task_is_drawn_once_before_any_is_drawn_again(size: int, seed: int
 @given(st.integers(1, 5), st.integers(1, 12), st.integers(2, 5))
 def test_no_two_episodes_of_an_update_share_their_random_numbers(size: int, count: int, group: int) -> None:
     tasks = [Task(str(i), "train") for i in range(size)]
-    episodes = draw_episodes(tasks, 0, 1, count, group)
+    config = tiny(rollout={"tasks": count, "group_size": group})
+    episodes = [(each.assignment.task, each.member) for each in Tasks(tasks, config).next(1, Counter())]
     assert len(episodes) == count * group == len({(task.id, member) for task, member in episodes})
     for first in range(0, len(episodes), group):
         assert len({task.id for task, _ in episodes[first : first + group]}) == 1

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxes import Boxes, tiny
+from boxes import Boxes, grouped, tiny
 from envrl.config.schema import Config
 from envrl.errors import RunError
 from envrl.eval.split import form_of, play_settings, wording_of
@@ -24,7 +24,7 @@ from envrl.models.runtime import prepare_torch
 from envrl.rollout.runner import play_model
 from envrl.samples.packing import denominators
 from envrl.samples.rows import policy_rows, ragged
-from envrl.trainer.batch import build_batch, grouped
+from envrl.trainer.batch import build_batch
 from envrl.trainer.optimizer import adamw
 from envrl.trainer.steps import Optimization
 from envrl.trainer.update import LossSettings, Totals, accumulate, clip_gradient, micro_loss, policy_logprobs
