@@ -32,7 +32,7 @@ from envrl.config.keys import KEYS
 from envrl.config.load import load_recipe
 from envrl.config.schema import Config
 from envrl.errors import UserError
-from envrl.eval.split import form_of, wording_of
+from envrl.eval.split import form_of, renderer_of
 from envrl.files import write_json
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import with_precision
@@ -96,7 +96,7 @@ class Ours:
 
     def rows(self, groups: Sequence[TrajectoryGroup]) -> list[Row]:
         """Return the rows of the episodes that have an advantage."""
-        return unrestricted(build_batch(groups, self.config, wording_of(self.model, form_of(self.config)), 1).rows)
+        return unrestricted(build_batch(groups, self.config, renderer_of(self.model, form_of(self.config)), 1).rows)
 
     def batches(self, groups: Sequence[TrajectoryGroup], budget: int) -> list[list[Row]]:
         """Return the micro-batches of a step on these episodes."""

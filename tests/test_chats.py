@@ -29,17 +29,17 @@ from envrl.errors import UserError
 from envrl.eval.evaluate import evaluate
 from envrl.eval.probe import score_targets
 from envrl.eval.questions import ask
-from envrl.eval.split import form_of, wording_of
+from envrl.eval.split import form_of, renderer_of
 from envrl.models.load import LanguageModel, build_model, load_model, save_model
 from envrl.models.template import ChatTemplate, cleaner
 from envrl.models.tokenizer import Codec
 from envrl.rollout.prompts import FORMATS
+from envrl.rollout.renderer import Form, Renderer, Told
 from envrl.rollout.responses import FAULTS
 from envrl.rollout.runner import play_model
 from envrl.rollout.sampler import Draft
 from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.transcript import write_segments
-from envrl.rollout.wording import Form, Told, Wording
 from envrl.trainer.loop import train
 from envrl.types import Action, Observation, Pair, Step, StopReason, Task, Template, Trajectory, Transition
 
@@ -57,9 +57,9 @@ def models(folders: dict[str, Path]) -> dict[str, LanguageModel]:
     return {name: load_model(folder, marks=False) for name, folder in folders.items()}
 
 
-def play(model: LanguageModel, wording: Wording, settings: PlaySettings = SETTINGS) -> list[Trajectory]:
+def play(model: LanguageModel, renderer: Renderer, settings: PlaySettings = SETTINGS) -> list[Trajectory]:
     tasks, clock = [task for task in Boxes().tasks("train")[:3] for _ in range(2)], Clock()
-    played = play_model(model, wording, Boxes, tasks, [0, 1] * 3, settings, seed=0, clock=clock)
+    played = play_model(model, renderer, Boxes, tasks, [0, 1] * 3, settings, seed=0, clock=clock)
     assert clock.mismatches == 0
     return played
 
@@ -84,7 +84,7 @@ def check_faithful(model: LanguageModel, trajectories: Sequence[Trajectory], tem
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_trained_on_is_what_was_sampled(family: str, layout: str, models: dict[str, LanguageModel]) -> None:
     model = models[family]
-    played = play(model, wording_of(model, Form(layout, format="action", show_admissible=True)))
+    played = play(model, renderer_of(model, Form(layout, format="action", show_admissible=True)))
     check_faithful(model, played)
     assert sum(len(t.transitions) for t in played) == 24
     assert all(len(t.segments) == 4 for t in played) or layout == "concat"
@@ -96,7 +96,7 @@ def test_a_steps_prompt_is_what_the_models_own_template_writes(
 ) -> None:
     """Beside `apply_chat_template` of the tokenizer as a user would load it."""
     model, tokenizer = models[family], AutoTokenizer.from_pretrained(folders[family])
-    played = play(model, wording_of(model, Form("steps", format="tags", show_admissible=True, history=1)))
+    played = play(model, renderer_of(model, Form("steps", format="tags", show_admissible=True, history=1)))
     for trajectory in played:
         task = trajectory.transitions[0].observation.text.partition("to: ")[2]
         for number, step in enumerate(trajectory.transitions):
@@ -113,9 +113,9 @@ def test_a_steps_prompt_is_what_the_models_own_template_writes(
 def test_a_new_segment_is_fed_from_where_it_differs(family: str, models: dict[str, LanguageModel]) -> None:
     """What a prompt and the segment before it begin with alike stays in the slot, and log-probs are the same."""
     model, clock = models[family], Clock()
-    wording = wording_of(model, Form("steps", format="action", history=1))
+    renderer = renderer_of(model, Form("steps", format="action", history=1))
     tasks = [task for task in Boxes().tasks("train")[:3] for _ in range(2)]
-    played = play_model(model, wording, Boxes, tasks, [0, 1] * 3, SETTINGS, seed=0, clock=clock)
+    played = play_model(model, renderer, Boxes, tasks, [0, 1] * 3, SETTINGS, seed=0, clock=clock)
     check_faithful(model, played)
     whole = saved = 0
     for trajectory in played:
@@ -135,9 +135,9 @@ def test_a_new_segment_is_fed_from_where_it_differs(family: str, models: dict[st
 def test_a_chat_that_goes_on_reads_as_the_template_writes_it(family: str, models: dict[str, LanguageModel]) -> None:
     """The text of a whole segment is the template's for the whole chat, though no response was encoded again."""
     model = models[family]
-    template, wording = ChatTemplate(model.codec), wording_of(model, Form(format="action"))
+    template, renderer = ChatTemplate(model.codec), renderer_of(model, Form(format="action"))
     whole = 0
-    for trajectory in play(model, wording):
+    for trajectory in play(model, renderer):
         if len(trajectory.segments) > 1:
             continue  # a response that the template trims, or that ended with another mark than the template's
         (segment,), steps = trajectory.segments, trajectory.transitions
@@ -146,7 +146,7 @@ def test_a_chat_that_goes_on_reads_as_the_template_writes_it(family: str, models
         chat += FORMATS["action"].messages(first.text.partition("to: ")[2], (), first, False)
         for step in steps:
             ids = step.action.token_ids
-            said = model.codec.decode(ids[:-1] if ids[-1] in wording.stops else ids)
+            said = model.codec.decode(ids[:-1] if ids[-1] in renderer.stops else ids)
             chat += [("assistant", said), ("user", f"What you see now:\n{step.next_observation.text}")]
         text = template.render(chat, answer=False)
         assert text.startswith(model.codec.decode(segment.token_ids[: segment.spans[3].start].tolist()))
@@ -157,8 +157,8 @@ def test_a_chat_that_goes_on_reads_as_the_template_writes_it(family: str, models
 def test_pieces_that_go_over_turn_borders_change_nothing(models: dict[str, LanguageModel]) -> None:
     """With plain-text borders the tokenizer would merge a response with what follows; the sampled ids stay."""
     model = models["plain"]
-    wording = wording_of(model, Form(format="action"))
-    played = play(model, wording, replace(SETTINGS, response_tokens=5))
+    renderer = renderer_of(model, Form(format="action"))
+    played = play(model, renderer, replace(SETTINGS, response_tokens=5))
     check_faithful(model, played)
     other = longer = 0
     for trajectory in played:
@@ -168,14 +168,16 @@ def test_pieces_that_go_over_turn_borders_change_nothing(models: dict[str, Langu
             longer += len(segment.spans) > 1
     assert other >= 3, "encoding the whole again would have given other ids"
     assert longer >= 3, "segments hold several turns"
-    assert any(wording.rewrites(s.action) for t in played for s in t.transitions)
+    assert any(renderer.rewrites(s.action) for t in played for s in t.transitions)
 
 
-def said(model: LanguageModel, wording: Wording, text: str, command: str, fault: str = "", summary: str = "") -> Action:
-    return Action(command, (*model.codec.encode(text), wording.end), fault=fault, summary=summary)
+def said(
+    model: LanguageModel, renderer: Renderer, text: str, command: str, fault: str = "", summary: str = ""
+) -> Action:
+    return Action(command, (*model.codec.encode(text), renderer.end), fault=fault, summary=summary)
 
 
-def conversation(model: LanguageModel, wording: Wording, texts: Sequence[tuple[str, str]]) -> list[Transition]:
+def conversation(model: LanguageModel, renderer: Renderer, texts: Sequence[tuple[str, str]]) -> list[Transition]:
     """Return the steps of an episode of boxes in which these responses were given."""
     env = Boxes()
     observation = env.reset(env.tasks("train")[1])  # a coin, in box 1
@@ -183,7 +185,7 @@ def conversation(model: LanguageModel, wording: Wording, texts: Sequence[tuple[s
     for text, command in texts:
         answer = env.step(command)
         summary = text.partition("<summary>")[2].partition("</summary>")[0]
-        action = said(model, wording, text, command, summary=summary)
+        action = said(model, renderer, text, command, summary=summary)
         steps.append(Transition(observation, action, 0.0, answer.observation, answer.done, answer.success))
         observation = answer.observation
     return steps
@@ -194,9 +196,9 @@ THINKING = [(f"<think>box {n} perhaps</think><action>open box {n}</action>", f"o
 
 def test_where_the_template_strips_thoughts_a_new_segment_begins(models: dict[str, LanguageModel]) -> None:
     kept, stripped = (
-        write_segments(wording, conversation(model, wording, THINKING))
+        write_segments(renderer, conversation(model, renderer, THINKING))
         for model in (models["qwen2"], models["qwen3"])
-        for wording in (wording_of(model, Form(format="tags")),)
+        for renderer in (renderer_of(model, Form(format="tags")),)
     )
     assert kept is not None
     assert stripped is not None
@@ -210,19 +212,19 @@ def test_where_the_template_strips_thoughts_a_new_segment_begins(models: dict[st
 
 def test_old_turns_are_cut_at_the_longest_prompt(models: dict[str, LanguageModel]) -> None:
     model = models["qwen2"]
-    free = wording_of(model, Form(format="tags"))
+    free = renderer_of(model, Form(format="tags"))
     (whole,) = write_segments(free, conversation(model, free, THINKING)) or ()
     lengths = [span.start for span in whole.spans]
     limit = lengths[2] - 1
-    wording = wording_of(model, Form(format="tags", prompt_tokens=limit))
-    segments = write_segments(wording, conversation(model, wording, THINKING))
+    renderer = renderer_of(model, Form(format="tags", prompt_tokens=limit))
+    segments = write_segments(renderer, conversation(model, renderer, THINKING))
     assert segments is not None
     assert [[span.step for span in segment.spans] for segment in segments] == [[0, 1], [2, 3]]
     assert all(span.start <= limit for segment in segments for span in segment.spans)
     text = model.codec.decode(segments[1].token_ids.tolist())
     assert "find the coin" in text, "the task stays"
     assert ("There are four boxes" in text, "box 2 perhaps" in text, "box 4 perhaps" in text) == (False, False, True)
-    too_short = wording_of(model, Form(format="tags", prompt_tokens=lengths[0] // 2))
+    too_short = renderer_of(model, Form(format="tags", prompt_tokens=lengths[0] // 2))
     assert write_segments(too_short, conversation(model, too_short, THINKING)) is None
 
 
@@ -230,8 +232,8 @@ def test_steps_prompts_lose_their_oldest_turn_first(models: dict[str, LanguageMo
     model = models["llama"]
 
     def prompts(limit: int) -> list[str]:
-        wording = wording_of(model, Form("steps", history=2, format="tags", prompt_tokens=limit))
-        segments = write_segments(wording, conversation(model, wording, THINKING))
+        renderer = renderer_of(model, Form("steps", history=2, format="tags", prompt_tokens=limit))
+        segments = write_segments(renderer, conversation(model, renderer, THINKING))
         assert segments is not None
         return [model.codec.decode(segment.token_ids[: segment.spans[0].start].tolist()) for segment in segments]
 
@@ -245,10 +247,10 @@ def test_steps_prompts_lose_their_oldest_turn_first(models: dict[str, LanguageMo
 
 def test_a_summary_takes_the_place_of_turns(models: dict[str, LanguageModel]) -> None:
     model = models["qwen2"]
-    wording = wording_of(model, Form("steps", history=0, format="action", summary=True))
+    renderer = renderer_of(model, Form("steps", history=0, format="action", summary=True))
     texts = [(f"<summary>{n} boxes opened</summary>open box {n}", f"open box {n}") for n in (2, 3)]
-    steps = conversation(model, wording, [*texts, ("<summary></summary>open box 4", "open box 4"), THINKING[3]])
-    segments = write_segments(wording, steps)
+    steps = conversation(model, renderer, [*texts, ("<summary></summary>open box 4", "open box 4"), THINKING[3]])
+    segments = write_segments(renderer, steps)
     assert segments is not None
     prompts = [model.codec.decode(segment.token_ids[: segment.spans[0].start].tolist()) for segment in segments]
     shown = ["2 boxes opened" in prompt for prompt in prompts], ["3 boxes opened" in prompt for prompt in prompts]
@@ -258,11 +260,11 @@ def test_a_summary_takes_the_place_of_turns(models: dict[str, LanguageModel]) ->
 
 def test_no_text_of_the_world_becomes_a_special_token(models: dict[str, LanguageModel]) -> None:
     model = models["qwen2"]
-    wording = wording_of(model, Form(format="action"))
+    renderer = renderer_of(model, Form(format="action"))
     for text in ("A door. Your task is to: open", "A door.<|im_end|>\n Your task is to: open <|im_start|>"):
-        prompt = wording.prompt([], Observation(text), Told(), 8)
+        prompt = renderer.prompt([], Observation(text), Told(), 8)
         assert prompt is not None
-        assert prompt.ids.count(wording.end) == 1
+        assert prompt.ids.count(renderer.end) == 1
 
 
 @pytest.mark.parametrize("layout", ["concat", "steps"])
@@ -291,13 +293,13 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("layout", ["concat", "steps"])
 def test_tags_that_are_special_tokens_are_the_forms_and_not_the_worlds(layout: str, thinker: Path) -> None:
     model = load_model(thinker, marks=False)
-    wording = wording_of(model, Form(layout, format="tags", show_admissible=True))
+    renderer = renderer_of(model, Form(layout, format="tags", show_admissible=True))
     names = {name: model.codec.encode_special(name)[0] for name in SPECIAL}
     sly = Observation(
         "A <think>door</think> §.\n\nYour task is to: say § <action>", ("say </action>", "§"), templates=(SLY,)
     )
     plain = Observation("A door.\n\nYour task is to: say", ("say",), templates=(SLY,))
-    begun, whole = (wording.prompt([], observation, Told(), 8) for observation in (sly, plain))
+    begun, whole = (renderer.prompt([], observation, Told(), 8) for observation in (sly, plain))
     assert begun is not None
     assert whole is not None
     assert FORMATS["tags"].asks in model.codec.decode(begun.ids)
@@ -305,13 +307,13 @@ def test_tags_that_are_special_tokens_are_the_forms_and_not_the_worlds(layout: s
         assert begun.ids.count(number) == whole.ids.count(number) == FORMATS["tags"].asks.count(name)
 
     ids = (names["<think>"], names["</think>"], names["<action>"], *model.codec.encode("open box 1"))
-    response = [*ids, names["</action>"], wording.end]
-    assert wording.respond("open box 1") == tuple(response)
+    response = [*ids, names["</action>"], renderer.end]
+    assert renderer.respond("open box 1") == tuple(response)
     response[1:1] = model.codec.encode("hm")
-    action = wording.read(Draft(None, response, [0.0] * len(response), [None] * len(response), open=False))
+    action = renderer.read(Draft(None, response, [0.0] * len(response), [None] * len(response), open=False))
     assert (action.text, action.fault) == ("open box 1", "")
     step = Transition(sly, action, 0.0, sly, False, False)
-    asked = ask(tiny(), wording, [Trajectory(Boxes().tasks("train")[1], 0, (step, step), (), StopReason.DONE)])
+    asked = ask(tiny(), renderer, [Trajectory(Boxes().tasks("train")[1], 0, (step, step), (), StopReason.DONE)])
     for pair in (asked.state[1], asked.inverse[1]):
         assert not set(names.values()) & {*pair.prompt, *pair.target}
 
@@ -321,12 +323,12 @@ SLY = Template("shout <action>", ("loud",), "§")
 
 def test_a_chat_of_special_tags_goes_on_and_trains(thinker: Path, tmp_path: Path) -> None:
     model = load_model(thinker, marks=False)
-    wording = wording_of(model, Form(format="tags"))
+    renderer = renderer_of(model, Form(format="tags"))
     steps = [
-        replace(step, action=replace(step.action, token_ids=(*model.codec.encode_special(text), wording.end)))
-        for step, (text, _) in zip(conversation(model, wording, THINKING), THINKING, strict=True)
+        replace(step, action=replace(step.action, token_ids=(*model.codec.encode_special(text), renderer.end)))
+        for step, (text, _) in zip(conversation(model, renderer, THINKING), THINKING, strict=True)
     ]
-    segments = write_segments(wording, steps)
+    segments = write_segments(renderer, steps)
     assert segments is not None
     assert [len(segment.spans) for segment in segments] == [4]
     config = recipe(format="tags")
@@ -350,11 +352,11 @@ def test_no_name_of_a_special_token_is_left(names: set[str], text: str) -> None:
 
 def test_auxiliary_rows_are_chats(models: dict[str, LanguageModel]) -> None:
     model = models["qwen2"]
-    wording = wording_of(model, Form("steps", history=1, format="tags"))
-    steps = conversation(model, wording, THINKING[:2])
+    renderer = renderer_of(model, Form("steps", history=1, format="tags"))
+    steps = conversation(model, renderer, THINKING[:2])
     trajectory = Trajectory(Boxes().tasks("train")[1], 0, tuple(steps), (), StopReason.DONE)
     question = {name: tiny().auxiliary(name)["question"] for name in ("state", "inverse")}
-    asked = ask(tiny(), wording, [trajectory])
+    asked = ask(tiny(), renderer, [trajectory])
     state, inverse = asked.state[1], asked.inverse[1]
     head = (
         "<|im_start|>user\nYou act in a world that is described in words. Every turn you give it one command.\n\n"
@@ -373,7 +375,7 @@ def test_auxiliary_rows_are_chats(models: dict[str, LanguageModel]) -> None:
 def test_in_pass_tokens_are_the_answers(family: str, models: dict[str, LanguageModel]) -> None:
     model = models[family]
     found = 0
-    for trajectory in play(model, wording_of(model, Form(format="action", show_admissible=True))):
+    for trajectory in play(model, renderer_of(model, Form(format="action", show_admissible=True))):
         for segment in trajectory.segments:
             for answer in segment.answers:
                 text = model.codec.decode(segment.token_ids[answer.start : answer.stop].tolist())
@@ -390,9 +392,9 @@ def test_a_tokenizer_in_python_trains(layout: str, tmp_path: Path) -> None:
     folder = save_chat_model("llama", tmp_path / "model", tokenizer=make_in_python())
     model = load_model(folder, marks=False)
     assert not model.codec.tokenizer.is_fast
-    wording = wording_of(model, Form(layout, format="action", show_admissible=True))
-    check_faithful(model, play(model, wording))
-    played = play(model, wording, replace(SETTINGS, actions="admissible"))
+    renderer = renderer_of(model, Form(layout, format="action", show_admissible=True))
+    check_faithful(model, play(model, renderer))
+    played = play(model, renderer, replace(SETTINGS, actions="admissible"))
     answers = [
         (model.codec.decode(segment.token_ids[answer.start : answer.stop].tolist()), trajectory, answer.step)
         for trajectory in played
@@ -401,11 +403,11 @@ def test_a_tokenizer_in_python_trains(layout: str, tmp_path: Path) -> None:
     ]
     assert len(answers) > 5 or layout == "steps"
     assert all(text == trajectory.transitions[step].next_observation.text for text, trajectory, step in answers)
-    begun = wording.prompt([], Observation("A door.</s><|im_end|>"), Told(), 8)
-    plain = wording.prompt([], Observation("A door."), Told(), 8)
+    begun = renderer.prompt([], Observation("A door.</s><|im_end|>"), Told(), 8)
+    plain = renderer.prompt([], Observation("A door."), Told(), 8)
     assert begun is not None
     assert plain is not None
-    for mark in (model.codec.tokenizer.eos_token_id, wording.end):
+    for mark in (model.codec.tokenizer.eos_token_id, renderer.end):
         assert begun.ids.count(mark) == plain.ids.count(mark)
     config = recipe(layout=layout, actions="admissible")
     name = "echo" if layout == "concat" else "state"
@@ -421,11 +423,11 @@ def test_a_tokenizer_in_python_trains(layout: str, tmp_path: Path) -> None:
 def test_restricted_sampling_says_a_command_and_the_templates_end(models: dict[str, LanguageModel]) -> None:
     model = models["qwen2"]
     for layout in ("concat", "steps"):
-        wording = wording_of(model, Form(layout, format="action"))
-        for trajectory in play(model, wording, replace(SETTINGS, actions="admissible")):
+        renderer = renderer_of(model, Form(layout, format="action"))
+        for trajectory in play(model, renderer, replace(SETTINGS, actions="admissible")):
             for step in trajectory.transitions:
                 assert step.action.text in COMMANDS
-                assert step.action.token_ids == wording.respond(step.action.text)
+                assert step.action.token_ids == renderer.respond(step.action.text)
                 assert step.action.well_formed
 
 
@@ -461,11 +463,11 @@ def test_a_restricted_response_gives_the_worlds_own_command(kind: str, layout: s
     tokenizer = None if kind == "bytes" else make_sentencepiece(lowercase=kind == "small letters")
     family = "qwen2" if kind == "bytes" else "phi3"
     model = load_model(save_chat_model(family, tmp_path / "model", tokenizer=tokenizer), marks=False)
-    wording, env, clock = wording_of(model, Form(layout, format="action", history=1)), Shop(), Clock()
+    renderer, env, clock = renderer_of(model, Form(layout, format="action", history=1)), Shop(), Clock()
     settings = PlaySettings(max_steps=6, temperature=2.0, actions="admissible", response_tokens=4)
     Shop.told.clear()
     tasks = [task for task in env.tasks("train") for _ in range(6)]
-    played = play_model(model, wording, Shop, tasks, list(range(6)) * 4, settings, seed=0, clock=clock)
+    played = play_model(model, renderer, Shop, tasks, list(range(6)) * 4, settings, seed=0, clock=clock)
     actions = [step.action for trajectory in played for step in trajectory.transitions]
     assert sorted(Shop.told) == sorted(action.text for action in actions)
     found = ("Blue", "blue box", "coin", "Blue blue box", "Blue coin", "blue box coin", "Blue blue box coin")
@@ -480,9 +482,9 @@ def test_a_restricted_response_gives_the_worlds_own_command(kind: str, layout: s
 
 def test_a_response_that_is_cut_off_is_no_command(models: dict[str, LanguageModel]) -> None:
     model = models["qwen2"]
-    played = play(model, wording_of(model, Form(format="action")), replace(SETTINGS, response_tokens=2))
+    played = play(model, renderer_of(model, Form(format="action")), replace(SETTINGS, response_tokens=2))
     actions = [step.action for trajectory in played for step in trajectory.transitions]
-    cut = [action for action in actions if action.token_ids[-1] not in wording_of(model, Form(format="action")).stops]
+    cut = [action for action in actions if action.token_ids[-1] not in renderer_of(model, Form(format="action")).stops]
     assert len(cut) > 5
     assert all(action.fault and not action.text for action in cut)
 
@@ -651,7 +653,7 @@ def test_a_run_whose_first_prompts_do_not_fit_is_refused(folders: dict[str, Path
     config = replace(config, model=replace(config.model, path=str(folders["qwen2"])))
     env = Boxes()
     prompts = {
-        task.id: wording_of(model, form_of(config)).prompt((), env.reset(task), Told(), 0)
+        task.id: renderer_of(model, form_of(config)).prompt((), env.reset(task), Told(), 0)
         for split in ("train", "valid_b")
         for task in env.tasks(split)
     }
@@ -728,8 +730,8 @@ def test_a_tokenizer_without_a_chat_template_is_offered_one(
     assert not (tmp_path / "run").exists()
     given = load_model(tmp_path / "bare", marks=False, chat_template="chatml")
     assert len(given.codec) == len(bare) + 2
-    wording = wording_of(given, Form(format="action"))
-    assert given.codec.decode([wording.end]) == "<|im_end|>"
+    renderer = renderer_of(given, Form(format="action"))
+    assert given.codec.decode([renderer.end]) == "<|im_end|>"
 
 
 def rewritten(folder: Path, target: Path, **changes: Any) -> Path:
@@ -754,7 +756,7 @@ def test_a_template_of_parts_writes_the_same(
 ) -> None:
     parts = load_model(rewritten(folders["qwen2"], tmp_path / "parts", chat_template=template), marks=False)
     prompts = [
-        wording_of(model, Form(format="tags")).prompt([], Observation("A door."), Told(), 8)
+        renderer_of(model, Form(format="tags")).prompt([], Observation("A door."), Told(), 8)
         for model in (models["qwen2"], parts)
     ]
     assert prompts[0] is not None

@@ -20,7 +20,7 @@ from envrl.config.load import dump_config
 from envrl.config.schema import CurriculumConfig
 from envrl.curriculum import Plan, Shuffle
 from envrl.errors import UserError
-from envrl.eval.split import form_of, play_settings, wording_of
+from envrl.eval.split import form_of, play_settings, renderer_of
 from envrl.models.load import build_model
 from envrl.registry import register
 from envrl.rollout.runner import play_model
@@ -140,11 +140,11 @@ def test_what_a_start_played_is_fed_and_not_learned() -> None:
     """The rows hold the commands of the start as text that was seen; the first token that counts stands behind them."""
     config = tiny()
     model = build_model(config.model, TEXTS, seed=0)
-    wording, settings = wording_of(model, form_of(config)), play_settings(config, 1.0)
+    renderer, settings = renderer_of(model, form_of(config)), play_settings(config, 1.0)
     task, start = TASKS[0], ("open box 1", "open box 2")
-    (plain,) = play_model(model, wording, Boxes, [task], [0], settings, seed=0, update=1)
+    (plain,) = play_model(model, renderer, Boxes, [task], [0], settings, seed=0, update=1)
     (played,) = play_model(
-        model, wording, Boxes, [task], [0], settings, assignments=[Assignment(task, 1, start=start)], seed=0, update=1
+        model, renderer, Boxes, [task], [0], settings, assignments=[Assignment(task, 1, start=start)], seed=0, update=1
     )
     assert plain.transitions[0].action.token_ids
     assert [step.action.text for step in played.transitions[:2]] == list(start)
@@ -154,7 +154,7 @@ def test_what_a_start_played_is_fed_and_not_learned() -> None:
     written = model.codec.decode(segment.token_ids[segment.spans[1].start : segment.spans[1].stop].tolist())
     assert written.startswith("open box 2")
     lost = TrajectoryGroup(task, (played,), 1)
-    paid = build_batch([lost], config, wording, 1).rows
+    paid = build_batch([lost], config, renderer, 1).rows
     advantaged = [t for row in paid for t in row.terms if t.component == "policy"]
     assert all(term.positions_T.min() >= segment.spans[2].start for term in advantaged)
 
@@ -298,11 +298,11 @@ def test_a_replay_survives_a_checkpoint_exactly(tmp_path: Path) -> None:
 def played() -> tuple[Any, Any, list[TrajectoryGroup], Any]:
     config = tiny()
     model = build_model(config.model, TEXTS, seed=0)
-    wording = wording_of(model, form_of(config))
+    renderer = renderer_of(model, form_of(config))
     tasks = [task for task in TASKS[:3] for _ in range(4)]
     settings = play_settings(config, 1.0)
-    episodes = play_model(model, wording, Boxes, tasks, [0, 1, 2, 3] * 3, settings, seed=0, update=1)
-    return model, wording, as_groups(episodes, [i // 4 for i in range(12)]), config
+    episodes = play_model(model, renderer, Boxes, tasks, [0, 1, 2, 3] * 3, settings, seed=0, update=1)
+    return model, renderer, as_groups(episodes, [i // 4 for i in range(12)]), config
 
 
 def test_groups_are_written_as_json_exactly(played: Any) -> None:
@@ -322,9 +322,9 @@ def test_groups_are_written_as_json_exactly(played: Any) -> None:
 def test_the_ratio_of_a_stale_row_is_to_the_policy_that_played_it(played: Any) -> None:
     """After the weights moved, rows of update 1 in update 2 have ratios to what was recorded; fresh ones ratio 1."""
 
-    _, wording, groups, config = played
-    stale = build_batch(groups, config, wording, 2).rows
-    fresh = build_batch(groups, config, wording, 1).rows
+    _, renderer, groups, config = played
+    stale = build_batch(groups, config, renderer, 2).rows
+    fresh = build_batch(groups, config, renderer, 1).rows
     assert [row.origin for row in stale] == [row.origin for row in fresh]
     moved = build_model(config.model, TEXTS, seed=1)
     losses = {}
@@ -340,11 +340,11 @@ def test_the_ratio_of_a_stale_row_is_to_the_policy_that_played_it(played: Any) -
 
 
 def test_rows_of_two_updates_are_told_apart(played: Any) -> None:
-    _, wording, groups, config = played
+    _, renderer, groups, config = played
     older = [
         replace(group, trajectories=tuple(replace(t, policy_version=0) for t in group.trajectories)) for group in groups
     ]
-    rows = build_batch([*groups, *older], config, wording, 1).rows
+    rows = build_batch([*groups, *older], config, renderer, 1).rows
     origins = [row.origin for row in rows]
     assert len(set(origins)) == len(origins)
     assert any(origin.startswith("v0/") for origin in origins)
@@ -377,9 +377,9 @@ def test_the_tables_of_what_is_chosen_are_printed(capsys: pytest.CaptureFixture[
 
 
 def test_idle_rows_count_in_the_denominator_and_have_no_gradient_of_their_own(played: Any) -> None:
-    model, wording, groups, config = played
+    model, renderer, groups, config = played
     counting = replace(config, objective=replace(config.objective, idle_rows="count"))
-    skipped, counted = (build_batch(groups, each, wording, 1) for each in (config, counting))
+    skipped, counted = (build_batch(groups, each, renderer, 1) for each in (config, counting))
     assert "rows/idle" not in skipped.figures
     assert counted.figures["rows/policy"] == skipped.figures["rows/policy"]
     assert counted.figures["rows/policy"] + counted.figures["rows/idle"] == 12

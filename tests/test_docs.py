@@ -253,9 +253,9 @@ def test_token_layouts_are_those_of_the_code() -> None:
     from envrl.envs.registry import make
     from envrl.models.tokenizer import Codec, train_tokenizer
     from envrl.registry import find
-    from envrl.rollout.marks import MarksWording
+    from envrl.rollout.marks import MarksRenderer
+    from envrl.rollout.renderer import Form
     from envrl.rollout.scripts import play_script
-    from envrl.rollout.wording import Form
     from envrl.types import TrajectoryGroup
 
     env = make("household")
@@ -273,7 +273,7 @@ def test_token_layouts_are_those_of_the_code() -> None:
     assert len(shown) == 4
     for layout, step, kind, block in shown:
         examples = list(find("auxiliary", kind).target([TrajectoryGroup(task, (episode,))]))
-        pair = MarksWording(codec, Form(layout, 1), 512).pair(kind, examples[int(step)])
+        pair = MarksRenderer(codec, Form(layout, 1), 512).pair(kind, examples[int(step)])
         expected = "".join(line.strip() for line in block.splitlines()).replace("·", "")
         assert f"{written(pair.prompt)}[{written(pair.target)}]" == expected
 
@@ -283,13 +283,13 @@ def test_questions_are_asked_as_the_page_says(kind: str, tmp_path: Path) -> None
     """The table of method.md, line by line, against what a model with marks and a chat model are asked."""
     from chat_models import save_chat_model
     from envrl.envs.registry import make
-    from envrl.eval.split import wording_of
+    from envrl.eval.split import renderer_of
     from envrl.models.load import load_model
     from envrl.models.tokenizer import Codec, train_tokenizer
     from envrl.registry import find
-    from envrl.rollout.marks import MarksWording
+    from envrl.rollout.marks import MarksRenderer
+    from envrl.rollout.renderer import Form
     from envrl.rollout.scripts import play_script
-    from envrl.rollout.wording import Form
     from envrl.types import TrajectoryGroup
 
     section = text_of(ROOT / "docs" / "method.md").partition("## How a question is asked")[2]
@@ -304,7 +304,7 @@ def test_questions_are_asked_as_the_page_says(kind: str, tmp_path: Path) -> None
     example = list(find("auxiliary", kind).target(groups, **settings))[1]
 
     codec = Codec(train_tokenizer(["a text"], 300, 512))
-    pair = MarksWording(codec, Form("steps", 1, show_admissible=True), 4096).pair(kind, example)
+    pair = MarksRenderer(codec, Form("steps", 1, show_admissible=True), 4096).pair(kind, example)
     names = {number: f"<{name}>" for name, number in codec.marks.items()}
     asked = [mark for _, cell, _ in told[1:-2] for mark in re.findall(r"<\w+>", cell)]
     last = re.findall(r"<\w+>", told[-2][1])[kind == "state"]
@@ -312,8 +312,8 @@ def test_questions_are_asked_as_the_page_says(kind: str, tmp_path: Path) -> None
     assert [names[token] for token in pair.target if token in names] == re.findall(r"<\w+>", told[-1][1])
 
     model = load_model(save_chat_model("qwen2", tmp_path / "model", context=8192), marks=False)
-    wording = wording_of(model, Form("steps", 1, format="action", show_admissible=True))
-    said = model.codec.decode(wording.pair(kind, example).prompt)
+    renderer = renderer_of(model, Form("steps", 1, format="action", show_admissible=True))
+    said = model.codec.decode(renderer.pair(kind, example).prompt)
     phrases = [phrase.partition("…")[0] for _, _, cell in told[1:-2] for phrase in re.findall(r"`([^`]+)`", cell)]
     places = [said.find(phrase) for phrase in [*phrases, example.question]]
     assert -1 not in places

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from boxes import Boxes, tiny
 from envrl.config.schema import ModelConfig
-from envrl.eval.split import form_of, play_settings, training_settings, wording_of
+from envrl.eval.split import form_of, play_settings, renderer_of, training_settings
 from envrl.models.load import LanguageModel, build_model
 from envrl.randomness import key_of
 from envrl.rollout.draw import choose, kept, narrowed
@@ -135,8 +135,8 @@ def test_the_trainer_applies_what_sampling_was_narrowed_to(actions: str, layout:
     assert (settings.top_p, settings.top_k) == (0.7, 12)
     assert play_settings(config, 0.4).top_p == 1.0, "evaluation draws from the whole distribution"
     tasks = Boxes().tasks("train")[:4]
-    wording = wording_of(boxes, form_of(config))
-    played = play_model(boxes, wording, Boxes, tasks, [0] * 4, settings, seed=0, update=1)
+    renderer = renderer_of(boxes, form_of(config))
+    played = play_model(boxes, renderer, Boxes, tasks, [0] * 4, settings, seed=0, update=1)
     rows = [row for t in played for row in policy_rows(t, np.ones(len(t.transitions)), "token_mean")]
     found = policy_logprobs(boxes, rows, LossSettings({}, temperature=1.2))
     assert len(rows) > 3

@@ -25,11 +25,11 @@ from envrl.eval.evaluate import evaluate, find_target
 from envrl.eval.probe import names_action, probe, probe_episodes, score_targets
 from envrl.eval.questions import Questions, ask
 from envrl.eval.record import action_rates, summarize
-from envrl.eval.split import in_proportion, spread, wording_of
+from envrl.eval.split import in_proportion, renderer_of, spread
 from envrl.models import rows
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.runtime import prepare_torch
-from envrl.rollout.wording import Form
+from envrl.rollout.renderer import Form
 from envrl.statistics import deviation, mean_interval, pooled, wilson
 from envrl.trainer.loop import train
 from envrl.types import Action, Observation, Pair, StopReason, Task, Trajectory, Transition
@@ -187,8 +187,8 @@ def test_scores_are_those_of_the_models_own_pass(
 ) -> None:
     """Log-prob and length of each target, against transformers' forward pass row by row; exact against generate."""
     monkeypatch.setitem(rows._TRIED, model.network, tree)
-    wording = wording_of(model, Form(layout))
-    asked = ask(tiny(), wording, scripted())
+    renderer = renderer_of(model, Form(layout))
+    asked = ask(tiny(), renderer, scripted())
     pairs = asked.state + asked.inverse
     scores = score_targets(model, pairs)
     exact = 0
@@ -228,7 +228,7 @@ def test_scores_do_not_depend_on_their_company(model: LanguageModel, shape: list
 def test_the_probe_by_hand(model: LanguageModel) -> None:
     played = scripted()
     steps = [t for trajectory in played for t in trajectory.transitions]
-    asked = ask(tiny(), wording_of(model, Form()), played)
+    asked = ask(tiny(), renderer_of(model, Form()), played)
     states, inverse = score_targets(model, asked.state), score_targets(model, asked.inverse)
     found = probe(model, asked, played)
     assert found["state_nll"] == pytest.approx(-sum(s.logprob for s in states) / sum(s.tokens for s in states))
@@ -244,7 +244,7 @@ def test_the_probe_tells_who_knows_the_world(model: LanguageModel, tmp_path: Pat
     """What was trained on the answers predicts them better than what was not; an answer that names the act tells it."""
     other = load_model(train(tiny(train={"updates": 0}), tmp_path / "run") / "warm_start")
     played = scripted(10)
-    knows, does_not = (probe(each, ask(tiny(), wording_of(each, Form()), played), played) for each in (model, other))
+    knows, does_not = (probe(each, ask(tiny(), renderer_of(each, Form()), played), played) for each in (model, other))
     assert knows["state_nll"] < 0.5 * does_not["state_nll"]
     assert knows["state_nll"] < math.log(4)
     assert knows["inverse_accuracy"] >= knows["inverse_accuracy_unnamed"]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from boxes import Boxes, tiny
 from envrl.errors import UserError
-from envrl.eval.split import form_of, play_settings, wording_of
+from envrl.eval.split import form_of, play_settings, renderer_of
 from envrl.models.copies import refresh, sampling_copy
 from envrl.models.forward import state_width
 from envrl.models.heads import FILE, load_heads, new_head, values_of
@@ -41,7 +41,7 @@ def rows_of(policy: LanguageModel) -> list[Row]:
     """Return a row an episode, with the return to be predicted behind every prompt."""
     config, tasks = tiny(), [task for task in Boxes().tasks("train")[:4] for _ in range(4)]
     played = play_model(
-        *(policy, wording_of(policy, form_of(config)), Boxes, tasks, list(range(4)) * 4, play_settings(config, 1.0)),
+        *(policy, renderer_of(policy, form_of(config)), Boxes, tasks, list(range(4)) * 4, play_settings(config, 1.0)),
         seed=0,
     )
     rows = []

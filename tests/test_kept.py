@@ -20,12 +20,12 @@ from envrl.eval.evaluate import evaluate
 from envrl.eval.kept import Kept, episode_record, trajectory_of
 from envrl.eval.questions import ask
 from envrl.eval.record import summarize
-from envrl.eval.split import wording_of
+from envrl.eval.split import renderer_of
 from envrl.models.load import load_model
 from envrl.rollout.prompts import FORMATS
+from envrl.rollout.renderer import Form
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import PlaySettings
-from envrl.rollout.wording import Form
 from envrl.trainer import loop
 from envrl.trainer.loop import train
 from envrl.types import Trajectory
@@ -76,14 +76,14 @@ def counted(monkeypatch: pytest.MonkeyPatch, fail: Callable[[int], None] = lambd
 def test_an_episode_is_the_same_when_it_is_read_back(run: Path) -> None:
     """Its measurements, and what is asked about it with the world's commands in the prompt; written as JSON between."""
     model, tasks = load_model(run / "warm_start"), Boxes().tasks("valid_a")
-    wording = wording_of(model, Form(show_admissible=True))
+    renderer = renderer_of(model, Form(show_admissible=True))
     for actions in ("admissible", "free"):
         settings = PlaySettings(max_steps=3, temperature=1.0, actions=actions, response_tokens=12)
-        played = play_model(model, wording, Boxes, tasks, [0] * len(tasks), settings, seed=0)
-        records = [episode_record(each, True, wording.text_of) | {"split": "valid_a"} for each in played]
+        played = play_model(model, renderer, Boxes, tasks, [0] * len(tasks), settings, seed=0)
+        records = [episode_record(each, True, renderer.text_of) | {"split": "valid_a"} for each in played]
         again = [trajectory_of(json.loads(json.dumps(record))) for record in records]
         assert summarize(again) == summarize(played)
-        assert ask(tiny(), wording, again) == ask(tiny(), wording, played)
+        assert ask(tiny(), renderer, again) == ask(tiny(), renderer, played)
         assert [t.task for t in again] == list(tasks)
         for one, other in zip(again, played, strict=True):
             for step, before in zip(one.transitions, other.transitions, strict=True):

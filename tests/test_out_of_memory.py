@@ -201,10 +201,10 @@ def test_a_run_survives_and_plays_the_same_episodes(tmp_path: Path, monkeypatch:
     plain = train(quiet, tmp_path / "plain")
     whole = loop.play_model
 
-    def small(model: LanguageModel, wording: Any, make_env: Any, tasks: Any, *rest: Any, **options: Any) -> Any:
+    def small(model: LanguageModel, renderer: Any, make_env: Any, tasks: Any, *rest: Any, **options: Any) -> Any:
         if len(tasks) > 4:
             raise torch.OutOfMemoryError(CUDA)
-        return whole(model, wording, make_env, tasks, *rest, **options)
+        return whole(model, renderer, make_env, tasks, *rest, **options)
 
     monkeypatch.setattr(loop, "play_model", small)
     monkeypatch.setattr(update, "micro_loss", device_of(BUDGET // 2, lambda: torch.OutOfMemoryError(CUDA)))

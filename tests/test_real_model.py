@@ -27,14 +27,14 @@ from envrl.errors import Interrupted
 from envrl.eval.language import passage, text_figures
 from envrl.eval.probe import score_targets
 from envrl.eval.questions import ask
-from envrl.eval.split import wording_of
+from envrl.eval.split import renderer_of
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.rows import runs_as_tree, states_of_rows
 from envrl.rollout.prompts import FORMATS
+from envrl.rollout.renderer import Form
 from envrl.rollout.responses import FAULTS
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock, PlaySettings
-from envrl.rollout.wording import Form
 from envrl.samples.auxiliary import pair_rows
 from envrl.samples.rows import policy_rows
 from envrl.trainer.export import export_model
@@ -77,7 +77,9 @@ def play(
     """Play a group of episodes of the first training task, and check that what was fed is what was recorded."""
     make_env, clock = (lambda: envrl.make(world)) if world else Boxes, Clock()
     tasks = [make_env().tasks("train")[0]] * episodes
-    played = play_model(model, wording_of(model, form), make_env, tasks, range(episodes), settings, seed=0, clock=clock)
+    played = play_model(
+        model, renderer_of(model, form), make_env, tasks, range(episodes), settings, seed=0, clock=clock
+    )
     assert clock.mismatches == 0
     assert all(trajectory.transitions for trajectory in played)
     return played
@@ -133,7 +135,7 @@ def test_own_sampler_beside_generate(layout: str, whole: LanguageModel) -> None:
     """
     settings = replace(FREE, temperature=0.0, response_tokens=8)
     (trajectory,) = play(whole, Form(layout, format="action", history=1), settings, episodes=1)
-    stops, network = wording_of(whole, Form(format="action")).stops, cast(Any, whole.network)
+    stops, network = renderer_of(whole, Form(format="action")).stops, cast(Any, whole.network)
     compared = 0
     for segment in trajectory.segments:
         for span in segment.spans:
@@ -183,8 +185,8 @@ def test_state_and_inverse_targets_beside_transformers(whole: LanguageModel) -> 
     """The probe's and the trainer's log-probs of targets are those that `transformers` has for them, row by row."""
     form = Form("steps", format="action", history=0)
     (trajectory,) = play(whole, form, replace(RESTRICTED, max_steps=1), episodes=1)
-    wording = wording_of(whole, form)
-    asked = ask(tiny(), wording, [trajectory])
+    renderer = renderer_of(whole, form)
+    asked = ask(tiny(), renderer, [trajectory])
     pairs = [*asked.state, *asked.inverse]
     by_hand = [target_logprobs(whole, pair) for pair in pairs]
     assert [score.logprob for score in score_targets(whole, pairs)] == pytest.approx(list(map(sum, by_hand)), rel=1e-4)

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from boxes import tiny
 from envrl.config.schema import ModelConfig
 from envrl.eval.questions import ask
-from envrl.eval.split import wording_of
+from envrl.eval.split import renderer_of
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout.auxiliary import pairs_in_pass
 from envrl.rollout.formats import observation_ids
+from envrl.rollout.renderer import Form
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import PlaySettings
-from envrl.rollout.wording import Form
 from envrl.samples.auxiliary import pair_rows
 from envrl.samples.packing import denominators, pack
 from envrl.samples.rows import counted_term, places, policy_rows, ragged
@@ -173,7 +173,7 @@ PLAIN = Form()
 
 def weather(model: LanguageModel, form: Form = PLAIN, actions: str = "admissible") -> list[Trajectory]:
     play = PlaySettings(max_steps=5, temperature=1.5, actions=actions)
-    return play_model(model, wording_of(model, form), Weather, Weather().tasks("train"), [0] * 4, play, seed=0)
+    return play_model(model, renderer_of(model, form), Weather, Weather().tasks("train"), [0] * 4, play, seed=0)
 
 
 def answers_of(trajectory: Trajectory) -> list[list[tuple[int, int]]]:
@@ -237,9 +237,9 @@ def test_policy_positions_point_at_the_sampled_tokens(model: LanguageModel) -> N
 
 @pytest.mark.parametrize("form", [Form(), Form("steps", history=2), Form("steps", history=1, show_admissible=True)])
 def test_auxiliary_pairs_hold_one_transition_each_and_begin_with_their_mark(model: LanguageModel, form: Form) -> None:
-    trajectories, codec, marks, wording = weather(model), model.codec, model.codec.marks, wording_of(model, form)
+    trajectories, codec, marks, renderer = weather(model), model.codec, model.codec.marks, renderer_of(model, form)
     steps = [s for t in trajectories for s in t.transitions]
-    asked = ask(tiny(), wording, trajectories)
+    asked = ask(tiny(), renderer, trajectories)
     states, inverses = asked.state, asked.inverse
     assert len(states) == len(inverses) == len(steps) == 20
     for s, state, inverse in zip(steps, states, inverses, strict=True):
@@ -258,7 +258,7 @@ def test_auxiliary_pairs_hold_one_transition_each_and_begin_with_their_mark(mode
 def test_history_stands_in_the_auxiliary_prompts_of_the_steps_layout_alone(model: LanguageModel) -> None:
     trajectories, observation = weather(model), model.codec.marks["observation"]
     turns = {
-        form: [pair.prompt.count(observation) for pair in ask(tiny(), wording_of(model, form), trajectories).state][:5]
+        form: [pair.prompt.count(observation) for pair in ask(tiny(), renderer_of(model, form), trajectories).state][:5]
         for form in (Form(), Form("steps", history=2), Form("steps", history=0))
     }
     assert list(turns.values()) == [[1] * 5, [1, 2, 3, 3, 3], [1] * 5]
@@ -269,7 +269,7 @@ def test_history_stands_in_the_auxiliary_prompts_of_the_steps_layout_alone(model
 def test_in_pass_pairs_are_what_the_policys_own_rows_predict(model: LanguageModel, shown: bool, repeated: bool) -> None:
     form = Form(show_admissible=shown, repeat_task=repeated)
     trajectories = weather(model, form, "free")
-    pairs = iter(pairs_in_pass(trajectories, wording_of(model, form)))
+    pairs = iter(pairs_in_pass(trajectories, renderer_of(model, form)))
     for trajectory in trajectories:
         (segment,), (ranges,) = trajectory.segments, answers_of(trajectory)
         ours = [next(pairs) for _ in trajectory.transitions][:-1]  # the last answer is not in the segment

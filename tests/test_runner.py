@@ -13,15 +13,15 @@ import torch
 
 from envrl.config.schema import ModelConfig
 from envrl.errors import UserError
-from envrl.eval.split import wording_of
+from envrl.eval.split import renderer_of
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
 from envrl.rollout.questions import batches
+from envrl.rollout.renderer import Form
 from envrl.rollout.runner import play_model
 from envrl.rollout.sampler import Draft
 from envrl.rollout.scripts import make_script, play_script
 from envrl.rollout.seats import Clock, PlaySettings
-from envrl.rollout.wording import Form
 from envrl.types import Observation, Step, Task, Trajectory
 
 MOVES = ("climb down", "climb up", "climb up two", "wait")
@@ -80,14 +80,17 @@ def settings_of(name: str) -> PlaySettings:
 
 def plain(model: LanguageModel, *arguments: Any, **options: Any) -> list[Trajectory]:
     """Play in the layout `concat`."""
-    return play_model(model, wording_of(model, Form()), *arguments, **options)
+    return play_model(model, renderer_of(model, Form()), *arguments, **options)
 
 
 def play(model: LanguageModel, name: str, *, seed: int = 0, members: int = 3) -> list[Trajectory]:
-    tasks, wording = [task for task in Ladder().tasks("train") for _ in range(members)], wording_of(model, FORMS[name])
+    tasks, renderer = (
+        [task for task in Ladder().tasks("train") for _ in range(members)],
+        renderer_of(model, FORMS[name]),
+    )
     played = [*range(members)] * (len(tasks) // members)
     clock = Clock()
-    found = play_model(model, wording, Ladder, tasks, played, settings_of(name), seed=seed, clock=clock)
+    found = play_model(model, renderer, Ladder, tasks, played, settings_of(name), seed=seed, clock=clock)
     assert clock.mismatches == 0
     return found
 
@@ -129,7 +132,7 @@ def test_what_was_sampled_is_what_is_trained_on(
             action = trajectory.transitions[span.step].action
             assert segment.token_ids[span.start : span.stop].tolist() == list(action.token_ids)
             assert len(action.token_ids) == len(action.logprobs) == len(action.allowed) == span.stop - span.start
-            assert wording_of(model, FORMS[name]).read(draft_of(action.token_ids)).text == action.text
+            assert renderer_of(model, FORMS[name]).read(draft_of(action.token_ids)).text == action.text
         for segment in trajectory.segments:
             assert len(segment.token_ids) == segment.spans[-1].stop, "nothing is fed behind the last response"
 
@@ -225,7 +228,7 @@ def test_episodes_do_not_depend_on_their_order_or_company(
     chosen = [11, 0, 5, 7]
     tasks = [played[name][i].task for i in chosen]
     members = [played[name][i].member for i in chosen]
-    again = play_model(model, wording_of(model, FORMS[name]), Ladder, tasks, members, settings_of(name), seed=0)
+    again = play_model(model, renderer_of(model, FORMS[name]), Ladder, tasks, members, settings_of(name), seed=0)
     assert commands(again) == commands([played[name][i] for i in chosen])
 
 
@@ -244,9 +247,9 @@ def test_a_full_context_ends_an_episode_before_it_overflows(layout: str, actions
     shape = ModelConfig(hidden_size=32, layers=2, heads=2, vocabulary=330, context=90)
     small = build_model(shape, TEXTS, seed=2)
     settings = replace(SETTINGS, max_steps=40, actions=actions)
-    wording = wording_of(small, Form(layout, show_admissible=layout == "steps"))
+    renderer = renderer_of(small, Form(layout, show_admissible=layout == "steps"))
     task = Ladder().tasks("train")[3]
-    for trajectory in play_model(small, wording, Ladder, [task] * 4, range(4), settings, seed=0):
+    for trajectory in play_model(small, renderer, Ladder, [task] * 4, range(4), settings, seed=0):
         longest = max((len(segment.token_ids) for segment in trajectory.segments), default=0)
         assert longest <= 90
         if trajectory.stop_reason == "context":
@@ -265,7 +268,7 @@ def test_an_episode_whose_first_prompt_does_not_fit_is_empty() -> None:
     shape = ModelConfig(hidden_size=32, layers=2, heads=2, vocabulary=330, context=16)
     small = build_model(shape, TEXTS, seed=2)
     (trajectory,) = play_model(
-        small, wording_of(small, Form()), Ladder, Ladder().tasks("train")[:1], [0], SETTINGS, seed=0
+        small, renderer_of(small, Form()), Ladder, Ladder().tasks("train")[:1], [0], SETTINGS, seed=0
     )
     assert (trajectory.stop_reason, trajectory.transitions, trajectory.segments) == ("context", (), ())
     assert not trajectory.success
@@ -278,7 +281,7 @@ def test_an_episode_goes_on_while_prompt_and_longest_response_just_fit(response_
         settings = replace(SETTINGS, max_steps=2, response_tokens=response_tokens)
         small = build_model(shape, TEXTS, seed=2)
         (played,) = play_model(
-            small, wording_of(small, Form()), lambda: Ladder(("wait a while",)), [task], [0], settings, seed=0
+            small, renderer_of(small, Form()), lambda: Ladder(("wait a while",)), [task], [0], settings, seed=0
         )
         command = len(played.transitions[0].action.token_ids)
         return played.stop_reason, len(played.transitions), len(played.segments[0].token_ids) - command
@@ -295,10 +298,10 @@ def test_an_episode_goes_on_while_prompt_and_longest_response_just_fit(response_
 
 def test_a_world_that_lists_no_commands_is_played_freely(model: LanguageModel) -> None:
     listless = play_model(
-        model, wording_of(model, Form()), lambda: Ladder(None), Ladder().tasks("train"), [0] * 4, SETTINGS, seed=0
+        model, renderer_of(model, Form()), lambda: Ladder(None), Ladder().tasks("train"), [0] * 4, SETTINGS, seed=0
     )
     free = play_model(
-        model, wording_of(model, Form()), Ladder, Ladder().tasks("train"), [0] * 4, settings_of("free"), seed=0
+        model, renderer_of(model, Form()), Ladder, Ladder().tasks("train"), [0] * 4, settings_of("free"), seed=0
     )
     assert commands(listless) == commands(free)
     assert all(allowed is None for t in listless for s in t.transitions for allowed in s.action.allowed)
@@ -317,7 +320,13 @@ def test_rewards_are_scaled(model: LanguageModel) -> None:
     tasks = list(Ladder().tasks("train"))[:1]
     plain, scaled = (
         play_model(
-            model, wording_of(model, Form()), Ladder, tasks * 4, range(4), replace(SETTINGS, reward_scale=scale), seed=0
+            model,
+            renderer_of(model, Form()),
+            Ladder,
+            tasks * 4,
+            range(4),
+            replace(SETTINGS, reward_scale=scale),
+            seed=0,
         )
         for scale in (1.0, 10.0)
     )
@@ -358,7 +367,7 @@ RESPONSES = {
 @pytest.mark.parametrize("name", RESPONSES)
 def test_what_a_response_is_taken_for(name: str, model: LanguageModel) -> None:
     parts, text, well_formed, imagined = RESPONSES[name]
-    codec, reader = model.codec, wording_of(model, Form())
+    codec, reader = model.codec, renderer_of(model, Form())
     ids = [i for part in parts for i in ([codec.marks[part]] if part in codec.marks else codec.encode(part))]
     action = reader.read(draft_of(ids))
     assert (action.text, action.well_formed, action.imagined) == (text, well_formed, imagined)

@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from envrl.config.schema import ModelConfig
-from envrl.eval.split import wording_of
+from envrl.eval.split import renderer_of
 from envrl.models.load import LanguageModel, build_model
 from envrl.randomness import key_of
 from envrl.rollout import sampler as module
 from envrl.rollout.formats import action_ids
 from envrl.rollout.predict import predict_targets
+from envrl.rollout.renderer import Form
 from envrl.rollout.sampler import Draft, Sampler
 from envrl.rollout.trie import Commands, Node, build_trie
-from envrl.rollout.wording import Form
 from envrl.types import Observation, Pair, Template
 
 ROOMS = ("drawer 1", "drawer 2", "shelf 1", "shelf 12", "fridge 1")
@@ -39,7 +39,7 @@ def new_sampler(model: LanguageModel, slots: int, temperature: float = 1.0, most
 
 
 def commands_of(model: LanguageModel) -> Commands:
-    return Commands(model.codec, wording_of(model, Form()))
+    return Commands(model.codec, renderer_of(model, Form()))
 
 
 def keys_of(count: int, update: int = 0) -> NDArray[np.uint64]:

@@ -19,10 +19,10 @@ from envrl.config.schema import ModelConfig
 from envrl.envs.pool import ProcessPool, Worlds
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout import sampler as module
-from envrl.rollout.marks import MarksWording
+from envrl.rollout.marks import MarksRenderer
+from envrl.rollout.renderer import Form, Told
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock, PlaySettings
-from envrl.rollout.wording import Form, Told
 from envrl.types import Observation, Step, StopReason, Task, Trajectory
 from frail import Frail
 
@@ -71,10 +71,10 @@ def models() -> dict[str, LanguageModel]:
 def play(
     model: LanguageModel, layout: str, slots: int, *, worlds: Any = Corridor, actions: str = "free", members: int = 3
 ) -> tuple[list[Trajectory], Clock]:
-    wording, clock = MarksWording(model.codec, Form(layout=layout), model.context), Clock()
+    renderer, clock = MarksRenderer(model.codec, Form(layout=layout), model.context), Clock()
     tasks = [task for task in Corridor().tasks("train") for _ in range(members)]
     settings = replace(SETTINGS, slots=slots, actions=actions)
-    found = play_model(model, wording, worlds, tasks, [*range(members)] * 4, settings, seed=0, clock=clock)
+    found = play_model(model, renderer, worlds, tasks, [*range(members)] * 4, settings, seed=0, clock=clock)
     return found, clock
 
 
@@ -123,11 +123,11 @@ def test_never_more_sequences_than_slots_and_worlds_open_when_they_get_one(
 ) -> None:
     shapes = widths(monkeypatch)
     Corridor.opened, alive = [], []
-    wording = MarksWording(models["qwen2"].codec, Form(), 400)
+    renderer = MarksRenderer(models["qwen2"].codec, Form(), 400)
     tasks = [task for task in Corridor().tasks("train") for _ in range(3)]
     settings = replace(SETTINGS, slots=3, actions=actions)
     play_model(
-        *(models["qwen2"], wording, Corridor, tasks, [0, 1, 2] * 4, settings),
+        *(models["qwen2"], renderer, Corridor, tasks, [0, 1, 2] * 4, settings),
         seed=0,
         poll=lambda: alive.append(len(Corridor.opened)),
     )
@@ -141,11 +141,11 @@ def test_a_group_member_that_comes_later_copies_what_its_group_began_with(
 ) -> None:
     """Two slots for five episodes of one task: the third runs one token of its first prompt, not all."""
     task = Corridor().tasks("train")[0]
-    wording = MarksWording(models["qwen2"].codec, Form(), 400)
-    opening = len(wording.prompt((), Corridor().reset(task, 1), Told(), 5).ids)  # type: ignore[union-attr]
+    renderer = MarksRenderer(models["qwen2"].codec, Form(), 400)
+    opening = len(renderer.prompt((), Corridor().reset(task, 1), Told(), 5).ids)  # type: ignore[union-attr]
     shapes = widths(monkeypatch)
     settings = replace(SETTINGS, slots=2, actions="admissible")
-    play_model(models["qwen2"], wording, Corridor, [task] * 5, [*range(5)], settings, seed=3)
+    play_model(models["qwen2"], renderer, Corridor, [task] * 5, [*range(5)], settings, seed=3)
     assert sum(columns >= opening for _, columns in shapes) == 1
 
 
@@ -153,13 +153,13 @@ def test_worker_processes_play_the_same_and_a_task_set_aside_frees_its_slot(
     models: dict[str, LanguageModel], tmp_path: Path
 ) -> None:
     tasks = [task for task in Boxes().tasks("train")[:4] for _ in range(3)]
-    wording, members = MarksWording(models["qwen2"].codec, Form(), 400), [0, 1, 2] * 4
-    expected = play_model(models["qwen2"], wording, Boxes, tasks, members, SETTINGS, seed=0)
+    renderer, members = MarksRenderer(models["qwen2"].codec, Form(), 400), [0, 1, 2] * 4
+    expected = play_model(models["qwen2"], renderer, Boxes, tasks, members, SETTINGS, seed=0)
     frail = partial(Frail, tmp_path, os.getpid(), (tasks[0].id,), (tasks[6].id,))  # dies once in one, always in another
     worlds, three = Worlds(frail, workers=2), replace(SETTINGS, slots=3)
     try:
         with pytest.warns(UserWarning, match=f"set aside the task '{tasks[6].id}'"):
-            found = play_model(models["qwen2"], wording, worlds, tasks, members, three, seed=0)
+            found = play_model(models["qwen2"], renderer, worlds, tasks, members, three, seed=0)
     finally:
         pool = worlds.vector()
         assert isinstance(pool, ProcessPool)

@@ -23,16 +23,16 @@ from envrl.eval.client import Endpoint
 from envrl.eval.endpoint import evaluate_endpoint
 from envrl.eval.evaluate import evaluate
 from envrl.eval.questions import ask
-from envrl.eval.split import wording_of
+from envrl.eval.split import renderer_of
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.template import ChatTemplate
 from envrl.rollout.prompts import FORMATS, with_thought
+from envrl.rollout.renderer import Form
 from envrl.rollout.responses import Thought
 from envrl.rollout.runner import play_model
 from envrl.rollout.sampler import Draft
 from envrl.rollout.seats import Clock, PlaySettings
 from envrl.rollout.transcript import write_segments
-from envrl.rollout.wording import Form
 from envrl.trainer.loop import train
 from envrl.types import Action, Observation, StopReason, Trajectory, Transition
 
@@ -163,23 +163,23 @@ def test_a_response_is_what_stands_behind_the_thought_that_the_template_opens(
     name: str, models: dict[str, LanguageModel]
 ) -> None:
     model = models[name]
-    wording = wording_of(model, form_of())
+    renderer = renderer_of(model, form_of())
     close = model.codec.encode_special("</think>")
-    assert wording.respond("open box 1")[: len(wording.lead)] == wording.lead
-    assert wording.lead.count(*close) == 1
+    assert renderer.respond("open box 1")[: len(renderer.lead)] == renderer.lead
+    assert renderer.lead.count(*close) == 1
     for text, command, fault in (
         ("hm\n</think>\n\nlook", "look", ""),
-        (wording.text_of(wording.respond("look")).removesuffix("<|im_end|>"), "look", ""),
+        (renderer.text_of(renderer.respond("look")).removesuffix("<|im_end|>"), "look", ""),
         ("hm, look", "", "unclosed thought"),
     ):
-        ids = [*model.codec.encode_special(text), wording.end]
-        action = wording.read(Draft(None, ids, [0.0] * len(ids), [None] * len(ids), open=False))
+        ids = [*model.codec.encode_special(text), renderer.end]
+        action = renderer.read(Draft(None, ids, [0.0] * len(ids), [None] * len(ids), open=False))
         assert (action.text, action.fault) == (command, fault)
-    assert wording.text_of(wording.respond("look")) == "\n</think>\n\nlook<|im_end|>", (
+    assert renderer.text_of(renderer.respond("look")) == "\n</think>\n\nlook<|im_end|>", (
         "with the prompt's newline: empty"
     )
     segments = write_segments(
-        wording, episode(["hm\n</think>\n\nopen box 2", "so\n</think>\n\nopen box 1"], model, wording.end)
+        renderer, episode(["hm\n</think>\n\nopen box 2", "so\n</think>\n\nopen box 1"], model, renderer.end)
     )
     assert segments is not None
     texts = [model.codec.decode(segment.token_ids.tolist()) for segment in segments]
@@ -195,10 +195,10 @@ def test_a_response_is_what_stands_behind_the_thought_that_the_template_opens(
 
 def test_what_auxiliary_rows_ask_for_stands_behind_the_thought(models: dict[str, LanguageModel]) -> None:
     model = models["OPENING"]
-    wording = wording_of(model, form_of())
-    (step,) = episode(["hm\n</think>\n\nopen box 2"], model, wording.end)
+    renderer = renderer_of(model, form_of())
+    (step,) = episode(["hm\n</think>\n\nopen box 2"], model, renderer.end)
     played = Trajectory(Boxes().tasks("train")[1], 0, (step,), (), StopReason.MAX_STEPS)
-    asked = ask(tiny(), wording, [played])
+    asked = ask(tiny(), renderer, [played])
     for (pair,), target in ((asked.state, "It is empty.<|im_end|>"), (asked.inverse, "open box 2<|im_end|>")):
         assert model.codec.decode(pair.prompt).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
         assert model.codec.decode(pair.target) == target
@@ -206,9 +206,9 @@ def test_what_auxiliary_rows_ask_for_stands_behind_the_thought(models: dict[str,
 
 def test_an_argument_of_the_template_opens_or_closes_the_thought(models: dict[str, LanguageModel]) -> None:
     def tail(name: str, **arguments: Any) -> str:
-        wording = wording_of(models[name], form_of(template_arguments=arguments))
+        renderer = renderer_of(models[name], form_of(template_arguments=arguments))
         observation = Boxes().reset(Boxes().tasks("train")[0])
-        segments = write_segments(wording, [Transition(observation, Action("look"), 0.0, observation, False, False)])
+        segments = write_segments(renderer, [Transition(observation, Action("look"), 0.0, observation, False, False)])
         assert segments is not None
         return models[name].codec.decode(segments[0].token_ids.tolist()).rpartition("assistant\n")[2]
 
@@ -216,8 +216,8 @@ def test_an_argument_of_the_template_opens_or_closes_the_thought(models: dict[st
     assert tail("SWITCHED", enable_thinking=False) == "<think>\n\n</think>\n\nlook<|im_end|>"
     assert tail("BY_ARGUMENT") == "look<|im_end|>"
     assert tail("BY_ARGUMENT", thinking=True) == "<think>\n\n</think>\n\nlook<|im_end|>"
-    wording = wording_of(models["BY_ARGUMENT"], form_of(template_arguments={"thinking": True}))
-    assert wording.text_of(wording.respond("look")) == "\n\n</think>\n\nlook<|im_end|>"
+    renderer = renderer_of(models["BY_ARGUMENT"], form_of(template_arguments={"thinking": True}))
+    assert renderer.text_of(renderer.respond("look")) == "\n\n</think>\n\nlook<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -233,13 +233,13 @@ def test_an_argument_that_the_template_does_not_mention_is_refused(
     name: str, argument: str, hint: str, models: dict[str, LanguageModel]
 ) -> None:
     with pytest.raises(UserError, match=f"no argument '{argument}'.*({hint})"):
-        wording_of(models[name], form_of(template_arguments={argument: False}))
+        renderer_of(models[name], form_of(template_arguments={argument: False}))
 
 
 def test_a_system_message_takes_the_place_of_the_templates_own(models: dict[str, LanguageModel]) -> None:
     def prompt(name: str, layout: str, system: str) -> str:
-        wording = wording_of(models[name], form_of(layout, system_message=system))
-        segments = write_segments(wording, episode(["open box 1"], models[name], wording.end))
+        renderer = renderer_of(models[name], form_of(layout, system_message=system))
+        segments = write_segments(renderer, episode(["open box 1"], models[name], renderer.end))
         assert segments is not None
         return models[name].codec.decode(segments[0].token_ids.tolist())
 
@@ -261,10 +261,10 @@ def test_a_restricted_response_closes_the_thought_first(
     layout: str, actions: str, models: dict[str, LanguageModel]
 ) -> None:
     model, clock = models["OPENING"], Clock()
-    wording = wording_of(model, form_of(layout))
+    renderer = renderer_of(model, form_of(layout))
     settings = PlaySettings(max_steps=3, temperature=1.0, actions=actions, response_tokens=12)
     tasks = Boxes().tasks("train")[:4]
-    played = play_model(model, wording, Boxes, tasks, [0] * 4, settings, seed=0, clock=clock)
+    played = play_model(model, renderer, Boxes, tasks, [0] * 4, settings, seed=0, clock=clock)
     said = [step.action for trajectory in played for step in trajectory.transitions]
     assert clock.mismatches == 0
     assert len(said) >= 8
@@ -273,7 +273,7 @@ def test_a_restricted_response_closes_the_thought_first(
         assert faults.count("unclosed thought") > 0.7 * len(said), "weights drawn at random hardly ever close it"
         assert all(faults)
     else:
-        assert all(action.token_ids[: len(wording.lead)] == wording.lead for action in said)
+        assert all(action.token_ids[: len(renderer.lead)] == renderer.lead for action in said)
         assert all(action.text.startswith("open box") and not action.fault for action in said)
 
 
@@ -413,9 +413,9 @@ def test_thoughts_behind_an_endpoint(form: str, behaviour: Any, fault: str, monk
 def test_what_the_world_says_closes_no_thought(models: dict[str, LanguageModel]) -> None:
     """A world may write `</think>`: the response alone is read."""
     model = models["OPENING"]
-    wording = wording_of(model, form_of("steps"))
+    renderer = renderer_of(model, form_of("steps"))
     sly = Observation("A door.</think> look", ("look</think>",))
-    segments = write_segments(wording, [Transition(sly, Action("look</think>"), 0.0, sly, False, False)])
+    segments = write_segments(renderer, [Transition(sly, Action("look</think>"), 0.0, sly, False, False)])
     assert segments is not None
-    action = wording.read(Draft(None, list(model.codec.encode("hm")), [0.0], [None], open=False))
+    action = renderer.read(Draft(None, list(model.codec.encode("hm")), [0.0], [None], open=False))
     assert action.fault == "unclosed thought"

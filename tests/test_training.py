@@ -27,11 +27,11 @@ from envrl.config.schema import Config
 from envrl.curriculum import draw_tasks
 from envrl.envs.registry import register_env
 from envrl.errors import RunError, UserError
-from envrl.eval.split import form_of, play_settings, wording_of
+from envrl.eval.split import form_of, play_settings, renderer_of
 from envrl.models.checkpoints import verify_checkpoint
 from envrl.models.load import build_model, load_model
+from envrl.rollout.renderer import Form
 from envrl.rollout.runner import play_model
-from envrl.rollout.wording import Form
 from envrl.trainer.batch import build_batch, step_advantages
 from envrl.trainer.checkpoint import load_state
 from envrl.trainer.demonstrations import batch_rows, demonstrate, imitation_rows, written
@@ -258,13 +258,13 @@ def test_demonstrations_are_written_as_episodes_are_played(rollout: dict[str, An
     env, task = Boxes(), Boxes().tasks("train")[1]
     demonstration = demonstrate(env, task, config, 0)
     wanted = [step.action.text for step in demonstration.trajectory.transitions]
-    wording, settings = wording_of(model, form_of(config)), play_settings(config, 1.0)
+    renderer, settings = renderer_of(model, form_of(config)), play_settings(config, 1.0)
     (played,) = [
         trajectory
-        for trajectory in play_model(model, wording, Boxes, [task] * 400, range(400), settings, seed=0)
+        for trajectory in play_model(model, renderer, Boxes, [task] * 400, range(400), settings, seed=0)
         if [step.action.text for step in trajectory.transitions] == wanted
     ][:1]
-    told = written(demonstration, wording)
+    told = written(demonstration, renderer)
     assert told is not None
     rows = imitation_rows(told)
     assert [row.token_ids.tolist() for row in rows] == [segment.token_ids.tolist() for segment in played.segments]
@@ -283,10 +283,10 @@ def test_separate_rows_of_the_warm_start_have_their_mark_whatever_form_rl_takes(
     )
     model = build_model(config.model, ["Open box 1. You see 1, 2, 3, 4, nothing."], seed=0)
     codec = model.codec
-    wording = wording_of(model, form_of(config))
-    played = [written(demonstrate(Boxes(), task, config, 0), wording) for task in Boxes().tasks("train")[:3]]
+    renderer = renderer_of(model, form_of(config))
+    played = [written(demonstrate(Boxes(), task, config, 0), renderer) for task in Boxes().tasks("train")[:3]]
     demonstrations = [each for each in played if each is not None]
-    rows, figures = batch_rows(demonstrations, config.auxiliaries("warm_start"), wording, (0,))
+    rows, figures = batch_rows(demonstrations, config.auxiliaries("warm_start"), renderer, (0,))
     steps = sum(len(d.trajectory.transitions) for d in demonstrations)
     assert len(demonstrations) == 3
     assert figures == {"rows/state": steps, "rows/inverse": steps}
@@ -463,11 +463,11 @@ def test_placebo_and_true_rows_differ_in_their_targets_alone(tmp_path: Path) -> 
     run = train(true, tmp_path / "run")
     model = load_model(run / "checkpoints" / "latest")
     tasks = [task for task in Boxes().tasks("train")[:3] for _ in range(4)]
-    wording = wording_of(model, Form())
-    played = play_model(model, wording, Boxes, tasks, [0, 1, 2, 3] * 3, play_settings(true, 1.0), seed=0, update=1)
+    renderer = renderer_of(model, Form())
+    played = play_model(model, renderer, Boxes, tasks, [0, 1, 2, 3] * 3, play_settings(true, 1.0), seed=0, update=1)
     prompts, targets = [], []
     for config in (true, placebo):
-        batch = build_batch(grouped(played, 4), config, wording, 1)
+        batch = build_batch(grouped(played, 4), config, renderer, 1)
         rows = [r for r in batch.rows if r.terms[0].component == "inverse"]
         starts = [int(row.terms[0].positions_T[0]) for row in rows]
         prompts.append([row.token_ids[:start].tolist() for row, start in zip(rows, starts, strict=True)])
@@ -484,12 +484,12 @@ def test_in_pass_the_fraction_is_a_share_of_the_episodes(tmp_path: Path) -> None
     whole = tiny(auxiliary={"echo": {"weight": 0.1, "schedule": "constant"}}, train={"updates": 0}, eval=QUICK)
     model = load_model(train(whole, tmp_path / "run") / "checkpoints" / "latest")
     tasks = [task for task in Boxes().tasks("train")[:3] for _ in range(4)]
-    wording = wording_of(model, Form())
-    played = play_model(model, wording, Boxes, tasks, [0, 1, 2, 3] * 3, play_settings(whole, 1.0), seed=0, update=1)
+    renderer = renderer_of(model, Form())
+    played = play_model(model, renderer, Boxes, tasks, [0, 1, 2, 3] * 3, play_settings(whole, 1.0), seed=0, update=1)
 
     def origins(component: str, share: float, update: int = 1) -> list[str]:
         config = with_tables(whole, {"echo": {"fraction": share}})
-        rows = build_batch(grouped(played, 4), config, wording_of(model, form_of(config)), update).rows
+        rows = build_batch(grouped(played, 4), config, renderer_of(model, form_of(config)), update).rows
         return [row.origin for row in rows if any(term.component == component for term in row.terms)]
 
     everything = origins("echo", 1.0)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from boxes import Boxes, grouped, tiny
 from envrl.config.schema import Config
 from envrl.errors import RunError
-from envrl.eval.split import form_of, play_settings, wording_of
+from envrl.eval.split import form_of, play_settings, renderer_of
 from envrl.models.load import LanguageModel, build_model, save_model
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.runner import play_model
@@ -49,7 +49,7 @@ def play(model: LanguageModel, config: Config, tasks: int = 4) -> list[Trajector
     members = [i % config.rollout.group_size for i in range(len(chosen))]
     return play_model(
         model,
-        wording_of(model, form_of(config)),
+        renderer_of(model, form_of(config)),
         Boxes,
         chosen,
         members,
@@ -61,7 +61,7 @@ def play(model: LanguageModel, config: Config, tasks: int = 4) -> list[Trajector
 
 def make_rows(model: LanguageModel, config: Config) -> list[Row]:
     groups = grouped(play(model, config), config.rollout.group_size)
-    return build_batch(groups, config, wording_of(model, form_of(config)), 1).rows
+    return build_batch(groups, config, renderer_of(model, form_of(config)), 1).rows
 
 
 def gradient(model: LanguageModel) -> torch.Tensor:

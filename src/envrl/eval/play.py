@@ -13,9 +13,9 @@ from envrl.models.load import LanguageModel
 from envrl.progress import Phase, Reporter
 from envrl.rollout.crowd import Crowd
 from envrl.rollout.questions import batches
+from envrl.rollout.renderer import Renderer
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock, PlaySettings
-from envrl.rollout.wording import Wording
 from envrl.types import Task, Trajectory
 
 Chosen = Sequence[tuple[Task, int]]
@@ -31,7 +31,7 @@ class Player:
     """
 
     model: LanguageModel
-    wording: Wording
+    renderer: Renderer
     make_env: Callable[[], TextEnv]
     split: str
     seed: int
@@ -65,7 +65,7 @@ class Player:
         tasks, members = zip(*(batch[i] for i in part), strict=True)
         ended = (lambda _: None) if self.whole_batches else partial(self.kept.add, settings.actions, self.split)
         return play_model(
-            *(self.model, self.wording, self.make_env, tasks, members, settings),
+            *(self.model, self.renderer, self.make_env, tasks, members, settings),
             seed=self.seed,
             clock=self.clock,
             poll=self.poll,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from envrl.config.schema import Config
 from envrl.registry import find
 from envrl.rollout.auxiliary import pairs_in_pass
-from envrl.rollout.wording import Wording
+from envrl.rollout.renderer import Renderer
 from envrl.types import Pair, Trajectory, TrajectoryGroup
 
 
@@ -20,19 +20,21 @@ class Questions:
     inverse: list[Pair]
 
 
-def ask(config: Config, wording: Wording, trajectories: Sequence[Trajectory]) -> Questions:
+def ask(config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> Questions:
     """Return the questions about every transition, in the form that the recipe trains."""
-    return Questions(state_pairs(config, wording, trajectories), _pairs("inverse", config, wording, trajectories))
+    return Questions(state_pairs(config, renderer, trajectories), _pairs("inverse", config, renderer, trajectories))
 
 
-def state_pairs(config: Config, wording: Wording, trajectories: Sequence[Trajectory]) -> list[Pair]:
+def state_pairs(config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[Pair]:
     """Return state prediction's questions: in the policy's own sequence where RL, else the warm start, trains it so."""
     trained = [{each.name for each in config.auxiliaries(stage)} & {"state", "echo"} for stage in ("", "warm_start")]
     if "echo" in (trained[0] or trained[1]):
-        return pairs_in_pass(trajectories, wording)
-    return _pairs("state", config, wording, trajectories)
+        return pairs_in_pass(trajectories, renderer)
+    return _pairs("state", config, renderer, trajectories)
 
 
-def _pairs(name: str, config: Config, wording: Wording, trajectories: Sequence[Trajectory]) -> list[Pair]:
+def _pairs(name: str, config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[Pair]:
     groups = [TrajectoryGroup(trajectory.task, (trajectory,)) for trajectory in trajectories]
-    return [wording.pair(name, example) for example in find("auxiliary", name).target(groups, **config.auxiliary(name))]
+    return [
+        renderer.pair(name, example) for example in find("auxiliary", name).target(groups, **config.auxiliary(name))
+    ]

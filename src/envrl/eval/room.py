@@ -13,11 +13,11 @@ from envrl.envs.pool import vector_of
 from envrl.envs.protocol import TextEnv
 from envrl.envs.vector import Start
 from envrl.errors import UserError
-from envrl.eval.split import form_of, play_settings, wording_of
+from envrl.eval.split import form_of, play_settings, renderer_of
 from envrl.models.load import LanguageModel
+from envrl.rollout.renderer import Told
 from envrl.rollout.seats import room_for
 from envrl.rollout.trie import Commands
-from envrl.rollout.wording import Told
 from envrl.types import Task
 
 SAMPLE = 32
@@ -88,15 +88,15 @@ def _needs(
     model: LanguageModel, make_env: Callable[[], TextEnv], tasks: Sequence[Task], config: Config
 ) -> Iterator[_Need]:
     form = replace(form_of(config), prompt_tokens=0)
-    wording, settings = wording_of(model, form, context=sys.maxsize), play_settings(config, 0.0)
-    commands, worlds = Commands(model.codec, wording), vector_of(make_env)
+    renderer, settings = renderer_of(model, form, context=sys.maxsize), play_settings(config, 0.0)
+    commands, worlds = Commands(model.codec, renderer), vector_of(make_env)
     try:
         for place in range(0, len(tasks), max(1, len(tasks) // SAMPLE))[:SAMPLE]:
             (observation,) = worlds.reset([Start(0, tasks[place], tasks[place].seed)])
             if observation is None:
                 continue
             room = room_for(observation, commands, settings)
-            prompt = wording.prompt((), observation, Told(), room)
+            prompt = renderer.prompt((), observation, Told(), room)
             assert prompt is not None
             yield _Need(len(prompt.ids), room)
     finally:

@@ -21,9 +21,9 @@ from envrl.eval.kept import Kept
 from envrl.eval.record import action_rates, check_played, success_summary, summarize
 from envrl.progress import Reporter
 from envrl.randomness import key_of
-from envrl.rollout.marks import MarksWording
+from envrl.rollout.marks import MarksRenderer
+from envrl.rollout.renderer import MARKS, Form, Renderer
 from envrl.rollout.scripts import attempt_script, make_script
-from envrl.rollout.wording import MARKS, Form, Wording
 from envrl.types import Task, Trajectory
 
 if TYPE_CHECKING:  # scripts and endpoints are evaluated without torch
@@ -132,19 +132,19 @@ def form_of(config: Config) -> Form:
     )
 
 
-def wording_of(model: LanguageModel, form: Form, context: int = 0) -> Wording:
+def renderer_of(model: LanguageModel, form: Form, context: int = 0) -> Renderer:
     """Return what writes episodes for a model, of at most `context` tokens (0: what it takes).
 
     Raises `UserError` where its tokenizer cannot write the form.
     """
     context = context or model.context
     if form.format == MARKS:
-        return MarksWording(model.codec, form, context)
+        return MarksRenderer(model.codec, form, context)
     from envrl.models.template import ChatTemplate, stops_of
-    from envrl.rollout.chats import ChatWording
+    from envrl.rollout.chats import ChatRenderer
 
     template = ChatTemplate(model.codec, stops_of(model.network, model.codec), form.template_arguments)
-    return ChatWording(template, form, context)
+    return ChatRenderer(template, form, context)
 
 
 def evaluate_split(
@@ -176,10 +176,10 @@ def evaluate_split(
     from envrl.rollout.crowd import Crowd
 
     began, reporter = time.perf_counter(), reporter or Reporter()
-    wording, kept = wording_of(model, form_of(config)), Kept() if kept is None else kept
-    kept.text_of = wording.text_of
+    renderer, kept = renderer_of(model, form_of(config)), Kept() if kept is None else kept
+    kept.text_of = renderer.text_of
     player = Player(
-        *(sampling or sampling_copy(model, config.rollout.precision), wording, make_env, split, config.eval.seed),
+        *(sampling or sampling_copy(model, config.rollout.precision), renderer, make_env, split, config.eval.seed),
         *(kept, crowd or Crowd(reporter.say), reporter, poll),
         whole_batches=whole_batches,
     )
@@ -203,7 +203,7 @@ def evaluate_split(
     if probed:
         with opened(make_env()) as env:
             scripted = probe_episodes(env, env.tasks(split), probed, config.env.max_steps, config.eval.seed)
-        record |= probe(model, ask(config, wording, scripted), scripted, poll, reporter)
+        record |= probe(model, ask(config, renderer, scripted), scripted, poll, reporter)
     record["seconds"] = {"total": time.perf_counter() - began, "env": player.clock.env}
     return record, played
 

@@ -1,4 +1,4 @@
-"""The wording of chat models: a prompt format, written by the model's own chat template.
+"""The renderer of chat models: a prompt format, written by the model's own chat template.
 
 No token is ever written again: a response stays the ids that were sampled, and what the template writes behind it is
 encoded by itself. Where the template writes what was fed in another way (thoughts stripped from earlier turns, turns
@@ -23,13 +23,13 @@ from envrl.rollout.prompts import (
     with_summary,
     with_thought,
 )
+from envrl.rollout.renderer import Form, Prompt, Told
 from envrl.rollout.responses import Thought
 from envrl.rollout.sampler import Draft
-from envrl.rollout.wording import Form, Prompt, Told
 from envrl.types import Action, Example, Observation, Pair, Template, Transition
 
 
-class ChatWording:
+class ChatRenderer:
     """Chats as a prompt format asks for them: one that goes on with the episode, or one a step with the last turns."""
 
     def __init__(self, template: ChatTemplate, form: Form, context: int) -> None:

@@ -1,4 +1,4 @@
-"""The wording with marks of our own, for models that learn it from demonstrations (forms: `envrl.rollout.formats`)."""
+"""The renderer with marks of our own, for models that learn it from demonstrations (`envrl.rollout.formats`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
-from envrl.rollout.wording import Form, Prompt, Told
+from envrl.rollout.renderer import Form, Prompt, Told
 from envrl.types import Action, Example, Observation, Pair, Transition
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _ANSWER = re.compile(r"\S\s*\n\s*\S|(?:\A|\s)You\s")
 """What a response holds that goes on beyond its command: another line, or a sentence that begins with "You"."""
 
 
-class MarksWording:
+class MarksRenderer:
     """`<observation> s₀ <action> a₀ <end> …`, the whole episode as one segment or every step as its own."""
 
     def __init__(self, codec: Codec, form: Form, context: int) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from envrl.models.load import LanguageModel
 from envrl.models.tokenizer import Ids
+from envrl.rollout.renderer import Pair
 from envrl.rollout.sampler import Sampler
-from envrl.rollout.wording import Pair
 from envrl.sequences import order
 
 _SLOTS = 16

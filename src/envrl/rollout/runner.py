@@ -8,14 +8,14 @@ from envrl.envs.pool import vector_of
 from envrl.envs.protocol import TextEnv
 from envrl.models.load import LanguageModel
 from envrl.randomness import key_of
+from envrl.rollout.renderer import Renderer
 from envrl.rollout.seats import Clock, Episode, PlaySettings, Seats
-from envrl.rollout.wording import Wording
 from envrl.types import Assignment, Observation, StopReason, Task, Trajectory
 
 
 def play_model(
     model: LanguageModel,
-    wording: Wording,
+    renderer: Renderer,
     make_env: Callable[[], TextEnv],
     tasks: Sequence[Task],
     members: Sequence[int],
@@ -52,7 +52,7 @@ def play_model(
     ]
     going = episodes
     try:
-        seats = Seats(model, wording, worlds, episodes, settings, clock)
+        seats = Seats(model, renderer, worlds, episodes, settings, clock)
         while seats.ask():
             poll()
             seats.answer()

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from envrl.envs.vector import Start, VectorEnv
 from envrl.models.load import LanguageModel
 from envrl.rollout.meter import Meter
+from envrl.rollout.renderer import Prompt, Renderer
 from envrl.rollout.sampler import Draft, Sampler
 from envrl.rollout.transcript import Transcript
 from envrl.rollout.trie import Commands
-from envrl.rollout.wording import Prompt, Wording
 from envrl.types import Action, Observation, Step, StopReason, Task, Transition
 
 _QUORUM = 0.25
@@ -103,21 +103,21 @@ class Seats:
     def __init__(
         self,
         model: LanguageModel,
-        wording: Wording,
+        renderer: Renderer,
         worlds: VectorEnv,
         episodes: Sequence[Episode],
         settings: PlaySettings,
         clock: Clock,
     ) -> None:
-        self._wording, self._worlds, self._settings, self._clock = wording, worlds, settings, clock
+        self._renderer, self._worlds, self._settings, self._clock = renderer, worlds, settings, clock
         count = min(settings.slots or len(episodes), len(episodes))
         self._sampler = Sampler(
-            *(model, count, settings.temperature, settings.response_tokens, wording.stops),
+            *(model, count, settings.temperature, settings.response_tokens, renderer.stops),
             top_k=settings.top_k,
             top_p=settings.top_p,
             meter=clock.meter,
         )
-        self._commands = Commands(model.codec, wording)
+        self._commands = Commands(model.codec, renderer)
         self._seated, self._waiting = list(episodes[:count]), deque(episodes[count:])
         self._open(range(count))
 
@@ -163,7 +163,7 @@ class Seats:
         for episode, position, draft in acting:
             assert episode.prompt is not None
             response = tuple(draft.token_ids)
-            text = self._wording.text_of(response)
+            text = self._renderer.text_of(response)
             episode.transcript.add(len(episode.transitions), episode.prompt, response, text)
             self._clock.mismatches += not self._sampler.ends_with(position, episode.transcript.ids)
             actions.append(self._read(episode.observation, draft))
@@ -179,7 +179,7 @@ class Seats:
 
     def _read(self, observation: Observation, draft: Draft) -> Action:
         """Return what a response does; a restricted one says a command of the world's in the world's own text."""
-        action = self._wording.read(draft)
+        action = self._renderer.read(draft)
         command = None if draft.free else self._commands.command(observation, action.token_ids)
         return action if command is None else replace(action, text=command, fault="", imagined=False)
 
@@ -213,14 +213,14 @@ class Seats:
                 if step is None:
                     continue
                 *past, known = episode.transitions
-                if not episode.transcript.write(self._wording, past, known):
+                if not episode.transcript.write(self._renderer, past, known):
                     episode.stop_reason = StopReason.CONTEXT
 
     def _write(self, positions: Sequence[int]) -> None:
         """Write the prompts of these episodes; one is over where prompt and longest response do not fit the context."""
         for episode in (self._seated[n] for n in positions):
             room = room_for(episode.observation, self._commands, self._settings)
-            episode.prompt = self._wording.prompt(
+            episode.prompt = self._renderer.prompt(
                 episode.transitions, episode.observation, episode.transcript.told, room
             )
             if episode.prompt is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from envrl.models.tokenizer import Ids
-from envrl.rollout.wording import Prompt, Told, Wording
+from envrl.rollout.renderer import Prompt, Renderer, Told
 from envrl.types import Segment, Span, Transition
 
 
@@ -23,7 +23,7 @@ class Transcript:
     segments: list[Segment] = field(default_factory=list)
 
     def add(self, step: int, prompt: Prompt, response: Ids, text: str) -> None:
-        """Record what was fed before a step's response, and the response with its `text` (`Wording.text_of`)."""
+        """Record what was fed before a step's response, and the response with its `text` (`Renderer.text_of`)."""
         if prompt.fresh:
             self.close()
         start = len(self.ids) + len(prompt.ids)
@@ -33,12 +33,12 @@ class Transcript:
         self.spans.append(Span(step, start, start + len(response)))
         self.told = replace(prompt.told, length=len(self.ids), text=prompt.told.text + text)
 
-    def write(self, wording: Wording, past: Sequence[Transition], step: Transition) -> bool:
+    def write(self, renderer: Renderer, past: Sequence[Transition], step: Transition) -> bool:
         """Record a step that is known already, a bare response where it has no tokens; False where it does not fit."""
-        response = step.action.token_ids or wording.respond(step.action.text)
-        prompt = wording.prompt(past, step.observation, self.told, len(response))
+        response = step.action.token_ids or renderer.respond(step.action.text)
+        prompt = renderer.prompt(past, step.observation, self.told, len(response))
         if prompt is not None:
-            self.add(len(past), prompt, response, wording.text_of(response))
+            self.add(len(past), prompt, response, renderer.text_of(response))
         return prompt is not None
 
     def take_back(self) -> None:
@@ -54,10 +54,10 @@ class Transcript:
         self.ids, self.spans, self.answers, self.told = [], [], [], Told()
 
 
-def write_segments(wording: Wording, steps: Sequence[Transition]) -> tuple[Segment, ...] | None:
+def write_segments(renderer: Renderer, steps: Sequence[Transition]) -> tuple[Segment, ...] | None:
     """Return an episode's segments as play records them, or None where they do not fit the model's context."""
     transcript = Transcript()
-    if not all(transcript.write(wording, steps[:number], step) for number, step in enumerate(steps)):
+    if not all(transcript.write(renderer, steps[:number], step) for number, step in enumerate(steps)):
         return None
     transcript.close()
     return tuple(transcript.segments)

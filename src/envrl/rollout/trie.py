@@ -10,7 +10,7 @@ from envrl.models.tokenizer import Codec, Ids
 from envrl.types import Observation, Template
 
 if TYPE_CHECKING:
-    from envrl.rollout.wording import Wording
+    from envrl.rollout.renderer import Renderer
 
 Node = dict[int, "Node"]  # the next tokens and where they lead; a leaf is empty
 
@@ -120,14 +120,14 @@ def build_graph(sequences: Sequence[Ids], templates: Sequence[FreeWords]) -> Nod
 class Commands:
     """What an observation accepts, in tokens: its `trie`, None for nothing, and the tokens of its `longest` command.
 
-    The wording says what a command is as a response. What was asked before is not built again.
+    The renderer says what a command is as a response. What was asked before is not built again.
     """
 
-    def __init__(self, codec: Codec, wording: Wording) -> None:
-        self._respond = wording.respond
+    def __init__(self, codec: Codec, renderer: Renderer) -> None:
+        self._respond = renderer.respond
         self._tries = lru_cache(maxsize=20_000)(self._trie)
         self._lengths = lru_cache(maxsize=20_000)(self._longest)
-        self._template = lru_cache(maxsize=20_000)(lambda free: FreeWords(codec, free, wording.end, wording.lead))
+        self._template = lru_cache(maxsize=20_000)(lambda free: FreeWords(codec, free, renderer.end, renderer.lead))
 
     def trie(self, observation: Observation) -> Node | None:
         return self._tries(observation.admissible or (), _with_words(observation))

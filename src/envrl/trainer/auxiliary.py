@@ -12,7 +12,7 @@ from envrl.errors import UserError, suggest
 from envrl.objective.schedule import weight_at
 from envrl.randomness import key_of
 from envrl.registry import Entry, failed, find
-from envrl.rollout.wording import Wording
+from envrl.rollout.renderer import Renderer
 from envrl.samples.auxiliary import auxiliary_rows
 from envrl.types import Example, InPass, LossTerm, Part, Row, Trajectory, TrajectoryGroup, episodes_of
 
@@ -49,7 +49,7 @@ def weights_of(auxiliaries: Sequence[Auxiliary], update: int, updates: int) -> d
 
 
 def make_rows(
-    auxiliaries: Sequence[Auxiliary], groups: Sequence[TrajectoryGroup], wording: Wording, key: Sequence[int | str]
+    auxiliaries: Sequence[Auxiliary], groups: Sequence[TrajectoryGroup], renderer: Renderer, key: Sequence[int | str]
 ) -> Auxiliaries:
     """Return the rows and terms of these objectives; which part of them is a function of `key`.
 
@@ -61,8 +61,8 @@ def make_rows(
             each.name,
             _yielded(find("auxiliary", each.name), groups, each.settings),
             episodes,
-            lambda example, name=each.name: wording.pair(name, example),
-            wording.context,
+            lambda example, name=each.name: renderer.pair(name, example),
+            renderer.context,
             each.common,
             key_of(*key, each.name),
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from envrl.config.schema import Config
 from envrl.objective.advantage import ESTIMATORS
-from envrl.rollout.wording import Wording
+from envrl.rollout.renderer import Renderer
 from envrl.samples.rows import learns, policy_rows
 from envrl.trainer.auxiliary import make_rows, weights_of
 from envrl.types import Row, TrajectoryGroup, Transition, episodes_of
@@ -47,12 +47,12 @@ def step_advantages(groups: Sequence[TrajectoryGroup], config: Config) -> list[N
     )
 
 
-def build_batch(groups: Sequence[TrajectoryGroup], config: Config, wording: Wording, update: int) -> UpdateBatch:
+def build_batch(groups: Sequence[TrajectoryGroup], config: Config, renderer: Renderer, update: int) -> UpdateBatch:
     """Return the rows that an update is made of; which auxiliary rows is a function of (seed, update)."""
     auxiliaries = config.auxiliaries()
     weights = weights_of(auxiliaries, update, config.train.updates)
     weighed = [each for each in auxiliaries if weights[each.name] > 0]
-    made = make_rows(weighed, groups, wording, (config.seed, update))
+    made = make_rows(weighed, groups, renderer, (config.seed, update))
     rows: list[Row] = []
     for number, (trajectory, advantages_S) in enumerate(
         zip(episodes_of(groups), step_advantages(groups, config), strict=True)

@@ -15,7 +15,7 @@ from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.errors import UserError
-from envrl.eval.split import env_maker, form_of, training_settings, wording_of
+from envrl.eval.split import env_maker, form_of, renderer_of, training_settings
 from envrl.models.adapters import has_adapter
 from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel, build_model, load_path
@@ -79,7 +79,7 @@ class Bench:
     def update(self, config: Config, groups: Sequence[TrajectoryGroup], watch: Watch) -> list[Row]:
         """Do what a run's update does with its episodes; return the rows."""
         watch.start()
-        batch = build_batch(groups, config, wording_of(self.model, form_of(config)), 1)
+        batch = build_batch(groups, config, renderer_of(self.model, form_of(config)), 1)
         rows = batch.rows
         if not rows:
             raise UserError(
@@ -135,7 +135,7 @@ class FirstUpdate:
 
     def __init__(self, model: LanguageModel, make_env: Worlds, config: Config) -> None:
         self._model, self._make_env, self._config = model, make_env, config
-        self._settings, self._wording = training_settings(config), wording_of(model, form_of(config))
+        self._settings, self._renderer = training_settings(config), renderer_of(model, form_of(config))
         with opened(make_env()) as env:
             tasks = listed_tasks(env, config.env.split, config.env.name)
         self._playing = Tasks(tasks, config).next(1, Counter())
@@ -144,7 +144,7 @@ class FirstUpdate:
         """Play each episode for so many turns at most."""
         return play_model(
             self._model,
-            self._wording,
+            self._renderer,
             self._make_env,
             [each.assignment.task for each in self._playing],
             [each.member for each in self._playing],

@@ -17,9 +17,9 @@ from envrl.progress import Reporter
 from envrl.randomness import key_of
 from envrl.rollout.formats import task_text, trim
 from envrl.rollout.prompts import find_format
+from envrl.rollout.renderer import Renderer
 from envrl.rollout.scripts import Script, attempt_script, has_script, make_script, random_script
 from envrl.rollout.transcript import write_segments
-from envrl.rollout.wording import Wording
 from envrl.samples.rows import counted_term, places
 from envrl.trainer.auxiliary import make_rows
 from envrl.types import LossTerm, Observation, Row, Task, Trajectory, TrajectoryGroup
@@ -117,12 +117,12 @@ def _collected(
     return found
 
 
-def written(demonstration: Demonstration, wording: Wording) -> Demonstration | None:
+def written(demonstration: Demonstration, renderer: Renderer) -> Demonstration | None:
     """Return the demonstration with its tokens, as play would have recorded them.
 
     None where it does not fit the model's context: play ends before it overflows, too.
     """
-    segments = write_segments(wording, demonstration.trajectory.transitions)
+    segments = write_segments(renderer, demonstration.trajectory.transitions)
     if segments is None:
         return None
     return replace(demonstration, trajectory=replace(demonstration.trajectory, segments=segments))
@@ -143,12 +143,12 @@ def imitation_rows(demonstration: Demonstration, in_pass: Mapping[int, Sequence[
 def batch_rows(
     demonstrations: Sequence[Demonstration],
     auxiliaries: Sequence[Auxiliary],
-    wording: Wording,
+    renderer: Renderer,
     key: Sequence[int | str],
 ) -> tuple[list[Row], dict[str, float]]:
     """Return the rows of an optimiser step on demonstrations that are `written`, and figures to log."""
     groups = [TrajectoryGroup(d.trajectory.task, (d.trajectory,), source="demonstration") for d in demonstrations]
-    made = make_rows(auxiliaries, groups, wording, key)
+    made = make_rows(auxiliaries, groups, renderer, key)
     rows = [row for n, each in enumerate(demonstrations) for row in imitation_rows(each, made.in_pass.get(n))]
     return [*rows, *made.rows], made.figures
 

@@ -16,7 +16,7 @@ from envrl.files import JsonLines
 from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
 from envrl.rollout.crowd import Crowd
-from envrl.rollout.wording import Wording
+from envrl.rollout.renderer import Renderer
 from envrl.trainer.shared_start import shared_evaluations
 from envrl.trainer.trajectories import write_trajectories
 
@@ -28,7 +28,7 @@ class Evaluations:
     config: Config
     folder: Path
     make_env: Worlds
-    wording: Wording
+    renderer: Renderer
     crowd: Crowd
     poll: Callable[[], None]
     reporter: Reporter
@@ -76,7 +76,7 @@ class Evaluations:
         if last and config.train.trajectories:
             shown = spread(played, 2 * config.train.trajectories, lambda trajectory: trajectory.task.kind)
             with self.reporter.phase("writing episodes down"):
-                write_trajectories(self.folder, f"eval-{name}", update, shown, model, self.wording, config)
+                write_trajectories(self.folder, f"eval-{name}", update, shown, model, self.renderer, config)
         return record
 
     def _at_an_end(self, update: int) -> bool:

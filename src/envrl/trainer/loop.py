@@ -12,7 +12,7 @@ from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted, RunError
-from envrl.eval.split import env_maker, form_of, wording_of
+from envrl.eval.split import env_maker, form_of, renderer_of
 from envrl.files import JsonLines
 from envrl.models.copies import refresh, sampling_copy
 from envrl.models.load import LanguageModel
@@ -115,14 +115,14 @@ class Run:
         self.metrics, self.evals = JsonLines(self.folder / "metrics.jsonl"), JsonLines(self.folder / "eval.jsonl")
         self.metrics.truncate(state.metrics_offset)
         self.evals.truncate(state.eval_offset)
-        self.wording = wording_of(state.model, form_of(config))
+        self.renderer = renderer_of(state.model, form_of(config))
         self.sampling = sampling_copy(state.model, config.rollout.precision)
-        shared = (self.wording, self.crowd, poll, self.reporter)
+        shared = (self.renderer, self.crowd, poll, self.reporter)
         self.rollouts = Rollouts(config, self.make_env, self.tasks, *shared)
         self.evaluations = Evaluations(config, self.folder, self.make_env, *shared, self.evals)
         self.optimization = Optimization(config, state.model, state.optimizer, self.folder, poll, self.reporter.say)
         self.optimization.guard.skips = state.skips
-        self.log = UpdateLog(config, self.metrics, self.wording, self.crowd, self.optimization.guard.budget)
+        self.log = UpdateLog(config, self.metrics, self.renderer, self.crowd, self.optimization.guard.budget)
 
     def _updates(self, state: RunState) -> None:
         updates = self.config.train.updates
@@ -149,13 +149,13 @@ class Run:
             played = self.rollouts.play(self.sampling, number, laps.clock)
         with laps.of("rows"):
             groups = self.replay.mix(played.admitted, number)
-            batch = build_batch(groups, self.config, self.wording, number)
+            batch = build_batch(groups, self.config, self.renderer, number)
         self.idle.observe(number, groups, batch.figures)
         with laps.of("update"), self.reporter.phase("learning"):
             figures = self.optimization.step(batch.rows, batch.weights, number)
             give_back_memory()
         with laps.of("update"):
-            write_shown(self.folder, number, played.groups, state.model, self.wording, self.config, self.reporter)
+            write_shown(self.folder, number, played.groups, state.model, self.renderer, self.config, self.reporter)
         record = self.log.write(state, number, played, batch, figures, laps)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.optimization.guard.skips
         state.evaluated, state.components = not self.evaluations.due(number), self._components()

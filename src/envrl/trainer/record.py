@@ -16,8 +16,8 @@ from envrl.files import JsonLines
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import peak_memory
 from envrl.rollout.crowd import Crowd
+from envrl.rollout.renderer import Renderer
 from envrl.rollout.seats import Clock
-from envrl.rollout.wording import Wording
 from envrl.trainer.batch import UpdateBatch
 from envrl.trainer.budget import Budget
 from envrl.trainer.footprint import predicted_memory
@@ -58,7 +58,7 @@ class UpdateLog:
 
     config: Config
     file: JsonLines
-    wording: Wording
+    renderer: Renderer
     crowd: Crowd
     budget: Budget
 
@@ -72,7 +72,7 @@ class UpdateLog:
         laps: Laps,
     ) -> dict[str, Any]:
         """Append an update's line and return it; the state's counts of steps and tokens go up by the update's."""
-        of_play = played_figures(played.groups, self.wording)
+        of_play = played_figures(played.groups, self.renderer)
         state.env_steps += of_play["train/steps"]
         state.tokens += of_play["tokens"]
         state.episodes += played.episodes
@@ -111,7 +111,7 @@ class UpdateLog:
         }
 
 
-def played_figures(groups: Sequence[TrajectoryGroup], wording: Wording) -> dict[str, Any]:
+def played_figures(groups: Sequence[TrajectoryGroup], renderer: Renderer) -> dict[str, Any]:
     """Return what an update's line says of the episodes that it played."""
     trajectories = episodes_of(groups)
     steps = [step for trajectory in trajectories for step in trajectory.transitions]
@@ -127,7 +127,7 @@ def played_figures(groups: Sequence[TrajectoryGroup], wording: Wording) -> dict[
         **{f"train/{name}": rate for name, rate in action_rates(trajectories).items()},
         "train/context_full": sum(t.stop_reason is StopReason.CONTEXT for t in trajectories) / count,
         "train/segments": sum(len(t.segments) for t in trajectories) / count,
-        "train/retokenized_rate": sum(map(wording.rewrites, sampled)) / max(len(steps), 1),
+        "train/retokenized_rate": sum(map(renderer.rewrites, sampled)) / max(len(steps), 1),
     }
 
 

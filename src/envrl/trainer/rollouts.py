@@ -13,9 +13,9 @@ from envrl.eval.split import training_settings
 from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
 from envrl.rollout.crowd import Crowd
+from envrl.rollout.renderer import Renderer
 from envrl.rollout.runner import play_model
 from envrl.rollout.seats import Clock
-from envrl.rollout.wording import Wording
 from envrl.trainer.tasks import ROUNDS, Playing, Tasks
 from envrl.types import StopReason, Trajectory, TrajectoryGroup
 
@@ -36,7 +36,7 @@ class Rollouts:
     config: Config
     make_env: Worlds
     tasks: Tasks
-    wording: Wording
+    renderer: Renderer
     crowd: Crowd
     poll: Callable[[], None]
     reporter: Reporter
@@ -73,7 +73,7 @@ class Rollouts:
             some = [playing[i] for i in part]
             return play_model(
                 model,
-                self.wording,
+                self.renderer,
                 self.make_env,
                 [each.assignment.task for each in some],
                 [each.member for each in some],

@@ -21,7 +21,7 @@ from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.eval.data import data_file, warn_of_other_data
 from envrl.eval.room import check_room_of_run
-from envrl.eval.split import form_of, wording_of
+from envrl.eval.split import form_of, renderer_of
 from envrl.files import create_run, lock_run, write_text
 from envrl.models.adapters import check_peft
 from envrl.models.bases import check_base
@@ -160,7 +160,7 @@ def _check_model(folder: str | Path, config: Config, make_env: Callable[[], Text
     """
     try:
         model = load_policy(folder, config)
-        wording_of(model, form_of(config))
+        renderer_of(model, form_of(config))
         _warn_of_marks(model, folder, config)
         _check_context(config, folder, model.context)
         check_room_of_run(model, make_env, config)

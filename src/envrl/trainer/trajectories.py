@@ -15,7 +15,7 @@ from envrl.files import write_text
 from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
 from envrl.rollout.predict import predict_targets
-from envrl.rollout.wording import Wording
+from envrl.rollout.renderer import Renderer
 from envrl.types import Trajectory, TrajectoryGroup, Transition, episodes_of
 
 PREDICTED = 8
@@ -28,23 +28,23 @@ def write_trajectories(
     update: int,
     trajectories: Sequence[Trajectory],
     model: LanguageModel,
-    wording: Wording,
+    renderer: Renderer,
     config: Config,
 ) -> None:
     """Write `trajectories/NAME.jsonl`; every step has the state prediction's loss (nats a token) under this model.
 
     Where the recipe trains state prediction, the first few trajectories also have what the model would have predicted.
     """
-    scores = iter(score_targets(model, state_pairs(config, wording, trajectories)))
+    scores = iter(score_targets(model, state_pairs(config, renderer, trajectories)))
     trained = {each.name for stage in ("", "warm_start") for each in config.auxiliaries(stage)} & {"state", "echo"}
-    shown = state_pairs(config, wording, trajectories[:PREDICTED] if trained else ())
-    predicted = iter(predict_targets(model, shown, wording.stops))
+    shown = state_pairs(config, renderer, trajectories[:PREDICTED] if trained else ())
+    predicted = iter(predict_targets(model, shown, renderer.stops))
     lines = []
     for trajectory in trajectories:
         steps = []
         for step in trajectory.transitions:
             score, prediction = next(scores), next(predicted, None)
-            record = _step_record(step, wording) | {"state_nll": -score.logprob / max(score.tokens, 1)}
+            record = _step_record(step, renderer) | {"state_nll": -score.logprob / max(score.tokens, 1)}
             steps.append(record if prediction is None else record | {"predicted_observation": prediction})
         lines.append(json.dumps(_record(update, trajectory) | {"steps": steps}, ensure_ascii=False))
     folder = run / "trajectories"
@@ -57,7 +57,7 @@ def write_shown(
     update: int,
     groups: Sequence[TrajectoryGroup],
     model: LanguageModel,
-    wording: Wording,
+    renderer: Renderer,
     config: Config,
     reporter: Reporter,
 ) -> None:
@@ -65,7 +65,9 @@ def write_shown(
     count = config.train.trajectories
     if count and update % config.train.trajectories_every == 0:
         with reporter.phase("writing episodes down"):
-            write_trajectories(run, f"update-{update:06d}", update, episodes_of(groups[:count]), model, wording, config)
+            write_trajectories(
+                run, f"update-{update:06d}", update, episodes_of(groups[:count]), model, renderer, config
+            )
 
 
 def _record(update: int, trajectory: Trajectory) -> dict[str, Any]:
@@ -80,8 +82,8 @@ def _record(update: int, trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-def _step_record(step: Transition, wording: Wording) -> dict[str, Any]:
-    written = wording.text_of(step.action.token_ids)
+def _step_record(step: Transition, renderer: Renderer) -> dict[str, Any]:
+    written = renderer.text_of(step.action.token_ids)
     said = {"response": written} if written else {}
     said |= {"fault": step.action.fault} if step.action.fault else {}
     return {

@@ -19,7 +19,7 @@ from envrl.envs.answers import opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted, UserError
 from envrl.eval.room import check_room_of_run, either, longer_context
-from envrl.eval.split import form_of, wording_of
+from envrl.eval.split import form_of, renderer_of
 from envrl.files import JsonLines
 from envrl.models.adapters import put_tensors, trained_tensors
 from envrl.models.forward import log_softmax_and_entropy
@@ -28,7 +28,7 @@ from envrl.models.rows import states_of_rows
 from envrl.models.scores import logits_in_chunks
 from envrl.progress import Reporter
 from envrl.randomness import key_of
-from envrl.rollout.wording import Wording
+from envrl.rollout.renderer import Renderer
 from envrl.samples.packing import pack
 from envrl.trainer.auxiliary import weights_of
 from envrl.trainer.checkpoint import (
@@ -96,7 +96,7 @@ class _Stage:
         if latest is None:
             with hooks.reporter.phase("making the model"):
                 self.model = self._fresh_model()
-            self.wording = wording_of(self.model, form_of(config))
+            self.renderer = renderer_of(self.model, form_of(config))
             self.step, self.tokens = 0, 0
             self.optimizer = self._fresh_optimizer()
             self.best_weights = copy.deepcopy(trained_tensors(self.model.network))
@@ -136,7 +136,7 @@ class _Stage:
     def _fitting(self, demonstrations: list[Demonstration]) -> list[Demonstration]:
         """Return the demonstrations that fit the model's context, with their tokens."""
         context = self.model.context
-        fitting = [each for d in demonstrations if (each := written(d, self.wording)) is not None]
+        fitting = [each for d in demonstrations if (each := written(d, self.renderer)) is not None]
         if len(fitting) < len(demonstrations):
             left_out = len(demonstrations) - len(fitting)
             what = f"left out {left_out} demonstrations that are longer than the context of {context} tokens"
@@ -175,7 +175,7 @@ class _Stage:
         chosen = [self.training[i] for i in order[place * warm.batch : (place + 1) * warm.batch]]
         weights = weights_of(self.auxiliaries, self.step + 1, self.steps)
         weighed = [each for each in self.auxiliaries if weights[each.name] > 0]
-        rows, figures = batch_rows(chosen, weighed, self.wording, (config.seed, "auxiliary", epoch, place))
+        rows, figures = batch_rows(chosen, weighed, self.renderer, (config.seed, "auxiliary", epoch, place))
         settings = LossSettings(
             {"imitation": 1.0, **weights},
             precision=config.train.precision,
@@ -198,7 +198,7 @@ class _Stage:
 
     def _measure(self) -> dict[str, float]:
         measured = measure_imitation(
-            self.model, self.wording, self.held_out or self.training[:64], self.config, self.hooks.reporter
+            self.model, self.renderer, self.held_out or self.training[:64], self.config, self.hooks.reporter
         )
         loss = measured["held_out/imitation"]
         if loss < self.best:
@@ -224,7 +224,7 @@ class _Stage:
 
     def _restore(self, folder: Path) -> None:
         self.model = load_policy(folder, self.config)
-        self.wording = wording_of(self.model, form_of(self.config))
+        self.renderer = renderer_of(self.model, form_of(self.config))
         tensors, meta = load_state(folder / "state")
         self.optimizer = self._fresh_optimizer()
         self.optimizer.restore({k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")})
@@ -247,7 +247,7 @@ def learning_rate_factor(step: int, steps: int) -> float:
 @torch.no_grad()
 def measure_imitation(
     model: LanguageModel,
-    wording: Wording,
+    renderer: Renderer,
     demonstrations: Sequence[Demonstration],
     config: Config,
     reporter: Reporter | None = None,
@@ -273,7 +273,7 @@ def measure_imitation(
             tokens += len(targets)
             start = 0
             for index, target in enumerate(targets.tolist()):
-                if target == wording.end:
+                if target == renderer.end:
                     actions += 1
                     right += all(hits[start : index + 1])
                     start = index + 1

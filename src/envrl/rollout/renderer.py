@@ -1,4 +1,4 @@
-"""How episodes are written in tokens: what a wording has to offer, whichever marks or chat template it writes with."""
+"""How episodes are written in tokens: what a renderer offers, whichever marks or chat template it writes with."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Prompt:
     answer: tuple[int, int] | None = None
 
 
-class Wording(Protocol):
+class Renderer(Protocol):
     """Writes prompts and reads responses.
 
     `past` are the steps so far, oldest first; a step's action carries tokens where a model played it and none where a
