@@ -34,11 +34,11 @@ from envrl.models.load import LanguageModel, build_model, load_model, save_model
 from envrl.models.template import ChatTemplate, cleaner
 from envrl.models.tokenizer import Codec
 from envrl.rollout.prompts import FORMATS
-from envrl.rollout.renderer import Form, Renderer, Told
+from envrl.rollout.renderer import Form, Renderer, SegmentState
 from envrl.rollout.responses import FAULTS
 from envrl.rollout.runner import play_model
 from envrl.rollout.sampler import Draft
-from envrl.rollout.seats import Clock, PlaySettings
+from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.rollout.transcript import write_segments
 from envrl.trainer.loop import train
 from envrl.types import Action, Observation, Pair, Step, StopReason, Task, Template, Trajectory, Transition
@@ -58,9 +58,9 @@ def models(folders: dict[str, Path]) -> dict[str, LanguageModel]:
 
 
 def play(model: LanguageModel, renderer: Renderer, settings: PlaySettings = SETTINGS) -> list[Trajectory]:
-    tasks, clock = [task for task in Boxes().tasks("train")[:3] for _ in range(2)], Clock()
-    played = play_model(model, renderer, Boxes, tasks, [0, 1] * 3, settings, seed=0, clock=clock)
-    assert clock.mismatches == 0
+    tasks, stats = [task for task in Boxes().tasks("train")[:3] for _ in range(2)], RolloutStats()
+    played = play_model(model, renderer, Boxes, tasks, [0, 1] * 3, settings, seed=0, stats=stats)
+    assert stats.mismatches == 0
     return played
 
 
@@ -112,10 +112,10 @@ def test_a_steps_prompt_is_what_the_models_own_template_writes(
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 def test_a_new_segment_is_fed_from_where_it_differs(family: str, models: dict[str, LanguageModel]) -> None:
     """What a prompt and the segment before it begin with alike stays in the slot, and log-probs are the same."""
-    model, clock = models[family], Clock()
+    model, stats = models[family], RolloutStats()
     renderer = renderer_of(model, Form("steps", format="action", history=1))
     tasks = [task for task in Boxes().tasks("train")[:3] for _ in range(2)]
-    played = play_model(model, renderer, Boxes, tasks, [0, 1] * 3, SETTINGS, seed=0, clock=clock)
+    played = play_model(model, renderer, Boxes, tasks, [0, 1] * 3, SETTINGS, seed=0, stats=stats)
     check_faithful(model, played)
     whole = saved = 0
     for trajectory in played:
@@ -127,8 +127,8 @@ def test_a_new_segment_is_fed_from_where_it_differs(family: str, models: dict[st
             saved += alike
     first = sum(trajectory.segments[0].spans[0].start for trajectory in played[1::2])  # a group's first prompt
     lasts = sum(len(trajectory.transitions) for trajectory in played)  # a response's last token is fed as filler only
-    assert whole - saved - first - lasts <= clock.meter.fed <= whole - saved - first
-    assert clock.mismatches == 0
+    assert whole - saved - first - lasts <= stats.meter.fed <= whole - saved - first
+    assert stats.mismatches == 0
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "phi3"])
@@ -262,7 +262,7 @@ def test_no_text_of_the_world_becomes_a_special_token(models: dict[str, Language
     model = models["qwen2"]
     renderer = renderer_of(model, Form(format="action"))
     for text in ("A door. Your task is to: open", "A door.<|im_end|>\n Your task is to: open <|im_start|>"):
-        prompt = renderer.prompt([], Observation(text), Told(), 8)
+        prompt = renderer.prompt([], Observation(text), SegmentState(), 8)
         assert prompt is not None
         assert prompt.ids.count(renderer.end) == 1
 
@@ -299,7 +299,7 @@ def test_tags_that_are_special_tokens_are_the_forms_and_not_the_worlds(layout: s
         "A <think>door</think> §.\n\nYour task is to: say § <action>", ("say </action>", "§"), templates=(SLY,)
     )
     plain = Observation("A door.\n\nYour task is to: say", ("say",), templates=(SLY,))
-    begun, whole = (renderer.prompt([], observation, Told(), 8) for observation in (sly, plain))
+    begun, whole = (renderer.prompt([], observation, SegmentState(), 8) for observation in (sly, plain))
     assert begun is not None
     assert whole is not None
     assert FORMATS["tags"].asks in model.codec.decode(begun.ids)
@@ -403,8 +403,8 @@ def test_a_tokenizer_in_python_trains(layout: str, tmp_path: Path) -> None:
     ]
     assert len(answers) > 5 or layout == "steps"
     assert all(text == trajectory.transitions[step].next_observation.text for text, trajectory, step in answers)
-    begun = renderer.prompt([], Observation("A door.</s><|im_end|>"), Told(), 8)
-    plain = renderer.prompt([], Observation("A door."), Told(), 8)
+    begun = renderer.prompt([], Observation("A door.</s><|im_end|>"), SegmentState(), 8)
+    plain = renderer.prompt([], Observation("A door."), SegmentState(), 8)
     assert begun is not None
     assert plain is not None
     for mark in (model.codec.tokenizer.eos_token_id, renderer.end):
@@ -463,11 +463,11 @@ def test_a_restricted_response_gives_the_worlds_own_command(kind: str, layout: s
     tokenizer = None if kind == "bytes" else make_sentencepiece(lowercase=kind == "small letters")
     family = "qwen2" if kind == "bytes" else "phi3"
     model = load_model(save_chat_model(family, tmp_path / "model", tokenizer=tokenizer), marks=False)
-    renderer, env, clock = renderer_of(model, Form(layout, format="action", history=1)), Shop(), Clock()
+    renderer, env, stats = renderer_of(model, Form(layout, format="action", history=1)), Shop(), RolloutStats()
     settings = PlaySettings(max_steps=6, temperature=2.0, actions="admissible", response_tokens=4)
     Shop.told.clear()
     tasks = [task for task in env.tasks("train") for _ in range(6)]
-    played = play_model(model, renderer, Shop, tasks, list(range(6)) * 4, settings, seed=0, clock=clock)
+    played = play_model(model, renderer, Shop, tasks, list(range(6)) * 4, settings, seed=0, stats=stats)
     actions = [step.action for trajectory in played for step in trajectory.transitions]
     assert sorted(Shop.told) == sorted(action.text for action in actions)
     found = ("Blue", "blue box", "coin", "Blue blue box", "Blue coin", "blue box coin", "Blue blue box coin")
@@ -477,7 +477,7 @@ def test_a_restricted_response_gives_the_worlds_own_command(kind: str, layout: s
     assert {action.text for action in actions} <= wanted
     assert len({action.text for action in actions}) >= 8
     assert all(action.well_formed and not action.imagined for action in actions)
-    assert clock.mismatches == 0
+    assert stats.mismatches == 0
 
 
 def test_a_response_that_is_cut_off_is_no_command(models: dict[str, LanguageModel]) -> None:
@@ -653,7 +653,7 @@ def test_a_run_whose_first_prompts_do_not_fit_is_refused(folders: dict[str, Path
     config = replace(config, model=replace(config.model, path=str(folders["qwen2"])))
     env = Boxes()
     prompts = {
-        task.id: renderer_of(model, form_of(config)).prompt((), env.reset(task), Told(), 0)
+        task.id: renderer_of(model, form_of(config)).prompt((), env.reset(task), SegmentState(), 0)
         for split in ("train", "valid_b")
         for task in env.tasks(split)
     }
@@ -756,7 +756,7 @@ def test_a_template_of_parts_writes_the_same(
 ) -> None:
     parts = load_model(rewritten(folders["qwen2"], tmp_path / "parts", chat_template=template), marks=False)
     prompts = [
-        renderer_of(model, Form(format="tags")).prompt([], Observation("A door."), Told(), 8)
+        renderer_of(model, Form(format="tags")).prompt([], Observation("A door."), SegmentState(), 8)
         for model in (models["qwen2"], parts)
     ]
     assert prompts[0] is not None

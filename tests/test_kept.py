@@ -25,7 +25,7 @@ from envrl.models.load import load_model
 from envrl.rollout.prompts import FORMATS
 from envrl.rollout.renderer import Form
 from envrl.rollout.runner import play_model
-from envrl.rollout.seats import PlaySettings
+from envrl.rollout.scheduler import PlaySettings
 from envrl.trainer import loop
 from envrl.trainer.loop import train
 from envrl.types import Trajectory

@@ -16,7 +16,7 @@ from envrl.config.schema import Config
 from envrl.errors import RunError
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import OutOfMemory, counted_memory, is_out_of_memory
-from envrl.rollout.crowd import Crowd
+from envrl.rollout.splitter import BatchSplitter
 from envrl.samples.packing import pack, tokens_run
 from envrl.trainer import loop, update
 from envrl.trainer.loop import train
@@ -163,7 +163,7 @@ def test_other_errors_are_not_taken_for_memory() -> None:
 
 def test_a_crowd_is_halved_until_it_fits_and_stays_so() -> None:
     said: list[str] = []
-    crowd, sizes = Crowd(said.append), []
+    splitter, sizes = BatchSplitter(said.append), []
 
     def play(part: range) -> list[Any]:
         sizes.append(len(part))
@@ -171,15 +171,15 @@ def test_a_crowd_is_halved_until_it_fits_and_stays_so() -> None:
             raise torch.OutOfMemoryError(CUDA)
         return [*part]
 
-    assert crowd.play(13, play) == list(range(13))
+    assert splitter.play(13, play) == list(range(13))
     assert sizes == [13, 6, 3, 3, 3, 3, 1]
-    assert crowd.play(5, play) == list(range(5))
+    assert splitter.play(5, play) == list(range(5))
     assert sizes[7:] == [3, 2]
-    assert crowd.play(4, play, at_once=2) == list(range(4))
+    assert splitter.play(4, play, at_once=2) == list(range(4))
     assert sizes[9:] == [2, 2]
     assert len(said) == 2
     assert "13 episodes were played at once; they are played again, 6 at a time" in said[0]
-    assert crowd.play(0, play) == []
+    assert splitter.play(0, play) == []
 
 
 def test_an_episode_that_does_not_fit_alone_ends_the_run() -> None:
@@ -187,7 +187,7 @@ def test_an_episode_that_does_not_fit_alone_ends_the_run() -> None:
         raise MemoryError
 
     with pytest.raises(RunError, match=r"a single episode was played.*lower rollout\.response_tokens"):
-        Crowd().play(2, play)
+        BatchSplitter().play(2, play)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from envrl.envs import make, nursery, register_env
+from envrl.envs import fork_server, make, register_env
 from envrl.envs.pool import ProcessPool, Worlds
 from envrl.envs.registry import maker
 from envrl.envs.vector import LocalWorlds, Start, VectorEnv
@@ -234,7 +234,7 @@ def test_workers_killed_and_stopped_at_random_change_nothing(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("ill", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_nursery_that_dies_or_is_stopped_is_replaced(tmp_path: Path, ill: signal.Signals) -> None:
+def test_a_fork_server_that_dies_or_is_stopped_is_replaced(tmp_path: Path, ill: signal.Signals) -> None:
     pool, local = pool_of(tmp_path, 3), LocalWorlds(Counter)
     assert said(pool, PLAIN) == said(local, PLAIN)
     first, mother = pool.pids(), parent_of(pool.pids()[0])
@@ -242,7 +242,7 @@ def test_a_nursery_that_dies_or_is_stopped_is_replaced(tmp_path: Path, ill: sign
     os.kill(mother, ill)
     os.kill(first[0], signal.SIGKILL)
     assert wait_until(lambda: not alive(first[0]))
-    for turn in range(3):  # a nursery that is stopped cannot say that the worker has ended; its connection does
+    for turn in range(3):  # a fork server that is stopped cannot say that the worker has ended; its connection does
         commands = [(slot, f"go {turn}") for slot in range(7)]
         assert [step and step.observation for step in pool.step(commands)] == [
             step and step.observation for step in local.step(commands)
@@ -298,10 +298,10 @@ def test_a_worker_has_nothing_of_the_run_nor_of_the_other_workers() -> None:
 
 
 @pytest.mark.parametrize("ill", ["die", "exit"])
-def test_without_a_nursery_each_worker_is_an_interpreter(
+def test_without_a_fork_server_each_worker_is_an_interpreter(
     tmp_path: Path, ill: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nursery, "_can_be_had", lambda: False)
+    monkeypatch.setattr(fork_server, "_can_be_had", lambda: False)
     test_an_episode_goes_on_as_if_nothing_had_happened(tmp_path, ill)
     pool = pool_of(tmp_path)
     said(pool, PLAIN)
@@ -393,7 +393,7 @@ def test_workers_end_with_their_parent_however_it_ends(tmp_path: Path, workers: 
         check=False,
     )
     pids = [int(pid) for pid in ran.stdout.split()]
-    assert len(pids) == 3  # the nursery is one of them
+    assert len(pids) == 3  # the fork server is one of them
     assert wait_until(lambda: not any(map(alive, pids)))
     assert ran.returncode == {"raise ValueError": 1, "os.kill(os.getpid(), signal.SIGKILL)": -9}.get(end, 0)
 

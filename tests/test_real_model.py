@@ -34,7 +34,7 @@ from envrl.rollout.prompts import FORMATS
 from envrl.rollout.renderer import Form
 from envrl.rollout.responses import FAULTS
 from envrl.rollout.runner import play_model
-from envrl.rollout.seats import Clock, PlaySettings
+from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.samples.auxiliary import pair_rows
 from envrl.samples.rows import policy_rows
 from envrl.trainer.export import export_model
@@ -75,12 +75,12 @@ def play(
     model: LanguageModel, form: Form, settings: PlaySettings = FREE, world: str = "", episodes: int = 2
 ) -> list[Trajectory]:
     """Play a group of episodes of the first training task, and check that what was fed is what was recorded."""
-    make_env, clock = (lambda: envrl.make(world)) if world else Boxes, Clock()
+    make_env, stats = (lambda: envrl.make(world)) if world else Boxes, RolloutStats()
     tasks = [make_env().tasks("train")[0]] * episodes
     played = play_model(
-        model, renderer_of(model, form), make_env, tasks, range(episodes), settings, seed=0, clock=clock
+        model, renderer_of(model, form), make_env, tasks, range(episodes), settings, seed=0, stats=stats
     )
-    assert clock.mismatches == 0
+    assert stats.mismatches == 0
     assert all(trajectory.transitions for trajectory in played)
     return played
 

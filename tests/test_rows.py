@@ -19,7 +19,7 @@ from envrl.rollout.auxiliary import pairs_in_pass
 from envrl.rollout.formats import observation_ids
 from envrl.rollout.renderer import Form
 from envrl.rollout.runner import play_model
-from envrl.rollout.seats import PlaySettings
+from envrl.rollout.scheduler import PlaySettings
 from envrl.samples.auxiliary import pair_rows
 from envrl.samples.packing import denominators, pack
 from envrl.samples.rows import counted_term, places, policy_rows, ragged

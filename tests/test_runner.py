@@ -20,8 +20,8 @@ from envrl.rollout.questions import batches
 from envrl.rollout.renderer import Form
 from envrl.rollout.runner import play_model
 from envrl.rollout.sampler import Draft
+from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.rollout.scripts import make_script, play_script
-from envrl.rollout.seats import Clock, PlaySettings
 from envrl.types import Observation, Step, Task, Trajectory
 
 MOVES = ("climb down", "climb up", "climb up two", "wait")
@@ -89,9 +89,9 @@ def play(model: LanguageModel, name: str, *, seed: int = 0, members: int = 3) ->
         renderer_of(model, FORMS[name]),
     )
     played = [*range(members)] * (len(tasks) // members)
-    clock = Clock()
-    found = play_model(model, renderer, Ladder, tasks, played, settings_of(name), seed=seed, clock=clock)
-    assert clock.mismatches == 0
+    stats = RolloutStats()
+    found = play_model(model, renderer, Ladder, tasks, played, settings_of(name), seed=seed, stats=stats)
+    assert stats.mismatches == 0
     return found
 
 
@@ -336,12 +336,12 @@ def test_rewards_are_scaled(model: LanguageModel) -> None:
 
 def test_every_turn_can_be_interrupted_and_the_worlds_time_is_told_apart(model: LanguageModel) -> None:
     calls: list[None] = []
-    clock = Clock()
+    stats = RolloutStats()
     trajectories = plain(
-        model, Ladder, Ladder().tasks("train"), [0] * 4, SETTINGS, seed=0, clock=clock, poll=lambda: calls.append(None)
+        model, Ladder, Ladder().tasks("train"), [0] * 4, SETTINGS, seed=0, stats=stats, poll=lambda: calls.append(None)
     )
     assert len(calls) == max(len(t.transitions) for t in trajectories)
-    assert clock.env > 0.0
+    assert stats.env > 0.0
 
 
 def draft_of(ids: Sequence[int]) -> Draft:

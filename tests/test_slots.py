@@ -20,9 +20,9 @@ from envrl.envs.pool import ProcessPool, Worlds
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout import sampler as module
 from envrl.rollout.marks import MarksRenderer
-from envrl.rollout.renderer import Form, Told
+from envrl.rollout.renderer import Form, SegmentState
 from envrl.rollout.runner import play_model
-from envrl.rollout.seats import Clock, PlaySettings
+from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.types import Observation, Step, StopReason, Task, Trajectory
 from frail import Frail
 
@@ -70,12 +70,12 @@ def models() -> dict[str, LanguageModel]:
 
 def play(
     model: LanguageModel, layout: str, slots: int, *, worlds: Any = Corridor, actions: str = "free", members: int = 3
-) -> tuple[list[Trajectory], Clock]:
-    renderer, clock = MarksRenderer(model.codec, Form(layout=layout), model.context), Clock()
+) -> tuple[list[Trajectory], RolloutStats]:
+    renderer, stats = MarksRenderer(model.codec, Form(layout=layout), model.context), RolloutStats()
     tasks = [task for task in Corridor().tasks("train") for _ in range(members)]
     settings = replace(SETTINGS, slots=slots, actions=actions)
-    found = play_model(model, renderer, worlds, tasks, [*range(members)] * 4, settings, seed=0, clock=clock)
-    return found, clock
+    found = play_model(model, renderer, worlds, tasks, [*range(members)] * 4, settings, seed=0, stats=stats)
+    return found, stats
 
 
 def assert_same(found: Sequence[Trajectory], expected: Sequence[Trajectory]) -> None:
@@ -96,13 +96,13 @@ def assert_same(found: Sequence[Trajectory], expected: Sequence[Trajectory]) -> 
 def test_the_number_of_slots_changes_nothing(
     layout: str, actions: str, kind: str, models: dict[str, LanguageModel]
 ) -> None:
-    everyone, clock = play(models[kind], layout, 0, actions=actions)
+    everyone, stats = play(models[kind], layout, 0, actions=actions)
     assert len({t.stop_reason for t in everyone}) == (1 if actions == "free" else 2)
-    assert clock.mismatches == 0
+    assert stats.mismatches == 0
     for slots in (1, 3, 99):
-        found, clock = play(models[kind], layout, slots, actions=actions)
+        found, stats = play(models[kind], layout, slots, actions=actions)
         assert_same(found, everyone)
-        assert clock.mismatches == 0, "what is recorded is what was fed"
+        assert stats.mismatches == 0, "what is recorded is what was fed"
 
 
 def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
@@ -142,7 +142,7 @@ def test_a_group_member_that_comes_later_copies_what_its_group_began_with(
     """Two slots for five episodes of one task: the third runs one token of its first prompt, not all."""
     task = Corridor().tasks("train")[0]
     renderer = MarksRenderer(models["qwen2"].codec, Form(), 400)
-    opening = len(renderer.prompt((), Corridor().reset(task, 1), Told(), 5).ids)  # type: ignore[union-attr]
+    opening = len(renderer.prompt((), Corridor().reset(task, 1), SegmentState(), 5).ids)  # type: ignore[union-attr]
     shapes = widths(monkeypatch)
     settings = replace(SETTINGS, slots=2, actions="admissible")
     play_model(models["qwen2"], renderer, Corridor, [task] * 5, [*range(5)], settings, seed=3)

@@ -31,7 +31,7 @@ from envrl.rollout.renderer import Form
 from envrl.rollout.responses import Thought
 from envrl.rollout.runner import play_model
 from envrl.rollout.sampler import Draft
-from envrl.rollout.seats import Clock, PlaySettings
+from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.rollout.transcript import write_segments
 from envrl.trainer.loop import train
 from envrl.types import Action, Observation, StopReason, Trajectory, Transition
@@ -260,13 +260,13 @@ def test_a_system_message_takes_the_place_of_the_templates_own(models: dict[str,
 def test_a_restricted_response_closes_the_thought_first(
     layout: str, actions: str, models: dict[str, LanguageModel]
 ) -> None:
-    model, clock = models["OPENING"], Clock()
+    model, stats = models["OPENING"], RolloutStats()
     renderer = renderer_of(model, form_of(layout))
     settings = PlaySettings(max_steps=3, temperature=1.0, actions=actions, response_tokens=12)
     tasks = Boxes().tasks("train")[:4]
-    played = play_model(model, renderer, Boxes, tasks, [0] * 4, settings, seed=0, clock=clock)
+    played = play_model(model, renderer, Boxes, tasks, [0] * 4, settings, seed=0, stats=stats)
     said = [step.action for trajectory in played for step in trajectory.transitions]
-    assert clock.mismatches == 0
+    assert stats.mismatches == 0
     assert len(said) >= 8
     if actions == "free":
         faults = [action.fault for action in said]

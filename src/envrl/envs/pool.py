@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from envrl.envs.answers import opened
-from envrl.envs.nursery import Nursery
+from envrl.envs.fork_server import ForkServer
 from envrl.envs.process import Lost, WorkerProcess, wait
 from envrl.envs.protocol import TextEnv
 from envrl.envs.vector import OTHERWISE, Episode, LocalWorlds, Start, VectorEnv, put_aside, same_answer
@@ -63,7 +63,7 @@ class ProcessPool:
                 "or set env.workers = 0"
             ) from error
         self._timeout = timeout
-        self._nursery = Nursery()
+        self._fork_server = ForkServer()
         self._workers = [_Worker() for _ in range(workers)]
         self._episodes: dict[int, Episode] = {}
         self._calls = 0
@@ -93,15 +93,15 @@ class ProcessPool:
         return [worker.process.pid for worker in self._workers if worker.process is not None]
 
     def processes(self) -> list[int]:
-        """Return the process ids of the workers, and of the nursery that they come from."""
-        return self.pids() + ([self._nursery.pid] if self._nursery.pid is not None else [])
+        """Return the process ids of the workers, and of the fork server that they come from."""
+        return self.pids() + ([self._fork_server.pid] if self._fork_server.pid is not None else [])
 
     def close(self) -> None:
         """End the workers; those that are needed again later begin anew."""
         for worker in self._workers:
             worker.jobs.clear()
             self._drop(worker)
-        self._nursery.end()
+        self._fork_server.end()
 
     def _last(self, slot: int) -> Observation | Step | None:
         episode = self._episodes[slot]
@@ -141,7 +141,7 @@ class ProcessPool:
         if not jobs:
             return
         if worker.process is None:
-            worker.process = WorkerProcess(self._make_env, self._nursery)
+            worker.process = WorkerProcess(self._make_env, self._fork_server)
         for job in jobs:
             worker.process.send(job.call)
 

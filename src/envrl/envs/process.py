@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 from weakref import finalize
 
-from envrl.envs.nursery import Fork, Nursery
+from envrl.envs.fork_server import Fork, ForkServer
 from envrl.envs.wire import READY, Answer, Call, Failure, Hello, Inbox, pack
 
 _START_SECONDS = 120.0  # longest time until a new worker says that it has begun
@@ -27,10 +27,10 @@ class Lost(Exception):
 class WorkerProcess:
     """One worker; `send` and `receive` never block, so that no worker can hold up the run."""
 
-    def __init__(self, make_env: bytes, nursery: Nursery) -> None:
+    def __init__(self, make_env: bytes, fork_server: ForkServer) -> None:
         self._wire, theirs = socket.socketpair()
         read_end, write_end = os.pipe()
-        self._process = nursery.worker(theirs.fileno(), read_end)
+        self._process = fork_server.worker(theirs.fileno(), read_end)
         theirs.close()
         os.close(read_end)
         self._wire.setblocking(False)
@@ -132,7 +132,7 @@ def wait(processes: Sequence[WorkerProcess]) -> list[WorkerProcess]:
 def _end(process: subprocess.Popen[bytes] | Fork, wire: socket.socket, lifeline: int) -> None:
     """Kill a worker and see it off the list of processes; also where its object or this process ends."""
     process.kill()
-    with suppress(subprocess.TimeoutExpired):  # a nursery that is stopped reports nothing
+    with suppress(subprocess.TimeoutExpired):  # a fork server that is stopped reports nothing
         process.wait(timeout=1.0)
     wire.close()
     os.close(lifeline)

@@ -27,7 +27,7 @@ def serve(connection: int, lifeline: int, parent: int) -> None:
     """Carry out calls from the socket `connection` until it closes.
 
     `lifeline` is a pipe that closes when the run ends, whatever the worlds are doing at that time; `parent` is the
-    process that started this one: the run, or its nursery.
+    process that started this one: the run, or its fork server.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()  # for other systems than Linux

@@ -274,7 +274,7 @@ def _check_room(
     model: LanguageModel, make_env: Callable[[], TextEnv], config: Config, episodes: int, *, bare: bool
 ) -> None:
     """Raise `UserError` where no episode can begin; `bare`: of a chat model that is no run's."""
-    from envrl.eval.room import check_room
+    from envrl.eval.context_check import check_room
 
     with opened(make_env()) as world:
         tasks = {name: [task for task, _ in chosen_tasks(world, name, config, episodes)] for name in config.eval.split}

@@ -11,11 +11,11 @@ from envrl.eval.kept import Kept
 from envrl.eval.split import BATCH
 from envrl.models.load import LanguageModel
 from envrl.progress import Phase, Reporter
-from envrl.rollout.crowd import Crowd
 from envrl.rollout.questions import batches
 from envrl.rollout.renderer import Renderer
 from envrl.rollout.runner import play_model
-from envrl.rollout.seats import Clock, PlaySettings
+from envrl.rollout.scheduler import PlaySettings, RolloutStats
+from envrl.rollout.splitter import BatchSplitter
 from envrl.types import Task, Trajectory
 
 Chosen = Sequence[tuple[Task, int]]
@@ -36,11 +36,11 @@ class Player:
     split: str
     seed: int
     kept: Kept
-    crowd: Crowd
+    splitter: BatchSplitter
     reporter: Reporter
     poll: Callable[[], None]
     whole_batches: bool = False
-    clock: Clock = field(default_factory=Clock)
+    stats: RolloutStats = field(default_factory=RolloutStats)
 
     def play(self, name: str, chosen: Chosen, settings: PlaySettings) -> list[Trajectory]:
         """Return the episodes of these tasks, those that are kept already as they were played then."""
@@ -49,7 +49,7 @@ class Player:
         with self.reporter.phase(name, len(chosen), done, unit="episodes") as phase:
             for batch in left:
                 play = partial(self._play, phase, done, batch, settings)
-                for trajectory in self.crowd.play(len(batch), play):
+                for trajectory in self.splitter.play(len(batch), play):
                     self.kept.add(actions, self.split, trajectory)
                 self.kept.sync()
                 done += len(batch)
@@ -67,7 +67,7 @@ class Player:
         return play_model(
             *(self.model, self.renderer, self.make_env, tasks, members, settings),
             seed=self.seed,
-            clock=self.clock,
+            stats=self.stats,
             poll=self.poll,
             watch=lambda more: phase.show(done + part.start + more),
             ended=ended,

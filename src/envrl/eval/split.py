@@ -28,8 +28,8 @@ from envrl.types import Task, Trajectory
 
 if TYPE_CHECKING:  # scripts and endpoints are evaluated without torch
     from envrl.models.load import LanguageModel
-    from envrl.rollout.crowd import Crowd
-    from envrl.rollout.seats import PlaySettings
+    from envrl.rollout.scheduler import PlaySettings
+    from envrl.rollout.splitter import BatchSplitter
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ def env_options(config: Config) -> dict[str, Any]:
 
 def play_settings(config: Config, temperature: float, actions: str | None = None) -> PlaySettings:
     """Return how a recipe plays, at another temperature and maybe under another restriction."""
-    from envrl.rollout.seats import PlaySettings
+    from envrl.rollout.scheduler import PlaySettings
 
     rollout = config.rollout
     return PlaySettings(
@@ -158,7 +158,7 @@ def evaluate_split(
     probed: int | None = None,
     sampling: LanguageModel | None = None,
     poll: Callable[[], None] = lambda: None,
-    crowd: Crowd | None = None,
+    splitter: BatchSplitter | None = None,
     reporter: Reporter | None = None,
     kept: Kept | None = None,
     whole_batches: bool = False,
@@ -173,14 +173,14 @@ def evaluate_split(
     from envrl.eval.probe import probe, probe_episodes
     from envrl.eval.questions import ask
     from envrl.models.copies import sampling_copy
-    from envrl.rollout.crowd import Crowd
+    from envrl.rollout.splitter import BatchSplitter
 
     began, reporter = time.perf_counter(), reporter or Reporter()
     renderer, kept = renderer_of(model, form_of(config)), Kept() if kept is None else kept
     kept.text_of = renderer.text_of
     player = Player(
         *(sampling or sampling_copy(model, config.rollout.precision), renderer, make_env, split, config.eval.seed),
-        *(kept, crowd or Crowd(reporter.say), reporter, poll),
+        *(kept, splitter or BatchSplitter(reporter.say), reporter, poll),
         whole_batches=whole_batches,
     )
     with opened(make_env()) as env:
@@ -204,7 +204,7 @@ def evaluate_split(
         with opened(make_env()) as env:
             scripted = probe_episodes(env, env.tasks(split), probed, config.env.max_steps, config.eval.seed)
         record |= probe(model, ask(config, renderer, scripted), scripted, poll, reporter)
-    record["seconds"] = {"total": time.perf_counter() - began, "env": player.clock.env}
+    record["seconds"] = {"total": time.perf_counter() - began, "env": player.stats.env}
     return record, played
 
 

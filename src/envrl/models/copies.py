@@ -16,9 +16,9 @@ def sampling_copy(model: LanguageModel, precision: str) -> LanguageModel:
     """
     if precision == "fp32":
         return model
-    network, heads = (copy.deepcopy(part).requires_grad_(False).eval() for part in (model.network, model.heads))
-    sampling = LanguageModel(network, model.codec, heads)
+    sampling = LanguageModel(copy.deepcopy(model.network).eval(), model.codec, copy.deepcopy(model.heads))
     for parameter in sampling.parameters():
+        parameter.requires_grad_(False)
         parameter.data = parameter.data.to(torch.bfloat16)
     return sampling
 

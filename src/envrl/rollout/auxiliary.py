@@ -23,7 +23,7 @@ def _of_episode(renderer: Renderer, trajectory: Trajectory) -> Iterator[Pair]:
     asked = state([TrajectoryGroup(trajectory.task, (trajectory,))])
     for number, (step, example) in enumerate(zip(steps, asked, strict=True)):
         told = transcript.write(renderer, steps[:number], step)
-        following = renderer.prompt(steps[: number + 1], step.next_observation, transcript.told, 0) if told else None
+        following = renderer.prompt(steps[: number + 1], step.next_observation, transcript.segment, 0) if told else None
         if following is None or following.answer is None:
             yield renderer.pair("state", example)
         else:

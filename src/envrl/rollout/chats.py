@@ -23,7 +23,7 @@ from envrl.rollout.prompts import (
     with_summary,
     with_thought,
 )
-from envrl.rollout.renderer import Form, Prompt, Told
+from envrl.rollout.renderer import Form, Prompt, SegmentState
 from envrl.rollout.responses import Thought
 from envrl.rollout.sampler import Draft
 from envrl.types import Action, Example, Observation, Pair, Template, Transition
@@ -47,38 +47,44 @@ class ChatRenderer:
         self.end, self.stops = template.end, template.stops
         self.lead = template.encode_behind(self._close) if self._close else ()
 
-    def prompt(self, past: Sequence[Transition], observation: Observation, told: Told, room: int) -> Prompt | None:
+    def prompt(
+        self, past: Sequence[Transition], observation: Observation, segment: SegmentState, room: int
+    ) -> Prompt | None:
         """Return the next prompt, or None where it and `room` further tokens do not fit even without earlier turns.
 
         A longest prompt (`rollout.prompt_tokens`, or what the context leaves) is kept to by cutting the oldest turns.
         """
         limit = min(self.form.prompt_tokens or self.context, self.context - room)
         make = self._of_a_step if self.form.layout == "steps" else self._of_a_chat
-        return make(past, observation, told, limit)
+        return make(past, observation, segment, limit)
 
-    def _of_a_step(self, past: Sequence[Transition], observation: Observation, told: Told, limit: int) -> Prompt | None:
+    def _of_a_step(
+        self, past: Sequence[Transition], observation: Observation, segment: SegmentState, limit: int
+    ) -> Prompt | None:
         task, turns, present = self._situation(past, observation)
         summary, shown = self._summary(past), self.form.show_admissible
         for cut in range(len(turns) + 1):
             ids = self._ids(self._format.messages(task, turns[cut:], present, shown, summary))
             if len(ids) <= limit:
-                return Prompt(ids, True, Told(len(ids)))
+                return Prompt(ids, True, SegmentState(len(ids)))
         return None
 
-    def _of_a_chat(self, past: Sequence[Transition], observation: Observation, told: Told, limit: int) -> Prompt | None:
-        """Return what goes on from `told`, or a new segment; one that must be cut begins with the later half of it."""
-        text = self._render(self._chat(past, observation, told.first))
-        if told.length and text.startswith(told.text):
-            behind = text[len(told.text) :]
+    def _of_a_chat(
+        self, past: Sequence[Transition], observation: Observation, segment: SegmentState, limit: int
+    ) -> Prompt | None:
+        """Return what goes on from `segment`, or a new one; one that must be cut begins with the later half of it."""
+        text = self._render(self._chat(past, observation, segment.first))
+        if segment.length and text.startswith(segment.text):
+            behind = text[len(segment.text) :]
             ids = self._template.encode_behind(behind)
-            length = told.length + len(ids)
+            length = segment.length + len(ids)
             if length <= limit:
-                return Prompt(ids, False, Told(length, text, told.first), self._answer(behind, observation))
-        first = told.first
+                return Prompt(ids, False, SegmentState(length, text, segment.first), self._answer(behind, observation))
+        first = segment.first
         while True:
             ids = self._template.encode(text)
             if len(ids) <= limit:
-                return Prompt(ids, True, Told(len(ids), text, first))
+                return Prompt(ids, True, SegmentState(len(ids), text, first))
             if first == len(past):
                 return None
             first += (len(past) - first + 1) // 2

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
-from envrl.rollout.renderer import Form, Prompt, Told
+from envrl.rollout.renderer import Form, Prompt, SegmentState
 from envrl.types import Action, Example, Observation, Pair, Transition
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ class MarksRenderer:
         self.stops = frozenset({self.end})
         self.lead: Ids = ()
 
-    def prompt(self, past: Sequence[Transition], observation: Observation, told: Told, room: int) -> Prompt | None:
+    def prompt(
+        self, past: Sequence[Transition], observation: Observation, segment: SegmentState, room: int
+    ) -> Prompt | None:
         """Return the next prompt, or None where it and `room` further tokens do not fit the context."""
         form, task = self.form, task_of(past, observation)
         fresh, answer = form.layout == "steps" or not past, None
@@ -39,8 +41,8 @@ class MarksRenderer:
             ids = observation_ids(self._codec, observation, form.show_admissible, task if form.repeat_task else "")
             words = len(self._codec.encode(trim(observation.text)))
             answer = (1, 2 + words) if past else None  # the text and the mark that ends it
-        length = len(ids) + (0 if fresh else told.length)
-        return None if length + room > self.context else Prompt(ids, fresh, Told(length), answer)
+        length = len(ids) + (0 if fresh else segment.length)
+        return None if length + room > self.context else Prompt(ids, fresh, SegmentState(length), answer)
 
     def respond(self, command: str) -> Ids:
         """Return a command's tokens and the closing mark."""

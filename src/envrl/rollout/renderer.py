@@ -32,7 +32,7 @@ class Form:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class SegmentState:
     """What a segment of an episode holds so far: its tokens' number, its text where that is needed, its first turn."""
 
     length: int = 0
@@ -44,13 +44,13 @@ class Told:
 class Prompt:
     """What is to be fed before a response.
 
-    `fresh`: it opens a new segment, since it does not go on from what was fed; `told`: what the segment holds then;
+    `fresh`: it opens a new segment, since it does not go on from what was fed; `segment`: what the segment holds then;
     `answer`: the range of `ids` that is the world's answer to the step before, where the segment holds that step.
     """
 
     ids: Ids
     fresh: bool
-    told: Told
+    segment: SegmentState
     answer: tuple[int, int] | None = None
 
 
@@ -83,7 +83,9 @@ class Renderer(Protocol):
         """All ids at which a response ends."""
         ...
 
-    def prompt(self, past: Sequence[Transition], observation: Observation, told: Told, room: int) -> Prompt | None:
+    def prompt(
+        self, past: Sequence[Transition], observation: Observation, segment: SegmentState, room: int
+    ) -> Prompt | None:
         """Return the next prompt, or None where it and `room` further tokens do not fit the context."""
         ...
 
@@ -92,7 +94,7 @@ class Renderer(Protocol):
         ...
 
     def text_of(self, response: Ids) -> str:
-        """Return a response's text as `Told.text` counts it."""
+        """Return a response's text as `SegmentState.text` counts it."""
         ...
 
     def read(self, draft: Draft) -> Action:

@@ -9,7 +9,7 @@ from envrl.envs.protocol import TextEnv
 from envrl.models.load import LanguageModel
 from envrl.randomness import key_of
 from envrl.rollout.renderer import Renderer
-from envrl.rollout.seats import Clock, Episode, PlaySettings, Seats
+from envrl.rollout.scheduler import Episode, EpisodeScheduler, PlaySettings, RolloutStats
 from envrl.types import Assignment, Observation, StopReason, Task, Trajectory
 
 
@@ -24,7 +24,7 @@ def play_model(
     assignments: Sequence[Assignment] | None = None,
     seed: int,
     update: int = 0,
-    clock: Clock | None = None,
+    stats: RolloutStats | None = None,
     poll: Callable[[], None] = lambda: None,
     watch: Callable[[float], None] = lambda _: None,
     ended: Callable[[Trajectory], None] = lambda _: None,
@@ -35,7 +35,7 @@ def play_model(
     its own length and start. `poll` is called every turn and may raise; `watch` is told how many episodes are played,
     those under way by the share of their steps, and `ended` gets each when it is over.
     """
-    clock = clock or Clock()
+    stats = stats or RolloutStats()
     worlds = vector_of(make_env)
     replaced = worlds.replaced
     given = assignments or [Assignment(task, 1) for task in tasks]
@@ -52,17 +52,17 @@ def play_model(
     ]
     going = episodes
     try:
-        seats = Seats(model, renderer, worlds, episodes, settings, clock)
-        while seats.ask():
+        scheduler = EpisodeScheduler(model, renderer, worlds, episodes, settings, stats)
+        while scheduler.ask():
             poll()
-            seats.answer()
+            scheduler.answer()
             watch(sum(1.0 if e.stop_reason else len(e.transitions) / e.max_steps for e in episodes))
             for episode in (episode for episode in going if episode.stop_reason):
                 ended(_finish(episode, update))
             going = [episode for episode in going if not episode.stop_reason]
     finally:
         worlds.finish()
-    clock.replaced += worlds.replaced - replaced
+    stats.replaced += worlds.replaced - replaced
     for episode in going:  # of these the context was full
         ended(_finish(episode, update))
     return [_finish(episode, update) for episode in episodes]

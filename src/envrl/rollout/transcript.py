@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from envrl.models.tokenizer import Ids
-from envrl.rollout.renderer import Prompt, Renderer, Told
+from envrl.rollout.renderer import Prompt, Renderer, SegmentState
 from envrl.types import Segment, Span, Transition
 
 
@@ -16,7 +16,7 @@ from envrl.types import Segment, Span, Transition
 class Transcript:
     """The present segment of an episode, and those before it."""
 
-    told: Told = field(default_factory=Told)
+    segment: SegmentState = field(default_factory=SegmentState)
     ids: list[int] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     answers: list[Span] = field(default_factory=list)
@@ -31,12 +31,12 @@ class Transcript:
             self.answers.append(Span(step - 1, *(len(self.ids) + place for place in prompt.answer)))
         self.ids += [*prompt.ids, *response]
         self.spans.append(Span(step, start, start + len(response)))
-        self.told = replace(prompt.told, length=len(self.ids), text=prompt.told.text + text)
+        self.segment = replace(prompt.segment, length=len(self.ids), text=prompt.segment.text + text)
 
     def write(self, renderer: Renderer, past: Sequence[Transition], step: Transition) -> bool:
         """Record a step that is known already, a bare response where it has no tokens; False where it does not fit."""
         response = step.action.token_ids or renderer.respond(step.action.text)
-        prompt = renderer.prompt(past, step.observation, self.told, len(response))
+        prompt = renderer.prompt(past, step.observation, self.segment, len(response))
         if prompt is not None:
             self.add(len(past), prompt, response, renderer.text_of(response))
         return prompt is not None
@@ -51,7 +51,7 @@ class Transcript:
             stop = self.spans[-1].stop
             answers = tuple(answer for answer in self.answers if answer.stop <= stop)
             self.segments.append(Segment(np.array(self.ids[:stop], dtype=np.int32), tuple(self.spans), answers))
-        self.ids, self.spans, self.answers, self.told = [], [], [], Told()
+        self.ids, self.spans, self.answers, self.segment = [], [], [], SegmentState()
 
 
 def write_segments(renderer: Renderer, steps: Sequence[Transition]) -> tuple[Segment, ...] | None:

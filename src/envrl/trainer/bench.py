@@ -21,7 +21,7 @@ from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel, build_model, load_path
 from envrl.models.runtime import prepare_torch, waiting
 from envrl.rollout.runner import play_model
-from envrl.rollout.seats import Clock
+from envrl.rollout.scheduler import RolloutStats
 from envrl.trainer.batch import build_batch
 from envrl.trainer.demonstrations import world_texts
 from envrl.trainer.optimizer import adamw
@@ -74,7 +74,7 @@ class Bench:
 
     def play(self, config: Config) -> list[TrajectoryGroup]:
         """Play the recipe's first update, and return the groups that are whole."""
-        return FirstUpdate(self.sampling, self.make_env, config).groups(Clock())
+        return FirstUpdate(self.sampling, self.make_env, config).groups(RolloutStats())
 
     def update(self, config: Config, groups: Sequence[TrajectoryGroup], watch: Watch) -> list[Row]:
         """Do what a run's update does with its episodes; return the rows."""
@@ -140,7 +140,7 @@ class FirstUpdate:
             tasks = listed_tasks(env, config.env.split, config.env.name)
         self._playing = Tasks(tasks, config).next(1, Counter())
 
-    def play(self, turns: int, clock: Clock) -> list[Trajectory]:
+    def play(self, turns: int, stats: RolloutStats) -> list[Trajectory]:
         """Play each episode for so many turns at most."""
         return play_model(
             self._model,
@@ -151,12 +151,12 @@ class FirstUpdate:
             replace(self._settings, max_steps=turns),
             seed=self._config.seed,
             update=1,
-            clock=clock,
+            stats=stats,
         )
 
-    def groups(self, clock: Clock) -> list[TrajectoryGroup]:
+    def groups(self, stats: RolloutStats) -> list[TrajectoryGroup]:
         """Play each to its end; return the groups that are whole."""
-        played = self.play(self._settings.max_steps, clock)
+        played = self.play(self._settings.max_steps, stats)
         return whole_groups(as_groups(played, [each.group for each in self._playing]))
 
 

@@ -16,7 +16,7 @@ from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import peak_memory, prepare_torch, product_speed, reset_peak_memory, waiting, with_precision
 from envrl.rollout.meter import Meter
-from envrl.rollout.seats import Clock
+from envrl.rollout.scheduler import RolloutStats
 from envrl.trainer.bench import FirstUpdate, Watch, bench_model, clock_for, name_of
 from envrl.types import Trajectory
 
@@ -34,14 +34,14 @@ def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> 
     make_env = env_maker(config)
     model = sampling_copy(bench_model(config, make_env, shape), config.rollout.precision)
     play = FirstUpdate(model, make_env, config).play
-    play(1, Clock())  # what is done once (kernels chosen, memory reserved, commands encoded) is not counted
+    play(1, RolloutStats())  # what is done once (kernels chosen, memory reserved, commands encoded) is not counted
     watch = Watch(clock_for(model.device, make_env), waiting(model.device))
     reset_peak_memory(model.device)
-    clock = Clock(meter=Meter(watch.wait, watch.clock))
+    stats = RolloutStats(meter=Meter(watch.wait, watch.clock))
     watch.start()
-    trajectories = play(training_settings(config).max_steps, clock)
+    trajectories = play(training_settings(config).max_steps, stats)
     watch.lap("total")
-    figures = _figures(model, trajectories, clock, watch)
+    figures = _figures(model, trajectories, stats, watch)
     if generate:
         seconds = generate_by_turns(model, trajectories, config.rollout.temperature, watch)
         sampler = figures["seconds"]["total"] - figures["seconds"]["world"]
@@ -53,13 +53,15 @@ def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> 
     return figures
 
 
-def _figures(model: LanguageModel, trajectories: Sequence[Trajectory], clock: Clock, watch: Watch) -> dict[str, Any]:
-    meter, count, total = clock.meter, len(trajectories), watch.seconds["total"]
+def _figures(
+    model: LanguageModel, trajectories: Sequence[Trajectory], stats: RolloutStats, watch: Watch
+) -> dict[str, Any]:
+    meter, count, total = stats.meter, len(trajectories), watch.seconds["total"]
     drawn = sum(len(step.action.token_ids) for t in trajectories for step in t.transitions)
     turns = sum(len(t.transitions) for t in trajectories)
     if not drawn:
         raise UserError("no episode took a step, since no first prompt fits the model's context: raise model.context")
-    parts = {**meter.seconds, "world": clock.env}
+    parts = {**meter.seconds, "world": stats.env}
     precision = "bf16" if next(model.network.parameters()).dtype == torch.bfloat16 else "fp32"
     peak = product_speed(precision, model.device, watch.clock)
     flops = 2 * model.size * meter.fed
@@ -78,7 +80,7 @@ def _figures(model: LanguageModel, trajectories: Sequence[Trajectory], clock: Cl
         "seconds": {"total": total, **parts, "other": total - sum(parts.values())},
         "rate": {"tokens": drawn / total, "fed": meter.fed / total, "episodes": count / total, "turns": turns / total},
         "peak_gflops": peak / 1e9,
-        "mfu": flops / (total - clock.env) / peak,
+        "mfu": flops / (total - stats.env) / peak,
         "memory_mb": peak_memory(model.device) / 1e6,
     }
 

@@ -15,8 +15,8 @@ from envrl.eval.split import evaluate_split, spread
 from envrl.files import JsonLines
 from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
-from envrl.rollout.crowd import Crowd
 from envrl.rollout.renderer import Renderer
+from envrl.rollout.splitter import BatchSplitter
 from envrl.trainer.shared_start import shared_evaluations
 from envrl.trainer.trajectories import write_trajectories
 
@@ -29,7 +29,7 @@ class Evaluations:
     folder: Path
     make_env: Worlds
     renderer: Renderer
-    crowd: Crowd
+    splitter: BatchSplitter
     poll: Callable[[], None]
     reporter: Reporter
     file: JsonLines
@@ -68,7 +68,7 @@ class Evaluations:
                 episodes=config.eval.final if last else config.eval.episodes,
                 sampling=sampling,
                 poll=self.poll,
-                crowd=self.crowd,
+                splitter=self.splitter,
                 reporter=self.reporter,
                 kept=kept,
                 whole_batches=True,

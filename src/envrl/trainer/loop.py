@@ -19,7 +19,7 @@ from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.runtime import give_back_memory, prepare_torch, reset_peak_memory
 from envrl.progress import Reporter
-from envrl.rollout.crowd import Crowd
+from envrl.rollout.splitter import BatchSplitter
 from envrl.samples.store import from_json, to_json
 from envrl.trainer.batch import build_batch
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
@@ -70,7 +70,7 @@ class Run:
         with opened(make_env()) as env:
             self.tasks = Tasks(listed_tasks(env, config.env.split, config.env.name), config)
         self.replay = Replaying(config)
-        self.crowd = Crowd(reporter.say)
+        self.splitter = BatchSplitter(reporter.say)
         self.idle = IdleUpdates(config, reporter.say)
 
     def go(self) -> Path:
@@ -117,12 +117,12 @@ class Run:
         self.evals.truncate(state.eval_offset)
         self.renderer = renderer_of(state.model, form_of(config))
         self.sampling = sampling_copy(state.model, config.rollout.precision)
-        shared = (self.renderer, self.crowd, poll, self.reporter)
+        shared = (self.renderer, self.splitter, poll, self.reporter)
         self.rollouts = Rollouts(config, self.make_env, self.tasks, *shared)
         self.evaluations = Evaluations(config, self.folder, self.make_env, *shared, self.evals)
         self.optimization = Optimization(config, state.model, state.optimizer, self.folder, poll, self.reporter.say)
         self.optimization.guard.skips = state.skips
-        self.log = UpdateLog(config, self.metrics, self.renderer, self.crowd, self.optimization.guard.budget)
+        self.log = UpdateLog(config, self.metrics, self.renderer, self.splitter, self.optimization.guard.budget)
 
     def _updates(self, state: RunState) -> None:
         updates = self.config.train.updates
@@ -146,7 +146,7 @@ class Run:
         reset_peak_memory(state.model.device)
         refresh(self.sampling, state.model)
         with laps.of("rollout"):
-            played = self.rollouts.play(self.sampling, number, laps.clock)
+            played = self.rollouts.play(self.sampling, number, laps.stats)
         with laps.of("rows"):
             groups = self.replay.mix(played.admitted, number)
             batch = build_batch(groups, self.config, self.renderer, number)

@@ -15,9 +15,9 @@ from envrl.eval.record import action_rates
 from envrl.files import JsonLines
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import peak_memory
-from envrl.rollout.crowd import Crowd
 from envrl.rollout.renderer import Renderer
-from envrl.rollout.seats import Clock
+from envrl.rollout.scheduler import RolloutStats
+from envrl.rollout.splitter import BatchSplitter
 from envrl.trainer.batch import UpdateBatch
 from envrl.trainer.budget import Budget
 from envrl.trainer.footprint import predicted_memory
@@ -27,10 +27,10 @@ from envrl.types import StopReason, TrajectoryGroup, episodes_of
 
 
 class Laps:
-    """Seconds of an update by phase; those of the worlds, which the rollout's clock counts, stand apart."""
+    """Seconds of an update by phase; those of the worlds, which the rollout's stats count, stand apart."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.stats = RolloutStats()
         self._began = time.perf_counter()
         self._seconds: dict[str, float] = {}
 
@@ -43,11 +43,11 @@ class Laps:
 
     def seconds(self) -> dict[str, float]:
         """Return the phases' seconds, and the total since the laps began."""
-        rollout = self._seconds["rollout"] - self.clock.env
+        rollout = self._seconds["rollout"] - self.stats.env
         return {
             **self._seconds,
             "rollout": rollout,
-            "env": self.clock.env,
+            "env": self.stats.env,
             "total": time.perf_counter() - self._began,
         }
 
@@ -59,7 +59,7 @@ class UpdateLog:
     config: Config
     file: JsonLines
     renderer: Renderer
-    crowd: Crowd
+    splitter: BatchSplitter
     budget: Budget
 
     def write(
@@ -85,13 +85,13 @@ class UpdateLog:
             **of_play,
             **batch.figures,
             **figures,
-            "train/token_mismatches": laps.clock.mismatches,
+            "train/token_mismatches": laps.stats.mismatches,
             "env/set_aside": played.episodes - len(episodes_of(played.groups)),
             "seconds": seconds,
             "rate": {
                 "env_steps": of_play["train/steps"] / seconds["total"],
                 "tokens": of_play["tokens"] / seconds["total"],
-                "workers_replaced": laps.clock.replaced,
+                "workers_replaced": laps.stats.replaced,
             },
             "memory": self._memory(state.model, played, batch),
         }
@@ -100,7 +100,7 @@ class UpdateLog:
 
     def _memory(self, model: LanguageModel, played: Played, batch: UpdateBatch) -> dict[str, int]:
         """Return the update's peak in bytes, the predicted one, and how much of the batch was held at once."""
-        at_once = min(self.crowd.limit or played.episodes, played.episodes)
+        at_once = min(self.splitter.limit or played.episodes, played.episodes)
         budget = self.budget.limit or self.config.train.micro_batch_tokens
         episodes = episodes_of(played.groups)
         return {

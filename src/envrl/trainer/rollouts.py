@@ -12,10 +12,10 @@ from envrl.errors import RunError
 from envrl.eval.split import training_settings
 from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
-from envrl.rollout.crowd import Crowd
 from envrl.rollout.renderer import Renderer
 from envrl.rollout.runner import play_model
-from envrl.rollout.seats import Clock
+from envrl.rollout.scheduler import RolloutStats
+from envrl.rollout.splitter import BatchSplitter
 from envrl.trainer.tasks import ROUNDS, Playing, Tasks
 from envrl.types import StopReason, Trajectory, TrajectoryGroup
 
@@ -37,11 +37,11 @@ class Rollouts:
     make_env: Worlds
     tasks: Tasks
     renderer: Renderer
-    crowd: Crowd
+    splitter: BatchSplitter
     poll: Callable[[], None]
     reporter: Reporter
 
-    def play(self, model: LanguageModel, update: int, clock: Clock) -> Played:
+    def play(self, model: LanguageModel, update: int, stats: RolloutStats) -> Played:
         """Play an update, further rounds of it as long as the curriculum refuses groups (`ROUNDS` at most).
 
         Raises `RunError` where the world failed in every task.
@@ -52,7 +52,7 @@ class Rollouts:
         wanted = episodes = 0
         for _ in range(ROUNDS):
             playing = self.tasks.next(update, met)
-            drawn = self._round(model, playing, update, clock)
+            drawn = self._round(model, playing, update, stats)
             whole = whole_groups(drawn, self.config.env.name, self.make_env.vector().set_aside)
             wanted, episodes = wanted or len(drawn), episodes + len(playing)
             self.tasks.observe(whole)
@@ -65,7 +65,7 @@ class Rollouts:
         return Played(groups, admitted[:wanted], episodes)
 
     def _round(
-        self, model: LanguageModel, playing: Sequence[Playing], update: int, clock: Clock
+        self, model: LanguageModel, playing: Sequence[Playing], update: int, stats: RolloutStats
     ) -> list[TrajectoryGroup]:
         settings = training_settings(self.config)
 
@@ -81,13 +81,13 @@ class Rollouts:
                 assignments=[each.assignment for each in some],
                 seed=self.config.seed,
                 update=update,
-                clock=clock,
+                stats=stats,
                 poll=self.poll,
                 watch=lambda done: phase.show(part.start + done),
             )
 
         with self.reporter.phase("playing", len(playing), unit="episodes") as phase:
-            drawn = self.crowd.play(len(playing), play)
+            drawn = self.splitter.play(len(playing), play)
         return as_groups(drawn, [each.group for each in playing])
 
 

@@ -19,8 +19,8 @@ from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
+from envrl.eval.context_check import check_room_of_run
 from envrl.eval.data import data_file, warn_of_other_data
-from envrl.eval.room import check_room_of_run
 from envrl.eval.split import form_of, renderer_of
 from envrl.files import create_run, lock_run, write_text
 from envrl.models.adapters import check_peft

@@ -29,7 +29,7 @@ def bench_search(products: int = 0, data: str = "", workers: int = 8) -> dict[st
 
     `start_s` is the time from the start of a pool of one worker to its first result, `search_ms` is of the
     instructions of 200 goals as queries, all of them new. `memory_mb` of one worker and of `workers` together, each
-    time with their nursery, after these searches and with all of the shop in use, is proportional: a page that n
+    time with their fork server, after these searches and with all of the shop in use, is proportional: a page that n
     processes share counts 1/n for each (Linux only).
     """
     began = time.perf_counter()
@@ -60,7 +60,7 @@ def _shop(products: int, data: str) -> StoredShop:
 
 
 def _visit(count: int, products: int, data: str) -> dict[str, Any]:
-    """Return what `count` workers cost that search side by side; the nursery's memory counts as theirs."""
+    """Return what `count` workers cost that search side by side; the fork server's memory counts as theirs."""
     pool = ProcessPool(partial(Searches, products, data), count, timeout=3600.0)
     try:
         began = time.perf_counter()

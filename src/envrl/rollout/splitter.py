@@ -9,7 +9,7 @@ from envrl.models.out_of_memory import OutOfMemory, counted_memory, release_memo
 from envrl.types import Trajectory
 
 
-class Crowd:
+class BatchSplitter:
     """Plays episodes in as large parts as memory holds; once lowered their size stays so for the rest of the process.
 
     What is drawn in an episode does not depend on those beside it (`envrl.randomness`), so neither do results,

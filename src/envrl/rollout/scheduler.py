@@ -38,7 +38,7 @@ class PlaySettings:
 
 
 @dataclass(slots=True)
-class Clock:
+class RolloutStats:
     """Seconds spent in the worlds, apart from those of the network, and what befell on the way."""
 
     env: float = 0.0
@@ -97,7 +97,7 @@ def room_for(observation: Observation, commands: Commands, settings: PlaySetting
     return max(settings.response_tokens, longest)
 
 
-class Seats:
+class EpisodeScheduler:
     """The episodes that are played at present, one in each slot of a sampler, and those that wait for a slot."""
 
     def __init__(
@@ -107,27 +107,27 @@ class Seats:
         worlds: VectorEnv,
         episodes: Sequence[Episode],
         settings: PlaySettings,
-        clock: Clock,
+        stats: RolloutStats,
     ) -> None:
-        self._renderer, self._worlds, self._settings, self._clock = renderer, worlds, settings, clock
+        self._renderer, self._worlds, self._settings, self._stats = renderer, worlds, settings, stats
         count = min(settings.slots or len(episodes), len(episodes))
         self._sampler = Sampler(
             *(model, count, settings.temperature, settings.response_tokens, renderer.stops),
             top_k=settings.top_k,
             top_p=settings.top_p,
-            meter=clock.meter,
+            meter=stats.meter,
         )
         self._commands = Commands(model.codec, renderer)
-        self._seated, self._waiting = list(episodes[:count]), deque(episodes[count:])
+        self._playing, self._waiting = list(episodes[:count]), deque(episodes[count:])
         self._open(range(count))
 
     def ask(self) -> bool:
         """Ask for the next action of every episode that has none under way; return whether any episode goes on."""
         self._write(self._idle())
-        while self._waiting and (ended := [n for n, episode in enumerate(self._seated) if episode.stop_reason]):
+        while self._waiting and (ended := [n for n, episode in enumerate(self._playing) if episode.stop_reason]):
             taken = ended[: len(self._waiting)]
             for position in taken:
-                self._seated[position] = self._waiting.popleft()
+                self._playing[position] = self._waiting.popleft()
             self._open(taken)
             self._write(self._idle())
         for position in self._idle():
@@ -135,7 +135,7 @@ class Seats:
         self._compact()
         free = self._settings.actions == "free"
         for position in (idle := self._idle()):
-            episode = self._seated[position]
+            episode = self._playing[position]
             assert episode.prompt is not None
             ids, held = episode.prompt.ids, self._sampler.length(position) if episode.prompt.fresh else 0
             if not episode.fed and not episode.prompt.fresh:
@@ -143,11 +143,11 @@ class Seats:
             episode.fed = True
             trie = None if free else self._commands.trie(episode.observation)
             self._sampler.ask(position, ids[held:], trie, episode.key, len(episode.transitions))
-        return bool(idle) or any(self._sampler.is_open(n) for n in range(len(self._seated)))
+        return bool(idle) or any(self._sampler.is_open(n) for n in range(len(self._playing)))
 
     def _make_room(self, position: int) -> None:
         """Leave of a slot's sequence what its next prompt goes on from."""
-        episode = self._seated[position]
+        episode = self._playing[position]
         if not episode.fed:  # what the slot held was another episode's; a group shares its first prompt
             self._sampler.forget([position])
         elif episode.prompt is not None and episode.prompt.fresh:
@@ -155,19 +155,19 @@ class Seats:
 
     def answer(self) -> None:
         """Draw until enough responses are closed, and carry out what they say."""
-        open_count = sum(self._sampler.is_open(n) for n in range(len(self._seated)))
+        open_count = sum(self._sampler.is_open(n) for n in range(len(self._playing)))
         free = self._settings.actions == "free"
         closed = self._sampler.run(max(1, round(_QUORUM * open_count)) if free else None)
-        acting = [(self._seated[position], position, closed[position]) for position in sorted(closed)]
+        acting = [(self._playing[position], position, closed[position]) for position in sorted(closed)]
         actions = []
         for episode, position, draft in acting:
             assert episode.prompt is not None
             response = tuple(draft.token_ids)
             text = self._renderer.text_of(response)
             episode.transcript.add(len(episode.transitions), episode.prompt, response, text)
-            self._clock.mismatches += not self._sampler.ends_with(position, episode.transcript.ids)
+            self._stats.mismatches += not self._sampler.ends_with(position, episode.transcript.ids)
             actions.append(self._read(episode.observation, draft))
-        began = self._clock.meter.clock()
+        began = self._stats.meter.clock()
         steps = self._worlds.step(
             [(episode.place, action.text) for (episode, *_), action in zip(acting, actions, strict=True)]
         )
@@ -175,7 +175,7 @@ class Seats:
             episode.advance(action, step, self._settings)
             if step is None:
                 episode.transcript.take_back()
-        self._clock.env += self._clock.meter.clock() - began
+        self._stats.env += self._stats.meter.clock() - began
 
     def _read(self, observation: Observation, draft: Draft) -> Action:
         """Return what a response does; a restricted one says a command of the world's in the world's own text."""
@@ -187,21 +187,21 @@ class Seats:
         """Return the slots whose episodes go on and have no response under way."""
         return [
             number
-            for number, episode in enumerate(self._seated)
+            for number, episode in enumerate(self._playing)
             if not episode.stop_reason and not self._sampler.is_open(number)
         ]
 
     def _open(self, positions: Sequence[int]) -> None:
         """Start the worlds of the episodes in these slots."""
-        began = self._clock.meter.clock()
-        starts = [Start(n, self._seated[n].task, self._seated[n].task.seed) for n in positions]
+        began = self._stats.meter.clock()
+        starts = [Start(n, self._playing[n].task, self._playing[n].task.seed) for n in positions]
         for start, observation in zip(starts, self._worlds.reset(starts), strict=True):
-            episode = self._seated[start.slot]
+            episode = self._playing[start.slot]
             episode.place = start.slot
             episode.observation = observation or episode.observation
             episode.stop_reason = StopReason.SET_ASIDE if observation is None else None
-        self._start([self._seated[n] for n in positions])
-        self._clock.env += self._clock.meter.clock() - began
+        self._start([self._playing[n] for n in positions])
+        self._stats.env += self._stats.meter.clock() - began
 
     def _start(self, episodes: Sequence[Episode]) -> None:
         """Play the commands that these episodes start with, all of them at once."""
@@ -218,18 +218,18 @@ class Seats:
 
     def _write(self, positions: Sequence[int]) -> None:
         """Write the prompts of these episodes; one is over where prompt and longest response do not fit the context."""
-        for episode in (self._seated[n] for n in positions):
+        for episode in (self._playing[n] for n in positions):
             room = room_for(episode.observation, self._commands, self._settings)
             episode.prompt = self._renderer.prompt(
-                episode.transitions, episode.observation, episode.transcript.told, room
+                episode.transitions, episode.observation, episode.transcript.segment, room
             )
             if episode.prompt is None:
                 episode.stop_reason = StopReason.CONTEXT
 
     def _compact(self) -> None:
         """Give up the slots of finished episodes once they are a fifth, or nothing is held: copying is not free."""
-        going = [number for number, episode in enumerate(self._seated) if not episode.stop_reason]
+        going = [number for number, episode in enumerate(self._playing) if not episode.stop_reason]
         held = any(self._sampler.length(number) for number in going)
-        if going and len(going) <= (0.8 if held else 0.99) * len(self._seated):
+        if going and len(going) <= (0.8 if held else 0.99) * len(self._playing):
             self._sampler.keep(going)
-            self._seated = [self._seated[number] for number in going]
+            self._playing = [self._playing[number] for number in going]

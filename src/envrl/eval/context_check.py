@@ -15,8 +15,8 @@ from envrl.envs.vector import Start
 from envrl.errors import UserError
 from envrl.eval.split import form_of, play_settings, renderer_of
 from envrl.models.load import LanguageModel
-from envrl.rollout.renderer import Told
-from envrl.rollout.seats import room_for
+from envrl.rollout.renderer import SegmentState
+from envrl.rollout.scheduler import room_for
 from envrl.rollout.trie import Commands
 from envrl.types import Task
 
@@ -96,7 +96,7 @@ def _needs(
             if observation is None:
                 continue
             room = room_for(observation, commands, settings)
-            prompt = renderer.prompt((), observation, Told(), room)
+            prompt = renderer.prompt((), observation, SegmentState(), room)
             assert prompt is not None
             yield _Need(len(prompt.ids), room)
     finally:

@@ -1,8 +1,8 @@
-"""The nursery: one clean process of a pool, of which its workers are forks, so that they share what it has imported.
+"""The fork server: one clean process of a pool, of which its workers are forks: they share what it has imported.
 
 It is a fresh interpreter with a single thread; a fork of the run itself would have the run's threads, its accelerator
 and gigabytes of its memory. The parent sends it the open files of each new worker, and keeps the end of a pipe on which
-the nursery reports the worker's process id and at last its exit status.
+the fork server reports the worker's process id and at last its exit status.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from weakref import finalize
 
 from envrl.envs.worker import end_with, serve
 
-_BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from envrl.envs import nursery, worker; "
+_BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from envrl.envs import fork_server, worker; "
 _NUMBER = struct.Struct("i")
-_SLICE = 0.5  # seconds between two looks at a nursery that has not answered
+_SLICE = 0.5  # seconds between two looks at a fork server that has not answered
 _SLICES = 240  # looks until it is given up
 
 
 class Fork:
-    """A worker that the nursery forked, with the methods of `subprocess.Popen`; the nursery alone can wait for it."""
+    """A worker that the fork server forked, with the methods of `subprocess.Popen`; that alone can wait for it."""
 
     def __init__(self, pid: int, report: int) -> None:
         self.pid, self._report = pid, report
@@ -42,7 +42,7 @@ class Fork:
         """Return the exit status, below 0 a signal, or None where it has not been reported."""
         if self._status is None and _comes(self._report, 0.0):
             data = os.read(self._report, _NUMBER.size)
-            self._status = _NUMBER.unpack(data)[0] if data else -signal.SIGKILL  # it has died with the nursery
+            self._status = _NUMBER.unpack(data)[0] if data else -signal.SIGKILL  # it has died with the fork server
         return self._status
 
     def kill(self) -> None:
@@ -60,8 +60,8 @@ class Fork:
         return status
 
 
-class Nursery:
-    """Where a pool's workers come from: the nursery's process, begun at need and anew where it ended or was stopped.
+class ForkServer:
+    """Where a pool's workers come from: a process that is begun at need, and anew where it ended or was stopped.
 
     Where it cannot be had (it needs Linux), each worker is an interpreter of its own.
     """
@@ -71,7 +71,7 @@ class Nursery:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the nursery; None where there is none at present."""
+        """The process id of the fork server; None where there is none at present."""
         return self._process.pid if self._process is not None else None
 
     def worker(self, wire: int, lifeline: int) -> Fork | subprocess.Popen[bytes]:
@@ -86,7 +86,7 @@ class Nursery:
         return _interpreter(f"worker.serve({wire}, {lifeline}, {os.getpid()})", (wire, lifeline))
 
     def end(self) -> None:
-        """End the nursery, and with it the workers that it has."""
+        """End the fork server, and with it the workers that it has."""
         if self._process is not None:
             self._end()
             self._process = None
@@ -94,12 +94,14 @@ class Nursery:
     def _begin(self) -> None:
         self._requests, theirs = socket.socketpair()
         modules = [name for name in sys.modules if name.startswith("envrl.envs.") and ".adapters" not in name]
-        self._process = _interpreter(f"nursery.nurse({theirs.fileno()}, {os.getpid()}, {modules})", (theirs.fileno(),))
+        self._process = _interpreter(
+            f"fork_server.serve_forks({theirs.fileno()}, {os.getpid()}, {modules})", (theirs.fileno(),)
+        )
         theirs.close()
         self._end = finalize(self, _end, self._process, self._requests)
 
     def _fork(self, wire: int, lifeline: int) -> Fork | None:
-        """Return a worker, or None where the nursery has ended, was stopped or gives no answer."""
+        """Return a worker, or None where the fork server has ended, was stopped or gives no answer."""
         report, theirs = os.pipe()
         with suppress(OSError):  # it has ended, which the pipe shows as well
             socket.send_fds(self._requests, [b"w"], [wire, lifeline, theirs])
@@ -142,7 +144,7 @@ def _can_be_had() -> bool:
 
 
 def _interpreter(call: str, files: Sequence[int]) -> subprocess.Popen[bytes]:
-    """Start a fresh interpreter that calls a function of `nursery` or `worker`, with some of this one's open files."""
+    """Start a fresh interpreter that calls a function of `fork_server` or `worker`, with some of our open files."""
     return subprocess.Popen(
         [sys.executable, "-P", "-c", _BEGIN + call, json.dumps(sys.path)],
         pass_fds=files,
@@ -152,7 +154,7 @@ def _interpreter(call: str, files: Sequence[int]) -> subprocess.Popen[bytes]:
     )
 
 
-def nurse(connection: int, parent: int, modules: Sequence[str]) -> None:
+def serve_forks(connection: int, parent: int, modules: Sequence[str]) -> None:
     """Import modules, then fork a worker for each three open files that come from a socket, until it closes."""
     end_with(parent)
     gc.disable()  # what a collection frees, new objects would fill in pages that are shared
@@ -160,13 +162,13 @@ def nurse(connection: int, parent: int, modules: Sequence[str]) -> None:
         with suppress(Exception):  # it will be the worker's to report
             importlib.import_module(name)
     gc.freeze()  # a worker's collections do not write to what it shares
-    nursery = os.getpid()
+    fork_server = os.getpid()
     with socket.socket(fileno=connection) as requests:
         files = _bear_workers(requests)
     if files is not None:
         gc.enable()
         os.setpgid(0, 0)
-        serve(*files, nursery)
+        serve(*files, fork_server)
 
 
 def _bear_workers(requests: socket.socket) -> tuple[int, int] | None:
