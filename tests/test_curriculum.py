@@ -386,7 +386,7 @@ def test_idle_rows_count_in_the_denominator_and_have_no_gradient_of_their_own(pl
     gradients = []
     for batch in (skipped, counted):
         model.network.zero_grad()
-        denominator = {"policy": sum(term.share for row in batch.rows for term in row.terms)}
+        denominator = {"policy": sum(term.token_count for row in batch.rows for term in row.terms)}
         micro_loss(model, batch.rows, Totals(), denominator, LossSettings({"policy": 1.0})).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.network.parameters() if p.grad is not None]))
     model.network.zero_grad()

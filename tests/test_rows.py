@@ -70,12 +70,12 @@ AS_STEPS = Trajectory(
 def test_a_policy_row_by_hand() -> None:
     (row,) = policy_rows(TWO_STEPS, np.array([0.5, -1.0]), "sequence_mean")
     (term,) = row.terms
-    assert row.origin == "house/3#5/0"
+    assert row.origin == "v0/house/3#5/0"
     assert row.token_ids is TWO_STEPS.segments[0].token_ids
     assert term.component == "policy"
     assert term.positions_T.tolist() == [2, 4, 9], "tokens without a choice (9 and 6) are not counted"
     assert term.weights_T.tolist() == pytest.approx([1 / 3] * 3)
-    assert term.share == 1.0
+    assert term.token_count == 1.0
     assert term.streams["advantages"].tolist() == [0.5, 0.5, -1.0]
     assert term.streams["sampled_logprobs"].tolist() == [-0.5, -2.0, -1.5]
     assert term.allowed is not None
@@ -85,12 +85,12 @@ def test_a_policy_row_by_hand() -> None:
 
 def test_token_mean_weighs_tokens_and_counts_them() -> None:
     (row,) = policy_rows(TWO_STEPS, np.array([0.5, -1.0]), "token_mean")
-    assert (row.terms[0].weights_T.tolist(), row.terms[0].share) == ([1.0, 1.0, 1.0], 3.0)
+    assert (row.terms[0].weights_T.tolist(), row.terms[0].token_count) == ([1.0, 1.0, 1.0], 3.0)
 
 
 def test_every_segment_is_a_row_of_its_own() -> None:
     rows = policy_rows(AS_STEPS, np.array([0.5, -1.0]), "sequence_mean")
-    assert [row.origin for row in rows] == ["house/3#5/0", "house/3#5/1"]
+    assert [row.origin for row in rows] == ["v0/house/3#5/0", "v0/house/3#5/1"]
     assert [row.terms[0].positions_T.tolist() for row in rows] == [[2, 4], [4]]
     assert [row.terms[0].weights_T.tolist() for row in rows] == [[0.5, 0.5], [1.0]]
 
@@ -102,9 +102,9 @@ def test_equal_returns_cost_nothing(trajectory: Trajectory) -> None:
 
 def test_a_step_without_advantage_still_counts_in_its_row() -> None:
     (row,) = policy_rows(TWO_STEPS, np.array([0.0, -1.0]), "token_mean")
-    assert row.terms[0].share == 3.0
+    assert row.terms[0].token_count == 3.0
     (only,) = policy_rows(AS_STEPS, np.array([0.0, -1.0]), "token_mean")
-    assert only.origin == "house/3#5/1"
+    assert only.origin == "v0/house/3#5/1"
 
 
 def test_a_segment_without_any_choice_has_no_policy_term() -> None:
@@ -124,14 +124,14 @@ def test_terms_in_pass_join_the_policys_or_make_a_row_where_the_policy_has_none(
         (row,) = policy_rows(TWO_STEPS, advantages, "sequence_mean", in_pass)
         assert [term.component for term in row.terms] == components
         term = row.terms[-1]
-        assert (term.positions_T.tolist(), term.weights_T.tolist(), term.share) == ([6, 7], [1.0, 1.0], 2.0)
+        assert (term.positions_T.tolist(), term.weights_T.tolist(), term.token_count) == ([6, 7], [1.0, 1.0], 2.0)
 
 
 def test_pair_rows_by_hand() -> None:
     first, second = pair_rows([Pair((5, 6, 7), (8, 9)), Pair((5,), (1,))], "state")
     assert first.token_ids.tolist() == [5, 6, 7, 8, 9]
     assert first.terms[0].positions_T.tolist() == [3, 4]
-    assert (first.terms[0].component, first.terms[0].share) == ("state", 2.0)
+    assert (first.terms[0].component, first.terms[0].token_count) == ("state", 2.0)
     assert first.terms[0].weights_T.tolist() == [1.0, 1.0]
     assert (second.origin, second.terms[0].positions_T.tolist()) == ("state/1", [1])
     assert (first.terms[0].streams, first.terms[0].allowed) == ({}, None)

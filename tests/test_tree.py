@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envrl.models.tree import tree_of
-from envrl.sequences import alike, order
+from envrl.sequences import common_prefix, order
 from envrl.types import IntArray
 
 ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=7)
@@ -56,6 +56,6 @@ def test_rows_are_in_the_order_of_their_numbers(rows: list[list[int]]) -> None:
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
 def test_how_much_two_sequences_begin_with_alike(one: list[int], other: list[int]) -> None:
-    length = alike(one, other)
+    length = common_prefix(one, other)
     assert one[:length] == other[:length]
     assert length == min(len(one), len(other)) or one[length] != other[length]

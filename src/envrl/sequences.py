@@ -9,7 +9,7 @@ import numpy as np
 from envrl.types import IntArray
 
 
-def alike(one: Sequence[int] | IntArray, other: Sequence[int] | IntArray) -> int:
+def common_prefix(one: Sequence[int] | IntArray, other: Sequence[int] | IntArray) -> int:
     """Return how many tokens two sequences begin with alike."""
     length = min(len(one), len(other))
     differs = np.asarray(one[:length]) != np.asarray(other[:length])

@@ -219,17 +219,18 @@ class Ragged:
 class LossTerm:
     """What one component of the loss asks of a row: Σ weights · ℓ(token at positions), over N_c.
 
-    `positions_T` index the row's *predicted* tokens (≥ 1: token p is predicted from the tokens before it). `share` is
-    the row's contribution to N_c, the component's denominator: the sum of the shares of one optimiser step. `streams`
-    hold one number a position: `advantages` and `sampled_logprobs` of the policy's tokens, `old_logprobs` where an
-    earlier policy drew them, `targets` where a token is to be predicted that is not the row's own. An id list of
-    `allowed` that is empty stands for the whole vocabulary.
+    `positions_T` index the row's *predicted* tokens (≥ 1: token p is predicted from the tokens before it).
+    `token_count` is the row's part of N_c, the component's denominator, which is the sum over the rows of one optimiser
+    step: its counted tokens, or 1 where every row weighs the same. `streams` hold one number a position: `advantages`
+    and `sampled_logprobs` of the policy's tokens, `old_logprobs` where an earlier policy drew them, `returns` for a
+    head, `targets` where a token is to be predicted that is not the row's own. An id list of `allowed` that is empty
+    stands for the whole vocabulary.
     """
 
     component: str
     positions_T: IntArray
     weights_T: FloatArray
-    share: float
+    token_count: float
     streams: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     allowed: Ragged | None = None
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from envrl.models.texts import encodable
-from envrl.sequences import alike
+from envrl.sequences import common_prefix
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -129,8 +129,8 @@ class Codec:
     def _tokens_between(self, text: str, start: int, stop: int) -> tuple[int, int]:
         """Return the same of a tokenizer in Python, which does not say where a token stands: those of neither side."""
         ids = self.encode_special(text)
-        before = alike(ids, self.encode_special(text[:start]))
-        behind = alike(ids[::-1], self.encode_special(text[stop:])[::-1])
+        before = common_prefix(ids, self.encode_special(text[:start]))
+        behind = common_prefix(ids[::-1], self.encode_special(text[stop:])[::-1])
         return (before, len(ids) - behind) if before + behind < len(ids) else (0, 0)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from envrl.sequences import alike, order
+from envrl.sequences import common_prefix, order
 from envrl.types import IntArray
 
 Indices = NDArray[np.int64]
@@ -56,7 +56,7 @@ def tree_of(rows: Sequence[IntArray]) -> Tree:
     last, path = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
     for number in sorted(range(len(rows)), key=lambda number: order(rows[number])):
         row = rows[number]
-        shared = alike(last, row)
+        shared = common_prefix(last, row)
         own = len(row) - shared
         path = np.concatenate([path[:shared], np.arange(count, count + own)])
         branches[number] = Branch(path, shared)

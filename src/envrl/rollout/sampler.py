@@ -20,7 +20,7 @@ from envrl.rollout.draw import Choices, choose, chosen, kept, narrowed, padded, 
 from envrl.rollout.meter import Meter
 from envrl.rollout.passes import COSTS, plan_passes
 from envrl.rollout.trie import Node
-from envrl.sequences import alike
+from envrl.sequences import common_prefix
 
 
 @dataclass(slots=True)
@@ -122,7 +122,7 @@ class Sampler:
         At least the last one is left to be run. (Nothing stays where there are states of convolutions.)
         """
         held = self._slots[slot].fed
-        count = 0 if self._cache.has_states else alike(held, ids[:-1])
+        count = 0 if self._cache.has_states else common_prefix(held, ids[:-1])
         if not count:
             self.forget([slot])
             return 0

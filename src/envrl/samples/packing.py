@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from envrl.sequences import alike, order
+from envrl.sequences import common_prefix, order
 from envrl.types import IntArray, Row
 
-WHOLE = 8
+LARGEST_WHOLE = 8
 """How many budgets the rows of a micro-batch may have, what they share counted each time: on a GPU attention runs them
 whole, and has memory for that (`envrl.models.attention`)."""
 
@@ -23,8 +23,8 @@ def pack_ids(sequences: Sequence[IntArray], budget: int, *, padded: bool = True)
 
     `padded`: sequences of like length, each of which counts as long as its micro-batch's longest. Otherwise those that
     begin alike stand together, and what one begins with as the one before it does is not counted again, as long as
-    whole sequences stay within `WHOLE` budgets. None is ever split: one longer than the budget is a micro-batch of its
-    own. The order is a function of the sequences.
+    whole sequences stay within `LARGEST_WHOLE` budgets. None is ever split: one longer than the budget is a micro-batch
+    of its own. The order is a function of the sequences.
     """
     batches: list[list[int]] = []
     filled = whole = 0
@@ -35,8 +35,8 @@ def pack_ids(sequences: Sequence[IntArray], budget: int, *, padded: bool = True)
         elif padded:
             size = len(sequences[batches[-1][0]])
         else:
-            size = length - alike(sequences[batches[-1][-1]], sequences[index])
-        if not batches or filled + size > budget or whole + length > WHOLE * budget:
+            size = length - common_prefix(sequences[batches[-1][-1]], sequences[index])
+        if not batches or filled + size > budget or whole + length > LARGEST_WHOLE * budget:
             batches.append([])
             size, filled, whole = length, 0, 0
         batches[-1].append(index)
@@ -46,7 +46,7 @@ def pack_ids(sequences: Sequence[IntArray], budget: int, *, padded: bool = True)
 
 def shared_lengths(rows: Sequence[Row]) -> list[int]:
     """Return how many tokens each row of a micro-batch begins with as the one before it does; 0 for the first."""
-    return [0] * bool(rows) + [alike(one.token_ids, other.token_ids) for one, other in pairwise(rows)]
+    return [0] * bool(rows) + [common_prefix(one.token_ids, other.token_ids) for one, other in pairwise(rows)]
 
 
 def tokens_run(rows: Sequence[Row], *, padded: bool) -> int:
@@ -56,9 +56,9 @@ def tokens_run(rows: Sequence[Row], *, padded: bool) -> int:
 
 
 def denominators(rows: Sequence[Row]) -> dict[str, float]:
-    """Return N_c of every component: the sum of its rows' shares."""
+    """Return N_c of every component: the sum of its rows' counts."""
     totals: dict[str, float] = {}
     for row in rows:
         for term in row.terms:
-            totals[term.component] = totals.get(term.component, 0.0) + term.share
+            totals[term.component] = totals.get(term.component, 0.0) + term.token_count
     return totals

@@ -119,7 +119,7 @@ def _plain(row: Row, old: OldLogprobs | None, reference: OldLogprobs | None) -> 
 def _plain_term(term: LossTerm) -> dict[str, Any]:
     return {
         "component": term.component,
-        "share": _number(term.share),
+        "token_count": _number(term.token_count),
         "positions": term.positions_T.tolist(),
         "weights": _numbers(term.weights_T),
         **{name: _numbers(values) for name, values in term.streams.items()},
