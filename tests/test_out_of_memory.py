@@ -58,7 +58,7 @@ def stepped(config: Config, folder: Path, said: list[str]) -> tuple[Optimization
 
 
 def budgeted(tokens: int, **train_settings: Any) -> Config:
-    return tiny(objective=AUXILIARY, train={"micro_batch_tokens": tokens, **train_settings})
+    return tiny(auxiliary=AUXILIARY, train={"micro_batch_tokens": tokens, **train_settings})
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -196,7 +196,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def test_a_run_survives_and_plays_the_same_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """12 episodes an update on a device that holds 4, micro-batches of 100 tokens: the run is the same to rounding."""
-    config = tiny(objective=AUXILIARY, train={"micro_batch_tokens": BUDGET, "updates": 2})
+    config = tiny(auxiliary=AUXILIARY, train={"micro_batch_tokens": BUDGET, "updates": 2})
     quiet = replace(config, eval=replace(config.eval, every=0, split=("valid_b",), free_episodes=0, probe_episodes=0))
     plain = train(quiet, tmp_path / "plain")
     whole = rollouts.play_model
