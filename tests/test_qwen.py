@@ -96,7 +96,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_runs_shrunk(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two updates with a small random model: the same code, fewer tasks, turns and tokens."""
-    monkeypatch.setattr("envrl.eval.split.PUBLISHED_DRAWS", 6)
     flags = {
         "model.path": str(folder),
         "train.device": "cpu",
@@ -110,6 +109,7 @@ def test_a_recipe_runs_shrunk(name: str, folder: Path, tmp_path: Path, monkeypat
         "env.max_steps": "2",
         "eval.split": "test" if "webshop" in name else "valid_seen",
         "eval.protocol": "published",
+        "eval.draws": "6",
         "eval.every": "0",
         "eval.probe_episodes": "1",
     }

@@ -262,6 +262,10 @@ class Example:
     choices: tuple[str, ...] = ()
     weight: float = 1.0
     """Multiplies the loss of its tokens; the denominator counts them as they are."""
+    task: bool = True
+    """Whether the situation has the task's sentence, as the policy's prompt does."""
+    commands: bool = True
+    """Whether it lists the admissible commands where the policy's prompt does, and there are no choices."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,9 @@ class TrainConfig:
 class EvalConfig:
     every: Count = 20  # updates between evaluations; 0: only before and after RL
     split: tuple[str, ...] = ("valid_seen", "valid_unseen")  # splits, in this order
-    protocol: Literal["whole", "published"] = "whole"  # every task of a split once | 128 drawn, as the papers did
+    protocol: Literal["whole", "published"] = "whole"  # every task of a split once | drawn, as the papers did
+    draws: Positive = 128  # published protocol: episodes drawn from a split, with repeats
+    repeats: Positive = 1  # published protocol: so many times, each with draws of its own
     episodes: Count = 0  # of each split, spread over it, in evaluations between first and last; 0: the whole split
     final: Count = 0  # of each split, spread over it, in the first and the last evaluation; 0: the whole split
     temperature: Annotated[float, Meta(ge=0.0)] = 0.4  # 0: the most likely token

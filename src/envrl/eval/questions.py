@@ -35,6 +35,5 @@ def state_pairs(config: Config, renderer: Renderer, trajectories: Sequence[Traje
 
 def _pairs(name: str, config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[Pair]:
     groups = [TrajectoryGroup(trajectory.task, (trajectory,)) for trajectory in trajectories]
-    return [
-        renderer.pair(name, example) for example in find("auxiliary", name).target(groups, **config.auxiliary(name))
-    ]
+    settings = config.auxiliary(name) | {"last": True}  # every transition is asked about, whatever is trained
+    return [renderer.pair(name, example) for example in find("auxiliary", name).target(groups, **settings)]

@@ -39,9 +39,6 @@ SCRIPT = "script"
 BATCH = 128
 """Episodes played at once; fixed, since log-probs depend on it in their last digits."""
 
-PUBLISHED_DRAWS = 128
-"""Episodes of an evaluation in the published protocol (`eval.protocol`), drawn with repeats."""
-
 
 def chosen_tasks(env: TextEnv, split: str, config: Config, episodes: int) -> list[tuple[Task, int]]:
     """Return (task, member) of an evaluation's episodes: a split (`episodes` spread over it, 0: all), or draws.
@@ -53,7 +50,8 @@ def chosen_tasks(env: TextEnv, split: str, config: Config, episodes: int) -> lis
     if config.eval.protocol == "whole":
         return [(task, 0) for task in spread(tasks, episodes, lambda task: task.kind)]
     generator = np.random.Generator(np.random.PCG64(key_of(config.eval.seed, "draws", split)))
-    drawn = generator.integers(len(tasks), size=PUBLISHED_DRAWS).tolist()[: episodes or None]
+    count = config.eval.draws * config.eval.repeats
+    drawn = generator.integers(len(tasks), size=count).tolist()[: episodes or None]
     return [(tasks[index], drawn[:place].count(index)) for place, index in enumerate(drawn)]
 
 
@@ -192,7 +190,7 @@ def evaluate_split(
     settings = play_settings(config, config.eval.temperature)
     played = player.play(f"evaluation of {split}", chosen, settings)
     check_played(played, config.env.name, split, vector_of(make_env).set_aside)
-    record: dict[str, Any] = {"split": split, **summarize(played)}
+    record: dict[str, Any] = {"split": split, **summarize(played), **_repeats(played, config)}
     if free:
         said = played
         if config.rollout.actions != "free":
@@ -206,6 +204,15 @@ def evaluate_split(
         record |= probe(model, ask(config, renderer, scripted), scripted, poll, reporter)
     record["seconds"] = {"total": time.perf_counter() - began, "env": player.stats.env}
     return record, played
+
+
+def _repeats(played: Sequence[Trajectory], config: Config) -> dict[str, Any]:
+    """Return the success rate of each repeat of the published protocol, where there are several and all were played."""
+    draws, repeats = config.eval.draws, config.eval.repeats
+    if config.eval.protocol == "whole" or repeats == 1 or len(played) != draws * repeats:
+        return {}
+    parts = [played[start : start + draws] for start in range(0, len(played), draws)]
+    return {"success_by_repeat": [sum(t.success for t in part) / draws for part in parts]}
 
 
 def evaluate_script(
@@ -234,5 +241,5 @@ def evaluate_script(
                 phase.show(done + number)
     played = kept.find(SCRIPT, split, chosen)
     check_played(played, config.env.name, split, set_aside)
-    record = {"split": split, **summarize(played), "seconds": {"total": time.perf_counter() - began}}
-    return record, played
+    seconds = {"total": time.perf_counter() - began}
+    return {"split": split, **summarize(played), **_repeats(played, config), "seconds": seconds}, played

@@ -63,8 +63,8 @@ def action_ids(codec: Codec, command: str) -> Ids:
 def steps_prompt(
     codec: Codec, task: str, history: Sequence[tuple[Observation, str]], observation: Observation, show_commands: bool
 ) -> Ids:
-    """Return the prompt of one step in the `steps` layout: the task, the last turns, the present observation."""
-    ids: list[int] = [codec.marks["task"], *codec.encode(task)]
+    """Return the prompt of one step in the `steps` layout: the task if given, the last turns, the observation."""
+    ids: list[int] = [codec.marks["task"], *codec.encode(task)] if task else []
     for earlier, command in history:
         ids += [*observation_ids(codec, earlier), *action_ids(codec, command)]
     return (*ids, *observation_ids(codec, observation, show_commands))

@@ -103,8 +103,9 @@ class MarksRenderer:
         past, observation = transitions[: example.step], transitions[example.step].observation
         steps = self.form.layout == "steps"
         turns = last_turns(past, self.form.history) if steps else []
-        shown = steps and self.form.show_admissible and not example.choices
-        return steps_prompt(self._codec, task_of(past, observation), turns, observation, shown)[:-1]
+        shown = steps and self.form.show_admissible and example.commands and not example.choices
+        task = task_of(past, observation) if example.task else ""
+        return steps_prompt(self._codec, task, turns, observation, shown)[:-1]
 
 
 def task_of(past: Sequence[Transition], observation: Observation) -> str:

@@ -103,7 +103,7 @@ def _situation(
     task: str, history: Sequence[tuple[Observation, str]], observation: Observation, summary: str
 ) -> list[str]:
     parts = ["You act in a world that is described in words. Every turn you give it one command."]
-    if task != trim(observation.text):
+    if task and task != trim(observation.text):
         parts.append(f"Your task: {task}")
     if summary:
         parts.append(f"Your summary of what came before:\n{summary}")

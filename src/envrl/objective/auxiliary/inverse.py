@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from random import Random
 
+from envrl.objective.auxiliary.state import in_tag
 from envrl.registry import register
 from envrl.types import Example, Trajectory, TrajectoryGroup, episodes_of
 
@@ -15,21 +16,27 @@ def inverse(
     *,
     question: str = "Which command did you give? Write the command alone.",  # of a chat
     choices: bool = False,  # the question lists the admissible commands, in an order that is drawn; the true one, too
+    tag: str = "",  # the answer is written between <TAG> and </TAG>; empty: bare
+    task: bool = True,  # the question says what the episode's task is
+    commands: bool = True,  # it lists the admissible commands where the policy's prompt does
+    last: bool = True,  # an episode's last transition is asked about, too
 ) -> Iterator[Example]:
     """Yield … sₜ, sₜ₊₁ → aₜ, the parsed command, for every transition, won or lost (EnvRL, arXiv 2606.17680)."""
     for trajectory in episodes_of(groups):
-        for step, transition in enumerate(trajectory.transitions):
+        for step, transition in enumerate(trajectory.transitions[: None if last else -1]):
             yield Example(
                 trajectory,
                 step,
                 question,
-                transition.action.text,
+                in_tag(transition.action.text, tag),
                 following=transition.next_observation.text,
-                choices=_choices(trajectory, step) if choices else (),
+                choices=listed(trajectory, step) if choices else (),
+                task=task,
+                commands=commands,
             )
 
 
-def _choices(trajectory: Trajectory, step: int) -> tuple[str, ...]:
+def listed(trajectory: Trajectory, step: int) -> tuple[str, ...]:
     """Return the commands that the world would have accepted and the one that was given, in a drawn order."""
     transition = trajectory.transitions[step]
     commands = list(dict.fromkeys([*(transition.observation.admissible or ()), transition.action.text]))

@@ -13,11 +13,28 @@ def state(
     groups: Sequence[TrajectoryGroup],
     *,
     question: str = "What does the world answer? Write its next observation, word for word.",  # of a chat
+    tag: str = "",  # the answer is written between <TAG> and </TAG>; empty: bare
+    task: bool = True,  # the question says what the episode's task is
+    commands: bool = True,  # it lists the admissible commands where the policy's prompt does
+    last: bool = True,  # an episode's last transition is asked about, too
 ) -> Iterator[Example]:
     """Yield … sₜ, aₜ → sₜ₊₁ for every transition, won or lost (EnvRL, arXiv 2606.17680).
 
     The target is the observation's text without the list of commands.
     """
     for trajectory in episodes_of(groups):
-        for step, transition in enumerate(trajectory.transitions):
-            yield Example(trajectory, step, question, transition.next_observation.text, command=transition.action.text)
+        for step, transition in enumerate(trajectory.transitions[: None if last else -1]):
+            yield Example(
+                trajectory,
+                step,
+                question,
+                in_tag(transition.next_observation.text, tag),
+                command=transition.action.text,
+                task=task,
+                commands=commands,
+            )
+
+
+def in_tag(text: str, tag: str) -> str:
+    """Return a text between a tag and its end, or as it is where there is none."""
+    return f"<{tag}>{text}</{tag}>" if tag else text
