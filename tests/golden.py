@@ -42,7 +42,7 @@ CHAT = {"model.chat_template": "chatml", "rollout.format": "action", "rollout.re
 
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "demo": ("household-demo", {}),
-    "chat": ("household-demo", CHAT),
+    "chat": ("household-demo", CHAT | {"seed": 1}),
     "steps": (
         "household-demo",
         {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import envrl.trainer.loop as loop
+import envrl.trainer.rollouts as rollouts
 from boxes import tiny
 from envrl.models.admission import admit
 from envrl.models.copies import refresh, sampling_copy
@@ -55,14 +55,14 @@ def test_a_run_samples_with_the_copy_of_the_weights_before_its_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampled: list[tuple[torch.dtype, float]] = []
-    play = loop.play_model
+    play = rollouts.play_model
 
     def record(network: LanguageModel, *rest: object, **named: object) -> object:
         weight = next(network.network.parameters())
         sampled.append((weight.dtype, float(weight.float().sum())))
         return play(network, *rest, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "play_model", record)
+    monkeypatch.setattr(rollouts, "play_model", record)
     config = tiny(rollout={"precision": "bf16"}, train={"updates": 3, "learning_rate": 0.01}, eval=QUICK)
     run = train(replace(config, checkpoint=replace(config.checkpoint, every=1, keep=5)), tmp_path / "run")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

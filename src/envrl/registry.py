@@ -61,6 +61,7 @@ KINDS = {
             "babyai": "envrl.envs.adapters.babyai:babyai",
             "frozenlake": "envrl.envs.adapters.frozen_lake:frozen_lake",
             "household": "envrl.envs.household.world:household",
+            "mixture": "envrl.envs.mixture:Mixture",
             "household-textworld": "envrl.envs.household.original:household_textworld",
             "scienceworld": "envrl.envs.adapters.scienceworld_world:scienceworld",
             "sokoban": "envrl.envs.adapters.sokoban:sokoban",

@@ -142,6 +142,8 @@ def describe(annotation: Any) -> str:
 
 def _plain(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if get_origin(kind) is tuple and get_args(kind)[0] in (int, float):
+        return "a list of numbers"
     if get_origin(kind) is dict:
         return "a table of numbers, texts, true or false (on the command line JSON)"
     return names.get(kind, "a list of texts")
@@ -166,7 +168,8 @@ def parse_value(text: str, annotation: Any) -> Any:
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     if get_origin(kind) is tuple:
-        return [part.strip() for part in text.split(",") if part.strip()]
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        return [_number(part) for part in parts] if get_args(kind)[0] in (int, float) else parts
     if get_origin(kind) is dict:
         return _json(text)
     return _number(text) if kind in (int, float) else text

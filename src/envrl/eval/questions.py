@@ -26,11 +26,16 @@ def ask(config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) 
 
 
 def state_pairs(config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[Pair]:
-    """Return state prediction's questions: in the policy's own sequence where RL, else the warm start, trains it so."""
-    trained = [{each.name for each in config.auxiliaries(stage)} & {"state", "echo"} for stage in ("", "warm_start")]
-    if "echo" in (trained[0] or trained[1]):
+    """Return state prediction's questions, in the policy's own sequence where it is trained so."""
+    if asks_in_pass(config):
         return pairs_in_pass(trajectories, renderer)
     return _pairs("state", config, renderer, trajectories)
+
+
+def asks_in_pass(config: Config) -> bool:
+    """Return whether RL, or else the warm start, trains state prediction in the policy's own sequence."""
+    trained = [{each.name for each in config.auxiliaries(stage)} & {"state", "echo"} for stage in ("", "warm_start")]
+    return "echo" in (trained[0] or trained[1])
 
 
 def _pairs(name: str, config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[Pair]:

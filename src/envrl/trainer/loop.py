@@ -122,7 +122,7 @@ class Run:
         self.evaluations = Evaluations(config, self.folder, self.make_env, *shared, self.evals)
         self.optimization = Optimization(config, state.model, state.optimizer, self.folder, poll, self.reporter.say)
         self.optimization.guard.skips = state.skips
-        self.log = UpdateLog(config, self.metrics, self.renderer, self.splitter, self.optimization.guard.budget)
+        self.log = UpdateLog(config, self.metrics, *shared[:2], self.optimization.guard.budget, self.make_env.workers)
 
     def _updates(self, state: RunState) -> None:
         updates = self.config.train.updates

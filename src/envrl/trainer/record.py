@@ -61,6 +61,8 @@ class UpdateLog:
     renderer: Renderer
     splitter: BatchSplitter
     budget: Budget
+    workers: int
+    """Processes that play the world."""
 
     def write(
         self,
@@ -91,7 +93,7 @@ class UpdateLog:
             "rate": {
                 "env_steps": of_play["train/steps"] / seconds["total"],
                 "tokens": of_play["tokens"] / seconds["total"],
-                "workers_replaced": laps.stats.replaced,
+                **({"workers_replaced": laps.stats.replaced} if self.workers else {}),
             },
             "memory": self._memory(state.model, played, batch),
         }
