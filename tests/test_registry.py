@@ -276,9 +276,9 @@ def test_an_estimator_that_fails_is_named_before_anything_is_played(
     ("body", "words"),
     [
         ("yield 'a text'", "must yield envrl.Example or envrl.InPass, not str ('a text')"),
-        ("yield envrl.Example(episode, 3)", "asks about step 3 of an episode of "),
+        ("yield envrl.Example(episode, 3)", "yielded an Example of step 3: the episode has "),
         ("yield envrl.InPass(replace(episode), 0)", "yielded an InPass of an episode that is none of the update's"),
-        ("yield envrl.Example(episode, 0, target=1)", "must give question and target as texts, not 1"),
+        ("yield envrl.Example(episode, 0, target=1)", "yielded an Example whose target is 1, no text"),
         ("yield episode.nothing", "failed (mine.py, line 5: AttributeError"),
     ],
 )
