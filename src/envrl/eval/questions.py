@@ -27,10 +27,19 @@ def ask(config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) 
 
 def state_pairs(config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[Pair]:
     """Return state prediction's questions: in the policy's own sequence where RL, else the warm start, trains it so."""
-    trained = [{each.name for each in config.auxiliaries(stage)} & {"state", "echo"} for stage in ("", "warm_start")]
-    if "echo" in (trained[0] or trained[1]):
+    if _in_pass(config):
         return pairs_in_pass(trajectories, renderer)
     return _pairs("state", config, renderer, trajectories)
+
+
+def asks_alike(a: Config, b: Config) -> bool:
+    """Return whether two recipes lead to the same questions about the same episodes."""
+    return _in_pass(a) == _in_pass(b) and all(a.auxiliary(name) == b.auxiliary(name) for name in ("state", "inverse"))
+
+
+def _in_pass(config: Config) -> bool:
+    trained = [{each.name for each in config.auxiliaries(stage)} & {"state", "echo"} for stage in ("", "warm_start")]
+    return "echo" in (trained[0] or trained[1])
 
 
 def _pairs(name: str, config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[Pair]:
