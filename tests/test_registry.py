@@ -280,6 +280,11 @@ def test_an_estimator_that_fails_is_named_before_anything_is_played(
         ("yield envrl.InPass(replace(episode), 0)", "yielded an InPass of an episode that is none of the update's"),
         ("yield envrl.Example(episode, 0, target=1)", "yielded an Example whose target is 1, no text"),
         ("yield episode.nothing", "failed (mine.py, line 5: AttributeError"),
+        ("yield envrl.InPass(episode, -1)", "yielded an InPass of step -1: the episode has "),
+        ("yield envrl.InPass(episode, 0, 'answer')", "yielded an InPass of the part 'answer'"),
+        ("yield envrl.Example(episode, 0, weight=-1.0)", "yielded an Example of weight -1.0: it is a number from 0 on"),
+        ("yield envrl.Example(episode, 0, choices='ab')", "yielded an Example whose choices are one text"),
+        ("return 3", "failed (TypeError: 'int' object is not iterable)"),
     ],
 )
 def test_an_auxiliary_objective_that_fails_is_named(
