@@ -299,6 +299,27 @@ def test_an_auxiliary_objective_that_fails_is_named(
     assert words in said
 
 
+def test_numbers_of_numpy_are_numbers_and_tokens_in_pass_have_no_question(
+    tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "import envrl\nimport numpy as np\n@envrl.register('auxiliary', 'mine')\n"
+    text += "def mine(groups, *, own: bool = True):\n    for episode in groups[0].trajectories:\n"
+    text += "        step, weight = np.int64(0), np.float32(0.5)\n"
+    text += "        if own: yield envrl.Example(episode, step, 'How?', 'So.', weight=weight)\n"
+    text += "        else: yield envrl.InPass(episode, step, weight=weight)\n"
+    chosen = ["--plugin", str(write(tmp_path, "mine.py", text)), "--auxiliary.mine.weight", "0.1"]
+    chosen += ["--warm_start.demonstrations", "0", "--auxiliary.mine.tokens", "all"]
+    assert main(["train", recipe, "--run", str(tmp_path / "run"), *chosen]) == 0
+    (record,) = lines(tmp_path / "run" / "metrics.jsonl")
+    assert record["rows/mine"] == 1, "equal questions make one row"
+    capsys.readouterr()
+    assert main(["train", recipe, "--run", str(tmp_path / "other"), *chosen, "--auxiliary.mine.own", "false"]) == 2
+    assert "the auxiliary objective 'mine' has tokens of the policy's own rows, and tokens = 'all' is for" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
