@@ -276,10 +276,15 @@ def test_an_estimator_that_fails_is_named_before_anything_is_played(
     ("body", "words"),
     [
         ("yield 'a text'", "must yield envrl.Example or envrl.InPass, not str ('a text')"),
-        ("yield envrl.Example(episode, 3)", "yielded an Example of step 3: the episode has 3, counted from 0"),
+        ("yield envrl.Example(episode, 3)", "yielded an Example of step 3: the episode has "),
         ("yield envrl.InPass(replace(episode), 0)", "yielded an InPass of an episode that is none of the update's"),
         ("yield envrl.Example(episode, 0, target=1)", "yielded an Example whose target is 1, no text"),
         ("yield episode.nothing", "failed (mine.py, line 5: AttributeError"),
+        ("yield envrl.InPass(episode, -1)", "yielded an InPass of step -1: the episode has "),
+        ("yield envrl.InPass(episode, 0, 'answer')", "yielded an InPass of the part 'answer'"),
+        ("yield envrl.Example(episode, 0, weight=-1.0)", "yielded an Example of weight -1.0: it is a number from 0 on"),
+        ("yield envrl.Example(episode, 0, choices='ab')", "yielded an Example whose choices are one text"),
+        ("return 3", "failed (TypeError: 'int' object is not iterable)"),
     ],
 )
 def test_an_auxiliary_objective_that_fails_is_named(
@@ -292,6 +297,27 @@ def test_an_auxiliary_objective_that_fails_is_named(
     said = capsys.readouterr().err
     assert "the auxiliary objective 'mine'" in said
     assert words in said
+
+
+def test_numbers_of_numpy_are_numbers_and_tokens_in_pass_have_no_question(
+    tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "import envrl\nimport numpy as np\n@envrl.register('auxiliary', 'mine')\n"
+    text += "def mine(groups, *, own: bool = True):\n    for episode in groups[0].trajectories:\n"
+    text += "        step, weight = np.int64(0), np.float32(0.5)\n"
+    text += "        if own: yield envrl.Example(episode, step, 'How?', 'So.', weight=weight)\n"
+    text += "        else: yield envrl.InPass(episode, step, weight=weight)\n"
+    chosen = ["--plugin", str(write(tmp_path, "mine.py", text)), "--auxiliary.mine.weight", "0.1"]
+    chosen += ["--warm_start.demonstrations", "0", "--auxiliary.mine.tokens", "all"]
+    assert main(["train", recipe, "--run", str(tmp_path / "run"), *chosen]) == 0
+    (record,) = lines(tmp_path / "run" / "metrics.jsonl")
+    assert record["rows/mine"] == 1, "equal questions make one row"
+    capsys.readouterr()
+    assert main(["train", recipe, "--run", str(tmp_path / "other"), *chosen, "--auxiliary.mine.own", "false"]) == 2
+    assert "the auxiliary objective 'mine' has tokens of the policy's own rows, and tokens = 'all' is for" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ def test_a_shared_warm_start_says_what_has_no_effect(tmp_path: Path) -> None:
 
 def test_a_shared_start_is_evaluated_once(run: Path, tmp_path: Path) -> None:
     def begun(name: str, **settings: Any) -> list[dict[str, Any]]:
-        config = tiny(auxiliary={"state": {"weight": 0.3}}, train={"updates": 0}, **settings)
+        config = tiny(**{"auxiliary": {"state": {"weight": 0.3}}, "train": {"updates": 0}, **settings})
         config = replace(config, seed=3, warm_start=replace(config.warm_start, path=str(run / "warm_start")))
         return lines(train(config, tmp_path / name) / "eval.jsonl")
 
@@ -225,7 +225,9 @@ def test_a_shared_start_is_evaluated_once(run: Path, tmp_path: Path) -> None:
     seconds = [{"total": 0.0, "shared": record["seconds"]["total"]} for record in measured]
     expected = [record | {"seconds": each} for record, each in zip(measured, seconds, strict=True)]
     assert begun("the same", rollout={"group_size": 3}) == expected
-    for name, other in (("eval", {"temperature": 0.7}), ("rollout", {"show_admissible": True})):
+    others = {"eval": {"temperature": 0.7}, "rollout": {"show_admissible": True}}
+    others["auxiliary"] = {"echo": {"weight": 0.3}}  # whose predictions are probed where they stand in the episode
+    for name, other in others.items():
         assert all("shared" not in record["seconds"] for record in begun(name, **{name: other}))
 
 

@@ -77,7 +77,8 @@ def _with_auxiliaries(table: dict[str, Any]) -> dict[str, Any]:
         if warm.get("state_rows") == "separate":
             shares["state_fraction"] = fraction
         present["warm_start"] = _without(table, "warm_start")
-        if found := _auxiliaries({**warm, **shares}, "in_pass", 1.0, same):
+        questions = {key: value for key, value in objective.items() if key.endswith("_question")}  # of both stages
+        if found := _auxiliaries({**questions, **warm, **shares}, "in_pass", 1.0, same):
             present["warm_start"]["auxiliary"] = found
     return present
 

@@ -233,7 +233,7 @@ class Config:
 
     def auxiliary(self, name: str) -> dict[str, Any]:
         """Return an auxiliary objective's own settings as RL has them, or the warm start, whether or not it is on."""
-        prefixes = ("warm_start.auxiliary", "auxiliary")
+        prefixes = ("auxiliary", "warm_start.auxiliary")
         return {
             s.name: next((v for p in prefixes if (v := self.owned.get(f"{p}.{name}.{s.name}")) is not None), s.default)
             for s in find("auxiliary", name).settings.values()

@@ -26,14 +26,18 @@ def ask(config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) 
 
 
 def state_pairs(config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[Pair]:
-    """Return state prediction's questions, in the policy's own sequence where it is trained so."""
-    if asks_in_pass(config):
+    """Return state prediction's questions: in the policy's own sequence where RL, else the warm start, trains it so."""
+    if _in_pass(config):
         return pairs_in_pass(trajectories, renderer)
     return _pairs("state", config, renderer, trajectories)
 
 
-def asks_in_pass(config: Config) -> bool:
-    """Return whether RL, or else the warm start, trains state prediction in the policy's own sequence."""
+def asks_alike(a: Config, b: Config) -> bool:
+    """Return whether two recipes lead to the same questions about the same episodes."""
+    return _in_pass(a) == _in_pass(b) and all(a.auxiliary(name) == b.auxiliary(name) for name in ("state", "inverse"))
+
+
+def _in_pass(config: Config) -> bool:
     trained = [{each.name for each in config.auxiliaries(stage)} & {"state", "echo"} for stage in ("", "warm_start")]
     return "echo" in (trained[0] or trained[1])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from numbers import Integral, Real
 from typing import get_args
 
 from envrl.config.schema import Auxiliary
@@ -78,6 +79,11 @@ def try_out(auxiliary: Auxiliary, group: TrajectoryGroup, layout: str) -> None:
     """Refuse an objective that fails on a group of episodes, or whose tokens stand in no row of this layout."""
     entry = find("auxiliary", auxiliary.name)
     for each in _yielded(entry, [group], auxiliary.settings):
+        if isinstance(each, InPass) and auxiliary.common.tokens == "all":
+            raise UserError(
+                f"the {entry.called} has tokens of the policy's own rows, and tokens = 'all' is for rows of their own: "
+                "leave it out"
+            )
         if isinstance(each, InPass) and each.part == "observation" and layout == "steps":
             raise UserError(
                 f"the {entry.called} predicts observations in the policy's own rows, which needs rollout.layout = "
@@ -110,9 +116,9 @@ def _checked(entry: Entry, each: object, known: set[int]) -> Example | InPass:
     trajectory, step = each.trajectory, each.step
     if not isinstance(trajectory, Trajectory):
         raise UserError(f"{what} whose trajectory is {trajectory!r:.60}")
-    if not (isinstance(step, int) and 0 <= step < len(trajectory.transitions)):
+    if not (isinstance(step, Integral) and 0 <= step < len(trajectory.transitions)):
         raise UserError(f"{what} of step {step!r}: the episode has {len(trajectory.transitions)}, counted from 0")
-    if not (isinstance(each.weight, (int, float)) and 0.0 <= each.weight < inf):
+    if not (isinstance(each.weight, Real) and 0.0 <= each.weight < inf):
         raise UserError(f"{what} of weight {each.weight!r}: it is a number from 0 on")
     if isinstance(each, InPass):
         if id(trajectory) not in known:

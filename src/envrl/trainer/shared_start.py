@@ -10,32 +10,17 @@ from typing import Any
 from envrl.config.load import config_differences, load_run
 from envrl.config.schema import Config
 from envrl.errors import UserError
-from envrl.eval.questions import asks_in_pass
+from envrl.eval.questions import asks_alike
 from envrl.eval.split import form_of
 from envrl.models.find import folder_here
 
-_OTHERWISE = (
-    "seed",
-    "warm_start.",
-    "objective.",
-    "auxiliary.",
-    "curriculum.",
-    "replay.",
-    "train.",
-    "checkpoint.",
-    "eval.every",
-    "eval.episodes",
-)
+_LEARNING = ("warm_start.", "objective.", "auxiliary.", "curriculum.", "replay.", "train.")
+_OTHERWISE = (*_LEARNING, "seed", "checkpoint.", "eval.every", "eval.episodes")
 _OF_TRAINING = ("tasks", "group_size", "max_steps", "temperature", "top_k", "top_p", "reward", "reward_scale")
 _IDLE = (*_OTHERWISE, *(f"rollout.{key}" for key in (*_OF_TRAINING, "invalid_penalty", "invalid")))
 """The keys, or beginnings of keys, that an evaluation before RL does not depend on."""
 _NEEDED = ("train.threads", "train.device")
 """Those of them that it does depend on, in its last digits."""
-
-
-def _asked(config: Config) -> tuple[bool, dict[str, Any], dict[str, Any]]:
-    """Return in which form the probe asks its questions."""
-    return asks_in_pass(config), config.auxiliary("state"), config.auxiliary("inverse")
 
 
 def shared_evaluations(config: Config) -> dict[str, dict[str, Any]]:
@@ -56,8 +41,8 @@ def shared_evaluations(config: Config) -> dict[str, dict[str, Any]]:
         made = replace(made, model=replace(made.model, path=config.model.path))
     differ = [k for k in config_differences(made, config) if k in _NEEDED or not k.startswith(_IDLE)]
     if (
-        _asked(made) != _asked(config)
-        or form_of(made) != form_of(config)
+        form_of(made) != form_of(config)
+        or not asks_alike(made, config)
         or [key for key in differ if key != "eval.split"]
     ):
         return {}
