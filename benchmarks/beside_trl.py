@@ -42,7 +42,7 @@ from envrl.trainer.bench import Bench, deal_returns, spread
 from envrl.trainer.bench_train import arms
 from envrl.trainer.flops import batch_flops, row_flops
 from envrl.trainer.optimizer import BETAS, adamw
-from envrl.trainer.steps import loss_settings
+from envrl.trainer.local_engine import loss_settings
 from envrl.trainer.update import accumulate, clip_gradient, micro_batches
 from envrl.types import LossTerm, Row, TrajectoryGroup, episodes_of
 

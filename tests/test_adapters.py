@@ -24,10 +24,10 @@ from envrl.eval.evaluate import evaluate
 from envrl.models.adapters import add_adapter, check_peft, merge_adapter, other_adapter, read_adapter, trained_tensors
 from envrl.models.load import load_model, load_policy
 from envrl.models.tokenizer import Codec, train_tokenizer
+from envrl.trainer.local_engine import LocalEngine
 from envrl.trainer.loop import train
 from envrl.trainer.optimizer import adamw
 from envrl.trainer.start import check_inputs
-from envrl.trainer.steps import Optimization
 from envrl.trainer.update import LossSettings, policy_logprobs
 from test_update import TEXTS, make_rows
 
@@ -96,7 +96,7 @@ def test_only_the_adapter_changes(base: Path, tmp_path: Path) -> None:
     rows = make_rows(model, config)
     optimizer = adamw(model, 1e-2)
     start = {name: tensor.clone() for name, tensor in trained_tensors(model.network).items()}
-    Optimization(config, model, optimizer, tmp_path, lambda: None).step(rows, {}, 1)
+    LocalEngine(config, model, optimizer, tmp_path, lambda: None).step(rows, {}, 1)
     assert len(optimizer.tensors()) == 3 * len(trained), "two moments and a count each"
     moved = [not torch.equal(tensor, start[name]) for name, tensor in trained_tensors(model.network).items()]
     assert sum(moved) == len(trained) // 2, "at first B alone has a gradient, as A stands behind zeros"

@@ -21,6 +21,7 @@ from envrl.models.load import LanguageModel, build_model, load_model
 from envrl.models.rows import states_of_rows
 from envrl.rollout.runner import play_model
 from envrl.samples.rows import counted_term
+from envrl.trainer.engine import local
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import adamw, muon
 from envrl.trainer.state import RunState, read_state, write_state
@@ -85,6 +86,19 @@ def test_its_values_are_those_of_the_states_before_the_tokens(tmp_path: Path) ->
         term = row.terms[0]
         errors += [(values[p - 1] - r) ** 2 for p, r in zip(term.positions_T, term.streams["returns"], strict=True)]
     assert found == pytest.approx(float(torch.stack(errors).mean()), rel=1e-5)
+
+
+def test_an_engine_tells_its_values(tmp_path: Path) -> None:
+    """The mean of (value − return)² over what it tells is the loss that a step then reports."""
+    policy, config = model(), tiny(train={"learning_rate": 0.0})
+    torch.manual_seed(0)
+    torch.nn.init.normal_(policy.heads["value"].weight)  # type: ignore[arg-type]
+    rows = rows_of(policy)
+    engine = local(config, policy, adamw(policy, 0.0), tmp_path, lambda: None, lambda _: None)
+    told = engine.values(rows, "value")
+    returns = np.concatenate([row.terms[0].streams["returns"] for row in rows])
+    expected = float(((np.concatenate([told[row.origin] for row in rows]) - returns) ** 2).mean())
+    assert engine.step(rows, {"value": 1.0}, 1)["loss/value"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_it_is_saved_loaded_and_resumed_bit_for_bit(tmp_path: Path) -> None:

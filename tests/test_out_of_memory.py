@@ -19,9 +19,9 @@ from envrl.models.out_of_memory import OutOfMemory, counted_memory, is_out_of_me
 from envrl.rollout.splitter import BatchSplitter
 from envrl.samples.packing import pack, tokens_run
 from envrl.trainer import rollouts, update
+from envrl.trainer.local_engine import LocalEngine
 from envrl.trainer.loop import train
 from envrl.trainer.optimizer import adamw
-from envrl.trainer.steps import Optimization
 from envrl.types import Row, Trajectory
 from test_update import AUXILIARY, make_model, make_rows
 
@@ -47,11 +47,11 @@ def weights_of(model: LanguageModel) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.network.parameters()])
 
 
-def stepped(config: Config, folder: Path, said: list[str]) -> tuple[Optimization, torch.Tensor]:
+def stepped(config: Config, folder: Path, said: list[str]) -> tuple[LocalEngine, torch.Tensor]:
     """Return the optimisation and the weights after two updates on the same rows."""
     model = make_model(config)
     rows = make_rows(model, config)
-    steps = Optimization(config, model, adamw(model, 1e-3), folder, lambda: None, said.append)
+    steps = LocalEngine(config, model, adamw(model, 1e-3), folder, lambda: None, said.append)
     for number in (1, 2):
         assert steps.step(rows, {"state": 0.2, "inverse": 0.1}, number)["skipped"] == 0.0
     return steps, weights_of(model)
@@ -110,7 +110,7 @@ def test_a_single_row_that_does_not_fit_ends_the_run_and_says_what_to_lower(
     rows = make_rows(model, config)
     longest = max(len(row.token_ids) for row in rows)
     before = weights_of(model)
-    steps = Optimization(config, model, adamw(model, 1e-3), tmp_path, lambda: None)
+    steps = LocalEngine(config, model, adamw(model, 1e-3), tmp_path, lambda: None)
     monkeypatch.setattr(update, "micro_loss", device_of(longest - 1, lambda: torch.OutOfMemoryError(CUDA)))
     with pytest.raises(RunError, match=rf"a single row of {longest} tokens.*lower rollout\.response_tokens"):
         steps.step(rows, {"state": 0.2, "inverse": 0.1}, 1)
@@ -137,7 +137,7 @@ def test_the_log_probs_of_the_reference_survive_too(tmp_path: Path, monkeypatch:
 def test_memory_that_runs_out_in_the_optimiser_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = budgeted(BUDGET)
     model = make_model(config)
-    steps = Optimization(config, model, adamw(model, 1e-3), tmp_path, lambda: None)
+    steps = LocalEngine(config, model, adamw(model, 1e-3), tmp_path, lambda: None)
 
     def fails() -> None:
         raise torch.OutOfMemoryError(CUDA)

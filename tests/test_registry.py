@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from envrl.cli.main import main
 from envrl.config import plugins
 from envrl.config.load import dump_config, load_recipe, load_run
 from envrl.config.schema import AuxiliaryConfig
+from envrl.curriculum import Plan
 from envrl.errors import UserError
 from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.policy import LOSSES, TOKEN_LOSSES
@@ -64,7 +65,10 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def test_the_examples_are_short_and_complete() -> None:
-    assert sorted(EXAMPLES) == ["bonus.py", "doors.py", "first_words.py", "news.py", "plain.py"]
+    kinds = {"bonus": "estimator", "plain": "loss", "first_words": "auxiliary", "news": "auxiliary", "doors": "env"}
+    kinds |= {"stages": "curriculum", "wins": "replay", "quoted": "format"}
+    assert sorted(EXAMPLES) == sorted(f"{name}.py" for name in kinds)
+    assert set(kinds.values()) == set(registry.KINDS) - {"engine"}
     assert all(len(text.splitlines()) <= 40 for text in EXAMPLES.values())
 
 
@@ -157,6 +161,54 @@ def test_a_world_of_a_file_with_a_setting_of_its_own(tmp_path: Path, recipe: str
     assert main(["check-env", "doors", "--plugin", str(file), "--split", "valid"]) == 0
     with pytest.raises(UserError, match="the world 'doors' has no setting 'door'; did you mean 'doors'"):
         load_recipe(recipe, [("env.name", "doors"), ("env.doors.door", "3")])
+
+
+def test_a_curriculum_of_a_file_opens_its_next_stage(tmp_path: Path, recipe: str) -> None:
+    """The first update is cut off after one step; with a win among its episodes the second has two, the third three."""
+    file, run = write(tmp_path, "stages.py", EXAMPLES["stages.py"]), tmp_path / "run"
+    chosen = ["--plugin", str(file), "--curriculum.name", "stages", "--curriculum.stages.first", "1"]
+    chosen += ["--curriculum.stages.wins", "0.05", "--train.updates", "3", "--train.trajectories_every", "1"]
+    assert main(["train", recipe, "--run", str(run), *chosen, "--train.trajectories", "3"]) == 0
+    assert "[curriculum.stages]\nfirst = 1\nwins = 0.05\n" in (run / "config.toml").read_text()
+    longest = [
+        max(len(episode["steps"]) for episode in lines(run / "trajectories" / f"update-{update:06d}.jsonl"))
+        for update in (1, 2, 3)
+    ]
+    assert longest == [1, 2, 3]
+
+
+def test_a_replay_of_a_file_adds_an_old_win_to_a_lost_task(tmp_path: Path, recipe: str) -> None:
+    load_plugin(write(tmp_path, "wins.py", EXAMPLES["wins.py"]))
+    replay = find("replay", "wins").target(Plan(0, 1, 2, 3, 9), age=2)
+    task = Task("a", "train")
+    step = Transition(Observation("x"), Action("go"), 1.0, Observation("y"), True, True)
+    won = Trajectory(task, 0, (step,), (), StopReason.DONE, 1)
+    lost = Trajectory(task, 1, (replace(step, reward=0.0, success=False),), (), StopReason.DONE, 1)
+    mixed, beaten = TrajectoryGroup(task, (won, lost), 1), TrajectoryGroup(task, (lost, lost), 2)
+    assert replay.mix([mixed], 1) == [mixed]
+    assert replay.mix([beaten], 2) == [beaten, mixed]
+    assert replay.mix([beaten], 3) == [beaten, mixed]
+    assert replay.mix([beaten], 4) == [beaten], "it is forgotten after two updates"
+    chosen = ["--plugin", str(tmp_path / "wins.py"), "--replay.name", "wins", "--train.updates", "2"]
+    assert main(["train", recipe, "--run", str(tmp_path / "run"), *chosen]) == 0
+
+
+def test_a_prompt_format_of_a_file(tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file, run = write(tmp_path, "quoted.py", EXAMPLES["quoted.py"]), tmp_path / "run"
+    chosen = ["--plugin", str(file), "--rollout.format", "quoted", "--rollout.quoted.mark", "*"]
+    chosen += ["--model.chat_template", "chatml", "--model.context", "1024"]
+    assert main(["train", recipe, "--run", str(run), *chosen]) == 2
+    assert "rollout.format = 'quoted' is a chat in which the model writes more than its command" in (
+        capsys.readouterr().err
+    )
+    free = [*chosen, "--rollout.actions", "free", "--warm_start.epochs", "8", "--train.trajectories_every", "1"]
+    assert main(["train", recipe, "--run", str(run), *free]) == 0
+    assert '[rollout.quoted]\nmark = "*"\n' in (run / "config.toml").read_text()
+    episodes = lines(run / "trajectories" / "update-000001.jsonl")
+    said = [step for episode in episodes for step in episode["steps"]]
+    assert {step["response"][:1] == "*" for step in said if "fault" not in step} <= {True}
+    assert {step["fault"] for step in said if "fault" in step} <= {"no quotes", "unclosed"}
+    assert main(["eval", str(run), "--plugin", str(file), "--episodes", "2"]) == 0
 
 
 # A run and the file that it was made with

@@ -25,7 +25,7 @@ from envrl.objective.auxiliary.inverse import listed
 from envrl.rollout.runner import play_model
 from envrl.samples.packing import denominators
 from envrl.trainer.batch import build_batch
-from envrl.trainer.steps import loss_settings
+from envrl.trainer.local_engine import loss_settings
 from envrl.trainer.update import Totals, micro_loss
 from envrl.types import Trajectory
 

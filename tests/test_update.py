@@ -25,8 +25,8 @@ from envrl.rollout.runner import play_model
 from envrl.samples.packing import denominators
 from envrl.samples.rows import policy_rows, ragged
 from envrl.trainer.batch import build_batch
+from envrl.trainer.local_engine import LocalEngine
 from envrl.trainer.optimizer import adamw
-from envrl.trainer.steps import Optimization
 from envrl.trainer.update import LossSettings, Totals, accumulate, clip_gradient, micro_loss, policy_logprobs
 from envrl.types import LossTerm, Row, Trajectory
 
@@ -326,8 +326,8 @@ def test_the_largest_mismatch_of_an_update_is_that_of_all_its_steps(tmp_path: Pa
 # --- several steps, the reference ------------------------------------------------------------------------------------
 
 
-def optimization(config: Config, model: LanguageModel, run: Path, rate: float = 1e-3) -> Optimization:
-    return Optimization(config, model, adamw(model, rate), run, lambda: None)
+def optimization(config: Config, model: LanguageModel, run: Path, rate: float = 1e-3) -> LocalEngine:
+    return LocalEngine(config, model, adamw(model, rate), run, lambda: None)
 
 
 def test_one_step_has_ratio_one_and_more_steps_move_away(tmp_path: Path) -> None:
@@ -464,7 +464,7 @@ def poisoned(rows: list[Row]) -> list[Row]:
     return [replace(rows[0], terms=(replace(term, weights_T=weights), *rows[0].terms[1:])), *rows[1:]]
 
 
-def state_of(steps: Optimization) -> list[bytes]:
+def state_of(steps: LocalEngine) -> list[bytes]:
     tensors = [*steps.model.network.parameters(), *steps.guard.optimizer.tensors().values()]
     return [tensor.detach().numpy().tobytes() for tensor in tensors]
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from envrl.envs.registry import make, register_env
     from envrl.eval.evaluate import evaluate
     from envrl.registry import register
+    from envrl.rollout.prompts import PromptFormat
+    from envrl.rollout.responses import Parsed
     from envrl.trainer.loop import train
     from envrl.types import Assignment, Example, InPass, TrajectoryGroup
 
@@ -18,6 +20,8 @@ __all__ = [
     "Assignment",
     "Example",
     "InPass",
+    "Parsed",
+    "PromptFormat",
     "TrajectoryGroup",
     "__version__",
     "evaluate",
@@ -34,6 +38,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 _LAZY = {
     **dict.fromkeys(("Assignment", "Example", "InPass", "TrajectoryGroup"), "envrl.types"),
+    "Parsed": "envrl.rollout.responses",
+    "PromptFormat": "envrl.rollout.prompts",
     "make": "envrl.envs.registry",
     "register": "envrl.registry",
     "register_env": "envrl.envs.registry",

@@ -91,12 +91,26 @@ KINDS = {
         {name: f"envrl.objective.auxiliary.{name}:{name}" for name in ("state", "inverse", "echo")},
         reserved=("entropy", "imitation", "kl", "policy", "value"),
     ),
+    "format": Kind(
+        "prompt format",
+        "rollout.format",
+        ("rollout",),
+        "envrl.formats",
+        {name: f"envrl.rollout.prompts:{name}_format" for name in ("marks", "tags", "action", "react", "json", "plan")},
+    ),
     "curriculum": Kind(
         "curriculum",
         "curriculum.name",
         ("curriculum",),
         "envrl.curricula",
         {"shuffle": "envrl.curriculum:Shuffle"},
+    ),
+    "engine": Kind(
+        "engine",
+        "train.engine",
+        ("train",),
+        "envrl.engines",
+        {"local": "envrl.trainer.engine:local"},
     ),
     "replay": Kind(
         "replay",
@@ -148,6 +162,8 @@ class Entry:
         return self.ships or self.name in _points(self.kind)
 
 
+TAKEN: set[str] = set()
+"""Dotted keys of every recipe: no table can have such a name."""
 _ENTRIES: dict[tuple[str, str], Entry] = {}
 _LOADING: list[tuple[str, list[Entry]]] = []
 """Files of plug-ins that are being imported, the innermost last, each with what it has registered so far."""
@@ -185,6 +201,9 @@ def _check_free(entry: Entry) -> None:
         raise UserError(
             f"there is already {KINDS[entry.kind].one} named '{entry.name}'; register yours under another name"
         )
+    for key in (f"{table}.{entry.name}" for table in KINDS[entry.kind].tables):
+        if key in TAKEN:
+            raise UserError(f"there is a key {key}, so no {KINDS[entry.kind].noun} can be named '{entry.name}'")
     if entry.ships:  # to look at what is installed takes time, and ours have names of their own
         return
     for kind, other in KINDS.items():

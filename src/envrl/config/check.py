@@ -13,10 +13,7 @@ PRESETS = ("tiny",)
 
 
 def check_together(config: Config) -> None:
-    """Raise `UserError` for values of a configuration that contradict each other.
-
-    Names of prompt formats are left to the trainer, which has them.
-    """
+    """Raise `UserError` for values of a configuration that contradict each other."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.train.device):
         raise UserError(f"train.device must be 'cpu', 'cuda' or 'cuda:N', not '{config.train.device}'")
     if not config.env.name:
@@ -139,7 +136,7 @@ def check_format(config: Config) -> None:
         )
     if rollout.repeat_task:
         raise UserError(f"{chat}, whose prompts say the task themselves: set rollout.repeat_task = false")
-    if rollout.actions == "admissible" and (rollout.format != "action" or rollout.summary):
+    if rollout.actions == "admissible" and (rollout.summary or not find("format", rollout.format).traits.get("bare")):
         raise UserError(
             f"{chat} in which the model writes more than its command, so sampling cannot be restricted to the "
             "admissible commands: set rollout.actions = 'free', or rollout.format = 'action'"

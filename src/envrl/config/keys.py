@@ -12,7 +12,7 @@ from msgspec import Meta
 from envrl.config.schema import AuxiliaryConfig, Config
 from envrl.errors import suggest
 from envrl.older import RETIRED
-from envrl.registry import KINDS, find, in_order, names
+from envrl.registry import KINDS, TAKEN, find, in_order, names
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ def _all_keys() -> dict[str, Key]:
 
 
 KEYS: dict[str, Key] = _all_keys()
+TAKEN.update(KEYS)
 SECTIONS: tuple[str, ...] = (*section_types(), "auxiliary")
 COMMON: dict[str, dict[str, Key]] = {"auxiliary": _keys_of(AuxiliaryConfig, "")}
 """What all things of a kind can be told, by its name."""

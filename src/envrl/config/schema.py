@@ -160,6 +160,7 @@ class TrainConfig:
     checkpointing: bool = False  # layers are run again in the backward pass: a third more time, far less memory
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # torch threads; 0: two where they are faster, else one
     device: str = "cpu"  # cpu, cuda or cuda:N
+    engine: str = "local"  # where optimiser steps are taken
     trajectories: Count = 4  # groups of an update written to trajectories/
     trajectories_every: Positive = 10  # updates between two that are written
 

@@ -123,6 +123,7 @@ def form_of(config: Config) -> Form:
         show_admissible=rollout.show_admissible,
         repeat_task=rollout.repeat_task,
         format=rollout.format,
+        format_settings=config.settings("format"),
         summary=rollout.summary,
         prompt_tokens=rollout.prompt_tokens,
         system_message=rollout.system_message,

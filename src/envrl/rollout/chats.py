@@ -214,7 +214,7 @@ class ChatRenderer:
 
 def _format_of(form: Form, template: ChatTemplate) -> PromptFormat:
     """Return the format that a form names, as a model with this template is asked and read."""
-    found = find_format(form.format)
+    found = find_format(form.format, **form.format_settings)
     if template.thought:
         thought = Thought(*template.thought, by="template" if template.opened else "model")
         return with_thought(found, thought, summary=form.summary)

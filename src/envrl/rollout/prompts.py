@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from envrl.errors import UserError, suggest
+from envrl.errors import UserError
+from envrl.registry import KINDS, Entry, failed, find, register
 from envrl.rollout.formats import trim
 from envrl.rollout.responses import (
     Parsed,
@@ -153,52 +154,108 @@ def with_thought(form: PromptFormat, thought: Thought, *, summary: bool = False)
     return replace(inner, parse=lambda response: parse_thinking(response, inner.parse, thought))
 
 
-def find_format(name: str) -> PromptFormat:
-    """Return the format of a name; raises `UserError` for an unknown one."""
-    if name not in FORMATS:
-        raise UserError(f"unknown prompt format '{name}'{suggest(name, FORMATS)}")
-    return FORMATS[name]
+def find_format(name: str, **settings: Any) -> PromptFormat:
+    """Return the format of a name, with its settings; raises `UserError` for an unknown one, or one that fails."""
+    entry = find("format", name)
+    try:
+        form = entry.target(**settings)
+    except Exception as error:  # anybody's function may raise anything
+        raise failed(entry, error) from error
+    if not isinstance(form, PromptFormat):
+        raise UserError(f"the {entry.called} is no chat: it gives {type(form).__name__}, and not a PromptFormat")
+    return form if entry.ships else _guarded(entry, form)
+
+
+def _guarded(entry: Entry, form: PromptFormat) -> PromptFormat:
+    """Return a user's format, whose mistakes are said in a sentence."""
+
+    def parse(response: str) -> Parsed:
+        try:
+            parsed = form.parse(response)
+        except Exception as error:
+            raise failed(entry, error) from error
+        if not isinstance(parsed, Parsed):
+            raise UserError(f"the {entry.called} reads a response as {type(parsed).__name__}, and not as Parsed")
+        return parsed
+
+    def write(thought: str, command: str) -> str:
+        try:
+            return form.write(thought, command)
+        except Exception as error:
+            raise failed(entry, error) from error
+
+    return replace(form, parse=parse, write=write)
 
 
 def _write_call(_: str, command: str) -> str:
     return json.dumps({"name": "act", "arguments": {"command": command}}, ensure_ascii=False)
 
 
-_TAGS = PromptFormat(
-    "tags",
-    "Think first about what you know and what the task still needs, between <think> and </think>. Then give one "
-    "command between <action> and </action>. Write nothing else:\n"
-    "<think>your thoughts</think><action>your command</action>",
-    parse_think,
-    lambda thought, command: f"<think>{thought}</think><action>{command}</action>",
-)
-_ACTION = PromptFormat(
-    "action",
-    "Answer with your command alone, on one line, without quotes or any other word.",
-    parse_bare,
-    lambda _, command: command,
-)
-_REACT = PromptFormat(
-    "react",
-    "Answer in two lines, a thought and one command, and stop there; the world gives the next observation:\n"
-    "Thought: your thoughts\nAction: your command",
-    parse_react,
-    lambda thought, command: f"Thought: {thought}\nAction: {command}",
-)
-_JSON = PromptFormat(
-    "json",
-    "Answer by calling the tool act, which takes your command, a string: one JSON object of just this form, without a "
-    'fence or any text around it:\n{"name": "act", "arguments": {"command": "your command"}}',
-    parse_json,
-    _write_call,
-)
-_PLAN = PromptFormat(
-    "plan",
-    "First write your plan, the steps that are left until the task is done, between <plan> and </plan>. Then give the "
-    "one command that begins it between <action> and </action>. Write nothing else:\n"
-    "<plan>the steps that are left</plan><action>your command</action>",
-    parse_plan,
-    lambda thought, command: f"<plan>{thought}</plan><action>{command}</action>",
-)
-FORMATS = {form.name: form for form in (_TAGS, _ACTION, _REACT, _JSON, _PLAN)}
-"""Every format by its name; `tags` is the published protocol's."""
+@register("format", "tags")
+def tags_format() -> PromptFormat:
+    """A thought and a command in tags: the published protocol's."""
+    return PromptFormat(
+        "tags",
+        "Think first about what you know and what the task still needs, between <think> and </think>. Then give one "
+        "command between <action> and </action>. Write nothing else:\n"
+        "<think>your thoughts</think><action>your command</action>",
+        parse_think,
+        lambda thought, command: f"<think>{thought}</think><action>{command}</action>",
+    )
+
+
+@register("format", "action", bare=True)
+def action_format() -> PromptFormat:
+    """The command alone."""
+    return PromptFormat(
+        "action",
+        "Answer with your command alone, on one line, without quotes or any other word.",
+        parse_bare,
+        lambda _, command: command,
+    )
+
+
+@register("format", "react")
+def react_format() -> PromptFormat:
+    """A thought and a command, a line each."""
+    return PromptFormat(
+        "react",
+        "Answer in two lines, a thought and one command, and stop there; the world gives the next observation:\n"
+        "Thought: your thoughts\nAction: your command",
+        parse_react,
+        lambda thought, command: f"Thought: {thought}\nAction: {command}",
+    )
+
+
+@register("format", "json")
+def json_format() -> PromptFormat:
+    """A call of the tool `act`, one JSON object."""
+    return PromptFormat(
+        "json",
+        "Answer by calling the tool act, which takes your command, a string: one JSON object of just this form, "
+        'without a fence or any text around it:\n{"name": "act", "arguments": {"command": "your command"}}',
+        parse_json,
+        _write_call,
+    )
+
+
+@register("format", "plan")
+def plan_format() -> PromptFormat:
+    """The steps that are left, and the command that begins them, in tags."""
+    return PromptFormat(
+        "plan",
+        "First write your plan, the steps that are left until the task is done, between <plan> and </plan>. Then give "
+        "the one command that begins it between <action> and </action>. Write nothing else:\n"
+        "<plan>the steps that are left</plan><action>your command</action>",
+        parse_plan,
+        lambda thought, command: f"<plan>{thought}</plan><action>{command}</action>",
+    )
+
+
+@register("format", "marks")
+def marks_format() -> None:
+    """Marks of our own, which a model learns from demonstrations: no chat (`envrl.rollout.marks`)."""
+
+
+FORMATS = {name: find_format(name) for name in KINDS["format"].built_in if name != "marks"}
+"""Every chat format that ships by its name."""

@@ -25,6 +25,7 @@ class Form:
     show_admissible: bool = False
     repeat_task: bool = False
     format: str = MARKS
+    format_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     summary: bool = False
     prompt_tokens: int = 0
     system_message: str = ""

@@ -24,9 +24,9 @@ from envrl.rollout.runner import play_model
 from envrl.rollout.scheduler import RolloutStats
 from envrl.trainer.batch import build_batch
 from envrl.trainer.demonstrations import world_texts
+from envrl.trainer.local_engine import loss_settings, optimiser_batches
 from envrl.trainer.optimizer import adamw
 from envrl.trainer.rollouts import as_groups, whole_groups
-from envrl.trainer.steps import loss_settings, optimiser_batches
 from envrl.trainer.tasks import Tasks
 from envrl.trainer.update import accumulate, clip_gradient, policy_logprobs
 from envrl.types import Row, Trajectory, TrajectoryGroup

@@ -17,7 +17,7 @@ from envrl.samples.packing import tokens_run
 from envrl.trainer.batch import step_advantages
 from envrl.trainer.bench import Bench, deal_returns, name_of, spread
 from envrl.trainer.flops import batch_flops
-from envrl.trainer.steps import loss_settings, optimiser_batches
+from envrl.trainer.local_engine import loss_settings, optimiser_batches
 from envrl.trainer.update import micro_batches, precision_context
 from envrl.types import Row, episodes_of
 

@@ -169,7 +169,7 @@ def world_texts(demonstrations: Sequence[Demonstration], env: TextEnv, config: C
             texts += [trim(step.observation.text), step.action.text, *(step.observation.admissible or ())]
         texts += [trim(step.next_observation.text) for step in trajectory.transitions[-1:]]
     if config.rollout.is_chat:
-        form = find_format(config.rollout.format)
+        form = find_format(config.rollout.format, **config.settings("format"))
         for trajectory in played:
             for step in trajectory.transitions:
                 past = [(step.observation, step.action.text)]

@@ -31,7 +31,7 @@ def check_names(config: Config, make_env: Callable[[], TextEnv]) -> None:
     trial = ([[0.0, 1.0], [0.0]], [["a", "b"], ["a"]])
     ESTIMATORS[config.objective.estimator](*trial, **config.settings("estimator"))
     if config.rollout.is_chat:
-        find_format(config.rollout.format)
+        find_format(config.rollout.format, **config.settings("format"))
     with opened(make_env()) as env:
         for split in (config.env.split, *config.eval.split):
             if not listed_tasks(env, split, config.env.name):

@@ -14,15 +14,17 @@ from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted, RunError
 from envrl.eval.split import env_maker, form_of, renderer_of
 from envrl.files import JsonLines
-from envrl.models.copies import refresh, sampling_copy
+from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.runtime import give_back_memory, prepare_torch, reset_peak_memory
 from envrl.progress import Reporter
+from envrl.registry import find
 from envrl.rollout.splitter import BatchSplitter
 from envrl.samples.store import from_json, to_json
 from envrl.trainer.batch import build_batch
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
+from envrl.trainer.engine import Engine
 from envrl.trainer.evaluations import Evaluations
 from envrl.trainer.idle import IdleUpdates
 from envrl.trainer.record import Laps, UpdateLog, few
@@ -31,7 +33,6 @@ from envrl.trainer.rollouts import Rollouts
 from envrl.trainer.signals import StopRequest, stop_on_signals
 from envrl.trainer.start import check_inputs, held_run, new_config, resumed_config
 from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, write_state
-from envrl.trainer.steps import Optimization
 from envrl.trainer.tasks import Tasks
 from envrl.trainer.trajectories import write_shown
 from envrl.trainer.warm_start import FOLDER, Hooks, warm_start
@@ -120,9 +121,12 @@ class Run:
         shared = (self.renderer, self.splitter, poll, self.reporter)
         self.rollouts = Rollouts(config, self.make_env, self.tasks, *shared)
         self.evaluations = Evaluations(config, self.folder, self.make_env, *shared, self.evals)
-        self.optimization = Optimization(config, state.model, state.optimizer, self.folder, poll, self.reporter.say)
-        self.optimization.guard.skips = state.skips
-        self.log = UpdateLog(config, self.metrics, *shared[:2], self.optimization.guard.budget, self.make_env.workers)
+        make_engine = find("engine", config.train.engine).target
+        self.engine: Engine = make_engine(
+            config, state.model, state.optimizer, self.folder, poll, self.reporter.say, **config.settings("engine")
+        )
+        self.engine.skips = state.skips
+        self.log = UpdateLog(config, self.metrics, *shared[:2], self.engine, self.make_env.workers)
 
     def _updates(self, state: RunState) -> None:
         updates = self.config.train.updates
@@ -144,7 +148,7 @@ class Run:
         """Play, mix, make rows, learn, log: update number `state.update + 1`."""
         number, laps = state.update + 1, Laps()
         reset_peak_memory(state.model.device)
-        refresh(self.sampling, state.model)
+        self.engine.publish(self.sampling)
         with laps.of("rollout"):
             played = self.rollouts.play(self.sampling, number, laps.stats)
         with laps.of("rows"):
@@ -152,12 +156,12 @@ class Run:
             batch = build_batch(groups, self.config, self.renderer, number)
         self.idle.observe(number, groups, batch.figures)
         with laps.of("update"), self.reporter.phase("learning"):
-            figures = self.optimization.step(batch.rows, batch.weights, number)
+            figures = self.engine.step(batch.rows, batch.weights, number)
             give_back_memory()
         with laps.of("update"):
             write_shown(self.folder, number, played.groups, state.model, self.renderer, self.config, self.reporter)
         record = self.log.write(state, number, played, batch, figures, laps)
-        state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.optimization.guard.skips
+        state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.engine.skips
         state.evaluated, state.components = not self.evaluations.due(number), self._components()
         return few(record)
 
@@ -171,7 +175,7 @@ class Run:
 
     def _evaluate(self, state: RunState) -> None:
         self.evals.truncate(state.eval_offset)
-        refresh(self.sampling, state.model)
+        self.engine.publish(self.sampling)
         self.evaluations.run(state.model, self.sampling, state.update)
         state.eval_offset, state.evaluated = self.evals.offset, True
 

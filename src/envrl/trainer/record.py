@@ -19,7 +19,7 @@ from envrl.rollout.renderer import Renderer
 from envrl.rollout.scheduler import RolloutStats
 from envrl.rollout.splitter import BatchSplitter
 from envrl.trainer.batch import UpdateBatch
-from envrl.trainer.budget import Budget
+from envrl.trainer.engine import Engine
 from envrl.trainer.footprint import predicted_memory
 from envrl.trainer.rollouts import Played
 from envrl.trainer.state import RunState
@@ -60,7 +60,7 @@ class UpdateLog:
     file: JsonLines
     renderer: Renderer
     splitter: BatchSplitter
-    budget: Budget
+    engine: Engine
     workers: int
     """Processes that play the world."""
 
@@ -103,7 +103,7 @@ class UpdateLog:
     def _memory(self, model: LanguageModel, played: Played, batch: UpdateBatch) -> dict[str, int]:
         """Return the update's peak in bytes, the predicted one, and how much of the batch was held at once."""
         at_once = min(self.splitter.limit or played.episodes, played.episodes)
-        budget = self.budget.limit or self.config.train.micro_batch_tokens
+        budget = self.engine.micro_batch_tokens
         episodes = episodes_of(played.groups)
         return {
             "peak": peak_memory(model.device),

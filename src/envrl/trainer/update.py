@@ -288,6 +288,26 @@ def policy_logprobs(model: LanguageModel, rows: Sequence[Row], settings: LossSet
     return result
 
 
+@torch.no_grad()
+def head_values(
+    model: LanguageModel, rows: Sequence[Row], component: str, settings: LossSettings
+) -> dict[str, np.ndarray]:
+    """Return the values of a head for the states before a component's tokens, by row origin."""
+    result: dict[str, np.ndarray] = {}
+    wanted = [
+        replace(row, terms=terms) for row in rows if (terms := tuple(t for t in row.terms if t.component == component))
+    ]
+    for batch in micro_batches(model, wanted, settings):
+        with row_memory(batch), precision_context(settings.precision, model.device):
+            ids = [row.token_ids for row in batch]
+            states = states_of_rows(model.network, ids, model.codec.pad, asked=asked_tokens(batch))
+            row_N, positions_N = _places(batch, component, model.device)
+            values = values_of(model.heads[component], states.at(row_N, positions_N - 1)).float().cpu().numpy()
+        ends = np.cumsum([len(row.terms[0].positions_T) for row in batch])
+        result |= {row.origin: part for row, part in zip(batch, np.split(values, ends[:-1]), strict=True)}
+    return result
+
+
 def row_memory(rows: Sequence[Row]) -> AbstractContextManager[None]:
     """Return the context in which a failed allocation is `OutOfMemory` in work on these rows."""
     return counted_memory(len(rows), max(len(row.token_ids) for row in rows))

@@ -1,4 +1,4 @@
-"""The optimiser steps of one update: the whole batch or minibatches of it, in one pass or several."""
+"""The engine of one process: optimiser steps on an update's whole batch or minibatches of it, once or several times."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import Tensor
 
 from envrl.config.schema import Config
 from envrl.models.adapters import has_adapter, other_adapter, read_adapter
+from envrl.models.copies import refresh
 from envrl.models.load import LanguageModel, load_policy
 from envrl.randomness import key_of
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer
-from envrl.trainer.update import LossSettings, OldLogprobs, policy_logprobs
+from envrl.trainer.update import LossSettings, OldLogprobs, head_values, policy_logprobs
 from envrl.types import Row
 
 
-class Optimization:
-    """Turns an update's rows into optimiser steps."""
+class LocalEngine:
+    """Turns an update's rows into optimiser steps on one device; see `Engine`."""
 
     def __init__(
         self,
@@ -39,6 +40,34 @@ class Optimization:
             self.start = read_adapter(run / "warm_start")
         elif config.objective.kl_weight > 0:
             self.reference = load_policy(run / "warm_start", config)
+
+    @property
+    def skips(self) -> int:
+        return self.guard.skips
+
+    @skips.setter
+    def skips(self, count: int) -> None:
+        self.guard.skips = count
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """The token budget of a pass: the recipe's, or what memory left of it."""
+        return self.guard.budget.limit or self.config.train.micro_batch_tokens
+
+    def publish(self, sampling: LanguageModel) -> None:
+        """Give a copy of the model the present weights."""
+        refresh(sampling, self.model)
+
+    def logprobs(self, rows: Sequence[Row]) -> OldLogprobs:
+        """Return the log-probs of every row's policy tokens, by row origin."""
+        return self._logprobs(self.model, "log-probs", rows, loss_settings(self.config, {}))
+
+    def values(self, rows: Sequence[Row], component: str) -> OldLogprobs:
+        """Return what the head of a component gives for the state before each of its tokens, by row origin."""
+        settings = loss_settings(self.config, {})
+        return self.guard.budget.run(
+            "values", settings, lambda within: head_values(self.model, rows, component, within)
+        )
 
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:
         """Take the update's optimiser steps; return its metrics. A batch with a bad number changes nothing."""
