@@ -27,22 +27,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from envrl.bench.flops import batch_flops, row_flops
+from envrl.bench.measure import Bench, deal_returns, spread
+from envrl.bench.train import arms
+from envrl.build import form_of, renderer_of
 from envrl.cli.arguments import Parser, check_output, split_overrides, whole_number
 from envrl.config.keys import KEYS
 from envrl.config.load import load_recipe
 from envrl.config.schema import Config
 from envrl.errors import UserError
-from envrl.eval.split import form_of, renderer_of
 from envrl.files import write_json
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import with_precision
 from envrl.samples.packing import tokens_run
 from envrl.trainer.batch import build_batch, step_advantages
-from envrl.trainer.bench import Bench, deal_returns, spread
-from envrl.trainer.bench_train import arms
-from envrl.trainer.flops import batch_flops, row_flops
-from envrl.trainer.optimizer import BETAS, adamw
 from envrl.trainer.local_engine import loss_settings
+from envrl.trainer.optimizer import BETAS, adamw
 from envrl.trainer.update import accumulate, clip_gradient, micro_batches
 from envrl.types import LossTerm, Row, TrajectoryGroup, episodes_of
 

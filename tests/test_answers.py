@@ -14,6 +14,7 @@ import pytest
 
 from boxes import COMMANDS, Boxes, register, tiny
 from envrl import registry as things
+from envrl.build import env_maker
 from envrl.cli.main import main
 from envrl.envs import registry
 from envrl.envs.answers import listed_tasks
@@ -24,7 +25,7 @@ from envrl.envs.registry import register_env
 from envrl.envs.settings import WorldSettings, set_maker
 from envrl.envs.vector import LocalWorlds, Start
 from envrl.errors import Interrupted, UserError
-from envrl.eval.split import env_maker, evaluate_script
+from envrl.eval.split import evaluate_script
 from envrl.rollout.prompts import find_format
 from envrl.rollout.questions import ChatSettings, Reply, Tally, play_chat
 from envrl.trainer.loop import train

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from boxes import COMMANDS, tiny
+from envrl.build import form_of, renderer_of
 from envrl.cli.main import main
 from envrl.config.load import dump_config, load_recipe, load_run
 from envrl.config.schema import Config
 from envrl.errors import UserError
 from envrl.eval.questions import ask
-from envrl.eval.split import form_of, renderer_of
 from envrl.models.load import LanguageModel, build_model
 from envrl.models.runtime import prepare_torch
 from envrl.registry import find

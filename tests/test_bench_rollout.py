@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from boxes import register, tiny
+from envrl.bench import rollout as bench
 from envrl.cli.main import main
 from envrl.config.load import dump_config
 from envrl.models.graphs import SETTLED
 from envrl.rollout import sampler
-from envrl.trainer import bench_rollout as bench
 from recordings import record
 
 

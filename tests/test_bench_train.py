@@ -13,15 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from boxes import register, tiny
+from envrl.bench.flops import batch_flops, row_flops
+from envrl.bench.measure import Bench, deal_returns
+from envrl.bench.train import PHASES, arms, bench_train, table
 from envrl.cli.main import main
 from envrl.config.load import dump_config
 from envrl.errors import UserError
 from envrl.models.load import build_model
 from envrl.models.random_weights import SHAPES, build_shape
 from envrl.models.template import ChatTemplate
-from envrl.trainer.bench import Bench, deal_returns
-from envrl.trainer.bench_train import PHASES, arms, bench_train, table
-from envrl.trainer.flops import batch_flops, row_flops
 from envrl.types import LossTerm, Row, episodes_of
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from boxes import tiny
+from envrl.bench.measure import Bench, deal_returns
 from envrl.objective.policy import LOSSES, kl_k3
-from envrl.trainer.bench import Bench, deal_returns
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 trl = pytest.importorskip("trl", reason="needs TRL: pip install 'envrl[trl]'")

@@ -23,13 +23,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from boxes import COMMANDS, Boxes, tiny, with_tables
 from chat_models import CHATML, FAMILIES, make_in_python, make_sentencepiece, make_tokenizer, save_chat_model
+from envrl.build import form_of, renderer_of
 from envrl.cli.main import main
 from envrl.config.schema import Config
 from envrl.errors import UserError
 from envrl.eval.evaluate import evaluate
 from envrl.eval.probe import score_targets
 from envrl.eval.questions import ask
-from envrl.eval.split import form_of, renderer_of
 from envrl.models.load import LanguageModel, build_model, load_model, save_model
 from envrl.models.template import ChatTemplate, cleaner
 from envrl.models.tokenizer import Codec

@@ -15,12 +15,12 @@ import torch
 
 from boxes import Boxes, tiny
 from boxes import register as register_worlds
+from envrl.build import form_of, play_settings, renderer_of
 from envrl.cli.main import main
 from envrl.config.load import dump_config
 from envrl.config.schema import CurriculumConfig
 from envrl.curriculum import Plan, Shuffle
 from envrl.errors import UserError
-from envrl.eval.split import form_of, play_settings, renderer_of
 from envrl.models.load import build_model
 from envrl.registry import register
 from envrl.rollout.runner import play_model

@@ -282,8 +282,8 @@ def test_token_layouts_are_those_of_the_code() -> None:
 def test_questions_are_asked_as_the_page_says(kind: str, tmp_path: Path) -> None:
     """The table of method.md, line by line, against what a model with marks and a chat model are asked."""
     from chat_models import save_chat_model
+    from envrl.build import renderer_of
     from envrl.envs.registry import make
-    from envrl.eval.split import renderer_of
     from envrl.models.load import load_model
     from envrl.models.tokenizer import Codec, train_tokenizer
     from envrl.registry import find

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boxes import Boxes, tiny
+from envrl.build import form_of, play_settings, renderer_of, training_settings
 from envrl.config.schema import ModelConfig
-from envrl.eval.split import form_of, play_settings, renderer_of, training_settings
 from envrl.models.load import LanguageModel, build_model
 from envrl.randomness import key_of
 from envrl.rollout.draw import choose, kept, narrowed

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from boxes import Boxes, tiny
+from envrl.build import form_of, play_settings, renderer_of
 from envrl.errors import UserError
-from envrl.eval.split import form_of, play_settings, renderer_of
 from envrl.models.copies import refresh, sampling_copy
 from envrl.models.forward import state_width
 from envrl.models.heads import FILE, load_heads, new_head, values_of

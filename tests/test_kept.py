@@ -14,13 +14,13 @@ import pytest
 import envrl.eval.play as play
 from boxes import Boxes, tiny
 from chat_server import chat_server, opens_boxes, status
+from envrl.build import renderer_of
 from envrl.cli.main import main
 from envrl.errors import Interrupted, UserError
 from envrl.eval.evaluate import evaluate
 from envrl.eval.kept import Kept, episode_record, trajectory_of
 from envrl.eval.questions import ask
 from envrl.eval.record import summarize
-from envrl.eval.split import renderer_of
 from envrl.models.load import load_model
 from envrl.rollout.prompts import FORMATS
 from envrl.rollout.renderer import Form

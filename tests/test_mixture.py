@@ -113,7 +113,7 @@ def test_it_keeps_the_contract_of_a_world() -> None:
     ],
 )
 def test_settings_that_make_no_mixture(settings: list[tuple[str, str]], said: str, tmp_path: Path) -> None:
-    from envrl.eval.split import env_maker
+    from envrl.build import env_maker
 
     with pytest.raises(UserError) as caught:
         env_maker(load_recipe("household-demo", [("env.name", "mixture"), *settings]))()

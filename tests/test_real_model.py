@@ -22,12 +22,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import envrl
 from boxes import Boxes, tiny
+from envrl.build import renderer_of
 from envrl.config.schema import Config
 from envrl.errors import Interrupted
 from envrl.eval.language import passage, text_figures
 from envrl.eval.probe import score_targets
 from envrl.eval.questions import ask
-from envrl.eval.split import renderer_of
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.rows import runs_as_tree, states_of_rows
 from envrl.rollout.prompts import FORMATS

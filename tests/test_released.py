@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from boxes import COMMANDS, Boxes, grouped, tiny
 from chat_models import save_chat_model
+from envrl.build import form_of, play_settings, renderer_of
 from envrl.config.load import config_differences, load_recipe
 from envrl.config.recipes_index import recipe_names
 from envrl.config.schema import Config
-from envrl.eval.split import chosen_tasks, form_of, play_settings, renderer_of
+from envrl.eval.split import chosen_tasks
 from envrl.models.load import load_model
 from envrl.objective.auxiliary.inverse import listed
 from envrl.rollout.runner import play_model

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boxes import tiny
+from envrl.build import renderer_of
 from envrl.config.schema import ModelConfig
 from envrl.eval.questions import ask
-from envrl.eval.split import renderer_of
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout.auxiliary import pairs_in_pass
 from envrl.rollout.formats import observation_ids

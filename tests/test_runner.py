@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from envrl.build import renderer_of
 from envrl.config.schema import ModelConfig
 from envrl.errors import UserError
-from envrl.eval.split import renderer_of
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
 from envrl.rollout.questions import batches

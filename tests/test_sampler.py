@@ -11,8 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from envrl.build import renderer_of
 from envrl.config.schema import ModelConfig
-from envrl.eval.split import renderer_of
 from envrl.models.load import LanguageModel, build_model
 from envrl.randomness import key_of
 from envrl.rollout import sampler as module

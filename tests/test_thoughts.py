@@ -15,6 +15,7 @@ import pytest
 from boxes import Boxes, tiny
 from chat_models import CHATML, FAMILIES, make_tokenizer, save_chat_model
 from chat_server import chat_server, says
+from envrl.build import renderer_of
 from envrl.cli.main import main
 from envrl.config.load import load_recipe
 from envrl.config.schema import Config
@@ -23,7 +24,6 @@ from envrl.eval.client import Endpoint
 from envrl.eval.endpoint import evaluate_endpoint
 from envrl.eval.evaluate import evaluate
 from envrl.eval.questions import ask
-from envrl.eval.split import renderer_of
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.template import ChatTemplate
 from envrl.rollout.prompts import FORMATS, with_thought

@@ -21,13 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import envrl.trainer.loop as loop
 from boxes import COMMANDS, HALF, SIZES, Boxes, grouped, tiny, with_tables
+from envrl.build import form_of, play_settings, renderer_of
 from envrl.cli.main import main
 from envrl.config.load import dump_config, load_recipe
 from envrl.config.schema import Config
 from envrl.curriculum import draw_tasks
 from envrl.envs.registry import register_env
 from envrl.errors import RunError, UserError
-from envrl.eval.split import form_of, play_settings, renderer_of
 from envrl.models.checkpoints import verify_checkpoint
 from envrl.models.load import build_model, load_model
 from envrl.rollout.renderer import Form

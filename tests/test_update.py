@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boxes import Boxes, grouped, tiny
+from envrl.build import form_of, play_settings, renderer_of
 from envrl.config.schema import Config
 from envrl.errors import RunError
-from envrl.eval.split import form_of, play_settings, renderer_of
 from envrl.models.load import LanguageModel, build_model, save_model
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.runner import play_model

@@ -58,7 +58,7 @@ def _rollout(arguments: Sequence[str]) -> int:
     parser.add_argument("--without-generate", action="store_true", help="leave out the comparison with `generate`")
     values, config = _read_recipe(parser, arguments)
 
-    from envrl.trainer.bench_rollout import bench_rollout, table
+    from envrl.bench.rollout import bench_rollout, table
 
     figures = bench_rollout(config, values.shape, generate=not values.without_generate)
     if values.json is not None:
@@ -81,7 +81,7 @@ def _train(arguments: Sequence[str]) -> int:
     if values.repeats < 1:
         raise UserError("--repeats must be at least 1")
 
-    from envrl.trainer.bench_train import bench_train, table
+    from envrl.bench.train import bench_train, table
 
     figures = bench_train(config, values.shape, repeats=values.repeats, compare=not values.update_alone)
     if values.json is not None:

@@ -97,8 +97,8 @@ def _needs(config: Config) -> Iterator[Finding]:
 
 
 def _world(config: Config, section: str) -> Finding:
+    from envrl.build import env_maker
     from envrl.envs.answers import listed_tasks, opened
-    from envrl.eval.split import env_maker
 
     try:
         names = dict.fromkeys((config.env.split, *config.eval.split))

@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
         print(_words(full, config), file=sys.stderr, flush=True)
     directory = Path("runs", name) if values.run is None else _directory(values.run)
 
-    from envrl.eval.split import env_maker
+    from envrl.build import env_maker
     from envrl.trainer.inputs import check_directory, check_names, pinned_model
 
     check_directory(directory, values.resume)  # what is wrong is said before torch is loaded, which takes seconds

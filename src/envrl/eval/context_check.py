@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from envrl.build import form_of, play_settings, renderer_of
 from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import vector_of
 from envrl.envs.protocol import TextEnv
 from envrl.envs.vector import Start
 from envrl.errors import UserError
-from envrl.eval.split import form_of, play_settings, renderer_of
 from envrl.models.load import LanguageModel
 from envrl.rollout.renderer import SegmentState
 from envrl.rollout.scheduler import room_for

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from envrl.build import env_maker
 from envrl.config.schema import Config
 from envrl.envs.answers import opened
 from envrl.envs.protocol import TextEnv
@@ -25,7 +26,7 @@ from envrl.eval.evaluate import (
 )
 from envrl.eval.kept import Kept, kept_in
 from envrl.eval.record import SoFar, each_split, summarize
-from envrl.eval.split import BATCH, chosen_tasks, env_maker
+from envrl.eval.split import BATCH, chosen_tasks
 from envrl.progress import Reporter
 from envrl.rollout.prompts import find_format, with_thought
 from envrl.rollout.questions import Ask, ChatSettings, Question, Reply, Tally, batches, play_chat

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from envrl.build import env_maker, env_options
 from envrl.config.check import check_format, check_world
 from envrl.config.load import load_run, override
 from envrl.config.plugins import load_plugins
@@ -18,7 +19,7 @@ from envrl.errors import UserError, suggest
 from envrl.eval.data import warn_of_other_data
 from envrl.eval.kept import kept_in
 from envrl.eval.record import SoFar, each_split, summarize
-from envrl.eval.split import SCRIPT, chosen_tasks, env_maker, env_options, evaluate_script, evaluate_split
+from envrl.eval.split import SCRIPT, chosen_tasks, evaluate_script, evaluate_split
 from envrl.models.bases import check_base
 from envrl.models.checkpoints import MANIFEST, holds_adapter, latest_checkpoint, verify_checkpoint, weights_hash
 from envrl.models.find import is_hub_id, model_folder, named_models, pinned_revision

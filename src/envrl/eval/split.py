@@ -5,30 +5,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from envrl.build import form_of, play_settings, renderer_of
 from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened
-from envrl.envs.pool import Worlds, vector_of
+from envrl.envs.pool import vector_of
 from envrl.envs.protocol import TextEnv
-from envrl.envs.registry import maker
-from envrl.envs.settings import WorldSettings, set_maker
 from envrl.eval.kept import Kept
 from envrl.eval.record import action_rates, check_played, success_summary, summarize
 from envrl.progress import Reporter
 from envrl.randomness import key_of
-from envrl.rollout.marks import MarksRenderer
-from envrl.rollout.renderer import MARKS, Form, Renderer
 from envrl.rollout.scripts import attempt_script, make_script
 from envrl.types import Task, Trajectory
 
 if TYPE_CHECKING:  # scripts and endpoints are evaluated without torch
     from envrl.models.load import LanguageModel
-    from envrl.rollout.scheduler import PlaySettings
     from envrl.rollout.splitter import BatchSplitter
 
 T = TypeVar("T")
@@ -71,79 +67,6 @@ def spread(items: Sequence[T], count: int, kind: Callable[[T], str]) -> list[T]:
 def in_proportion(count: int, part: int, whole: int) -> int:
     """Return the share of `count` that belongs to a part of a split (0: the whole), rounded up."""
     return math.ceil(count * part / whole) if 0 < part < whole else count
-
-
-def env_maker(config: Config) -> Worlds:
-    """Return a function that makes the recipe's world with its settings, and plays many at once by `env.workers`."""
-    settings = WorldSettings(**{f.name: getattr(config.env, f.name) for f in fields(WorldSettings)})
-    make_env = set_maker(maker(config.env.name, **env_options(config)), settings)
-    return Worlds(make_env, config.env.workers, config.env.timeout)
-
-
-def env_options(config: Config) -> dict[str, Any]:
-    """Return what a recipe says to its world: its own settings that are not the default, and where its data lie."""
-    beginning = f"env.{config.env.name}."
-    own = {key.removeprefix(beginning): value for key, value in config.owned.items() if key.startswith(beginning)}
-    return own | ({"data": config.env.data} if config.env.data else {})
-
-
-def play_settings(config: Config, temperature: float, actions: str | None = None) -> PlaySettings:
-    """Return how a recipe plays, at another temperature and maybe under another restriction."""
-    from envrl.rollout.scheduler import PlaySettings
-
-    rollout = config.rollout
-    return PlaySettings(
-        max_steps=config.env.max_steps,
-        temperature=temperature,
-        actions=actions or rollout.actions,
-        response_tokens=rollout.response_tokens,
-        slots=rollout.slots,
-    )
-
-
-def training_settings(config: Config) -> PlaySettings:
-    """Return how a recipe plays the episodes that it learns from."""
-    rollout = config.rollout
-    return replace(
-        play_settings(config, rollout.temperature),
-        top_k=rollout.top_k,
-        top_p=rollout.top_p,
-        max_steps=rollout.max_steps or config.env.max_steps,
-        reward=rollout.reward,
-        reward_scale=rollout.reward_scale,
-    )
-
-
-def form_of(config: Config) -> Form:
-    """Return what a recipe writes of an episode."""
-    rollout = config.rollout
-    return Form(
-        layout=rollout.layout,
-        history=rollout.history,
-        show_admissible=rollout.show_admissible,
-        repeat_task=rollout.repeat_task,
-        format=rollout.format,
-        format_settings=config.settings("format"),
-        summary=rollout.summary,
-        prompt_tokens=rollout.prompt_tokens,
-        system_message=rollout.system_message,
-        template_arguments=config.model.template_arguments,
-    )
-
-
-def renderer_of(model: LanguageModel, form: Form, context: int = 0) -> Renderer:
-    """Return what writes episodes for a model, of at most `context` tokens (0: what it takes).
-
-    Raises `UserError` where its tokenizer cannot write the form.
-    """
-    context = context or model.context
-    if form.format == MARKS:
-        return MarksRenderer(model.codec, form, context)
-    from envrl.models.template import ChatTemplate, stops_of
-    from envrl.rollout.chats import ChatRenderer
-
-    template = ChatTemplate(model.codec, stops_of(model.network, model.codec), form.template_arguments)
-    return ChatRenderer(template, form, context)
 
 
 def evaluate_split(

@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from envrl.build import env_maker, form_of, renderer_of
 from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted, RunError
-from envrl.eval.split import env_maker, form_of, renderer_of
 from envrl.files import JsonLines
 from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel

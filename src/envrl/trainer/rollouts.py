@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from envrl.build import training_settings
 from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
 from envrl.errors import RunError
-from envrl.eval.split import training_settings
 from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
 from envrl.rollout.renderer import Renderer

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from envrl.build import form_of
 from envrl.config.load import config_differences, load_run
 from envrl.config.schema import Config
 from envrl.errors import UserError
 from envrl.eval.questions import asks_alike
-from envrl.eval.split import form_of
 from envrl.models.find import folder_here
 
 _LEARNING = ("warm_start.", "objective.", "auxiliary.", "curriculum.", "replay.", "train.")

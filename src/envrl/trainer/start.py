@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from envrl.build import form_of, renderer_of
 from envrl.config.load import config_differences, dump_config, load_recipe, load_run
 from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened
@@ -21,7 +22,6 @@ from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.eval.context_check import check_room_of_run
 from envrl.eval.data import data_file, warn_of_other_data
-from envrl.eval.split import form_of, renderer_of
 from envrl.files import create_run, lock_run, write_text
 from envrl.models.adapters import check_peft
 from envrl.models.bases import check_base

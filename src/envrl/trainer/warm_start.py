@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from envrl.build import form_of, renderer_of
 from envrl.config.schema import Config
 from envrl.envs.answers import opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted, UserError
 from envrl.eval.context_check import check_room_of_run, either, longer_context
-from envrl.eval.split import form_of, renderer_of
 from envrl.files import JsonLines
 from envrl.models.adapters import put_tensors, trained_tensors
 from envrl.models.forward import log_softmax_and_entropy

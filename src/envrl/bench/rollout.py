@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from envrl.bench.measure import FirstUpdate, Watch, bench_model, clock_for, name_of
+from envrl.build import env_maker, training_settings
 from envrl.config.schema import Config
 from envrl.errors import UserError
-from envrl.eval.split import env_maker, training_settings
 from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import peak_memory, prepare_torch, product_speed, reset_peak_memory, waiting, with_precision
 from envrl.rollout.meter import Meter
 from envrl.rollout.scheduler import RolloutStats
-from envrl.trainer.bench import FirstUpdate, Watch, bench_model, clock_for, name_of
 from envrl.types import Trajectory
 
 

@@ -11,11 +11,11 @@ from statistics import median
 
 import torch
 
+from envrl.build import env_maker, form_of, renderer_of, training_settings
 from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.errors import UserError
-from envrl.eval.split import env_maker, form_of, renderer_of, training_settings
 from envrl.models.adapters import has_adapter
 from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel, build_model, load_path
