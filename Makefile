@@ -1,4 +1,4 @@
-# make install | textworld | demo | demo-llm | bench-trl | test | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
+# make install | textworld | demo | demo-llm | bench-trl | test | test-quick | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
 
 IS_NEW := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 ifeq ($(origin PYTHON),undefined)
@@ -9,7 +9,7 @@ endif
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install textworld demo demo-llm bench-trl test lint check docs clean
+.PHONY: install textworld demo demo-llm bench-trl test test-quick lint check docs clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -49,8 +49,13 @@ bench-trl: install
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beside_trl.py household-demo
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beside_trl.py household-demo --shape qwen2-100m --rollout.tasks 1 --rollout.max_steps 5
 
+# One process a core: tests are quick to share, and each is alone with its thread.
 test: install
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# What needs no model, no kill and no second process: for whoever works on it.
+test-quick: install
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m quick
 
 lint: install
 	@$(BIN)/ruff check .
