@@ -28,6 +28,52 @@ settings.load_profile("envrl")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+SLOW = {
+    f"test_{name}"
+    for name in [
+        "adapters",
+        "admission",
+        "alfworld",
+        "chats",
+        "checkpoint",
+        "data",
+        "docs",
+        "docs_commands",
+        "endpoint",
+        "evaluate",
+        "golden",
+        "graphs",
+        "gymnasium_worlds",
+        "hub",
+        "kept",
+        "memory",
+        "original",
+        "out_of_memory",
+        "pool",
+        "qwen",
+        "real_model",
+        "registry",
+        "resume",
+        "settings",
+        "slots",
+        "states",
+        "textworld",
+        "thoughts",
+        "training",
+        "update",
+        "workers",
+    ]
+}
+"""Files that take more than some seconds: `make test-quick` leaves them out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of all other files as quick."""
+    for item in items:
+        if item.path.stem not in SLOW:
+            item.add_marker(pytest.mark.quick)
+
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 

@@ -164,17 +164,19 @@ def test_a_world_of_a_file_with_a_setting_of_its_own(tmp_path: Path, recipe: str
 
 
 def test_a_curriculum_of_a_file_opens_its_next_stage(tmp_path: Path, recipe: str) -> None:
-    """The first update is cut off after one step; with a win among its episodes the second has two, the third three."""
+    """The first update is cut off after one step; a win in twenty makes the next one twice as long, up to three."""
     file, run = write(tmp_path, "stages.py", EXAMPLES["stages.py"]), tmp_path / "run"
     chosen = ["--plugin", str(file), "--curriculum.name", "stages", "--curriculum.stages.first", "1"]
-    chosen += ["--curriculum.stages.wins", "0.05", "--train.updates", "3", "--train.trajectories_every", "1"]
+    chosen += ["--curriculum.stages.wins", "0.05", "--train.updates", "4", "--train.trajectories_every", "1"]
     assert main(["train", recipe, "--run", str(run), *chosen, "--train.trajectories", "3"]) == 0
     assert "[curriculum.stages]\nfirst = 1\nwins = 0.05\n" in (run / "config.toml").read_text()
-    longest = [
-        max(len(episode["steps"]) for episode in lines(run / "trajectories" / f"update-{update:06d}.jsonl"))
-        for update in (1, 2, 3)
-    ]
-    assert longest == [1, 2, 3]
+    found, expected = [], [1]
+    for update, line in enumerate(lines(run / "metrics.jsonl"), 1):
+        episodes = lines(run / "trajectories" / f"update-{update:06d}.jsonl")
+        found.append(max(len(episode["steps"]) for episode in episodes))
+        expected.append(min(3, 2 * expected[-1]) if line["train/success_rate"] >= 0.05 else expected[-1])
+    assert found == expected[:-1]
+    assert set(found) > {1}
 
 
 def test_a_replay_of_a_file_adds_an_old_win_to_a_lost_task(tmp_path: Path, recipe: str) -> None:
