@@ -21,8 +21,13 @@ if TYPE_CHECKING:  # a recipe's settings are those of these signatures, and read
 class Engine(Protocol):
     """Holds the weights that are trained."""
 
-    skips: int
-    """Steps in a row that were left out, since their loss or gradient was not finite."""
+    @property
+    def skips(self) -> int:
+        """Steps in a row that were left out, since their loss or gradient was not finite; a resumed run sets it."""
+        ...
+
+    @skips.setter
+    def skips(self, count: int) -> None: ...
 
     @property
     def micro_batch_tokens(self) -> int:
