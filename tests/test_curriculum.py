@@ -226,6 +226,10 @@ def test_refused_groups_are_replaced_by_others() -> None:
             "return [envrl.Assignment(self.tasks[0], 1, start=(3,))]",
             "a start of 'train/0' that is no tuple of commands",
         ),
+        (
+            "return [envrl.Assignment(self.tasks[0], 1, start=('look',) * 3)]",
+            "a start of 3 commands for 'train/0', whose episodes end after 3 steps: the policy would have none",
+        ),
         ("return 1 / 0", "the curriculum 'wrong' failed (mine.py, line 9: ZeroDivisionError"),
     ],
 )
@@ -362,6 +366,23 @@ def test_what_a_replay_cannot_give(tmp_path: Path, capsys: pytest.CaptureFixture
     chosen = ["--plugin", str(plugin(tmp_path, text)), "--replay.name", "wrong"]
     assert main(["train", recipe(tmp_path), "--run", str(tmp_path / "run"), *chosen]) == 2
     assert "the replay 'wrong' gave (" in capsys.readouterr().err
+
+
+def test_a_state_that_is_no_json_is_refused_before_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = """
+        @envrl.register("replay", "odd")
+        class Odd:
+            def __init__(self, plan): ...
+            def mix(self, groups, update): return groups
+            def state(self): return {"a": object()}
+            def load(self, state): ...
+    """
+    chosen = ["--plugin", str(plugin(tmp_path, text)), "--replay.name", "odd"]
+    assert main(["train", recipe(tmp_path), "--run", str(tmp_path / "run"), *chosen]) == 2
+    assert "the replay 'odd' cannot be saved: a state that is saved holds JSON and groups of episodes, not object" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_tables_of_what_is_chosen_are_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -94,14 +94,29 @@ def test_the_reason_is_that_of_the_episodes(
     assert [("auxiliary losses learn" in line) for line in said[:5]] == [False, False, True, True, True]
 
 
+def test_a_placebo_whose_targets_are_mostly_one_text_is_said_once() -> None:
+    said: list[str] = []
+    idle = IdleUpdates(tiny(), said.append)
+    figures = {"rows/policy": 1.0, "weight/echo": 0.1, "rows/echo": 2.0, "placebo/echo_targets": 8.0}
+    for update, same in ((1, 2.0), (2, 3.0), (3, 4.0)):
+        idle.observe(update, episodes((1.0, True)), figures | {"placebo/echo_coincidences": same})
+    assert said == [
+        "update 2: the placebo of echo is hardly one, since 3 of 8 targets are equal to the true ones: most of its "
+        "targets are the same text"
+    ]
+
+
 def test_an_auxiliary_loss_without_rows_is_said_once() -> None:
     said: list[str] = []
     idle = IdleUpdates(tiny(), said.append)
     for update in (1, 2):
-        idle.observe(update, episodes((1.0, True)), {"rows/policy": 1.0, "weight/state": 0.1, "rows/state": 0.0})
+        figures = {"rows/policy": 1.0, "weight/state": 0.1, "rows/state": 0.0, "weight/echo": 0.1, "rows/echo": 0.0}
+        idle.observe(update, episodes((1.0, True)), figures | {"rows/state_too_long": 4.0})
     assert said == [
-        "update 1: auxiliary.state.weight has no effect, since no state row is left: it yields nothing, what it yields "
-        "is longer than the model's context, or auxiliary.state.fraction is too small"
+        "update 1: auxiliary.state.weight has no effect, since no state row is left: all that it yields, 4 examples, is "
+        "longer than the model's context",
+        "update 1: auxiliary.echo.weight has no effect, since no echo row is left: it yields nothing, or "
+        "auxiliary.echo.fraction is too small for so few episodes",
     ]
 
 

@@ -213,6 +213,42 @@ def test_a_prompt_format_of_a_file(tmp_path: Path, recipe: str, capsys: pytest.C
     assert main(["eval", str(run), "--plugin", str(file), "--episodes", "2"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (
+            "'z', 'a', lambda r: envrl.Parsed(command=r), lambda t, c: None",
+            "writes a response as None, which is no text",
+        ),
+        ("'z', 3, lambda r: envrl.Parsed(command=r), lambda t, c: c", "asks by 3, which is no text"),
+        ("'z', 'a', lambda r: 1 / 0, lambda t, c: c", "failed (mine.py, line 4: ZeroDivisionError: division by zero)"),
+        ("'z', 'a', lambda r: None, lambda t, c: c", "reads a response as NoneType, and not as Parsed"),
+        (
+            "'z', 'a', lambda r: envrl.Parsed(fault='no'), lambda t, c: c",
+            "'look' as 'look' and does not read it as that",
+        ),
+    ],
+)
+def test_a_prompt_format_that_fails_is_named_before_the_run(
+    form: str, words: str, tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"import envrl\n@envrl.register('format', 'z')\ndef z():\n    return envrl.PromptFormat({form})\n"
+    chosen = ["--plugin", str(write(tmp_path, "mine.py", text)), "--rollout.format", "z", "--rollout.actions", "free"]
+    assert main(["train", recipe, "--run", str(tmp_path / "run"), *chosen, "--model.chat_template", "chatml"]) == 2
+    said = capsys.readouterr().err
+    assert "the prompt format 'z' " in said
+    assert words in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_lists_are_set_on_the_command_line(tmp_path: Path, recipe: str) -> None:
+    text = "import envrl\n@envrl.register('replay', 'lists')\nclass Lists:\n"
+    text += "    def __init__(self, plan, *, words: list[str] = [], shares: tuple[float, ...] = ()): ...\n"
+    load_plugin(write(tmp_path, "mine.py", text))
+    given = [("replay.name", "lists"), ("replay.lists.words", "a, b"), ("replay.lists.shares", "1,0.5")]
+    assert load_recipe(recipe, given).settings("replay") == {"words": ["a", "b"], "shares": (1.0, 0.5)}
+
+
 # A run and the file that it was made with
 
 

@@ -143,7 +143,7 @@ def describe(annotation: Any) -> str:
 
 def _plain(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    if get_origin(kind) is tuple and get_args(kind)[0] in (int, float):
+    if get_origin(kind) in (tuple, list) and get_args(kind)[0] in (int, float):
         return "a list of numbers"
     if get_origin(kind) is dict:
         return "a table of numbers, texts, true or false (on the command line JSON)"
@@ -168,7 +168,7 @@ def parse_value(text: str, annotation: Any) -> Any:
     kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
-    if get_origin(kind) is tuple:
+    if get_origin(kind) in (tuple, list):
         parts = [part.strip() for part in text.split(",") if part.strip()]
         return [_number(part) for part in parts] if get_args(kind)[0] in (int, float) else parts
     if get_origin(kind) is dict:

@@ -163,7 +163,17 @@ def find_format(name: str, **settings: Any) -> PromptFormat:
         raise failed(entry, error) from error
     if not isinstance(form, PromptFormat):
         raise UserError(f"the {entry.called} is no chat: it gives {type(form).__name__}, and not a PromptFormat")
-    return form if entry.ships else _guarded(entry, form)
+    return form if entry.ships else _tried(entry, _guarded(entry, form))
+
+
+def _tried(entry: Entry, form: PromptFormat) -> PromptFormat:
+    """Return a user's format that reads what it writes; raises `UserError` for another one."""
+    if not isinstance(form.asks, str):
+        raise UserError(f"the {entry.called} asks by {form.asks!r:.60}, which is no text")
+    written = form.write("", "look")
+    if form.parse(written).command != "look":
+        raise UserError(f"the {entry.called} writes the command 'look' as {written!r:.80} and does not read it as that")
+    return form
 
 
 def _guarded(entry: Entry, form: PromptFormat) -> PromptFormat:
@@ -180,9 +190,12 @@ def _guarded(entry: Entry, form: PromptFormat) -> PromptFormat:
 
     def write(thought: str, command: str) -> str:
         try:
-            return form.write(thought, command)
+            written = form.write(thought, command)
         except Exception as error:
             raise failed(entry, error) from error
+        if not isinstance(written, str):
+            raise UserError(f"the {entry.called} writes a response as {written!r:.60}, which is no text")
+        return written
 
     return replace(form, parse=parse, write=write)
 

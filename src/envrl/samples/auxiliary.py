@@ -134,6 +134,7 @@ def _exchanged(
     """
     targets = [*(pair.target for pair in pairs), *(each.target for each in found)]
     exchange = derange(targets, [len(target) for target in targets], key)
+    figures[f"placebo/{name}_targets"] = len(targets)
     figures[f"placebo/{name}_coincidences"] = exchange.coincidences
     figures[f"placebo/{name}_other_length"] = exchange.other_length
     new = [targets[source] for source in exchange.source_N]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from envrl.config.schema import AuxiliaryConfig, Config
 from envrl.types import TrajectoryGroup, episodes_of
 
+LARGEST_SHARE = 0.25
+"""Of a placebo's targets, those that are the true one after all, above which the user is told."""
 PATIENCE = 3
 """Updates in a row without a policy row after which the user is told why, and what to do."""
 
@@ -52,14 +54,18 @@ class IdleUpdates:
     def __init__(self, config: Config, say: Callable[[str], None]) -> None:
         self._config, self._say = config, say
         self._in_a_row = 0
-        self._without_rows: set[str] = set()
+        self._said: set[str] = set()
 
     def observe(self, update: int, groups: Sequence[TrajectoryGroup], figures: Mapping[str, float]) -> None:
         """Take note of an update: its groups of episodes, and what `build_batch` says of its rows."""
         weighed = [key.removeprefix("weight/") for key, value in figures.items() if key.startswith("weight/") and value]
         for name in weighed:
             if not figures[f"rows/{name}"]:
-                self._say_without_rows(update, name)
+                self._say_without_rows(update, name, figures.get(f"rows/{name}_too_long", 0.0))
+            elif figures.get(f"placebo/{name}_coincidences", 0.0) > LARGEST_SHARE * figures.get(
+                f"placebo/{name}_targets", 0.0
+            ):
+                self._say_same_targets(update, name, figures)
         if figures["rows/policy"]:
             self._in_a_row = 0
             return
@@ -70,12 +76,24 @@ class IdleUpdates:
         if self._in_a_row % PATIENCE == 0:
             self._say(f"the policy has learned nothing in {self._in_a_row} updates in a row, since {why}: {remedies}")
 
-    def _say_without_rows(self, update: int, name: str) -> None:
-        if name not in self._without_rows:
-            self._without_rows.add(name)
+    def _say_without_rows(self, update: int, name: str, too_long: float) -> None:
+        if name in self._said:
+            return
+        self._said.add(name)
+        why = (
+            f"all that it yields, {too_long:.0f} examples, is longer than the model's context"
+            if too_long
+            else f"it yields nothing, or auxiliary.{name}.fraction is too small for so few episodes"
+        )
+        self._say(f"update {update}: auxiliary.{name}.weight has no effect, since no {name} row is left: {why}")
+
+    def _say_same_targets(self, update: int, name: str, figures: Mapping[str, float]) -> None:
+        if name not in self._said:
+            self._said.add(name)
+            same, targets = figures[f"placebo/{name}_coincidences"], figures[f"placebo/{name}_targets"]
             self._say(
-                f"update {update}: auxiliary.{name}.weight has no effect, since no {name} row is left: it yields "
-                f"nothing, what it yields is longer than the model's context, or auxiliary.{name}.fraction is too small"
+                f"update {update}: the placebo of {name} is hardly one, since {same:.0f} of {targets:.0f} targets are "
+                "equal to the true ones: most of its targets are the same text"
             )
 
 

@@ -21,7 +21,6 @@ from envrl.models.runtime import give_back_memory, prepare_torch, reset_peak_mem
 from envrl.progress import Reporter
 from envrl.registry import find
 from envrl.rollout.splitter import BatchSplitter
-from envrl.samples.store import from_json, to_json
 from envrl.trainer.batch import build_batch
 from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
 from envrl.trainer.engine import Engine
@@ -167,11 +166,11 @@ class Run:
 
     def _components(self) -> dict[str, Any]:
         """Return the states of curriculum and replay between two updates: an interrupted one leaves no trace."""
-        return {"curriculum": to_json(self.tasks.state()), "replay": to_json(self.replay.state())}
+        return {"curriculum": self.tasks.state(), "replay": self.replay.state()}
 
     def _load(self, state: RunState) -> None:
-        self.tasks.load(from_json(state.components["curriculum"]))
-        self.replay.load(from_json(state.components["replay"]))
+        self.tasks.load(state.components["curriculum"])
+        self.replay.load(state.components["replay"])
 
     def _evaluate(self, state: RunState) -> None:
         self.evals.truncate(state.eval_offset)

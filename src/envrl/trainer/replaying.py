@@ -9,7 +9,8 @@ from envrl.config.schema import Config
 from envrl.curriculum import HasState
 from envrl.errors import UserError
 from envrl.registry import failed, find
-from envrl.trainer.tasks import check_state, plan_of
+from envrl.samples.store import from_json
+from envrl.trainer.tasks import check_state, plan_of, saved
 from envrl.types import TrajectoryGroup
 
 
@@ -32,13 +33,13 @@ class Replaying:
         return mixed
 
     def state(self) -> Any:
-        """Return what survives a checkpoint."""
-        return self._do(self._replay.state) if isinstance(self._replay, HasState) else None
+        """Return what survives a checkpoint, as plain JSON."""
+        return saved(self._entry, self._do(self._replay.state)) if isinstance(self._replay, HasState) else None
 
     def load(self, state: Any) -> None:
         """Take up what a checkpoint holds."""
         if isinstance(self._replay, HasState):
-            self._do(lambda: self._replay.load(state))
+            self._do(lambda: self._replay.load(from_json(state)))
 
     def _do(self, work: Callable[[], Any]) -> Any:
         try:

@@ -144,8 +144,10 @@ def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
     """Refuse what fails where it is first asked for: a curriculum, a replay, an auxiliary objective of a user's."""
     with opened(make_env()) as env:
         tasks = listed_tasks(env, config.env.split, config.env.name)
-        Tasks(tasks, config).next(1, Counter())
-        Replaying(config)
+        curriculum = Tasks(tasks, config)
+        curriculum.next(1, Counter())
+        curriculum.state()
+        Replaying(config).state()
         auxiliaries = [*config.auxiliaries(), *config.auxiliaries("warm_start")]
         if theirs := [each for each in auxiliaries if not find("auxiliary", each.name).ships]:
             played = attempt_script(env, tasks[0], partial(random_script, 0), config.env.max_steps)

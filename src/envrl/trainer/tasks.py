@@ -9,8 +9,9 @@ from typing import Any
 
 from envrl.config.schema import Config
 from envrl.curriculum import Admits, HasState, Observes, Plan
-from envrl.errors import UserError
+from envrl.errors import RunError, UserError
 from envrl.registry import Entry, failed, find
+from envrl.samples.store import from_json, to_json
 from envrl.types import Assignment, Task, TrajectoryGroup
 
 ROUNDS = 5
@@ -22,6 +23,14 @@ def check_state(entry: Entry, made: object) -> None:
     if hasattr(made, "state") != hasattr(made, "load"):
         have, lack = ("state()", "load(state)") if hasattr(made, "state") else ("load(state)", "state()")
         raise UserError(f"the {entry.called} has {have} and no {lack}: a resumed run needs both")
+
+
+def saved(entry: Entry, state: object) -> Any:
+    """Return a thing's state as plain JSON; raises `UserError` where it is something else."""
+    try:
+        return to_json(state)
+    except RunError as error:
+        raise UserError(f"the {entry.called} cannot be saved: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,7 @@ class Tasks:
     def __init__(self, tasks: Sequence[Task], config: Config) -> None:
         self._entry = find("curriculum", config.curriculum.name)
         self._known, self._most = set(tasks), config.env.max_steps
+        self._length = plan_of(config).max_steps
         settings = config.settings("curriculum")
         self._curriculum = self._do(lambda: self._entry.target(list(tasks), plan_of(config), **settings))
         check_state(self._entry, self._curriculum)
@@ -87,13 +97,13 @@ class Tasks:
             self._do(lambda: curriculum.observe(groups))
 
     def state(self) -> Any:
-        """Return what survives a checkpoint."""
-        return self._do(self._curriculum.state) if isinstance(self._curriculum, HasState) else None
+        """Return what survives a checkpoint, as plain JSON."""
+        return saved(self._entry, self._do(self._curriculum.state)) if isinstance(self._curriculum, HasState) else None
 
     def load(self, state: Any) -> None:
         """Take up what a checkpoint holds."""
         if isinstance(self._curriculum, HasState):
-            self._do(lambda: self._curriculum.load(state))
+            self._do(lambda: self._curriculum.load(from_json(state)))
 
     def _check(self, assignment: object) -> None:
         what = f"the {self._entry.called} gave"
@@ -108,8 +118,14 @@ class Tasks:
                 f"{what} max_steps = {assignment.max_steps} for '{assignment.task.id}': it is from 0 (the recipe's) to "
                 f"env.max_steps = {self._most}"
             )
-        if not all(isinstance(command, str) for command in assignment.start):
+        if isinstance(assignment.start, str) or not all(isinstance(command, str) for command in assignment.start):
             raise UserError(f"{what} a start of '{assignment.task.id}' that is no tuple of commands")
+        length = assignment.max_steps or self._length
+        if len(assignment.start) >= length:
+            raise UserError(
+                f"{what} a start of {len(assignment.start)} commands for '{assignment.task.id}', whose episodes end "
+                f"after {length} steps: the policy would have none"
+            )
 
     def _do(self, work: Callable[[], Any]) -> Any:
         try:
