@@ -113,8 +113,8 @@ def test_an_auxiliary_loss_without_rows_is_said_once() -> None:
         figures = {"rows/policy": 1.0, "weight/state": 0.1, "rows/state": 0.0, "weight/echo": 0.1, "rows/echo": 0.0}
         idle.observe(update, episodes((1.0, True)), figures | {"rows/state_too_long": 4.0})
     assert said == [
-        "update 1: auxiliary.state.weight has no effect, since no state row is left: all that it yields, 4 examples, is "
-        "longer than the model's context",
+        "update 1: auxiliary.state.weight has no effect, since no state row is left: all that it yields, 4 examples, "
+        "is longer than the model's context",
         "update 1: auxiliary.echo.weight has no effect, since no echo row is left: it yields nothing, or "
         "auxiliary.echo.fraction is too small for so few episodes",
     ]
