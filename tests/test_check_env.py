@@ -191,7 +191,7 @@ def test_all_worlds_are_measured_each_in_a_process_of_its_own(
     assert limit in ("reading or making a game", "starting a game again", "the steps themselves")
     assert int(steps.replace(",", "")) > 1000
     assert 0 < float(reset) < float(load)
-    assert 10 < int(memory) < 2000
+    assert 10 < int(memory.replace(",", "")) < 4000  # a child's peak begins with what this process holds
     assert (blank, title) == ("", "not available here")
     assert missing.startswith("alfworld: ")
     assert "envrl data get alfworld" in missing
