@@ -9,6 +9,7 @@ from typing import Any
 from envrl.envs.protocol import TextEnv
 from envrl.envs.registry import make
 from envrl.errors import UserError
+from envrl.sequences import evenly_spaced
 from envrl.types import Observation, Step, Task
 
 _BETWEEN = "/"
@@ -69,7 +70,7 @@ class Mixture:
             self._splits[split] = [
                 replace(task, id=f"{name}{_BETWEEN}{task.id}", kind=name)
                 for name, tasks in found.items()
-                for task in _spread(tasks, max(1, round(unit * self._shares[name])))
+                for task in map(tasks.__getitem__, evenly_spaced(len(tasks), max(1, round(unit * self._shares[name]))))
             ]
         return self._splits[split]
 
@@ -132,8 +133,3 @@ class Mixture:
         if (name, task.split) not in self._listed:
             self._listed[name, task.split] = {each.id: each for each in self._worlds[name].tasks(task.split)}
         return name, self._listed[name, task.split].get(own) or replace(task, id=own, kind="")
-
-
-def _spread(tasks: Sequence[Task], count: int) -> list[Task]:
-    """Return `count` of the tasks, evenly spaced, in their order."""
-    return [tasks[(2 * number + 1) * len(tasks) // (2 * count)] for number in range(count)]

@@ -21,6 +21,7 @@ from envrl.eval.record import action_rates, check_played, success_summary, summa
 from envrl.progress import Reporter
 from envrl.randomness import key_of
 from envrl.rollout.scripts import attempt_script, make_script
+from envrl.sequences import evenly_spaced
 from envrl.types import Task, Trajectory
 
 if TYPE_CHECKING:  # scripts and endpoints are evaluated without torch
@@ -60,8 +61,7 @@ def spread(items: Sequence[T], count: int, kind: Callable[[T], str]) -> list[T]:
     if not 0 < count < len(items):
         return list(items)
     by_kind = sorted(range(len(items)), key=lambda place: kind(items[place]))
-    middles = [(2 * number + 1) * len(items) // (2 * count) for number in range(count)]
-    return [items[place] for place in sorted(by_kind[middle] for middle in middles)]
+    return [items[place] for place in sorted(by_kind[middle] for middle in evenly_spaced(len(items), count))]
 
 
 def in_proportion(count: int, part: int, whole: int) -> int:

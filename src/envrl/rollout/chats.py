@@ -143,14 +143,12 @@ class ChatRenderer:
         """Return the chat that asks an auxiliary objective's question → its target."""
         transitions, clean = example.trajectory.transitions, self._clean
         past, observation = transitions[: example.step], transitions[example.step].observation
-        steps = self.form.layout == "steps"
-        shown = steps and self.form.show_admissible and example.commands and not example.choices
         task, turns, present = self._situation(past, observation)
         asked = question_messages(
             task if example.task else "",
             turns,
             present,
-            shown,
+            self.form.lists_commands(example),
             command=None if example.command is None else clean(example.command),
             following=None if example.following is None else clean(example.following),
             choices=tuple(map(clean, example.choices)),

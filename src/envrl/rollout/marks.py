@@ -103,7 +103,7 @@ class MarksRenderer:
         past, observation = transitions[: example.step], transitions[example.step].observation
         steps = self.form.layout == "steps"
         turns = last_turns(past, self.form.history) if steps else []
-        shown = steps and self.form.show_admissible and example.commands and not example.choices
+        shown = self.form.lists_commands(example)
         task = task_of(past, observation) if example.task else ""
         return steps_prompt(self._codec, task, turns, observation, shown)[:-1]
 

@@ -31,6 +31,10 @@ class Form:
     system_message: str = ""
     template_arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    def lists_commands(self, example: Example) -> bool:
+        """Return whether an example's situation lists the admissible commands, as the policy's prompt does."""
+        return self.layout == "steps" and self.show_admissible and example.commands and not example.choices
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentState:

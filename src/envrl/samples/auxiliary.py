@@ -4,7 +4,7 @@ with exchanged targets for a placebo."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -35,9 +35,9 @@ class HowRows(Protocol):
 class AuxiliaryRows:
     """Rows of its own, terms of the policy's rows by episode and segment (both by number), and figures to log."""
 
-    rows: list[Row]
-    in_pass: Mapping[int, Mapping[int, list[LossTerm]]] = field(default_factory=dict)
-    figures: Mapping[str, float] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    in_pass: dict[int, dict[int, list[LossTerm]]] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 def auxiliary_rows(

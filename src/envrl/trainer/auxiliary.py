@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from math import inf
 from numbers import Integral, Real
 from typing import get_args
@@ -14,20 +13,8 @@ from envrl.objective.schedule import weight_at
 from envrl.randomness import key_of
 from envrl.registry import Entry, failed, find
 from envrl.rollout.renderer import Renderer
-from envrl.samples.auxiliary import auxiliary_rows
-from envrl.types import Example, InPass, LossTerm, Part, Row, Trajectory, TrajectoryGroup, episodes_of
-
-
-@dataclass(slots=True)
-class Auxiliaries:
-    """What all auxiliary objectives make of an update's episodes.
-
-    `in_pass[i][n]` are the terms of segment n of episode i, `figures` what is to be logged.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    in_pass: dict[int, dict[int, list[LossTerm]]] = field(default_factory=dict)
-    figures: dict[str, float] = field(default_factory=dict)
+from envrl.samples.auxiliary import AuxiliaryRows, auxiliary_rows
+from envrl.types import Example, InPass, Part, Trajectory, TrajectoryGroup, episodes_of
 
 
 def weights_of(auxiliaries: Sequence[Auxiliary], update: int, updates: int) -> dict[str, float]:
@@ -51,12 +38,12 @@ def weights_of(auxiliaries: Sequence[Auxiliary], update: int, updates: int) -> d
 
 def make_rows(
     auxiliaries: Sequence[Auxiliary], groups: Sequence[TrajectoryGroup], renderer: Renderer, key: Sequence[int | str]
-) -> Auxiliaries:
+) -> AuxiliaryRows:
     """Return the rows and terms of these objectives; which part of them is a function of `key`.
 
     Raises `UserError` where one of a user's raises, or yields what is no example.
     """
-    made, episodes = Auxiliaries(), episodes_of(groups)
+    made, episodes = AuxiliaryRows(), episodes_of(groups)
     for each in auxiliaries:
         found = auxiliary_rows(
             each.name,
@@ -67,8 +54,8 @@ def make_rows(
             each.common,
             key_of(*key, each.name),
         )
-        made.rows += found.rows
-        made.figures |= found.figures
+        made.rows.extend(found.rows)
+        made.figures.update(found.figures)
         for episode, segments in found.in_pass.items():
             for segment, terms in segments.items():
                 made.in_pass.setdefault(episode, {}).setdefault(segment, []).extend(terms)

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from envrl.config.schema import Config
-from envrl.curriculum import Admits, HasState, Observes, Plan
-from envrl.errors import RunError, UserError
-from envrl.registry import Entry, failed, find
-from envrl.samples.store import from_json, to_json
+from envrl.curriculum import Admits, Observes, Plan
+from envrl.errors import UserError
+from envrl.registry import find
+from envrl.trainer.component import Component
 from envrl.types import Assignment, Task, TrajectoryGroup
 
 ROUNDS = 5
 """How often an update plays for a curriculum that refuses what was played."""
-
-
-def check_state(entry: Entry, made: object) -> None:
-    """Raise `UserError` where a thing gives its state and does not take it up again, or the reverse."""
-    if hasattr(made, "state") != hasattr(made, "load"):
-        have, lack = ("state()", "load(state)") if hasattr(made, "state") else ("load(state)", "state()")
-        raise UserError(f"the {entry.called} has {have} and no {lack}: a resumed run needs both")
-
-
-def saved(entry: Entry, state: object) -> Any:
-    """Return a thing's state as plain JSON; raises `UserError` where it is something else."""
-    try:
-        return to_json(state)
-    except RunError as error:
-        raise UserError(f"the {entry.called} cannot be saved: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +33,19 @@ def plan_of(config: Config) -> Plan:
     return Plan(config.seed, rollout.tasks, rollout.group_size, most, config.train.updates)
 
 
-class Tasks:
+class Tasks(Component):
     """The recipe's curriculum over the tasks of the training split."""
 
     def __init__(self, tasks: Sequence[Task], config: Config) -> None:
-        self._entry = find("curriculum", config.curriculum.name)
+        entry, settings = find("curriculum", config.curriculum.name), config.settings("curriculum")
+        super().__init__(entry, lambda: entry.target(list(tasks), plan_of(config), **settings))
         self._known, self._most = set(tasks), config.env.max_steps
         self._length = plan_of(config).max_steps
-        settings = config.settings("curriculum")
-        self._curriculum = self._do(lambda: self._entry.target(list(tasks), plan_of(config), **settings))
-        check_state(self._entry, self._curriculum)
 
     @property
     def refuses(self) -> bool:
         """Whether the curriculum may refuse groups."""
-        return isinstance(self._curriculum, Admits)
+        return isinstance(self.made, Admits)
 
     def next(self, update: int, met: Counter[str]) -> list[Playing]:
         """Return the episodes of an update, group after group; `met` counts those of each task that it had before.
@@ -71,9 +53,9 @@ class Tasks:
         What is sampled is keyed by the task and the member: a task that is drawn again has further members. Raises
         `UserError` where the curriculum gives nothing, or what cannot be played.
         """
-        assigned = self._do(lambda: list(self._curriculum.next(update)))
+        assigned = self.do(lambda: list(self.made.next(update)))
         if not assigned:
-            raise UserError(f"the {self._entry.called} gave no task for update {update}")
+            raise UserError(f"the {self.entry.called} gave no task for update {update}")
         playing = []
         for group, assignment in enumerate(assigned):
             self._check(assignment)
@@ -85,28 +67,19 @@ class Tasks:
 
     def admitted(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
         """Return the groups that the policy is to learn from."""
-        curriculum = self._curriculum
+        curriculum = self.made
         if not isinstance(curriculum, Admits):
             return list(groups)
-        return self._do(lambda: [group for group in groups if curriculum.admit(group)])
+        return self.do(lambda: [group for group in groups if curriculum.admit(group)])
 
     def observe(self, groups: Sequence[TrajectoryGroup]) -> None:
         """Tell the curriculum what was played."""
-        curriculum = self._curriculum
+        curriculum = self.made
         if isinstance(curriculum, Observes):
-            self._do(lambda: curriculum.observe(groups))
-
-    def state(self) -> Any:
-        """Return what survives a checkpoint, as plain JSON."""
-        return saved(self._entry, self._do(self._curriculum.state)) if isinstance(self._curriculum, HasState) else None
-
-    def load(self, state: Any) -> None:
-        """Take up what a checkpoint holds."""
-        if isinstance(self._curriculum, HasState):
-            self._do(lambda: self._curriculum.load(from_json(state)))
+            self.do(lambda: curriculum.observe(groups))
 
     def _check(self, assignment: object) -> None:
-        what = f"the {self._entry.called} gave"
+        what = f"the {self.entry.called} gave"
         if not isinstance(assignment, Assignment):
             raise UserError(f"{what} {assignment!r:.80}, which is no envrl.Assignment")
         if assignment.task not in self._known:
@@ -126,9 +99,3 @@ class Tasks:
                 f"{what} a start of {len(assignment.start)} commands for '{assignment.task.id}', whose episodes end "
                 f"after {length} steps: the policy would have none"
             )
-
-    def _do(self, work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except Exception as error:  # anybody's class may raise anything
-            raise failed(self._entry, error) from error

@@ -266,45 +266,48 @@ def micro_batches(model: LanguageModel, rows: Sequence[Row], settings: LossSetti
     return pack(rows, settings.micro_batch_tokens, padded=padded)
 
 
-@torch.no_grad()
 def policy_logprobs(model: LanguageModel, rows: Sequence[Row], settings: LossSettings) -> dict[str, np.ndarray]:
     """Return the log-probs of every row's policy tokens under this network, by row origin."""
-    result: dict[str, np.ndarray] = {}
-    with_policy = [
-        replace(row, terms=tuple(t for t in row.terms if t.component == "policy"))
-        for row in rows
-        if any(t.component == "policy" for t in row.terms)
-    ]
-    for batch in micro_batches(model, with_policy, settings):
-        with row_memory(batch):
-            with precision_context(settings.precision, model.device):
-                ids = [row.token_ids for row in batch]
-                states = states_of_rows(model.network, ids, model.codec.pad, asked=asked_tokens(batch))
-            scores = score_terms(model, batch, "policy", states, settings.temperature, settings.precision)
-            logprobs = scores.logprobs.float().cpu().numpy()
-        ends = np.cumsum([len(row.terms[0].positions_T) for row in batch])
-        for row, part in zip(batch, np.split(logprobs, ends[:-1]), strict=True):
-            result[row.origin] = part
-    return result
+
+    def logprobs(batch: list[Row], states: RowStates) -> Tensor:
+        return score_terms(model, batch, "policy", states, settings.temperature, settings.precision).logprobs
+
+    return _by_origin(model, rows, "policy", settings, logprobs)
 
 
-@torch.no_grad()
 def head_values(
     model: LanguageModel, rows: Sequence[Row], component: str, settings: LossSettings
 ) -> dict[str, np.ndarray]:
     """Return the values of a head for the states before a component's tokens, by row origin."""
+
+    def values(batch: list[Row], states: RowStates) -> Tensor:
+        row_N, positions_N = _places(batch, component, model.device)
+        return values_of(model.heads[component], states.at(row_N, positions_N - 1))
+
+    return _by_origin(model, rows, component, settings, values)
+
+
+@torch.no_grad()
+def _by_origin(
+    model: LanguageModel,
+    rows: Sequence[Row],
+    component: str,
+    settings: LossSettings,
+    read: Callable[[list[Row], RowStates], Tensor],
+) -> dict[str, np.ndarray]:
+    """Return what `read` makes of the states of a component's tokens, one number each, by row origin."""
     result: dict[str, np.ndarray] = {}
-    wanted = [
+    asking = [
         replace(row, terms=terms) for row in rows if (terms := tuple(t for t in row.terms if t.component == component))
     ]
-    for batch in micro_batches(model, wanted, settings):
-        with row_memory(batch), precision_context(settings.precision, model.device):
-            ids = [row.token_ids for row in batch]
-            states = states_of_rows(model.network, ids, model.codec.pad, asked=asked_tokens(batch))
-            row_N, positions_N = _places(batch, component, model.device)
-            values = values_of(model.heads[component], states.at(row_N, positions_N - 1)).float().cpu().numpy()
+    for batch in micro_batches(model, asking, settings):
+        with row_memory(batch):
+            with precision_context(settings.precision, model.device):
+                ids = [row.token_ids for row in batch]
+                states = states_of_rows(model.network, ids, model.codec.pad, asked=asked_tokens(batch))
+            found = read(batch, states).float().cpu().numpy()
         ends = np.cumsum([len(row.terms[0].positions_T) for row in batch])
-        result |= {row.origin: part for row, part in zip(batch, np.split(values, ends[:-1]), strict=True)}
+        result |= {row.origin: part for row, part in zip(batch, np.split(found, ends[:-1]), strict=True)}
     return result
 
 
