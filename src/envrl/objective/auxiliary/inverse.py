@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from random import Random
 
-from envrl.objective.auxiliary.state import in_tag
+from envrl.objective.auxiliary.state import in_tag, steps_of
 from envrl.registry import register
-from envrl.types import Example, Trajectory, TrajectoryGroup, episodes_of
+from envrl.types import Example, Trajectory, TrajectoryGroup
 
 
 @register("auxiliary", "inverse", title="inverse dynamics")
@@ -22,18 +22,17 @@ def inverse(
     last: bool = True,  # an episode's last transition is asked about, too
 ) -> Iterator[Example]:
     """Yield … sₜ, sₜ₊₁ → aₜ, the parsed command, for every transition, won or lost (EnvRL, arXiv 2606.17680)."""
-    for trajectory in episodes_of(groups):
-        for step, transition in enumerate(trajectory.transitions[: None if last else -1]):
-            yield Example(
-                trajectory,
-                step,
-                question,
-                in_tag(transition.action.text, tag),
-                following=transition.next_observation.text,
-                choices=listed(trajectory, step) if choices else (),
-                task=task,
-                commands=commands,
-            )
+    for trajectory, step, transition in steps_of(groups, last):
+        yield Example(
+            trajectory,
+            step,
+            question,
+            in_tag(transition.action.text, tag),
+            following=transition.next_observation.text,
+            choices=listed(trajectory, step) if choices else (),
+            task=task,
+            commands=commands,
+        )
 
 
 def listed(trajectory: Trajectory, step: int) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from envrl.registry import register
-from envrl.types import Example, TrajectoryGroup, episodes_of
+from envrl.types import Example, Trajectory, TrajectoryGroup, Transition, episodes_of
 
 
 @register("auxiliary", "state", title="state prediction")
@@ -22,17 +22,23 @@ def state(
 
     The target is the observation's text without the list of commands.
     """
+    for trajectory, step, transition in steps_of(groups, last):
+        yield Example(
+            trajectory,
+            step,
+            question,
+            in_tag(transition.next_observation.text, tag),
+            command=transition.action.text,
+            task=task,
+            commands=commands,
+        )
+
+
+def steps_of(groups: Sequence[TrajectoryGroup], last: bool) -> Iterator[tuple[Trajectory, int, Transition]]:
+    """Yield every transition of these groups with its episode and its number there, `last` ones only if asked for."""
     for trajectory in episodes_of(groups):
         for step, transition in enumerate(trajectory.transitions[: None if last else -1]):
-            yield Example(
-                trajectory,
-                step,
-                question,
-                in_tag(transition.next_observation.text, tag),
-                command=transition.action.text,
-                task=task,
-                commands=commands,
-            )
+            yield trajectory, step, transition
 
 
 def in_tag(text: str, tag: str) -> str:
