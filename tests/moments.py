@@ -27,7 +27,7 @@ PHASES = {
     "save_checkpoint": "checkpoint",
     "save_folder": "warm start saved",
     "_evaluate": "evaluation",
-    "play_model": "rollout",
+    "play_episodes": "rollout",
     "accumulate": "optimiser step",
     "write_trajectories": "trajectories",
 }

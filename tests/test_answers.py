@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -26,11 +26,16 @@ from envrl.envs.settings import WorldSettings, set_maker
 from envrl.envs.vector import LocalWorlds, Start
 from envrl.errors import Interrupted, UserError
 from envrl.eval.split import evaluate_script
+from envrl.rollout.messages import MessageWriter
+from envrl.rollout.policy import Policy
 from envrl.rollout.prompts import find_format
-from envrl.rollout.questions import ChatSettings, Reply, Tally, play_chat
+from envrl.rollout.runner import play_episodes
+from envrl.rollout.sampler import Completion
+from envrl.rollout.scheduler import PlaySettings
 from envrl.trainer.loop import train
 from envrl.types import Observation, Step, Task
 from odd import READABLE, REFUSED, Closing, Failing, Odd
+from scripted import Scripted
 
 TASK = Boxes().tasks("train")[1]  # a coin, which is in box 1
 TRAINING = tuple(task.id for task in Boxes().tasks("train"))
@@ -174,22 +179,19 @@ def test_worlds_are_closed_where_their_episodes_are_over(tmp_path: Path, monkeyp
 
 @pytest.mark.usefixtures("closing")
 def test_worlds_are_closed_on_the_way_out_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(questions: Sequence[Any]) -> Sequence[Reply | None]:
+    def interrupted(_: str) -> Completion:
         assert Closing.open == 4
         raise Interrupted("")
 
-    chosen = [(task, 0) for task in Boxes().tasks("train")[:4]]
+    tasks, settings = Boxes().tasks("train")[:4], PlaySettings(max_steps=3, temperature=1.0, actions="free")
+    writer, sampler = MessageWriter(find_format("action")), Scripted(interrupted)
     with pytest.raises(Interrupted):
-        play_chat(interrupted, Closing, chosen, ChatSettings(find_format("action"), 3), Tally())
+        play_episodes(Policy(writer, sampler), Closing, tasks, [0] * 4, settings, seed=0)
     assert Closing.open == 0
+    assert sampler.released == {0, 1, 2, 3}
+    looking = Policy(writer, Scripted(lambda _: Completion(text="look")))
     with pytest.warns(UserWarning, match="set aside"):
-        played = play_chat(
-            lambda questions: [Reply("look") for _ in questions],
-            partial(Closing, True),
-            chosen,
-            ChatSettings(find_format("action"), 3),
-            Tally(),
-        )
+        played = play_episodes(looking, partial(Closing, True), tasks, [0] * 4, settings, seed=0)
     assert [trajectory.stop_reason for trajectory in played] == ["set aside"] * 4
 
 

@@ -14,7 +14,7 @@ from envrl.bench import rollout as bench
 from envrl.cli.main import main
 from envrl.config.load import dump_config
 from envrl.models.graphs import SETTLED
-from envrl.rollout import sampler
+from envrl.rollout import slot_sampler as sampler
 from recordings import record
 
 

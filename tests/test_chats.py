@@ -33,15 +33,18 @@ from envrl.eval.questions import ask
 from envrl.models.load import LanguageModel, build_model, load_model, save_model
 from envrl.models.template import ChatTemplate, cleaner
 from envrl.models.tokenizer import Codec
+from envrl.rollout.own_sampler import OwnSampler
+from envrl.rollout.policy import Policy
 from envrl.rollout.prompts import FORMATS
 from envrl.rollout.renderer import Form, Renderer, SegmentState
 from envrl.rollout.responses import FAULTS
-from envrl.rollout.runner import play_model
-from envrl.rollout.sampler import Draft
+from envrl.rollout.runner import play_episodes
+from envrl.rollout.sampler import Completion
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.rollout.transcript import write_segments
 from envrl.trainer.loop import train
 from envrl.types import Action, Observation, Pair, Step, StopReason, Task, Template, Trajectory, Transition
+from playing import play_model
 
 SETTINGS = PlaySettings(max_steps=4, temperature=1.0, actions="free", response_tokens=12)
 
@@ -115,7 +118,9 @@ def test_a_new_segment_is_fed_from_where_it_differs(family: str, models: dict[st
     model, stats = models[family], RolloutStats()
     renderer = renderer_of(model, Form("steps", format="action", history=1))
     tasks = [task for task in Boxes().tasks("train")[:3] for _ in range(2)]
-    played = play_model(model, renderer, Boxes, tasks, [0, 1] * 3, SETTINGS, seed=0, stats=stats)
+    sampler = OwnSampler(model)
+    policy = Policy(renderer, sampler, model.codec)
+    played = play_episodes(policy, Boxes, tasks, [0, 1] * 3, SETTINGS, seed=0, stats=stats)
     check_faithful(model, played)
     whole = saved = 0
     for trajectory in played:
@@ -127,7 +132,7 @@ def test_a_new_segment_is_fed_from_where_it_differs(family: str, models: dict[st
             saved += alike
     first = sum(trajectory.segments[0].spans[0].start for trajectory in played[1::2])  # a group's first prompt
     lasts = sum(len(trajectory.transitions) for trajectory in played)  # a response's last token is fed as filler only
-    assert whole - saved - first - lasts <= stats.meter.fed <= whole - saved - first
+    assert whole - saved - first - lasts <= sampler.meter.fed <= whole - saved - first
     assert stats.mismatches == 0
 
 
@@ -310,7 +315,7 @@ def test_tags_that_are_special_tokens_are_the_forms_and_not_the_worlds(layout: s
     response = [*ids, names["</action>"], renderer.end]
     assert renderer.respond("open box 1") == tuple(response)
     response[1:1] = model.codec.encode("hm")
-    action = renderer.read(Draft(None, response, [0.0] * len(response), [None] * len(response), open=False))
+    action = renderer.read(Completion(tuple(response), (0.0,) * len(response), (None,) * len(response)))
     assert (action.text, action.fault) == ("open box 1", "")
     step = Transition(sly, action, 0.0, sly, False, False)
     asked = ask(tiny(), renderer, [Trajectory(Boxes().tasks("train")[1], 0, (step, step), (), StopReason.DONE)])

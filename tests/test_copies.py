@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 import envrl.trainer.rollouts as rollouts
 from boxes import tiny
 from envrl.models.admission import admit
-from envrl.models.copies import refresh, sampling_copy
+from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel, build_model
+from envrl.rollout.own_sampler import OwnSampler
+from envrl.rollout.policy import Policy
 from envrl.trainer.loop import train
 
 QUICK = {"every": 0, "split": ("valid_b",), "episodes": 2, "free_episodes": 0, "probe_episodes": 0}
@@ -26,7 +28,8 @@ def model() -> LanguageModel:
 
 def test_a_copy_in_bf16_follows_its_master_and_leaves_it_alone() -> None:
     master = model()
-    copied = sampling_copy(master, "bf16")
+    sampler = OwnSampler(master, "bf16")
+    copied = sampler.model
     admit(copied.network, ())
     embedding, output = copied.network.get_input_embeddings(), copied.network.get_output_embeddings()
     assert embedding is not None
@@ -38,7 +41,7 @@ def test_a_copy_in_bf16_follows_its_master_and_leaves_it_alone() -> None:
         for parameter in master.network.parameters():
             parameter.add_(0.01)
     before = [parameter.clone() for parameter in master.network.parameters()]
-    refresh(copied, master)
+    sampler.load(master.named_parameters(), 3)
     for mine, theirs, old in zip(copied.network.parameters(), master.network.parameters(), before, strict=True):
         assert (mine.dtype, mine.requires_grad, theirs.dtype) == (torch.bfloat16, False, torch.float32)
         assert torch.equal(mine, theirs.bfloat16())
@@ -48,21 +51,24 @@ def test_a_copy_in_bf16_follows_its_master_and_leaves_it_alone() -> None:
 def test_without_less_precision_there_is_no_copy() -> None:
     master = model()
     assert sampling_copy(master, "fp32") is master
-    refresh(master, master)
+    sampler = OwnSampler(master)
+    sampler.load([], 1)
+    assert sampler.model is master
 
 
 def test_a_run_samples_with_the_copy_of_the_weights_before_its_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampled: list[tuple[torch.dtype, float]] = []
-    play = rollouts.play_model
+    play = rollouts.play_episodes
 
-    def record(network: LanguageModel, *rest: object, **named: object) -> object:
-        weight = next(network.network.parameters())
+    def record(policy: Policy, *rest: object, **named: object) -> object:
+        assert isinstance(policy.sampler, OwnSampler)
+        weight = next(policy.sampler.model.parameters())
         sampled.append((weight.dtype, float(weight.float().sum())))
-        return play(network, *rest, **named)  # type: ignore[arg-type]
+        return play(policy, *rest, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rollouts, "play_model", record)
+    monkeypatch.setattr(rollouts, "play_episodes", record)
     config = tiny(rollout={"precision": "bf16"}, train={"updates": 3, "learning_rate": 0.01}, eval=QUICK)
     run = train(replace(config, checkpoint=replace(config.checkpoint, every=1, keep=5)), tmp_path / "run")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

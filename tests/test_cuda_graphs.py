@@ -11,7 +11,7 @@ import torch
 from envrl.models import graphs, slots
 from envrl.models.graphs import Recorded, recorder
 from envrl.models.load import LanguageModel
-from envrl.rollout import sampler as module
+from envrl.rollout import slot_sampler as module
 from test_graphs import NAMES, Driver, small_preset
 from test_slots import assert_same, play, qwen
 

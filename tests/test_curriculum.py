@@ -23,7 +23,6 @@ from envrl.curriculum import Plan, Shuffle
 from envrl.errors import UserError
 from envrl.models.load import build_model
 from envrl.registry import register
-from envrl.rollout.runner import play_model
 from envrl.samples.store import from_json, to_json
 from envrl.trainer.batch import build_batch
 from envrl.trainer.rollouts import as_groups
@@ -31,6 +30,7 @@ from envrl.trainer.tasks import Tasks
 from envrl.trainer.update import LossSettings, Totals, micro_loss
 from envrl.types import Assignment, Task, TrajectoryGroup, episodes_of
 from moments import essence
+from playing import play_model
 from test_registry import clean  # noqa: F401 - a fixture: what a test registers does not stay
 
 TASKS = Boxes().tasks("train")

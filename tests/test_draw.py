@@ -17,11 +17,11 @@ from envrl.config.schema import ModelConfig
 from envrl.models.load import LanguageModel, build_model
 from envrl.randomness import key_of
 from envrl.rollout.draw import choose, kept, narrowed
-from envrl.rollout.runner import play_model
-from envrl.rollout.sampler import Draft, Sampler
+from envrl.rollout.slot_sampler import Draft, SlotSampler
 from envrl.rollout.trie import build_trie
 from envrl.samples.rows import policy_rows
 from envrl.trainer.update import LossSettings, policy_logprobs
+from playing import play_model
 
 TEXTS = [f"You open box {n} and find the key. You see a red door, and a lamp on it." for n in range(4)] * 10
 LOGPROBS = torch.log(torch.tensor([[0.1, 0.4, 0.2, 0.3]]))
@@ -80,7 +80,7 @@ def test_a_number_falls_on_the_choice_that_covers_it() -> None:
 def responses(model: LanguageModel, restricted: bool, **narrow: float) -> list[Draft]:
     prompt = model.codec.encode("You open box 1 and find the key.")
     trie = build_trie([(*model.codec.encode(text), model.codec.marks["end"]) for text in ("a red", "a door", "lamp")])
-    sampler = Sampler(model, 200, 1.3, 3, {model.codec.marks["end"]}, **narrow)  # type: ignore[arg-type]
+    sampler = SlotSampler(model, 200, 1.3, 3, {model.codec.marks["end"]}, **narrow)  # type: ignore[arg-type]
     keys = np.array([key_of(0, member) for member in range(200)], dtype=np.uint64)
     return [d for d in sampler.sample([prompt] * 200, [trie if restricted else None] * 200, keys, 0) if d is not None]
 
@@ -119,7 +119,7 @@ def test_narrowed_drawing_keeps_to_the_narrowed_frequencies(model: LanguageModel
 
 def test_greedy_sampling_is_not_narrowed(model: LanguageModel) -> None:
     prompt, key = model.codec.encode("You open box 1"), np.zeros(1, dtype=np.uint64)
-    (draft,) = Sampler(model, 1, 0.0, 3, {-1}, top_k=2, top_p=0.5).sample([prompt], [None], key, 0)
+    (draft,) = SlotSampler(model, 1, 0.0, 3, {-1}, top_k=2, top_p=0.5).sample([prompt], [None], key, 0)
     assert draft is not None
     assert draft.allowed == [None] * len(draft.token_ids)
 
@@ -148,7 +148,7 @@ def test_a_sequence_of_ids_ends_a_response(model: LanguageModel) -> None:
     prompt, key = model.codec.encode("You open box 1"), np.zeros(1, dtype=np.uint64)
 
     def greedy(*stops: int | tuple[int, ...]) -> list[int]:
-        (draft,) = Sampler(model, 1, 0.0, 12, stops).sample([prompt], [None], key, 0)
+        (draft,) = SlotSampler(model, 1, 0.0, 12, stops).sample([prompt], [None], key, 0)
         assert draft is not None
         return draft.token_ids
 

@@ -34,8 +34,13 @@ from envrl.errors import UserError
 from envrl.eval.client import Endpoint
 from envrl.eval.endpoint import evaluate_endpoint
 from envrl.eval.split import evaluate_script
+from envrl.rollout.messages import MessageWriter
+from envrl.rollout.policy import Policy
 from envrl.rollout.prompts import FORMATS
-from envrl.rollout.questions import ChatSettings, Question, Reply, Tally, play_chat
+from envrl.rollout.runner import play_episodes
+from envrl.rollout.sampler import Completion
+from envrl.rollout.scheduler import PlaySettings
+from scripted import Scripted
 
 KEY = "sk-a-key-of-nobody"
 needs_openai = pytest.mark.skipif(
@@ -251,9 +256,9 @@ def test_failures_are_sentences_and_nothing_is_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The first episodes' turns are answered well; then the endpoint fails: three have ended, and that is said."""
+    """Every episode's first turn is answered well; then the endpoint fails: three have ended, and that is said."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    server.plan, server.otherwise = [server.otherwise] * 12, behaviour
+    server.plan, server.otherwise = [server.otherwise] * 10, behaviour
     arguments = ["m", "--base-url", server.address, "--env", "boxes", "--split", "valid_a", "--concurrency", "4"]
     options = options if "--retries" in options else [*options, "--retries", "0"]
     assert main(["eval", *arguments, "--json", str(tmp_path / "record.json"), *options]) == end
@@ -391,17 +396,14 @@ def test_episodes_by_hand() -> None:
     tasks = [replace(task, kind="coin") for task in Boxes().tasks("valid_a")[:4]]
     write = FORMATS["action"].write
     script = {0: ["open box 1"], 1: ["", "open box 1"], 2: ["open box 2", None], 3: ["open box 2", "dance"]}
-    asked: list[int] = []
 
-    def ask(questions: list[Question]) -> list[Reply | None]:
-        slots = [next(i for i in script if f"room {i}." in question.messages[0].content) for question in questions]
-        asked.append(len(slots))
-        responses = [script[slot].pop(0) for slot in slots]
-        return [None if text is None else Reply(write("", text), 10, 1) for text in responses]
+    def answer(prompt: str) -> Completion | None:
+        text = script[next(i for i in script if f"room {i}." in prompt)].pop(0)
+        return None if text is None else Completion(text=write("", text))
 
-    tally = Tally()
-    settings = ChatSettings(FORMATS["action"], max_steps=2)
-    played = play_chat(ask, Boxes, [(task, 0) for task in tasks], settings, tally)  # type: ignore[arg-type]
+    sampler, form = Scripted(answer), MessageWriter(FORMATS["action"])
+    settings = PlaySettings(max_steps=2, temperature=1.0, actions="free")
+    played = play_episodes(Policy(form, sampler), Boxes, tasks, [0] * 4, settings, seed=0)
     assert [trajectory.stop_reason for trajectory in played] == ["done", "done", "context", "max_steps"]
     assert [[step.action.text for step in trajectory.transitions] for trajectory in played] == [
         ["open box 1"],
@@ -410,6 +412,9 @@ def test_episodes_by_hand() -> None:
         ["open box 2", "dance"],
     ]
     assert [trajectory.success for trajectory in played] == [True, True, False, False]
-    assert asked == [4, 3]
-    assert (tally.requests, tally.prompt_tokens, tally.completion_tokens) == (7, 60, 6)
-    assert tally.faults == {"empty": 1}
+    assert [step.action.fault for trajectory in played for step in trajectory.transitions if step.action.fault] == [
+        "empty"
+    ]
+    assert [len(trajectory.segments) for trajectory in played] == [0] * 4, "nothing is known of its tokens"
+    assert sampler.asked == [4, 3]
+    assert sampler.released == {0, 1, 2, 3}

@@ -15,7 +15,7 @@ from envrl.models.admission import admit
 from envrl.models.forward import logits_of, longest_sequence, row_states
 from envrl.models.load import LanguageModel
 from envrl.models.tokenizer import Codec, train_tokenizer
-from envrl.rollout.sampler import Sampler
+from envrl.rollout.slot_sampler import SlotSampler
 
 CODEC = Codec(train_tokenizer(["You arrive at drawer 1."] * 9, 300, 64))
 WINDOW = 6
@@ -67,7 +67,7 @@ def test_sampling_in_ragged_slots_past_the_window_gives_the_models_own_logprobs(
 ) -> None:
     monkeypatch.setattr(forward, "_WIDE", wide)  # slots one by one, or all at once
     admit(network, ())
-    sampler = Sampler(LanguageModel(network, CODEC), 4, 1.0, 9, frozenset({-1}))
+    sampler = SlotSampler(LanguageModel(network, CODEC), 4, 1.0, 9, frozenset({-1}))
     keys, generator = np.arange(4, dtype=np.uint64), np.random.default_rng(0)
     fed: list[list[int]] = [[] for _ in range(4)]
     for turn in range(3):
@@ -145,7 +145,7 @@ def test_states_that_the_trainer_would_learn_from_are_tried_too(monkeypatch: pyt
 
 def test_a_slot_beside_a_longer_chunk_never_reaches_beyond_the_context() -> None:
     """The padding beside a chunk has positions too, which learned ones are looked up by."""
-    sampler = Sampler(LanguageModel(small("gpt2"), CODEC), 2, 1.0, 1, frozenset({-1}))
+    sampler = SlotSampler(LanguageModel(small("gpt2"), CODEC), 2, 1.0, 1, frozenset({-1}))
     keys = np.arange(2, dtype=np.uint64)
     sampler.sample([[9] * 60, [9]], [None] * 2, keys, 0)
     late, _ = sampler.sample([[10], [9] * 40], [None] * 2, keys, 1)

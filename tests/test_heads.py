@@ -19,7 +19,6 @@ from envrl.models.forward import state_width
 from envrl.models.heads import FILE, load_heads, new_head, values_of
 from envrl.models.load import LanguageModel, build_model, load_model
 from envrl.models.rows import states_of_rows
-from envrl.rollout.runner import play_model
 from envrl.samples.rows import counted_term
 from envrl.trainer.engine import local
 from envrl.trainer.guard import Guard
@@ -27,6 +26,7 @@ from envrl.trainer.optimizer import adamw, muon
 from envrl.trainer.state import RunState, read_state, write_state
 from envrl.trainer.update import LossSettings
 from envrl.types import Row
+from playing import play_model
 
 SETTINGS = LossSettings({"policy": 1.0, "value": 0.5})
 

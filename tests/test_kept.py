@@ -24,12 +24,13 @@ from envrl.eval.record import summarize
 from envrl.models.load import load_model
 from envrl.rollout.prompts import FORMATS
 from envrl.rollout.renderer import Form
-from envrl.rollout.runner import play_model
+from envrl.rollout.runner import play_episodes
 from envrl.rollout.scheduler import PlaySettings
 from envrl.trainer import loop
 from envrl.trainer.loop import train
 from envrl.types import Trajectory
 from moments import essence
+from playing import play_model
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +67,10 @@ def counted(monkeypatch: pytest.MonkeyPatch, fail: Callable[[int], None] = lambd
 
     def playing(*arguments: Any, **rest: Any) -> list[Trajectory]:
         fail(len(played))
-        played.append([task.id for task in arguments[3]])
-        return play_model(*arguments, **rest)
+        played.append([task.id for task in arguments[2]])
+        return play_episodes(*arguments, **rest)
 
-    monkeypatch.setattr(play, "play_model", playing)
+    monkeypatch.setattr(play, "play_episodes", playing)
     return played
 
 

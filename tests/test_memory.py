@@ -53,7 +53,7 @@ from envrl.errors import UserError
 from envrl.models import attention, forward, scores
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import give_back_memory, keep_freed_memory
-from envrl.rollout.sampler import Sampler
+from envrl.rollout.slot_sampler import SlotSampler
 from envrl.trainer.optimizer import adamw
 from envrl.trainer.update import LossSettings, accumulate
 from envrl.types import LossTerm, Row
@@ -352,7 +352,7 @@ def test_the_peak_of_a_rollout_is_at_most_the_predicted_one(kind: str, steps: bo
     """Slots fed prompts and tokens, then given to other episodes, whose prompts find the cache at its longest."""
     model = network(kind, vocab_size=500, num_hidden_layers=6)
     slots, prompt, response = 12, 180, 40
-    sampler = Sampler(model, slots, 1.0, response, frozenset({499}))
+    sampler = SlotSampler(model, slots, 1.0, response, frozenset({499}))
     random = np.random.default_rng(0)
     keys = np.arange(slots, dtype=np.uint64)
     with Allocations([*model.network.parameters(), *model.network.buffers()]) as allocated:

@@ -16,6 +16,7 @@ from envrl.config.schema import Config
 from envrl.errors import RunError
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import OutOfMemory, counted_memory, is_out_of_memory
+from envrl.rollout.policy import Policy
 from envrl.rollout.splitter import BatchSplitter
 from envrl.samples.packing import pack, tokens_run
 from envrl.trainer import rollouts, update
@@ -199,14 +200,14 @@ def test_a_run_survives_and_plays_the_same_episodes(tmp_path: Path, monkeypatch:
     config = tiny(auxiliary=AUXILIARY, train={"micro_batch_tokens": BUDGET, "updates": 2})
     quiet = replace(config, eval=replace(config.eval, every=0, split=("valid_b",), free_episodes=0, probe_episodes=0))
     plain = train(quiet, tmp_path / "plain")
-    whole = rollouts.play_model
+    whole = rollouts.play_episodes
 
-    def small(model: LanguageModel, renderer: Any, make_env: Any, tasks: Any, *rest: Any, **options: Any) -> Any:
+    def small(policy: Policy, make_env: Any, tasks: Any, *rest: Any, **options: Any) -> Any:
         if len(tasks) > 4:
             raise torch.OutOfMemoryError(CUDA)
-        return whole(model, renderer, make_env, tasks, *rest, **options)
+        return whole(policy, make_env, tasks, *rest, **options)
 
-    monkeypatch.setattr(rollouts, "play_model", small)
+    monkeypatch.setattr(rollouts, "play_episodes", small)
     monkeypatch.setattr(update, "micro_loss", device_of(BUDGET // 2, lambda: torch.OutOfMemoryError(CUDA)))
     run = train(quiet, tmp_path / "run")
     for ours, theirs in zip(metrics(run), metrics(plain), strict=True):

@@ -33,7 +33,6 @@ from envrl.models.rows import runs_as_tree, states_of_rows
 from envrl.rollout.prompts import FORMATS
 from envrl.rollout.renderer import Form
 from envrl.rollout.responses import FAULTS
-from envrl.rollout.runner import play_model
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.samples.auxiliary import pair_rows
 from envrl.samples.rows import policy_rows
@@ -42,6 +41,7 @@ from envrl.trainer.loop import train
 from envrl.trainer.update import score_terms
 from envrl.types import Pair, Row, Step, Trajectory
 from moments import essence
+from playing import play_model
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 FREE = PlaySettings(max_steps=2, temperature=1.0, actions="free", response_tokens=16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -17,18 +18,24 @@ import pytest
 import torch
 
 import envrl
+from boxes import Boxes, tiny
 from boxes import register as register_worlds
-from boxes import tiny
 from envrl import registry
+from envrl.build import renderer_of
 from envrl.cli.main import main
 from envrl.config import plugins
 from envrl.config.load import dump_config, load_recipe, load_run
 from envrl.config.schema import AuxiliaryConfig
 from envrl.curriculum import Plan
 from envrl.errors import UserError
+from envrl.models.load import load_model
 from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.policy import LOSSES, TOKEN_LOSSES
 from envrl.registry import Entry, find, load_plugin, names, register
+from envrl.rollout.policy import Policy
+from envrl.rollout.renderer import Form
+from envrl.rollout.runner import play_episodes
+from envrl.rollout.scheduler import PlaySettings
 from envrl.types import Action, Observation, StopReason, Task, Trajectory, TrajectoryGroup, Transition
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "extend.md"
@@ -37,13 +44,15 @@ EXAMPLES = dict(re.findall(r"<!-- file: (\w+\.py) -->\n```python\n(.*?)^```", PA
 
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
-    """Nothing that a test registers or loads stays for the next one."""
+    """Nothing that a test registers or loads stays for the next one, but for what ships: a module registers once."""
     tables: list[dict[Any, Any]] = [registry._ENTRIES, registry._LOADED, plugins._LOADED]
     known = [dict(table) for table in tables]
     yield
+    ours = {key: entry for key, entry in registry._ENTRIES.items() if entry.ships and not entry.file}
     for table, before in zip(tables, known, strict=True):
         table.clear()
         table.update(before)
+    registry._ENTRIES.update(ours)
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -66,7 +75,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 def test_the_examples_are_short_and_complete() -> None:
     kinds = {"bonus": "estimator", "plain": "loss", "first_words": "auxiliary", "news": "auxiliary", "doors": "env"}
-    kinds |= {"stages": "curriculum", "wins": "replay", "quoted": "format"}
+    kinds |= {"stages": "curriculum", "wins": "replay", "quoted": "format", "coin": "sampler"}
     assert sorted(EXAMPLES) == sorted(f"{name}.py" for name in kinds)
     assert set(kinds.values()) == set(registry.KINDS) - {"engine"}
     assert all(len(text.splitlines()) <= 40 for text in EXAMPLES.values())
@@ -250,6 +259,28 @@ def test_lists_are_set_on_the_command_line(tmp_path: Path, recipe: str) -> None:
 
 
 # A run and the file that it was made with
+
+
+def test_a_sampler_of_a_file(tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its draws are what the run records: every token as likely as the others that the commands allow."""
+    file, run = write(tmp_path, "coin.py", EXAMPLES["coin.py"]), tmp_path / "run"
+    chosen = ["--plugin", str(file), "--rollout.sampler", "coin", "--rollout.coin.salt", "3"]
+    assert main(["train", recipe, "--run", str(run), *chosen]) == 0
+    assert "[rollout.coin]\nsalt = 3\n" in (run / "config.toml").read_text()
+    (line,) = lines(run / "metrics.jsonl")
+    assert line["sampler_mismatch"] > 0.1, "it does not ask the model"
+    assert (line["train/admissible_action_rate"], line["train/token_mismatches"]) == (1.0, 0)
+    model = load_model(run / "warm_start")
+    coin = registry.find("sampler", "coin").target(model, "fp32")
+    policy, tasks = Policy(renderer_of(model, Form()), coin, model.codec), Boxes().tasks("train")[:4]
+    played = play_episodes(policy, Boxes, tasks, [0] * 4, PlaySettings(max_steps=3, temperature=1.0), seed=0)
+    actions = [step.action for trajectory in played for step in trajectory.transitions]
+    found = [pair for action in actions for pair in zip(action.logprobs, action.allowed, strict=True)]
+    assert all(logprob == -math.log(len(allowed or ())) for logprob, allowed in found)
+    assert len({len(allowed or ()) for _, allowed in found}) > 1
+    capsys.readouterr()
+    assert main(["train", recipe, "--run", str(tmp_path / "no"), "--rollout.sampler", "endpoint"]) == 2
+    assert "the sampler 'endpoint' gives no log-probs" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -23,12 +23,12 @@ from envrl.config.schema import Config
 from envrl.eval.split import chosen_tasks
 from envrl.models.load import load_model
 from envrl.objective.auxiliary.inverse import listed
-from envrl.rollout.runner import play_model
 from envrl.samples.packing import denominators
 from envrl.trainer.batch import build_batch
 from envrl.trainer.local_engine import loss_settings
 from envrl.trainer.update import Totals, micro_loss
 from envrl.types import Trajectory
+from playing import play_model
 
 STATE = "What does the world answer? Write its next observation, word for word."
 INVERSE = "Which command did you give? Write the command alone."

@@ -18,7 +18,6 @@ from envrl.models.load import LanguageModel, build_model
 from envrl.rollout.auxiliary import pairs_in_pass
 from envrl.rollout.formats import observation_ids
 from envrl.rollout.renderer import Form
-from envrl.rollout.runner import play_model
 from envrl.rollout.scheduler import PlaySettings
 from envrl.samples.auxiliary import pair_rows
 from envrl.samples.packing import denominators, pack
@@ -37,6 +36,7 @@ from envrl.types import (
     Trajectory,
     Transition,
 )
+from playing import play_model
 
 DARK, LIGHT = Observation("It is dark."), Observation("It is light.")
 

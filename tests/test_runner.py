@@ -16,13 +16,12 @@ from envrl.config.schema import ModelConfig
 from envrl.errors import UserError
 from envrl.models.load import LanguageModel, build_model
 from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
-from envrl.rollout.questions import batches
 from envrl.rollout.renderer import Form
-from envrl.rollout.runner import play_model
-from envrl.rollout.sampler import Draft
+from envrl.rollout.sampler import Completion
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.rollout.scripts import make_script, play_script
 from envrl.types import Observation, Step, Task, Trajectory
+from playing import play_model
 
 MOVES = ("climb down", "climb up", "climb up two", "wait")
 
@@ -132,7 +131,7 @@ def test_what_was_sampled_is_what_is_trained_on(
             action = trajectory.transitions[span.step].action
             assert segment.token_ids[span.start : span.stop].tolist() == list(action.token_ids)
             assert len(action.token_ids) == len(action.logprobs) == len(action.allowed) == span.stop - span.start
-            assert renderer_of(model, FORMS[name]).read(draft_of(action.token_ids)).text == action.text
+            assert renderer_of(model, FORMS[name]).read(completion_of(action.token_ids)).text == action.text
         for segment in trajectory.segments:
             assert len(segment.token_ids) == segment.spans[-1].stop, "nothing is fed behind the last response"
 
@@ -344,8 +343,8 @@ def test_every_turn_can_be_interrupted_and_the_worlds_time_is_told_apart(model: 
     assert stats.env > 0.0
 
 
-def draft_of(ids: Sequence[int]) -> Draft:
-    return Draft(None, list(ids), [0.0] * len(ids), [None] * len(ids))
+def completion_of(ids: Sequence[int]) -> Completion:
+    return Completion(tuple(ids), (0.0,) * len(ids), (None,) * len(ids))
 
 
 RESPONSES = {
@@ -369,10 +368,10 @@ def test_what_a_response_is_taken_for(name: str, model: LanguageModel) -> None:
     parts, text, well_formed, imagined = RESPONSES[name]
     codec, reader = model.codec, renderer_of(model, Form())
     ids = [i for part in parts for i in ([codec.marks[part]] if part in codec.marks else codec.encode(part))]
-    action = reader.read(draft_of(ids))
+    action = reader.read(completion_of(ids))
     assert (action.text, action.well_formed, action.imagined) == (text, well_formed, imagined)
     assert action.token_ids == tuple(ids)
-    listed = reader.read(Draft({}, ids, [0.0] * len(ids), [(i, 0) for i in ids]))
+    listed = reader.read(replace(completion_of(ids), allowed=tuple((i, 0) for i in ids), free=False))
     assert not listed.imagined, "a command drawn from the world's own list imagines nothing"
 
 
@@ -411,11 +410,6 @@ def test_scripts_that_a_world_lacks_are_refused_in_one_sentence() -> None:
         with pytest.raises(UserError) as error:
             make_script(name, Ladder(), task, 0)
         assert words in str(error.value)
-
-
-def test_batches_cover_everything_once() -> None:
-    assert [list(part) for part in batches(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(batches(0, 3)) == []
 
 
 def test_task_and_banner() -> None:

@@ -15,11 +15,11 @@ from envrl.build import renderer_of
 from envrl.config.schema import ModelConfig
 from envrl.models.load import LanguageModel, build_model
 from envrl.randomness import key_of
-from envrl.rollout import sampler as module
+from envrl.rollout import slot_sampler as module
 from envrl.rollout.formats import action_ids
 from envrl.rollout.predict import predict_targets
 from envrl.rollout.renderer import Form
-from envrl.rollout.sampler import Draft, Sampler
+from envrl.rollout.slot_sampler import Draft, SlotSampler
 from envrl.rollout.trie import Commands, Node, build_trie
 from envrl.types import Observation, Pair, Template
 
@@ -34,8 +34,8 @@ def model() -> LanguageModel:
     return build_model(ModelConfig(hidden_size=32, layers=3, heads=2, vocabulary=330, context=256), TEXTS, seed=1)
 
 
-def new_sampler(model: LanguageModel, slots: int, temperature: float = 1.0, most: int = 12) -> Sampler:
-    return Sampler(model, slots, temperature, most, frozenset({model.codec.marks["end"]}))
+def new_sampler(model: LanguageModel, slots: int, temperature: float = 1.0, most: int = 12) -> SlotSampler:
+    return SlotSampler(model, slots, temperature, most, frozenset({model.codec.marks["end"]}))
 
 
 def commands_of(model: LanguageModel) -> Commands:
@@ -294,7 +294,7 @@ def test_other_stops_end_a_free_response_too(model: LanguageModel) -> None:
     text = prompt(model, PARTS[0])
 
     def greedy(stops: frozenset[int]) -> list[int]:
-        sampler = Sampler(model, 1, 0.0, 8, stops)
+        sampler = SlotSampler(model, 1, 0.0, 8, stops)
         return drawn(sampler.sample([text], [None], keys_of(1), 0))[0].token_ids
 
     whole = greedy(frozenset())

@@ -18,13 +18,13 @@ from boxes import Boxes
 from envrl.config.schema import ModelConfig
 from envrl.envs.pool import ProcessPool, Worlds
 from envrl.models.load import LanguageModel, build_model
-from envrl.rollout import sampler as module
+from envrl.rollout import slot_sampler as module
 from envrl.rollout.marks import MarksRenderer
 from envrl.rollout.renderer import Form, SegmentState
-from envrl.rollout.runner import play_model
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.types import Observation, Step, StopReason, Task, Trajectory
 from frail import Frail
+from playing import play_model
 
 STEPS = 6
 SETTINGS = PlaySettings(max_steps=STEPS, temperature=1.0, response_tokens=5)
@@ -172,7 +172,7 @@ def test_worker_processes_play_the_same_and_a_task_set_aside_frees_its_slot(
 def test_free_responses_do_not_wait_for_the_longest(models: dict[str, LanguageModel]) -> None:
     """One episode writes on and on, the others close at once: they are ahead of it by turns."""
     model = models["qwen2"]
-    sampler = module.Sampler(model, 4, 1.0, 40, {-1})
+    sampler = module.SlotSampler(model, 4, 1.0, 40, {-1})
     prompt = model.codec.encode("You have 3 yards to go.")
     for slot in range(4):
         sampler.ask(slot, prompt, {7: {8: {}}} if slot else None, slot, 0)
@@ -183,7 +183,7 @@ def test_free_responses_do_not_wait_for_the_longest(models: dict[str, LanguageMo
         sampler.ask(1, prompt, {7: {8: {}}}, 1, turn)
         assert sorted(sampler.run(1)) == [1]
     (left,) = sampler.run().values()
-    alone = module.Sampler(model, 1, 1.0, 40, {-1}).sample([prompt], [None], np.zeros(1, dtype=np.uint64), 0)[0]
+    alone = module.SlotSampler(model, 1, 1.0, 40, {-1}).sample([prompt], [None], np.zeros(1, dtype=np.uint64), 0)[0]
     assert alone is not None
     assert left.token_ids == alone.token_ids
     assert np.allclose(left.logprobs, alone.logprobs, atol=1e-5)

@@ -29,12 +29,12 @@ from envrl.models.template import ChatTemplate
 from envrl.rollout.prompts import FORMATS, with_thought
 from envrl.rollout.renderer import Form
 from envrl.rollout.responses import Thought
-from envrl.rollout.runner import play_model
-from envrl.rollout.sampler import Draft
+from envrl.rollout.sampler import Completion
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.rollout.transcript import write_segments
 from envrl.trainer.loop import train
 from envrl.types import Action, Observation, StopReason, Trajectory, Transition
+from playing import play_model
 
 OPENING = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
 """It opens a thought in every prompt, and writes earlier responses as they are."""
@@ -172,8 +172,8 @@ def test_a_response_is_what_stands_behind_the_thought_that_the_template_opens(
         (renderer.text_of(renderer.respond("look")).removesuffix("<|im_end|>"), "look", ""),
         ("hm, look", "", "unclosed thought"),
     ):
-        ids = [*model.codec.encode_special(text), renderer.end]
-        action = renderer.read(Draft(None, ids, [0.0] * len(ids), [None] * len(ids), open=False))
+        ids = (*model.codec.encode_special(text), renderer.end)
+        action = renderer.read(Completion(ids, (0.0,) * len(ids), (None,) * len(ids)))
         assert (action.text, action.fault) == (command, fault)
     assert renderer.text_of(renderer.respond("look")) == "\n</think>\n\nlook<|im_end|>", (
         "with the prompt's newline: empty"
@@ -417,5 +417,5 @@ def test_what_the_world_says_closes_no_thought(models: dict[str, LanguageModel])
     sly = Observation("A door.</think> look", ("look</think>",))
     segments = write_segments(renderer, [Transition(sly, Action("look</think>"), 0.0, sly, False, False)])
     assert segments is not None
-    action = renderer.read(Draft(None, list(model.codec.encode("hm")), [0.0], [None], open=False))
+    action = renderer.read(Completion(model.codec.encode("hm"), (0.0,), (None,)))
     assert action.fault == "unclosed thought"

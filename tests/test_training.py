@@ -31,7 +31,6 @@ from envrl.errors import RunError, UserError
 from envrl.models.checkpoints import verify_checkpoint
 from envrl.models.load import build_model, load_model
 from envrl.rollout.renderer import Form
-from envrl.rollout.runner import play_model
 from envrl.trainer.batch import build_batch, step_advantages
 from envrl.trainer.checkpoint import load_state
 from envrl.trainer.demonstrations import batch_rows, demonstrate, imitation_rows, written
@@ -39,6 +38,7 @@ from envrl.trainer.loop import train
 from envrl.trainer.shared_start import shared_evaluations
 from envrl.trainer.tasks import Tasks
 from envrl.types import Action, Observation, Step, StopReason, Task, Trajectory, TrajectoryGroup, Transition
+from playing import play_model
 
 QUICK: dict[str, Any] = {"every": 0, "split": ("valid_b",), "free_episodes": 2, "probe_episodes": 2}
 """Evaluation settings for tests that look at training alone."""

@@ -21,7 +21,6 @@ from envrl.config.schema import Config
 from envrl.errors import RunError
 from envrl.models.load import LanguageModel, build_model, save_model
 from envrl.models.runtime import prepare_torch
-from envrl.rollout.runner import play_model
 from envrl.samples.packing import denominators
 from envrl.samples.rows import policy_rows, ragged
 from envrl.trainer.batch import build_batch
@@ -29,6 +28,7 @@ from envrl.trainer.local_engine import LocalEngine
 from envrl.trainer.optimizer import adamw
 from envrl.trainer.update import LossSettings, Totals, accumulate, clip_gradient, micro_loss, policy_logprobs
 from envrl.types import LossTerm, Row, Trajectory
+from playing import play_model
 
 TEXTS = [
     f"There are four boxes in room {n}. It is empty. You open box {n % 4 + 1} and find the key." for n in range(48)

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from envrl.registry import register
     from envrl.rollout.prompts import PromptFormat
     from envrl.rollout.responses import Parsed
+    from envrl.rollout.sampler import Completion
     from envrl.trainer.loop import train
     from envrl.types import Assignment, Example, InPass, TrajectoryGroup
 
 __version__ = "0.1.0"
 __all__ = [
     "Assignment",
+    "Completion",
     "Example",
     "InPass",
     "Parsed",
@@ -38,6 +40,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 _LAZY = {
     **dict.fromkeys(("Assignment", "Example", "InPass", "TrajectoryGroup"), "envrl.types"),
+    "Completion": "envrl.rollout.sampler",
     "Parsed": "envrl.rollout.responses",
     "PromptFormat": "envrl.rollout.prompts",
     "make": "envrl.envs.registry",

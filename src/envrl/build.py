@@ -9,11 +9,14 @@ from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
 from envrl.envs.registry import maker
 from envrl.envs.settings import WorldSettings, set_maker
+from envrl.registry import find, told_of
 from envrl.rollout.marks import MarksRenderer
 from envrl.rollout.renderer import MARKS, Form, Renderer
 
 if TYPE_CHECKING:  # scripts and endpoints are played without torch
     from envrl.models.load import LanguageModel
+    from envrl.rollout.policy import Policy
+    from envrl.rollout.sampler import Sampler
     from envrl.rollout.scheduler import PlaySettings
 
 
@@ -88,3 +91,20 @@ def renderer_of(model: LanguageModel, form: Form, context: int = 0) -> Renderer:
 
     template = ChatTemplate(model.codec, stops_of(model.network, model.codec), form.template_arguments)
     return ChatRenderer(template, form, context)
+
+
+def sampler_of(model: LanguageModel, config: Config) -> Sampler:
+    """Return what a recipe draws tokens with, from a model or its own copy of it in `rollout.precision`."""
+    from envrl.rollout.sampler import GuardedSampler
+
+    entry = find("sampler", config.rollout.sampler)
+    with told_of(entry):
+        sampler = entry.target(model, config.rollout.precision, **config.settings("sampler"))
+    return sampler if entry.ships else GuardedSampler(entry, sampler)
+
+
+def policy_of(model: LanguageModel, config: Config, renderer: Renderer) -> Policy:
+    """Return how a recipe plays with a model, given what writes its episodes."""
+    from envrl.rollout.policy import Policy
+
+    return Policy(renderer, sampler_of(model, config), model.codec)

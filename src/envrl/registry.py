@@ -112,6 +112,16 @@ KINDS = {
         "envrl.engines",
         {"local": "envrl.trainer.engine:local"},
     ),
+    "sampler": Kind(
+        "sampler",
+        "rollout.sampler",
+        ("rollout",),
+        "envrl.samplers",
+        {
+            "own": "envrl.rollout.sampler:own",
+            "endpoint": "envrl.eval.endpoint_sampler:EndpointSampler",
+        },
+    ),
     "replay": Kind(
         "replay",
         "replay.name",
@@ -378,14 +388,18 @@ def _meanings(function: Callable[..., Any]) -> dict[str, str]:
     return found
 
 
-def failed(entry: Entry, error: Exception) -> Exception:
-    """Return what is to be raised where a thing raised: of one of a user's a sentence that says where it did."""
-    if entry.ships or isinstance(error, UserError):
-        return error
-    ours = entry.file or getattr(inspect.getmodule(entry.target), "__file__", None)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == ours]
-    where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: " if frames else ""
-    return UserError(f"the {entry.called} failed ({where}{type(error).__name__}: {error})")
+@contextmanager
+def told_of(entry: Entry) -> Iterator[None]:
+    """Say in a sentence, as a `UserError`, what a thing of a user's raises in the block, and where it did."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # anybody's function may raise anything
+        if entry.ships or isinstance(error, UserError):
+            raise
+        ours = entry.file or getattr(inspect.getmodule(entry.target), "__file__", None)
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == ours]
+        where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: " if frames else ""
+        raise UserError(f"the {entry.called} failed ({where}{type(error).__name__}: {error})") from error
 
 
 class View(Mapping[str, T]):

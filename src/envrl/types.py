@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
+Ids = tuple[int, ...]
+"""Token ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,9 @@ class Action:
     """
 
     text: str
-    token_ids: tuple[int, ...] = ()
+    token_ids: Ids = ()
     logprobs: tuple[float, ...] = ()
-    allowed: tuple[tuple[int, ...] | None, ...] = ()
+    allowed: tuple[Ids | None, ...] = ()
     fault: str = ""
     """Why the response held no command in the prompt format's form (docs/prompts.md), empty where it did."""
     imagined: bool = False
@@ -272,8 +274,8 @@ class Example:
 class Pair:
     """An example in tokens: what is given, and what is to be predicted."""
 
-    prompt: tuple[int, ...]
-    target: tuple[int, ...]
+    prompt: Ids
+    target: Ids
     weight: float = 1.0
 
 

@@ -11,16 +11,16 @@ from statistics import median
 
 import torch
 
-from envrl.build import env_maker, form_of, renderer_of, training_settings
+from envrl.build import env_maker, form_of, policy_of, renderer_of, training_settings
 from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.errors import UserError
 from envrl.models.adapters import has_adapter
-from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel, build_model, load_path
 from envrl.models.runtime import prepare_torch, waiting
-from envrl.rollout.runner import play_model
+from envrl.rollout.policy import Policy
+from envrl.rollout.runner import play_episodes
 from envrl.rollout.scheduler import RolloutStats
 from envrl.trainer.batch import build_batch
 from envrl.trainer.demonstrations import world_texts
@@ -60,7 +60,6 @@ class Bench:
         prepare_torch(config.train.threads)
         self.make_env = env_maker(config)
         self.model = bench_model(config, self.make_env, shape)
-        self.sampling = sampling_copy(self.model, config.rollout.precision)
         self.optimizer = adamw(self.model, 0.0, config.train.weight_decay)
         self.reference: LanguageModel | None = None
         if config.objective.kl_weight > 0 and has_adapter(self.model.network):
@@ -74,7 +73,8 @@ class Bench:
 
     def play(self, config: Config) -> list[TrajectoryGroup]:
         """Play the recipe's first update, and return the groups that are whole."""
-        return FirstUpdate(self.sampling, self.make_env, config).groups(RolloutStats())
+        policy = policy_of(self.model, config, renderer_of(self.model, form_of(config)))
+        return FirstUpdate(policy, self.make_env, config).groups(RolloutStats())
 
     def update(self, config: Config, groups: Sequence[TrajectoryGroup], watch: Watch) -> list[Row]:
         """Do what a run's update does with its episodes; return the rows."""
@@ -133,18 +133,17 @@ def bench_model(config: Config, make_env: Worlds, shape: str = "") -> LanguageMo
 class FirstUpdate:
     """The episodes of the recipe's first update, to be played with a model as often as is asked for."""
 
-    def __init__(self, model: LanguageModel, make_env: Worlds, config: Config) -> None:
-        self._model, self._make_env, self._config = model, make_env, config
-        self._settings, self._renderer = training_settings(config), renderer_of(model, form_of(config))
+    def __init__(self, policy: Policy, make_env: Worlds, config: Config) -> None:
+        self._policy, self._make_env, self._config = policy, make_env, config
+        self._settings = training_settings(config)
         with opened(make_env()) as env:
             tasks = listed_tasks(env, config.env.split, config.env.name)
         self._playing = Tasks(tasks, config).next(1, Counter())
 
     def play(self, turns: int, stats: RolloutStats) -> list[Trajectory]:
         """Play each episode for so many turns at most."""
-        return play_model(
-            self._model,
-            self._renderer,
+        return play_episodes(
+            self._policy,
             self._make_env,
             [each.assignment.task for each in self._playing],
             [each.member for each in self._playing],

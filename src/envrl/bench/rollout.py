@@ -10,13 +10,14 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from envrl.bench.measure import FirstUpdate, Watch, bench_model, clock_for, name_of
-from envrl.build import env_maker, training_settings
+from envrl.build import env_maker, form_of, renderer_of, training_settings
 from envrl.config.schema import Config
 from envrl.errors import UserError
-from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import peak_memory, prepare_torch, product_speed, reset_peak_memory, waiting, with_precision
 from envrl.rollout.meter import Meter
+from envrl.rollout.own_sampler import OwnSampler
+from envrl.rollout.policy import Policy
 from envrl.rollout.scheduler import RolloutStats
 from envrl.types import Trajectory
 
@@ -32,16 +33,18 @@ def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> 
     prepare_torch(config.train.threads)
     config = with_precision(config)
     make_env = env_maker(config)
-    model = sampling_copy(bench_model(config, make_env, shape), config.rollout.precision)
-    play = FirstUpdate(model, make_env, config).play
+    sampler = OwnSampler(bench_model(config, make_env, shape), config.rollout.precision)
+    model = sampler.model
+    policy = Policy(renderer_of(model, form_of(config)), sampler, model.codec)
+    play = FirstUpdate(policy, make_env, config).play
     play(1, RolloutStats())  # what is done once (kernels chosen, memory reserved, commands encoded) is not counted
     watch = Watch(clock_for(model.device, make_env), waiting(model.device))
     reset_peak_memory(model.device)
-    stats = RolloutStats(meter=Meter(watch.wait, watch.clock))
+    stats, sampler.meter = RolloutStats(clock=watch.clock), Meter(watch.wait, watch.clock)
     watch.start()
     trajectories = play(training_settings(config).max_steps, stats)
     watch.lap("total")
-    figures = _figures(model, trajectories, stats, watch)
+    figures = _figures(model, trajectories, sampler.meter, stats.env, watch)
     if generate:
         seconds = generate_by_turns(model, trajectories, config.rollout.temperature, watch)
         sampler = figures["seconds"]["total"] - figures["seconds"]["world"]
@@ -54,14 +57,14 @@ def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> 
 
 
 def _figures(
-    model: LanguageModel, trajectories: Sequence[Trajectory], stats: RolloutStats, watch: Watch
+    model: LanguageModel, trajectories: Sequence[Trajectory], meter: Meter, world: float, watch: Watch
 ) -> dict[str, Any]:
-    meter, count, total = stats.meter, len(trajectories), watch.seconds["total"]
+    count, total = len(trajectories), watch.seconds["total"]
     drawn = sum(len(step.action.token_ids) for t in trajectories for step in t.transitions)
     turns = sum(len(t.transitions) for t in trajectories)
     if not drawn:
         raise UserError("no episode took a step, since no first prompt fits the model's context: raise model.context")
-    parts = {**meter.seconds, "world": stats.env}
+    parts = {**meter.seconds, "world": world}
     precision = "bf16" if next(model.network.parameters()).dtype == torch.bfloat16 else "fp32"
     peak = product_speed(precision, model.device, watch.clock)
     flops = 2 * model.size * meter.fed
@@ -80,7 +83,7 @@ def _figures(
         "seconds": {"total": total, **parts, "other": total - sum(parts.values())},
         "rate": {"tokens": drawn / total, "fed": meter.fed / total, "episodes": count / total, "turns": turns / total},
         "peak_gflops": peak / 1e9,
-        "mfu": flops / (total - stats.env) / peak,
+        "mfu": flops / (total - world) / peak,
         "memory_mb": peak_memory(model.device) / 1e6,
     }
 

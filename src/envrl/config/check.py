@@ -23,6 +23,11 @@ def check_together(config: Config) -> None:
     for kind, of in KINDS.items():
         if of.key:
             config.settings(kind)
+    if not find("sampler", config.rollout.sampler).traits.get("trains", True):
+        raise UserError(
+            f"the sampler '{config.rollout.sampler}' gives no log-probs, so nothing can be trained with it: 'envrl "
+            "eval MODEL --base-url ADDRESS' plays with a model behind an endpoint"
+        )
     _check_model(config)
     check_world(config)
     _check_learning(config)

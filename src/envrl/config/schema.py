@@ -75,6 +75,7 @@ class RolloutConfig:
     temperature: Annotated[float, Meta(ge=0.01)] = 1.0  # of sampling
     top_k: Count = 0  # sampling is narrowed to the most likely tokens, this many; 0: off
     top_p: Rate = 1.0  # and of these to the fewest that hold this share of their probability; 1: off
+    sampler: str = "own"  # what draws the tokens
     format: str = "marks"  # our marks | chats (docs/prompts.md): tags, action, react, json, plan
     layout: Literal["concat", "steps"] = "concat"  # the whole episode is one sequence | every step is its own
     history: Count = 2  # steps layout: earlier turns in the prompt

@@ -7,20 +7,44 @@ import importlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from envrl.errors import RunError, UserError
 from envrl.models.texts import encodable
-from envrl.rollout.questions import Ask, Question, Reply
+from envrl.rollout.prompts import Message
 
 GRACE = 10.0
 """Seconds that questions which were sent already are waited for when another one has failed for good."""
 _THOUGHTS = ("reasoning_content", "reasoning")
 """The fields in which endpoints say a thought that they took out of the answer."""
+
+
+class Question(NamedTuple):
+    """A chat to be continued, and the seed (31 bits) of what is drawn for it."""
+
+    messages: tuple[Message, ...]
+    seed: int
+
+
+class Reply(NamedTuple):
+    """A model's response, its cost in tokens (None where nobody counted them), and how often it was asked for again.
+
+    `cut`: it was cut off at its longest.
+    """
+
+    text: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    retries: int = 0
+    cut: bool = False
+
+
+Keep = Callable[[Question, Reply | None], None]
+"""Gets every answer when it comes; None where the chat is longer than the model's context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +91,13 @@ def check_endpoint(endpoint: Endpoint) -> None:
 
 
 @contextmanager
-def connected(endpoint: Endpoint, keep: Callable[[Question, Reply | None], None] = lambda *_: None) -> Iterator[Ask]:
-    """Yield a function that puts questions to the endpoint, `concurrency` at a time; raises as `check_endpoint` does.
+def connected(endpoint: Endpoint, keep: Keep = lambda *_: None) -> Iterator[Client]:
+    """Yield what puts questions to the endpoint, `concurrency` at a time; raises as `check_endpoint` does.
 
     `keep` gets every answer when it comes, also where others fail.
 
     Rate limits, server errors, timeouts and broken connections are tried again, later and later, or when Retry-After
-    says. The function raises `UserError` for a wrong key or model, `RunError` where the endpoint is down or answers
+    says. It raises `UserError` for a wrong key or model, `RunError` where the endpoint is down or answers
     rubbish.
     """
     check_endpoint(endpoint)
@@ -95,40 +119,82 @@ def connected(endpoint: Endpoint, keep: Callable[[Question, Reply | None], None]
         raise UserError(f"nothing can be asked of {endpoint.base_url}: {_cut(str(error))}") from error
     with asyncio.Runner() as runner:
         try:
-            yield lambda questions: runner.run(_ask_all(openai, client, endpoint, questions, keep))
+            yield Client(openai, client, endpoint, runner, keep)
         finally:
             runner.run(client.close())
 
 
-async def _ask_all(
-    openai: Any,
-    client: Any,
-    endpoint: Endpoint,
-    questions: Sequence[Question],
-    keep: Callable[[Question, Reply | None], None],
-) -> list[Reply | None]:
-    turnstile = asyncio.Semaphore(endpoint.concurrency)
-    sent: set[asyncio.Task[Any] | None] = set()
+class Client:
+    """Questions under way at an endpoint, each by a number that the asker gives it."""
 
-    async def ask(question: Question) -> Reply | None:
-        async with turnstile:
-            sent.add(asyncio.current_task())
-            reply = await _ask(openai, client, endpoint, question)
-            keep(question, reply)
+    def __init__(self, openai: Any, client: Any, endpoint: Endpoint, runner: asyncio.Runner, keep: Keep) -> None:
+        self._openai, self._client, self._endpoint, self._runner, self._keep = openai, client, endpoint, runner, keep
+        self._turnstile = asyncio.Semaphore(endpoint.concurrency)
+        self._asked: dict[int, asyncio.Task[Reply | None]] = {}
+        self._sent: set[int] = set()
+        self._failure: BaseException | None = None
+
+    def ask(self, number: int, question: Question) -> None:
+        """Put a question; it is sent once fewer than `concurrency` are under way."""
+        self._asked[number] = self._runner.get_loop().create_task(self._put(number, question))
+
+    def replies(self, enough: int) -> dict[int, Reply | None]:
+        """Wait until at least so many questions are answered; return the replies by number.
+
+        Where one has failed no other question is sent: those that are answered still come, and the next call raises.
+        """
+        return self._runner.run(self._wait(min(enough, len(self._asked))))
+
+    def forget(self, number: int) -> None:
+        """Give up a question."""
+        if task := self._asked.pop(number, None):
+            task.cancel()
+
+    async def _put(self, number: int, question: Question) -> Reply | None:
+        async with self._turnstile:
+            self._sent.add(number)
+            try:
+                reply = await _ask(self._openai, self._client, self._endpoint, question)
+            finally:
+                self._sent.discard(number)
+            self._keep(question, reply)
             return reply
 
-    asked = [asyncio.ensure_future(ask(question)) for question in questions]
-    try:
-        return list(await asyncio.gather(*asked))
-    except Exception:  # no other question is sent, but what was sent may be answered, and paid for
-        for each in asked:
-            if each not in sent:
-                each.cancel()
-        await asyncio.wait(asked, timeout=GRACE)
-        raise
-    finally:
-        for each in asked:
-            each.cancel()
+    async def _wait(self, enough: int) -> dict[int, Reply | None]:
+        found: dict[int, Reply | None] = {}
+        while len(found) < enough and self._failure is None:
+            await asyncio.wait(self._asked.values(), return_when=asyncio.FIRST_COMPLETED)
+            found |= self._collect()
+        if self._failure is not None:
+            found |= await self._finish()
+            if not found:
+                raise self._failure
+        return found
+
+    def _collect(self) -> dict[int, Reply | None]:
+        """Return what is answered by now, and remember what failed."""
+        found: dict[int, Reply | None] = {}
+        for number, task in [(number, task) for number, task in self._asked.items() if task.done()]:
+            del self._asked[number]
+            if task.cancelled():
+                continue
+            if (error := task.exception()) is None:
+                found[number] = task.result()
+            elif self._failure is None:
+                self._failure = error
+        return found
+
+    async def _finish(self) -> dict[int, Reply | None]:
+        """Send no other question; what was sent may be answered, and paid for."""
+        for number, task in self._asked.items():
+            if number not in self._sent:
+                task.cancel()
+        if self._asked:
+            await asyncio.wait(self._asked.values(), timeout=GRACE)
+        found = self._collect()
+        for task in self._asked.values():
+            task.cancel()
+        return found
 
 
 async def _ask(openai: Any, client: Any, endpoint: Endpoint, question: Question) -> Reply | None:

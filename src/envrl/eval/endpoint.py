@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,8 @@ from envrl.config.schema import Config
 from envrl.envs.answers import opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
-from envrl.eval.client import Endpoint, check_endpoint, connected
+from envrl.eval.client import Client, Endpoint, check_endpoint, connected
+from envrl.eval.endpoint_sampler import EndpointSampler, Usage
 from envrl.eval.evaluate import (
     check_splits,
     drawn,
@@ -28,12 +30,17 @@ from envrl.eval.kept import Kept, kept_in
 from envrl.eval.record import SoFar, each_split, summarize
 from envrl.eval.split import BATCH, chosen_tasks
 from envrl.progress import Reporter
+from envrl.rollout.messages import MessageWriter
+from envrl.rollout.policy import Policy
 from envrl.rollout.prompts import find_format, with_thought
-from envrl.rollout.questions import Ask, ChatSettings, Question, Reply, Tally, batches, play_chat
 from envrl.rollout.responses import Thought
+from envrl.rollout.runner import play_episodes
+from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.types import StopReason, Task, Trajectory
 
 _PLAYED = "free"
+_VERSION = 2
+"""Of the seeds that questions are asked with: answers are found by them."""
 
 
 def evaluate_endpoint(
@@ -70,7 +77,7 @@ def evaluate_endpoint(
     make_env = env_maker(config)
     with opened(make_env()) as world:
         check_splits(world, config, episodes)
-    chat = ChatSettings(form, config.env.max_steps, history, show_admissible, config.eval.seed, system_message)
+    writer = MessageWriter(form, history, show_admissible, system_message)
     played = {
         "agent": endpoint.model,
         "base_url": endpoint.base_url,
@@ -85,12 +92,12 @@ def evaluate_endpoint(
         "max_tokens": endpoint.max_tokens,
         **said_before(system_message, endpoint.template_arguments),
     }
-    told = played | world_options(config)
+    told = played | world_options(config) | {"version": _VERSION}
     with (
         kept_in(episodes_to, told, lists=show_admissible) as kept,
-        connected(endpoint, kept.add_answer) as ask,
+        connected(endpoint, kept.add_answer) as client,
     ):
-        here = _Evaluation(ask, make_env, config, chat, episodes or 0, price, kept, reporter or Reporter())
+        here = _Evaluation(client, writer, make_env, config, episodes or 0, price, kept, reporter or Reporter())
         return each_split(config.eval.split, here.measure, here.ended, so_far, played | drawn(config))
 
 
@@ -98,10 +105,10 @@ def evaluate_endpoint(
 class _Evaluation:
     """An endpoint's model on one split after the other."""
 
-    ask: Ask
+    client: Client
+    writer: MessageWriter
     make_env: Callable[[], TextEnv]
     config: Config
-    chat: ChatSettings
     episodes: int
     price: tuple[float, float] | None
     kept: Kept
@@ -109,60 +116,58 @@ class _Evaluation:
 
     def measure(self, split: str) -> dict[str, Any]:
         """Play a split and return its record; where the answers are known the worlds alone go on."""
-        began, tally = time.perf_counter(), Tally()
-        chosen, played = self._chosen(split), list[Trajectory]()
+        began, stats = time.perf_counter(), RolloutStats()
+        chosen, sampler = self._chosen(split), EndpointSampler(self.client, self.kept)
         with self.reporter.phase(f"evaluation of {split}", len(chosen), unit="episodes") as phase:
-            for part in batches(len(chosen), BATCH):
-
-                def watch(done: float, before: int = part.start) -> None:
-                    phase.show(before + done, {"requests": tally.requests})
-
-                some = [chosen[i] for i in part]
-                ended = partial(self.kept.add, _PLAYED, split)
-                played += play_chat(self._answer, self.make_env, some, self.chat, tally, watch, ended)
+            played = self._play(
+                sampler,
+                chosen,
+                stats=stats,
+                watch=lambda done: phase.show(done, {"requests": sampler.usage.requests}),
+                ended=partial(self.kept.add, _PLAYED, split),
+            )
         if all(trajectory.stop_reason is StopReason.CONTEXT and not trajectory.transitions for trajectory in played):
             raise UserError(
                 f"no episode of the split '{split}' can begin: every first prompt is longer than the endpoint's model "
                 "takes; lower max_tokens, leave the commands out of the prompt (show_admissible), or ask another model"
             )
-        seconds = {"total": time.perf_counter() - began, "env": tally.env}
-        return {**self._record(split, played, tally), "seconds": seconds}
+        seconds = {"total": time.perf_counter() - began, "env": stats.env}
+        return {**self._record(split, played, sampler.usage), "seconds": seconds}
 
     def ended(self, split: str) -> tuple[int, dict[str, Any]]:
         """Return how many episodes of a split were to be played, and the record of those that have ended."""
-        chosen, tally = self._chosen(split), Tally()
+        chosen, sampler = self._chosen(split), EndpointSampler(None, self.kept)
         missing = self.kept.missing(_PLAYED, split, chosen)
         done = [who for who in chosen if who not in missing]
-        played = play_chat(self._known, self.make_env, done, self.chat, tally) if done else []
-        return len(chosen), self._record(split, played, tally)
+        played = self._play(sampler, done) if done else []
+        return len(chosen), self._record(split, played, sampler.usage)
+
+    def _play(self, sampler: EndpointSampler, chosen: Sequence[tuple[Task, int]], **options: Any) -> list[Trajectory]:
+        tasks, members = zip(*chosen, strict=True)
+        settings = PlaySettings(self.config.env.max_steps, 0.0, actions="free", slots=BATCH)
+        policy = Policy(self.writer, sampler)
+        return play_episodes(policy, self.make_env, tasks, members, settings, seed=self.config.eval.seed, **options)
 
     def _chosen(self, split: str) -> list[tuple[Task, int]]:
         with opened(self.make_env()) as world:
             return chosen_tasks(world, split, self.config, self.episodes)
 
-    def _answer(self, questions: Sequence[Question]) -> list[Reply | None]:
-        if new := [question for question in questions if not self.kept.answered(question)]:
-            self.ask(new)  # each is kept when it comes
-        return self._known(questions)
-
-    def _known(self, questions: Sequence[Question]) -> list[Reply | None]:
-        return [self.kept.answer(question) for question in questions]
-
-    def _record(self, split: str, played: Sequence[Trajectory], tally: Tally) -> dict[str, Any]:
+    def _record(self, split: str, played: Sequence[Trajectory], usage: Usage) -> dict[str, Any]:
+        faults = Counter(step.action.fault for each in played for step in each.transitions if step.action.fault)
         return {
             "split": split,
             **summarize(played),
-            "requests": tally.requests,
-            "retries": tally.retries,
-            "prompt_tokens": tally.prompt_tokens,
-            "completion_tokens": tally.completion_tokens,
-            **({"cost": _cost(tally, self.price)} if self.price else {}),
-            "faults": dict(sorted(tally.faults.items())),
+            "requests": usage.requests,
+            "retries": usage.retries,
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            **({"cost": _cost(usage, self.price)} if self.price else {}),
+            "faults": dict(sorted(faults.items())),
         }
 
 
-def _cost(tally: Tally, price: tuple[float, float]) -> float | None:
+def _cost(usage: Usage, price: tuple[float, float]) -> float | None:
     """Return the tokens' cost, None where the endpoint did not count them."""
-    if tally.prompt_tokens is None or tally.completion_tokens is None:
+    if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
-    return (tally.prompt_tokens * price[0] + tally.completion_tokens * price[1]) / 1e6
+    return (usage.prompt_tokens * price[0] + usage.completion_tokens * price[1]) / 1e6

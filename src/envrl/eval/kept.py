@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from envrl.errors import UserError
+from envrl.eval.client import Question, Reply
 from envrl.files import JsonLines
 from envrl.locks import held
-from envrl.rollout.questions import Question, Reply
 from envrl.types import Action, Observation, StopReason, Task, Template, Trajectory, Transition
 
 Who = tuple[str, int]

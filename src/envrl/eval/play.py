@@ -9,11 +9,9 @@ from functools import partial
 from envrl.envs.protocol import TextEnv
 from envrl.eval.kept import Kept
 from envrl.eval.split import BATCH
-from envrl.models.load import LanguageModel
 from envrl.progress import Phase, Reporter
-from envrl.rollout.questions import batches
-from envrl.rollout.renderer import Renderer
-from envrl.rollout.runner import play_model
+from envrl.rollout.policy import Policy
+from envrl.rollout.runner import play_episodes
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.rollout.splitter import BatchSplitter
 from envrl.types import Task, Trajectory
@@ -30,8 +28,7 @@ class Player:
     beside; where they must not (`whole_batches`) a batch is kept when all of it has ended, or played again as a whole.
     """
 
-    model: LanguageModel
-    renderer: Renderer
+    policy: Policy
     make_env: Callable[[], TextEnv]
     split: str
     seed: int
@@ -58,14 +55,18 @@ class Player:
     def _left(self, chosen: Chosen, actions: str) -> list[Chosen]:
         """Return what is still to be played, in batches."""
         some = chosen if self.whole_batches else self.kept.missing(actions, self.split, chosen)
-        parts = [[some[i] for i in part] for part in batches(len(some), BATCH)]
+        parts = [some[start : start + BATCH] for start in range(0, len(some), BATCH)]
         return [part for part in parts if self.kept.missing(actions, self.split, part)]
 
     def _play(self, phase: Phase, done: int, batch: Chosen, settings: PlaySettings, part: range) -> list[Trajectory]:
         tasks, members = zip(*(batch[i] for i in part), strict=True)
         ended = (lambda _: None) if self.whole_batches else partial(self.kept.add, settings.actions, self.split)
-        return play_model(
-            *(self.model, self.renderer, self.make_env, tasks, members, settings),
+        return play_episodes(
+            self.policy,
+            self.make_env,
+            tasks,
+            members,
+            settings,
             seed=self.seed,
             stats=self.stats,
             poll=self.poll,

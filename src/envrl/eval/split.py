@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from envrl.build import form_of, play_settings, renderer_of
+from envrl.build import form_of, play_settings, policy_of, renderer_of
 from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import vector_of
@@ -26,6 +26,7 @@ from envrl.types import Task, Trajectory
 
 if TYPE_CHECKING:  # scripts and endpoints are evaluated without torch
     from envrl.models.load import LanguageModel
+    from envrl.rollout.policy import Policy
     from envrl.rollout.splitter import BatchSplitter
 
 T = TypeVar("T")
@@ -78,7 +79,7 @@ def evaluate_split(
     episodes: int = 0,
     free: int | None = None,
     probed: int | None = None,
-    sampling: LanguageModel | None = None,
+    policy: Policy | None = None,
     poll: Callable[[], None] = lambda: None,
     splitter: BatchSplitter | None = None,
     reporter: Reporter | None = None,
@@ -88,21 +89,26 @@ def evaluate_split(
     """Return the line of eval.jsonl for a split (`episodes` spread over it, 0: all) and the trajectories behind it.
 
     `free` and `probed` are the numbers of unrestricted and of scripted episodes; where they are not given, the recipe's
-    in proportion to `episodes`. `sampling` is the model's copy of the recipe's `rollout.precision`, made here where it
-    is not given. What is `kept` is not played again, and what is played is kept, as `Player` says.
+    in proportion to `episodes`. The `policy` that plays is made of the model where it is not given. What is `kept` is
+    not played again, and what is played is kept, as `Player` says.
     """
     from envrl.eval.play import Player
     from envrl.eval.probe import probe, probe_episodes
     from envrl.eval.questions import ask
-    from envrl.models.copies import sampling_copy
     from envrl.rollout.splitter import BatchSplitter
 
     began, reporter = time.perf_counter(), reporter or Reporter()
     renderer, kept = renderer_of(model, form_of(config)), Kept() if kept is None else kept
     kept.text_of = renderer.text_of
     player = Player(
-        *(sampling or sampling_copy(model, config.rollout.precision), renderer, make_env, split, config.eval.seed),
-        *(kept, splitter or BatchSplitter(reporter.say), reporter, poll),
+        policy or policy_of(model, config, renderer),
+        make_env,
+        split,
+        config.eval.seed,
+        kept,
+        splitter or BatchSplitter(reporter.say),
+        reporter,
+        poll,
         whole_batches=whole_batches,
     )
     with opened(make_env()) as env:

@@ -10,7 +10,7 @@ from envrl.models.load import LanguageModel
 
 
 def sampling_copy(model: LanguageModel, precision: str) -> LanguageModel:
-    """Return the model itself for "fp32", or a copy with weights in bf16 (which `refresh` brings up to date).
+    """Return the model itself for "fp32", or a copy with weights in bf16 (a sampler loads it with the trained ones).
 
     Buffers keep their type: the frequencies of rotary positions need theirs.
     """
@@ -21,12 +21,3 @@ def sampling_copy(model: LanguageModel, precision: str) -> LanguageModel:
         parameter.requires_grad_(False)
         parameter.data = parameter.data.to(torch.bfloat16)
     return sampling
-
-
-@torch.no_grad()
-def refresh(sampling: LanguageModel, model: LanguageModel) -> None:
-    """Give a copy the weights that the model has now."""
-    if sampling is model:
-        return
-    for mine, master in zip(sampling.parameters(), model.parameters(), strict=True):
-        mine.copy_(master)

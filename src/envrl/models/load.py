@@ -46,8 +46,12 @@ class LanguageModel:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of the network, then those of the heads."""
-        yield from self.network.parameters()
-        yield from self.heads.parameters()
+        yield from (parameter for _, parameter in self.named_parameters())
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the same with their names; those of the heads begin with "heads."."""
+        yield from self.network.named_parameters()
+        yield from self.heads.named_parameters(prefix="heads")
 
     @property
     def size(self) -> int:

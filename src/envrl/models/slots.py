@@ -154,10 +154,10 @@ class SlotCache:
             kept.copy_(earlier)
 
     def select(self, slots: Tensor) -> None:
-        """Keep these slots only, in this order."""
+        """Be these slots, in this order; one may be named twice."""
         self.arrangement += 1
+        empty = len(slots) <= len(self.lengths) and not bool(self.lengths[slots].any())  # nothing is worth copying then
         self.lengths = self.lengths[slots]
-        empty = not bool(self.lengths.any())  # nothing is worth copying then
         for store in (self._keys, self._values, self._states):
             for layer, old in store.items():
                 store[layer] = old[: len(slots)] if empty else old[slots]

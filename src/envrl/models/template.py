@@ -13,7 +13,8 @@ from jinja2.defaults import DEFAULT_NAMESPACE
 from transformers import PreTrainedModel
 
 from envrl.errors import UserError, suggest
-from envrl.models.tokenizer import Codec, Ids
+from envrl.models.tokenizer import Codec
+from envrl.types import Ids
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

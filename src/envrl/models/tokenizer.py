@@ -16,11 +16,11 @@ from transformers.utils import logging as transformers_logging
 
 from envrl.models.texts import encodable
 from envrl.sequences import common_prefix
+from envrl.types import Ids
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
-Ids = tuple[int, ...]
 
 MARKS = {
     "pad": "<|pad|>",

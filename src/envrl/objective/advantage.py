@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from envrl.errors import UserError
 from envrl.objective.checks import check_choice, check_range
 from envrl.ranges import Fraction, NonNegative
-from envrl.registry import Entry, View, check_settings, failed, register
+from envrl.registry import Entry, View, check_settings, register, told_of
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -72,10 +72,8 @@ class Estimator:
         """
         check_settings(f"the {self.entry.called}", knobs, self.knobs)
         steps = _lay_out(rewards, observations, groups, penalties)
-        try:
+        with told_of(self.entry):
             advantages = self.entry.target(steps, **knobs)
-        except Exception as error:  # anybody's function may raise anything
-            raise failed(self.entry, error) from error
         return steps.per_trajectory(self._checked(advantages, len(steps.rewards_N)))
 
     def _checked(self, advantages: Any, count: int) -> Array:

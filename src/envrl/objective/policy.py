@@ -13,7 +13,7 @@ from envrl.errors import UserError
 from envrl.objective.aggregation import row_weights
 from envrl.objective.checks import check_range
 from envrl.ranges import Fraction, NonNegative
-from envrl.registry import Entry, View, check_settings, failed, register
+from envrl.registry import Entry, View, check_settings, register, told_of
 
 if TYPE_CHECKING:  # a recipe's settings are those of these signatures, and reading one takes no torch
     from torch import Tensor
@@ -150,10 +150,8 @@ class PolicyLoss:
     ) -> TokenLoss:
         """Return every token's loss; raises `UserError` for an unknown knob and where the function gives no such."""
         check_settings(f"the {self.entry.called}", knobs, self.entry.settings)
-        try:
+        with told_of(self.entry):
             found = self.entry.target(logprobs_N, old_logprobs_N, advantages_N, row_N, **knobs)
-        except Exception as error:  # anybody's function may raise anything
-            raise failed(self.entry, error) from error
         loss = found if isinstance(found, TokenLoss) else TokenLoss(found, logprobs_N.new_zeros(len(logprobs_N)).bool())
         if getattr(loss.loss_N, "shape", None) != logprobs_N.shape:
             given = f"shape {tuple(loss.loss_N.shape)}" if hasattr(loss.loss_N, "shape") else f"{loss.loss_N!r:.60}"

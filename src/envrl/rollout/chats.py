@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from envrl.errors import UserError
 from envrl.models.template import ChatTemplate, cleaner
-from envrl.models.tokenizer import Ids
 from envrl.rollout.formats import trim
 from envrl.rollout.marks import last_turns, task_of
 from envrl.rollout.prompts import (
@@ -25,8 +24,8 @@ from envrl.rollout.prompts import (
 )
 from envrl.rollout.renderer import Form, Prompt, SegmentState
 from envrl.rollout.responses import Thought
-from envrl.rollout.sampler import Draft
-from envrl.types import Action, Example, Observation, Pair, Template, Transition
+from envrl.rollout.sampler import Completion
+from envrl.types import Action, Example, Ids, Observation, Pair, Template, Transition
 
 
 class ChatRenderer:
@@ -119,17 +118,17 @@ class ChatRenderer:
         """Return a response's text, its end included."""
         return self._codec.decode(response)
 
-    def read(self, draft: Draft) -> Action:
+    def read(self, completion: Completion) -> Action:
         """Return the command that a response holds, or its fault and no command; one that was cut off has a fault."""
-        ids = tuple(draft.token_ids)
+        ids = completion.token_ids
         closed = ids[-1:] != () and ids[-1] in self.stops
         parsed = self._format.parse(self._codec.decode(ids[:-1] if closed else ids))
         fault = parsed.fault or ("" if closed else "unclosed")
         return Action(
             text="" if fault else parsed.command,
             token_ids=ids,
-            logprobs=tuple(draft.logprobs),
-            allowed=tuple(draft.allowed),
+            logprobs=completion.logprobs,
+            allowed=completion.allowed,
             fault=fault,
             imagined=fault == "imagined observation",
             summary=parsed.summary,

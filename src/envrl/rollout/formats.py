@@ -14,10 +14,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from envrl.types import Observation
+from envrl.types import Ids, Observation
 
 if TYPE_CHECKING:
-    from envrl.models.tokenizer import Codec, Ids
+    from envrl.models.tokenizer import Codec
 
 _BANNER = re.compile(r"\A-= Welcome to TextWorld, ALFRED! =-\s*")
 _TASK = re.compile(r"Your task is to: (.+)|Instruction: \[SEP\] (.+?) \[SEP\]")  # household games | WebShop

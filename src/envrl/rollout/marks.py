@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
 from envrl.rollout.renderer import Form, Prompt, SegmentState
-from envrl.types import Action, Example, Observation, Pair, Transition
+from envrl.types import Action, Example, Ids, Observation, Pair, Transition
 
 if TYPE_CHECKING:
-    from envrl.models.tokenizer import Codec, Ids
-    from envrl.rollout.sampler import Draft
+    from envrl.models.tokenizer import Codec
+    from envrl.rollout.sampler import Completion
 
 _ASKING = ("state", "inverse")
 """Auxiliary objectives that have a mark of their own, which stands in place of the question."""
@@ -52,26 +52,26 @@ class MarksRenderer:
         """Return nothing: a segment goes on by its marks, whatever it says."""
         return ""
 
-    def read(self, draft: Draft) -> Action:
+    def read(self, completion: Completion) -> Action:
         """Return the command that a response holds: its text before the first mark.
 
         A response without the closing mark, or with another mark inside, is not well formed. It *imagines* an
         observation where it was drawn freely and holds a mark that begins one (`<observation>` or `<next>`), text on a
         second line, or a sentence that begins with "You".
         """
-        marks, ids = self._codec.marks, draft.token_ids
+        marks, ids = self._codec.marks, completion.token_ids
         begins = {marks["observation"], marks["next"]}
-        body = ids[:-1] if ids[-1:] == [self.end] else ids
+        body = ids[:-1] if ids[-1:] == (self.end,) else ids
         first_mark = next((i for i, token in enumerate(body) if token in self._codec.mark_ids), len(body))
         text = self._codec.decode(body[:first_mark])
         fault = "mark inside" if first_mark < len(body) else "unclosed" if len(body) == len(ids) else ""
         return Action(
             text=text,
-            token_ids=tuple(ids),
-            logprobs=tuple(draft.logprobs),
-            allowed=tuple(draft.allowed),
+            token_ids=ids,
+            logprobs=completion.logprobs,
+            allowed=completion.allowed,
             fault=fault,
-            imagined=draft.free and (not begins.isdisjoint(body) or _ANSWER.search(text) is not None),
+            imagined=completion.free and (not begins.isdisjoint(body) or _ANSWER.search(text) is not None),
         )
 
     def rewrites(self, action: Action) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from envrl.models.load import LanguageModel
-from envrl.models.tokenizer import Ids
 from envrl.rollout.renderer import Pair
-from envrl.rollout.sampler import Sampler
+from envrl.rollout.slot_sampler import SlotSampler
 from envrl.sequences import order
+from envrl.types import Ids
 
 _SLOTS = 16
 
@@ -25,7 +25,7 @@ def predict_targets(
     ends = stops | model.codec.mark_ids
     slots = max(1, min(_SLOTS, len(prompts)))
     streams = [prompts[len(prompts) * slot // slots : len(prompts) * (slot + 1) // slots] for slot in range(slots)]
-    sampler = Sampler(model, slots, 0.0, max_tokens, ends)
+    sampler = SlotSampler(model, slots, 0.0, max_tokens, ends)
     found: dict[Ids, str] = {}
     for turn in range(max(map(len, streams), default=0)):
         asked = {slot: stream[turn] for slot, stream in enumerate(streams) if turn < len(stream)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from envrl.errors import UserError
-from envrl.registry import KINDS, Entry, failed, find, register
+from envrl.registry import KINDS, Entry, find, register, told_of
 from envrl.rollout.formats import trim
 from envrl.rollout.responses import (
     Parsed,
@@ -157,10 +157,8 @@ def with_thought(form: PromptFormat, thought: Thought, *, summary: bool = False)
 def find_format(name: str, **settings: Any) -> PromptFormat:
     """Return the format of a name, with its settings; raises `UserError` for an unknown one, or one that fails."""
     entry = find("format", name)
-    try:
+    with told_of(entry):
         form = entry.target(**settings)
-    except Exception as error:  # anybody's function may raise anything
-        raise failed(entry, error) from error
     if not isinstance(form, PromptFormat):
         raise UserError(f"the {entry.called} is no chat: it gives {type(form).__name__}, and not a PromptFormat")
     return form if entry.ships else _tried(entry, _guarded(entry, form))
@@ -180,19 +178,15 @@ def _guarded(entry: Entry, form: PromptFormat) -> PromptFormat:
     """Return a user's format, whose mistakes are said in a sentence."""
 
     def parse(response: str) -> Parsed:
-        try:
+        with told_of(entry):
             parsed = form.parse(response)
-        except Exception as error:
-            raise failed(entry, error) from error
         if not isinstance(parsed, Parsed):
             raise UserError(f"the {entry.called} reads a response as {type(parsed).__name__}, and not as Parsed")
         return parsed
 
     def write(thought: str, command: str) -> str:
-        try:
+        with told_of(entry):
             written = form.write(thought, command)
-        except Exception as error:
-            raise failed(entry, error) from error
         if not isinstance(written, str):
             raise UserError(f"the {entry.called} writes a response as {written!r:.60}, which is no text")
         return written

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from envrl.types import Action, Example, Observation, Pair, Transition
+from envrl.types import Action, Example, Ids, Observation, Pair, Transition
 
 if TYPE_CHECKING:
-    from envrl.models.tokenizer import Ids
-    from envrl.rollout.sampler import Draft
+    from envrl.rollout.prompts import Message
+    from envrl.rollout.sampler import Completion
 
 MARKS = "marks"
 """The format that is no chat: marks of our own."""
@@ -50,21 +50,50 @@ class Prompt:
     """What is to be fed before a response.
 
     `fresh`: it opens a new segment, since it does not go on from what was fed; `segment`: what the segment holds then;
-    `answer`: the range of `ids` that is the world's answer to the step before, where the segment holds that step.
+    `answer`: the range of `ids` that is the world's answer to the step before, where the segment holds that step;
+    `messages`: the chat, in place of `ids`, for a model whose tokens are not known.
     """
 
     ids: Ids
     fresh: bool
     segment: SegmentState
     answer: tuple[int, int] | None = None
+    messages: tuple[Message, ...] = ()
 
 
-class Renderer(Protocol):
+class PromptWriter(Protocol):
     """Writes prompts and reads responses.
 
     `past` are the steps so far, oldest first; a step's action carries tokens where a model played it and none where a
     script did.
     """
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """All ids at which a response ends."""
+        ...
+
+    def prompt(
+        self, past: Sequence[Transition], observation: Observation, segment: SegmentState, room: int
+    ) -> Prompt | None:
+        """Return the next prompt, or None where it and `room` further tokens do not fit the context."""
+        ...
+
+    def respond(self, command: str) -> Ids:
+        """Return the response that is this command and nothing else, its end included; empty where ids are unknown."""
+        ...
+
+    def text_of(self, response: Ids) -> str:
+        """Return a response's text as `SegmentState.text` counts it."""
+        ...
+
+    def read(self, completion: Completion) -> Action:
+        """Return what a response does."""
+        ...
+
+
+class Renderer(PromptWriter, Protocol):
+    """Writes episodes in the tokens of a model that is at hand: prompts, and the rows that it learns from."""
 
     @property
     def form(self) -> Form: ...
@@ -81,29 +110,6 @@ class Renderer(Protocol):
     @property
     def lead(self) -> Ids:
         """What stands before the command in every response of `respond`: the end of a thought that a prompt opens."""
-        ...
-
-    @property
-    def stops(self) -> frozenset[int]:
-        """All ids at which a response ends."""
-        ...
-
-    def prompt(
-        self, past: Sequence[Transition], observation: Observation, segment: SegmentState, room: int
-    ) -> Prompt | None:
-        """Return the next prompt, or None where it and `room` further tokens do not fit the context."""
-        ...
-
-    def respond(self, command: str) -> Ids:
-        """Return the response that is this command and nothing else, its end included."""
-        ...
-
-    def text_of(self, response: Ids) -> str:
-        """Return a response's text as `SegmentState.text` counts it."""
-        ...
-
-    def read(self, draft: Draft) -> Action:
-        """Return what a response does."""
         ...
 
     def rewrites(self, action: Action) -> bool:

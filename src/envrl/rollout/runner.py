@@ -1,4 +1,4 @@
-"""Playing episodes with a language model, a batch of them at once; for scripts see `envrl.rollout.scripts`."""
+"""Playing episodes, a batch of them at once; for scripts see `envrl.rollout.scripts`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Callable, Sequence
 
 from envrl.envs.pool import vector_of
 from envrl.envs.protocol import TextEnv
-from envrl.models.load import LanguageModel
+from envrl.envs.vector import VectorEnv
 from envrl.randomness import key_of
-from envrl.rollout.renderer import Renderer
+from envrl.rollout.policy import Policy
 from envrl.rollout.scheduler import Episode, EpisodeScheduler, PlaySettings, RolloutStats
 from envrl.types import Assignment, Observation, StopReason, Task, Trajectory
 
 
-def play_model(
-    model: LanguageModel,
-    renderer: Renderer,
+def play_episodes(
+    policy: Policy,
     make_env: Callable[[], TextEnv],
     tasks: Sequence[Task],
     members: Sequence[int],
@@ -47,28 +46,45 @@ def play_model(
             key_of(seed, update, task.id, member),
             max_steps=assigned.max_steps or settings.max_steps,
             start=assigned.start,
+            number=number,
         )
-        for task, member, assigned in zip(tasks, members, given, strict=True)
+        for number, (task, member, assigned) in enumerate(zip(tasks, members, given, strict=True))
     ]
-    going = episodes
     try:
-        scheduler = EpisodeScheduler(model, renderer, worlds, episodes, settings, stats)
+        _play(policy, worlds, episodes, settings, stats, poll, watch, lambda episode: ended(_finish(episode, update)))
+    finally:
+        worlds.finish()
+    stats.replaced += worlds.replaced - replaced
+    return [_finish(episode, update) for episode in episodes]
+
+
+def _play(
+    policy: Policy,
+    worlds: VectorEnv,
+    episodes: Sequence[Episode],
+    settings: PlaySettings,
+    stats: RolloutStats,
+    poll: Callable[[], None],
+    watch: Callable[[float], None],
+    ended: Callable[[Episode], None],
+) -> None:
+    """Play these episodes to their ends."""
+    going, scheduler = episodes, EpisodeScheduler(policy, worlds, episodes, settings, stats)
+    try:
         while scheduler.ask():
             poll()
             scheduler.answer()
             watch(sum(1.0 if e.stop_reason else len(e.transitions) / e.max_steps for e in episodes))
             for episode in (episode for episode in going if episode.stop_reason):
-                ended(_finish(episode, update))
+                ended(episode)
             going = [episode for episode in going if not episode.stop_reason]
     finally:
-        worlds.finish()
-    stats.replaced += worlds.replaced - replaced
+        scheduler.close()
     for episode in going:  # of these the context was full
-        ended(_finish(episode, update))
-    return [_finish(episode, update) for episode in episodes]
+        ended(episode)
 
 
-def _finish(episode: Episode, update: int = 0) -> Trajectory:
+def _finish(episode: Episode, update: int) -> Trajectory:
     episode.transcript.close()
     return Trajectory(
         episode.task,

@@ -1,16 +1,18 @@
-"""Episodes at the sampler: each in a slot, with its world; where one ends, the next that waits takes its place."""
+"""The episodes that are played at a time, each in a world of its own: where one ends, the next that waits begins."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from envrl.envs.vector import Start, VectorEnv
-from envrl.models.load import LanguageModel
-from envrl.rollout.meter import Meter
-from envrl.rollout.renderer import Prompt, Renderer
-from envrl.rollout.sampler import Draft, Sampler
+from envrl.errors import RunError
+from envrl.rollout.policy import Policy
+from envrl.rollout.renderer import Prompt
+from envrl.rollout.sampler import Completion, Request, SamplingSettings
 from envrl.rollout.transcript import Transcript
 from envrl.rollout.trie import Commands
 from envrl.types import Action, Observation, Step, StopReason, Task, Transition
@@ -39,14 +41,15 @@ class PlaySettings:
 
 @dataclass(slots=True)
 class RolloutStats:
-    """Seconds spent in the worlds, apart from those of the network, and what befell on the way."""
+    """What was counted while episodes were played."""
 
     env: float = 0.0
+    """Seconds in the worlds, by `clock`."""
     replaced: int = 0
     """Worker processes that were replaced meanwhile."""
     mismatches: int = 0
-    """Steps whose recorded tokens are not those that the network was fed: a fault of the program."""
-    meter: Meter = field(default_factory=Meter)
+    """Steps whose recorded tokens are not those that the sampler was given and gave: a fault of the program."""
+    clock: Callable[[], float] = time.perf_counter
 
 
 @dataclass(slots=True)
@@ -57,19 +60,21 @@ class Episode:
     member: int
     observation: Observation
     key: int = 0
-    """What its random numbers are had from."""
+    """Decides, with turn and place, what is drawn for it."""
     max_steps: int = 0
     """Steps after which it is cut off."""
     start: tuple[str, ...] = ()
     """Commands that are played before the policy's first."""
-    place: int = 0
+    number: int = 0
+    """Its place among all episodes that are played, by which the sampler knows it."""
+    slot: int = 0
     """The slot of its world."""
     prompt: Prompt | None = None
     """What its next action is asked with."""
     transitions: list[Transition] = field(default_factory=list)
     transcript: Transcript = field(default_factory=Transcript)
-    fed: bool = False
-    """Whether the sampler's slot holds its transcript."""
+    asked: bool = False
+    """Whether a response is under way."""
     stop_reason: StopReason | None = None
 
     def advance(self, action: Action, step: Step | None, settings: PlaySettings) -> None:
@@ -80,8 +85,12 @@ class Episode:
         reward = step.reward if settings.reward == "world" else float(step.done and step.success)
         self.transitions.append(
             Transition(
-                *(self.observation, action, reward * settings.reward_scale),
-                *(step.observation, step.done, step.success),
+                self.observation,
+                action,
+                reward * settings.reward_scale,
+                step.observation,
+                step.done,
+                step.success,
             )
         )
         self.observation = step.observation
@@ -91,134 +100,143 @@ class Episode:
             self.stop_reason = StopReason.MAX_STEPS
 
 
-def room_for(observation: Observation, commands: Commands, settings: PlaySettings) -> int:
-    """Return how many tokens the longest response may take."""
-    longest = 0 if settings.actions == "free" else commands.longest(observation)
-    return max(settings.response_tokens, longest)
+def room_for(observation: Observation, commands: Commands | None, settings: PlaySettings) -> int:
+    """Return how many tokens the longest response may take, given the restriction to commands."""
+    return max(settings.response_tokens, commands.longest(observation) if commands else 0)
 
 
 class EpisodeScheduler:
-    """The episodes that are played at present, one in each slot of a sampler, and those that wait for a slot."""
+    """The episodes that are played at present, and those that wait for one of them to end."""
 
     def __init__(
         self,
-        model: LanguageModel,
-        renderer: Renderer,
+        policy: Policy,
         worlds: VectorEnv,
         episodes: Sequence[Episode],
         settings: PlaySettings,
         stats: RolloutStats,
     ) -> None:
-        self._renderer, self._worlds, self._settings, self._stats = renderer, worlds, settings, stats
-        count = min(settings.slots or len(episodes), len(episodes))
-        self._sampler = Sampler(
-            *(model, count, settings.temperature, settings.response_tokens, renderer.stops),
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            meter=stats.meter,
+        self._sampler, self._renderer = policy.sampler, policy.renderer
+        self._worlds, self._settings, self._stats = worlds, settings, stats
+        self._sampling = SamplingSettings(
+            settings.temperature, settings.response_tokens, policy.renderer.stops, settings.top_k, settings.top_p
         )
-        self._commands = Commands(model.codec, renderer)
+        self._commands = commands_of(policy, settings)
+        count = min(settings.slots or len(episodes), len(episodes))
         self._playing, self._waiting = list(episodes[:count]), deque(episodes[count:])
-        self._open(range(count))
+        for slot, episode in enumerate(self._playing):
+            episode.slot = slot
+        self._open(self._playing)
 
     def ask(self) -> bool:
         """Ask for the next action of every episode that has none under way; return whether any episode goes on."""
         self._write(self._idle())
         while self._waiting and (ended := [n for n, episode in enumerate(self._playing) if episode.stop_reason]):
-            taken = ended[: len(self._waiting)]
-            for position in taken:
-                self._playing[position] = self._waiting.popleft()
-            self._open(taken)
-            self._write(self._idle())
-        for position in self._idle():
-            self._make_room(position)
-        self._compact()
-        free = self._settings.actions == "free"
-        for position in (idle := self._idle()):
-            episode = self._playing[position]
-            assert episode.prompt is not None
-            ids, held = episode.prompt.ids, self._sampler.length(position) if episode.prompt.fresh else 0
-            if not episode.fed and not episode.prompt.fresh:
-                ids = (*episode.transcript.ids, *ids)
-            episode.fed = True
-            trie = None if free else self._commands.trie(episode.observation)
-            self._sampler.ask(position, ids[held:], trie, episode.key, len(episode.transitions))
-        return bool(idle) or any(self._sampler.is_open(n) for n in range(len(self._playing)))
-
-    def _make_room(self, position: int) -> None:
-        """Leave of a slot's sequence what its next prompt goes on from."""
-        episode = self._playing[position]
-        if not episode.fed:  # what the slot held was another episode's; a group shares its first prompt
-            self._sampler.forget([position])
-        elif episode.prompt is not None and episode.prompt.fresh:
-            self._sampler.rewind(position, episode.prompt.ids)
+            opened = []
+            for place in ended[: len(self._waiting)]:
+                following = self._waiting.popleft()
+                following.slot = self._playing[place].slot
+                self._release(self._playing[place])
+                self._playing[place] = following
+                opened.append(following)
+            self._open(opened)
+            self._write(opened)
+        for episode in self._playing:
+            if episode.stop_reason:
+                self._release(episode)
+        self._playing = [episode for episode in self._playing if not episode.stop_reason]
+        for episode in self._idle():
+            self._sampler.submit(self._request(episode))
+            episode.asked = True
+        return bool(self._playing)
 
     def answer(self) -> None:
-        """Draw until enough responses are closed, and carry out what they say."""
-        open_count = sum(self._sampler.is_open(n) for n in range(len(self._playing)))
-        free = self._settings.actions == "free"
-        closed = self._sampler.run(max(1, round(_QUORUM * open_count)) if free else None)
-        acting = [(self._playing[position], position, closed[position]) for position in sorted(closed)]
-        actions = []
-        for episode, position, draft in acting:
-            assert episode.prompt is not None
-            response = tuple(draft.token_ids)
-            text = self._renderer.text_of(response)
-            episode.transcript.add(len(episode.transitions), episode.prompt, response, text)
-            self._stats.mismatches += not self._sampler.ends_with(position, episode.transcript.ids)
-            actions.append(self._read(episode.observation, draft))
-        began = self._stats.meter.clock()
-        steps = self._worlds.step(
-            [(episode.place, action.text) for (episode, *_), action in zip(acting, actions, strict=True)]
-        )
-        for (episode, *_), action, step in zip(acting, actions, steps, strict=True):
-            episode.advance(action, step, self._settings)
-            if step is None:
-                episode.transcript.take_back()
-        self._stats.env += self._stats.meter.clock() - began
+        """Wait until enough responses are there, and carry out what they say."""
+        under_way = {episode.number: episode for episode in self._playing if episode.asked}
+        enough = max(1, round(_QUORUM * len(under_way))) if self._commands is None else None
+        completions = self._sampler.poll(enough)
+        _check(completions, under_way)
+        acting: list[tuple[Episode, Action]] = []
+        for episode in (under_way[number] for number in sorted(completions)):
+            episode.asked = False
+            completion = completions[episode.number]
+            if completion is None:
+                episode.stop_reason = StopReason.CONTEXT
+            else:
+                self._record(episode, completion)
+                acting.append((episode, self._read(episode.observation, completion)))
+        with self._in_worlds():
+            steps = self._worlds.step([(episode.slot, action.text) for episode, action in acting])
+            for (episode, action), step in zip(acting, steps, strict=True):
+                episode.advance(action, step, self._settings)
+                if step is None:
+                    episode.transcript.take_back()
 
-    def _read(self, observation: Observation, draft: Draft) -> Action:
+    def close(self) -> None:
+        """Let the sampler forget every episode."""
+        for episode in self._playing:
+            self._release(episode)
+
+    def _request(self, episode: Episode) -> Request:
+        prompt = episode.prompt
+        assert prompt is not None
+        return Request(
+            episode=episode.number,
+            prompt=prompt.ids if prompt.fresh else (*episode.transcript.ids, *prompt.ids),
+            restriction=self._commands.trie(episode.observation) if self._commands else None,
+            key=episode.key,
+            turn=len(episode.transitions),
+            settings=self._sampling,
+            messages=prompt.messages,
+        )
+
+    def _record(self, episode: Episode, completion: Completion) -> None:
+        """Write down what the sampler was given and what it gave."""
+        prompt, response, transcript = episode.prompt, completion.token_ids, episode.transcript
+        assert prompt is not None
+        before = [] if prompt.fresh else transcript.ids
+        expected = [*before, *prompt.ids, *response]
+        transcript.add(len(episode.transitions), prompt, response, self._renderer.text_of(response))
+        self._stats.mismatches += transcript.ids != expected
+
+    def _read(self, observation: Observation, completion: Completion) -> Action:
         """Return what a response does; a restricted one says a command of the world's in the world's own text."""
-        action = self._renderer.read(draft)
-        command = None if draft.free else self._commands.command(observation, action.token_ids)
+        action = self._renderer.read(completion)
+        if completion.free or self._commands is None:
+            return action
+        command = self._commands.command(observation, action.token_ids)
         return action if command is None else replace(action, text=command, fault="", imagined=False)
 
-    def _idle(self) -> list[int]:
-        """Return the slots whose episodes go on and have no response under way."""
-        return [
-            number
-            for number, episode in enumerate(self._playing)
-            if not episode.stop_reason and not self._sampler.is_open(number)
-        ]
+    def _idle(self) -> list[Episode]:
+        """Return the episodes that go on and have no response under way."""
+        return [episode for episode in self._playing if not episode.stop_reason and not episode.asked]
 
-    def _open(self, positions: Sequence[int]) -> None:
-        """Start the worlds of the episodes in these slots."""
-        began = self._stats.meter.clock()
-        starts = [Start(n, self._playing[n].task, self._playing[n].task.seed) for n in positions]
-        for start, observation in zip(starts, self._worlds.reset(starts), strict=True):
-            episode = self._playing[start.slot]
-            episode.place = start.slot
-            episode.observation = observation or episode.observation
-            episode.stop_reason = StopReason.SET_ASIDE if observation is None else None
-        self._start([self._playing[n] for n in positions])
-        self._stats.env += self._stats.meter.clock() - began
+    def _open(self, episodes: Sequence[Episode]) -> None:
+        """Start the worlds of these episodes, and play the commands that they start with, all of them at once."""
+        starts = [Start(episode.slot, episode.task, episode.task.seed) for episode in episodes]
+        with self._in_worlds():
+            for episode, observation in zip(episodes, self._worlds.reset(starts), strict=True):
+                episode.observation = observation or episode.observation
+                episode.stop_reason = StopReason.SET_ASIDE if observation is None else None
+            for turn in range(max((len(episode.start) for episode in episodes), default=0)):
+                self._play_start(episodes, turn)
 
-    def _start(self, episodes: Sequence[Episode]) -> None:
-        """Play the commands that these episodes start with, all of them at once."""
-        for turn in range(max((len(episode.start) for episode in episodes), default=0)):
-            going = [episode for episode in episodes if turn < len(episode.start) and not episode.stop_reason]
-            steps = self._worlds.step([(episode.place, episode.start[turn]) for episode in going])
-            for episode, step in zip(going, steps, strict=True):
-                episode.advance(Action(episode.start[turn]), step, self._settings)
-                if step is None:
-                    continue
-                *past, known = episode.transitions
-                if not episode.transcript.write(self._renderer, past, known):
-                    episode.stop_reason = StopReason.CONTEXT
+    def _play_start(self, episodes: Sequence[Episode], turn: int) -> None:
+        going = [episode for episode in episodes if turn < len(episode.start) and not episode.stop_reason]
+        steps = self._worlds.step([(episode.slot, episode.start[turn]) for episode in going])
+        for episode, step in zip(going, steps, strict=True):
+            episode.advance(Action(episode.start[turn]), step, self._settings)
+            if step is None:
+                continue
+            *past, known = episode.transitions
+            if not episode.transcript.write(self._renderer, past, known):
+                episode.stop_reason = StopReason.CONTEXT
 
-    def _write(self, positions: Sequence[int]) -> None:
+    def _write(self, episodes: Sequence[Episode]) -> None:
         """Write the prompts of these episodes; one is over where prompt and longest response do not fit the context."""
-        for episode in (self._playing[n] for n in positions):
+        for episode in episodes:
+            if episode.stop_reason:
+                continue
             room = room_for(episode.observation, self._commands, self._settings)
             episode.prompt = self._renderer.prompt(
                 episode.transitions, episode.observation, episode.transcript.segment, room
@@ -226,10 +244,43 @@ class EpisodeScheduler:
             if episode.prompt is None:
                 episode.stop_reason = StopReason.CONTEXT
 
-    def _compact(self) -> None:
-        """Give up the slots of finished episodes once they are a fifth, or nothing is held: copying is not free."""
-        going = [number for number, episode in enumerate(self._playing) if not episode.stop_reason]
-        held = any(self._sampler.length(number) for number in going)
-        if going and len(going) <= (0.8 if held else 0.99) * len(self._playing):
-            self._sampler.keep(going)
-            self._playing = [self._playing[number] for number in going]
+    def _release(self, episode: Episode) -> None:
+        self._sampler.release(episode.number)
+
+    @contextmanager
+    def _in_worlds(self) -> Iterator[None]:
+        """Count the seconds of the block as the worlds'."""
+        began = self._stats.clock()
+        yield
+        self._stats.env += self._stats.clock() - began
+
+
+def commands_of(policy: Policy, settings: PlaySettings) -> Commands | None:
+    """Return what restricts responses to the world's commands, None where they are any text."""
+    if settings.actions == "free":
+        return None
+    if policy.codec is None:
+        raise ValueError("a policy whose tokens are not known cannot be restricted")
+    return Commands(policy.codec, policy.renderer)  # type: ignore[arg-type]
+
+
+def _check(completions: Mapping[int, Completion | None], under_way: Mapping[int, Episode]) -> None:
+    """Raise `RunError` for what no sampler may give: it would stall the loop, or be recorded as something else."""
+    if not completions:
+        raise RunError(f"the sampler gave none of the {len(under_way)} responses that it was asked for")
+    for number, completion in completions.items():
+        if number not in under_way:
+            raise RunError(f"the sampler gave a response for episode {number}, which it was not asked for")
+        if completion is None:
+            continue
+        if not isinstance(completion, Completion):
+            raise RunError(
+                f"the sampler gave {type(completion).__name__} for the response of episode {number}, and no "
+                "envrl.Completion"
+            )
+        counts = {len(completion.token_ids), len(completion.logprobs), len(completion.allowed)}
+        if len(counts) > 1:
+            raise RunError(
+                f"the sampler gave {len(completion.token_ids)} tokens, {len(completion.logprobs)} log-probs and "
+                f"{len(completion.allowed)} restrictions for one response: they are one a token"
+            )

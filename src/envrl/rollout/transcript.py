@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from envrl.models.tokenizer import Ids
-from envrl.rollout.renderer import Prompt, Renderer, SegmentState
-from envrl.types import Segment, Span, Transition
+from envrl.rollout.renderer import Prompt, PromptWriter, SegmentState
+from envrl.types import Ids, Segment, Span, Transition
 
 
 @dataclass(slots=True)
@@ -33,7 +32,7 @@ class Transcript:
         self.spans.append(Span(step, start, start + len(response)))
         self.segment = replace(prompt.segment, length=len(self.ids), text=prompt.segment.text + text)
 
-    def write(self, renderer: Renderer, past: Sequence[Transition], step: Transition) -> bool:
+    def write(self, renderer: PromptWriter, past: Sequence[Transition], step: Transition) -> bool:
         """Record a step that is known already, a bare response where it has no tokens; False where it does not fit."""
         response = step.action.token_ids or renderer.respond(step.action.text)
         prompt = renderer.prompt(past, step.observation, self.segment, len(response))
@@ -47,14 +46,13 @@ class Transcript:
 
     def close(self) -> None:
         """End the present segment behind its last response."""
-        if self.spans:
-            stop = self.spans[-1].stop
+        if self.spans and (stop := self.spans[-1].stop):  # a model behind an endpoint has no tokens
             answers = tuple(answer for answer in self.answers if answer.stop <= stop)
             self.segments.append(Segment(np.array(self.ids[:stop], dtype=np.int32), tuple(self.spans), answers))
         self.ids, self.spans, self.answers, self.segment = [], [], [], SegmentState()
 
 
-def write_segments(renderer: Renderer, steps: Sequence[Transition]) -> tuple[Segment, ...] | None:
+def write_segments(renderer: PromptWriter, steps: Sequence[Transition]) -> tuple[Segment, ...] | None:
     """Return an episode's segments as play records them, or None where they do not fit the model's context."""
     transcript = Transcript()
     if not all(transcript.write(renderer, steps[:number], step) for number, step in enumerate(steps)):

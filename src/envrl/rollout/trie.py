@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from envrl.models.tokenizer import Codec, Ids
-from envrl.types import Observation, Template
+from envrl.types import Ids, Observation, Template
 
 if TYPE_CHECKING:
+    from envrl.models.tokenizer import Codec
     from envrl.rollout.renderer import Renderer
 
 Node = dict[int, "Node"]  # the next tokens and where they lead; a leaf is empty

@@ -11,7 +11,7 @@ from envrl.config.schema import Auxiliary
 from envrl.errors import UserError, suggest
 from envrl.objective.schedule import weight_at
 from envrl.randomness import key_of
-from envrl.registry import Entry, failed, find
+from envrl.registry import Entry, find, told_of
 from envrl.rollout.renderer import Renderer
 from envrl.samples.auxiliary import AuxiliaryRows, auxiliary_rows
 from envrl.types import Example, InPass, Part, Trajectory, TrajectoryGroup, episodes_of
@@ -83,12 +83,10 @@ def _yielded(
 ) -> Iterator[Example | InPass]:
     """Yield what an objective makes of these groups, each looked at first."""
     known = {id(trajectory) for trajectory in episodes_of(groups)}
-    try:
+    with told_of(entry):
         made = iter(entry.target(groups, **settings))
         while (each := next(made, _END)) is not _END:
             yield _checked(entry, each, known)
-    except Exception as error:  # anybody's function may raise anything
-        raise failed(entry, error) from error
 
 
 _END = object()

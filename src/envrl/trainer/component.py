@@ -7,7 +7,7 @@ from typing import Any
 
 from envrl.curriculum import HasState
 from envrl.errors import RunError, UserError
-from envrl.registry import Entry, failed
+from envrl.registry import Entry, told_of
 from envrl.samples.store import from_json, to_json
 
 
@@ -27,10 +27,8 @@ class Component:
 
     def do(self, work: Callable[[], Any]) -> Any:
         """Return what the work gives; what it raises is told as the thing's."""
-        try:
+        with told_of(self.entry):
             return work()
-        except Exception as error:  # anybody's class may raise anything
-            raise failed(self.entry, error) from error
 
     def state(self) -> Any:
         """Return what survives a checkpoint, as plain JSON; raises `UserError` where it is something else."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from envrl.config.schema import Config
 from envrl.registry import register
+from envrl.rollout.sampler import Sampler
 from envrl.types import FloatArray, Row
 
 if TYPE_CHECKING:  # a recipe's settings are those of these signatures, and reading one takes no torch
@@ -46,8 +47,8 @@ class Engine(Protocol):
         """Return what the head of a component gives for its tokens of every row, by row origin."""
         ...
 
-    def publish(self, sampling: LanguageModel) -> None:
-        """Give a model that is sampled from the present weights."""
+    def publish(self, sampler: Sampler, version: int) -> None:
+        """Give a sampler the present weights, as those that play an update."""
         ...
 
 

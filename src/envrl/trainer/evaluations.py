@@ -15,6 +15,7 @@ from envrl.eval.split import evaluate_split, spread
 from envrl.files import JsonLines
 from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
+from envrl.rollout.policy import Policy
 from envrl.rollout.renderer import Renderer
 from envrl.rollout.splitter import BatchSplitter
 from envrl.trainer.shared_start import shared_evaluations
@@ -29,6 +30,7 @@ class Evaluations:
     folder: Path
     make_env: Worlds
     renderer: Renderer
+    policy: Policy
     splitter: BatchSplitter
     poll: Callable[[], None]
     reporter: Reporter
@@ -39,7 +41,7 @@ class Evaluations:
         every = self.config.eval.every
         return self._at_an_end(update) or (every > 0 and update % every == 0)
 
-    def run(self, model: LanguageModel, sampling: LanguageModel, update: int) -> None:
+    def run(self, model: LanguageModel, update: int) -> None:
         """Evaluate every split at an update; one that the run of a shared warm start measured is taken from there."""
         known = shared_evaluations(self.config) if update == 0 else {}
         english = dict[str, float]()
@@ -50,11 +52,11 @@ class Evaluations:
                 self.file.append(known[split], sync=True)
                 self._say(known[split], ", measured by the run that made the warm start")
                 continue
-            record = {"stage": "rl", "update": update, **self._split(model, sampling, update, split), **english}
+            record = {"stage": "rl", "update": update, **self._split(model, update, split), **english}
             self.file.append(record, sync=True)
             self._say(record)
 
-    def _split(self, model: LanguageModel, sampling: LanguageModel, update: int, split: str) -> dict[str, Any]:
+    def _split(self, model: LanguageModel, update: int, split: str) -> dict[str, Any]:
         config, last = self.config, self._at_an_end(update)
         name = f"{update:06d}-{split}"
         about = {"update": update, "split": split}
@@ -66,7 +68,7 @@ class Evaluations:
                 split,
                 config,
                 episodes=config.eval.final if last else config.eval.episodes,
-                sampling=sampling,
+                policy=self.policy,
                 poll=self.poll,
                 splitter=self.splitter,
                 reporter=self.reporter,

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from envrl.config.schema import Config
 from envrl.models.adapters import has_adapter, other_adapter, read_adapter
-from envrl.models.copies import refresh
 from envrl.models.load import LanguageModel, load_policy
 from envrl.randomness import key_of
+from envrl.rollout.sampler import Sampler
 from envrl.trainer.guard import Guard
 from envrl.trainer.optimizer import Optimizer
 from envrl.trainer.update import LossSettings, OldLogprobs, head_values, policy_logprobs
@@ -54,9 +54,9 @@ class LocalEngine:
         """The token budget of a pass: the recipe's, or what memory left of it."""
         return self.guard.budget.limit or self.config.train.micro_batch_tokens
 
-    def publish(self, sampling: LanguageModel) -> None:
-        """Give a copy of the model the present weights."""
-        refresh(sampling, self.model)
+    def publish(self, sampler: Sampler, version: int) -> None:
+        """Give a sampler the present weights."""
+        sampler.load(self.model.named_parameters(), version)
 
     def logprobs(self, rows: Sequence[Row]) -> OldLogprobs:
         """Return the log-probs of every row's policy tokens, by row origin."""

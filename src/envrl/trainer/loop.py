@@ -8,13 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from envrl.build import env_maker, form_of, renderer_of
+from envrl.build import env_maker, form_of, policy_of, renderer_of
 from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted, RunError
 from envrl.files import JsonLines
-from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.runtime import give_back_memory, prepare_torch, reset_peak_memory
@@ -116,16 +115,16 @@ class Run:
         self.metrics.truncate(state.metrics_offset)
         self.evals.truncate(state.eval_offset)
         self.renderer = renderer_of(state.model, form_of(config))
-        self.sampling = sampling_copy(state.model, config.rollout.precision)
-        shared = (self.renderer, self.splitter, poll, self.reporter)
+        self.policy = policy_of(state.model, config, self.renderer)
+        shared = (self.policy, self.splitter, poll, self.reporter)
         self.rollouts = Rollouts(config, self.make_env, self.tasks, *shared)
-        self.evaluations = Evaluations(config, self.folder, self.make_env, *shared, self.evals)
+        self.evaluations = Evaluations(config, self.folder, self.make_env, self.renderer, *shared, self.evals)
         make_engine = find("engine", config.train.engine).target
         self.engine: Engine = make_engine(
             config, state.model, state.optimizer, self.folder, poll, self.reporter.say, **config.settings("engine")
         )
         self.engine.skips = state.skips
-        self.log = UpdateLog(config, self.metrics, *shared[:2], self.engine, self.make_env.workers)
+        self.log = UpdateLog(config, self.metrics, self.renderer, self.splitter, self.engine, self.make_env.workers)
 
     def _updates(self, state: RunState) -> None:
         updates = self.config.train.updates
@@ -147,9 +146,9 @@ class Run:
         """Play, mix, make rows, learn, log: update number `state.update + 1`."""
         number, laps = state.update + 1, Laps()
         reset_peak_memory(state.model.device)
-        self.engine.publish(self.sampling)
+        self.engine.publish(self.policy.sampler, number)
         with laps.of("rollout"):
-            played = self.rollouts.play(self.sampling, number, laps.stats)
+            played = self.rollouts.play(number, laps.stats)
         with laps.of("rows"):
             groups = self.replay.mix(played.admitted, number)
             batch = build_batch(groups, self.config, self.renderer, number)
@@ -174,8 +173,8 @@ class Run:
 
     def _evaluate(self, state: RunState) -> None:
         self.evals.truncate(state.eval_offset)
-        self.engine.publish(self.sampling)
-        self.evaluations.run(state.model, self.sampling, state.update)
+        self.engine.publish(self.policy.sampler, state.update)
+        self.evaluations.run(state.model, state.update)
         state.eval_offset, state.evaluated = self.evals.offset, True
 
     def _save(self, state: RunState) -> Path:

@@ -10,10 +10,9 @@ from envrl.build import training_settings
 from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
 from envrl.errors import RunError
-from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
-from envrl.rollout.renderer import Renderer
-from envrl.rollout.runner import play_model
+from envrl.rollout.policy import Policy
+from envrl.rollout.runner import play_episodes
 from envrl.rollout.scheduler import RolloutStats
 from envrl.rollout.splitter import BatchSplitter
 from envrl.trainer.tasks import ROUNDS, Playing, Tasks
@@ -36,12 +35,12 @@ class Rollouts:
     config: Config
     make_env: Worlds
     tasks: Tasks
-    renderer: Renderer
+    policy: Policy
     splitter: BatchSplitter
     poll: Callable[[], None]
     reporter: Reporter
 
-    def play(self, model: LanguageModel, update: int, stats: RolloutStats) -> Played:
+    def play(self, update: int, stats: RolloutStats) -> Played:
         """Play an update, further rounds of it as long as the curriculum refuses groups (`ROUNDS` at most).
 
         Raises `RunError` where the world failed in every task.
@@ -52,7 +51,7 @@ class Rollouts:
         wanted = episodes = 0
         for _ in range(ROUNDS):
             playing = self.tasks.next(update, met)
-            drawn = self._round(model, playing, update, stats)
+            drawn = self._round(playing, update, stats)
             whole = whole_groups(drawn, self.config.env.name, self.make_env.vector().set_aside)
             wanted, episodes = wanted or len(drawn), episodes + len(playing)
             self.tasks.observe(whole)
@@ -64,16 +63,13 @@ class Rollouts:
             self.reporter.say(f"update {update}: the curriculum refused all {len(groups)} groups of {ROUNDS} rounds")
         return Played(groups, admitted[:wanted], episodes)
 
-    def _round(
-        self, model: LanguageModel, playing: Sequence[Playing], update: int, stats: RolloutStats
-    ) -> list[TrajectoryGroup]:
+    def _round(self, playing: Sequence[Playing], update: int, stats: RolloutStats) -> list[TrajectoryGroup]:
         settings = training_settings(self.config)
 
         def play(part: range) -> list[Trajectory]:
             some = [playing[i] for i in part]
-            return play_model(
-                model,
-                self.renderer,
+            return play_episodes(
+                self.policy,
                 self.make_env,
                 [each.assignment.task for each in some],
                 [each.member for each in some],
