@@ -40,10 +40,10 @@ from envrl.files import write_json
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import with_precision
 from envrl.samples.packing import tokens_run
-from envrl.trainer.batch import build_batch, step_advantages
-from envrl.trainer.local_engine import loss_settings
-from envrl.trainer.optimizer import BETAS, adamw
-from envrl.trainer.update import accumulate, clip_gradient, micro_batches
+from envrl.batches.batch import build_batch, step_advantages
+from envrl.engine.local import loss_settings
+from envrl.engine.optimizer import BETAS, adamw
+from envrl.engine.update import accumulate, clip_gradient, micro_batches
 from envrl.types import LossTerm, Row, TrajectoryGroup, episodes_of
 
 BUDGETS = (1024, 2048, 4096, 8192)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from envrl.models.load import LanguageModel
+from envrl.rendering.renderer import Renderer
 from envrl.rollout.own_sampler import OwnSampler
 from envrl.rollout.policy import Policy
-from envrl.rollout.renderer import Renderer
 from envrl.rollout.runner import play_episodes
 from envrl.types import Trajectory
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from envrl.rollout.sampler import Completion, Request
+from envrl.rollout.sampler import Request
+from envrl.types import Completion
 
 
 class Scripted:

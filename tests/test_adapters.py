@@ -19,16 +19,16 @@ from chat_models import save_chat_model
 from envrl.cli.main import main
 from envrl.config.load import load_recipe
 from envrl.config.schema import Config
+from envrl.engine.local import LocalEngine
+from envrl.engine.optimizer import adamw
+from envrl.engine.update import LossSettings, policy_logprobs
 from envrl.errors import Interrupted, UserError
 from envrl.eval.evaluate import evaluate
 from envrl.models.adapters import add_adapter, check_peft, merge_adapter, other_adapter, read_adapter, trained_tensors
 from envrl.models.load import load_model, load_policy
 from envrl.models.tokenizer import Codec, train_tokenizer
-from envrl.trainer.local_engine import LocalEngine
 from envrl.trainer.loop import train
-from envrl.trainer.optimizer import adamw
 from envrl.trainer.start import check_inputs
-from envrl.trainer.update import LossSettings, policy_logprobs
 from test_update import TEXTS, make_rows
 
 QUICK: dict[str, Any] = {"every": 0, "split": ("valid_b",), "free_episodes": 0, "probe_episodes": 0, "episodes": 2}

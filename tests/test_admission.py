@@ -15,12 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Mistra
 
 from boxes import tiny
 from envrl.errors import UserError
+from envrl.imitation import warm_start
 from envrl.models import admission
 from envrl.models.admission import PASSAGE, admit
 from envrl.models.load import build_model, load_model, save_model
 from envrl.models.rounding import most_roundings, rounded_anew, roundings_apart
 from envrl.models.tokenizer import Codec
-from envrl.trainer import start, warm_start
+from envrl.trainer import start
 from envrl.trainer.loop import train
 from faults import FAULTS, fault, faults_of
 from test_families import CODEC, FAMILIES, small

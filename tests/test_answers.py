@@ -26,14 +26,13 @@ from envrl.envs.settings import WorldSettings, set_maker
 from envrl.envs.vector import LocalWorlds, Start
 from envrl.errors import Interrupted, UserError
 from envrl.eval.split import evaluate_script
-from envrl.rollout.messages import MessageWriter
+from envrl.rendering.messages import MessageWriter
+from envrl.rendering.prompts import find_format
 from envrl.rollout.policy import Policy
-from envrl.rollout.prompts import find_format
 from envrl.rollout.runner import play_episodes
-from envrl.rollout.sampler import Completion
 from envrl.rollout.scheduler import PlaySettings
 from envrl.trainer.loop import train
-from envrl.types import Observation, Step, Task
+from envrl.types import Completion, Observation, Step, Task
 from odd import READABLE, REFUSED, Closing, Failing, Odd
 from scripted import Scripted
 

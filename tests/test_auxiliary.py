@@ -15,21 +15,21 @@ import pytest
 import torch
 
 from boxes import COMMANDS, tiny
+from envrl.batches.auxiliary import weights_of
+from envrl.batches.batch import UpdateBatch, build_batch
 from envrl.build import form_of, renderer_of
 from envrl.cli.main import main
 from envrl.config.load import dump_config, load_recipe, load_run
 from envrl.config.schema import Config
+from envrl.engine.update import LossSettings, Totals, micro_loss
 from envrl.errors import UserError
 from envrl.eval.questions import ask
 from envrl.models.load import LanguageModel, build_model
 from envrl.models.runtime import prepare_torch
 from envrl.registry import find
-from envrl.rollout.renderer import Renderer
+from envrl.rendering.renderer import Renderer
 from envrl.rollout.transcript import write_segments
 from envrl.samples.packing import denominators
-from envrl.trainer.auxiliary import weights_of
-from envrl.trainer.batch import UpdateBatch, build_batch
-from envrl.trainer.update import LossSettings, Totals, micro_loss
 from envrl.types import (
     Action,
     Example,

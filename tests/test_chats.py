@@ -33,17 +33,16 @@ from envrl.eval.questions import ask
 from envrl.models.load import LanguageModel, build_model, load_model, save_model
 from envrl.models.template import ChatTemplate, cleaner
 from envrl.models.tokenizer import Codec
+from envrl.rendering.prompts import FORMATS
+from envrl.rendering.renderer import Form, Renderer, SegmentState
+from envrl.rendering.responses import FAULTS
 from envrl.rollout.own_sampler import OwnSampler
 from envrl.rollout.policy import Policy
-from envrl.rollout.prompts import FORMATS
-from envrl.rollout.renderer import Form, Renderer, SegmentState
-from envrl.rollout.responses import FAULTS
 from envrl.rollout.runner import play_episodes
-from envrl.rollout.sampler import Completion
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.rollout.transcript import write_segments
 from envrl.trainer.loop import train
-from envrl.types import Action, Observation, Pair, Step, StopReason, Task, Template, Trajectory, Transition
+from envrl.types import Action, Completion, Observation, Pair, Step, StopReason, Task, Template, Trajectory, Transition
 from playing import play_model
 
 SETTINGS = PlaySettings(max_steps=4, temperature=1.0, actions="free", response_tokens=12)

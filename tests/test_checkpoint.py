@@ -17,9 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envrl.errors import RunError, UserError
-from envrl.files import JsonLines, create_run, lock_run, write_json, write_text
-from envrl.trainer.checkpoint import (
+from envrl.engine.checkpoint import (
     checkpoints,
     clean_checkpoints,
     latest_checkpoint,
@@ -28,6 +26,8 @@ from envrl.trainer.checkpoint import (
     save_state,
     verify_checkpoint,
 )
+from envrl.errors import RunError, UserError
+from envrl.files import JsonLines, create_run, lock_run, write_json, write_text
 
 
 def fill(value: str):
@@ -178,7 +178,7 @@ import itertools, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_checkpoint import fill
-from envrl.trainer.checkpoint import checkpoints, clean_checkpoints, save_checkpoint
+from envrl.engine.checkpoint import checkpoints, clean_checkpoints, save_checkpoint
 folder, same = Path({folder!r}), {same}
 clean_checkpoints(folder)
 start = max([int(path.name[5:]) for path in checkpoints(folder)], default=0)
@@ -223,7 +223,7 @@ import os, shutil, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_checkpoint import content, fill, latest_checkpoint, names
-from envrl.trainer.checkpoint import checkpoints, clean_checkpoints, save_checkpoint, verify_checkpoint
+from envrl.engine.checkpoint import checkpoints, clean_checkpoints, save_checkpoint, verify_checkpoint
 
 os.fsync = lambda file: None  # it guards against power failures, which are not tested, and takes most of the time
 left = None
@@ -310,7 +310,7 @@ def test_a_real_write_that_fails(tmp_path: Path) -> None:
 import resource, sys, torch
 from pathlib import Path
 from envrl.errors import RunError
-from envrl.trainer.checkpoint import save_checkpoint, save_state, latest_checkpoint
+from envrl.engine.checkpoint import save_checkpoint, save_state, latest_checkpoint
 from envrl.files import JsonLines, write_text
 run = Path({str(tmp_path)!r})
 def state(count):

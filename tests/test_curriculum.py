@@ -15,19 +15,19 @@ import torch
 
 from boxes import Boxes, tiny
 from boxes import register as register_worlds
+from envrl.batches.batch import build_batch
 from envrl.build import form_of, play_settings, renderer_of
 from envrl.cli.main import main
 from envrl.config.load import dump_config
 from envrl.config.schema import CurriculumConfig
 from envrl.curriculum import Plan, Shuffle
+from envrl.engine.update import LossSettings, Totals, micro_loss
 from envrl.errors import UserError
 from envrl.models.load import build_model
 from envrl.registry import register
 from envrl.samples.store import from_json, to_json
-from envrl.trainer.batch import build_batch
 from envrl.trainer.rollouts import as_groups
 from envrl.trainer.tasks import Tasks
-from envrl.trainer.update import LossSettings, Totals, micro_loss
 from envrl.types import Assignment, Task, TrajectoryGroup, episodes_of
 from moments import essence
 from playing import play_model

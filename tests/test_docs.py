@@ -253,8 +253,8 @@ def test_token_layouts_are_those_of_the_code() -> None:
     from envrl.envs.registry import make
     from envrl.models.tokenizer import Codec, train_tokenizer
     from envrl.registry import find
-    from envrl.rollout.marks import MarksRenderer
-    from envrl.rollout.renderer import Form
+    from envrl.rendering.marks import MarksRenderer
+    from envrl.rendering.renderer import Form
     from envrl.rollout.scripts import play_script
     from envrl.types import TrajectoryGroup
 
@@ -287,8 +287,8 @@ def test_questions_are_asked_as_the_page_says(kind: str, tmp_path: Path) -> None
     from envrl.models.load import load_model
     from envrl.models.tokenizer import Codec, train_tokenizer
     from envrl.registry import find
-    from envrl.rollout.marks import MarksRenderer
-    from envrl.rollout.renderer import Form
+    from envrl.rendering.marks import MarksRenderer
+    from envrl.rendering.renderer import Form
     from envrl.rollout.scripts import play_script
     from envrl.types import TrajectoryGroup
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from boxes import Boxes, tiny
 from envrl.build import form_of, play_settings, renderer_of, training_settings
 from envrl.config.schema import ModelConfig
+from envrl.engine.update import LossSettings, policy_logprobs
 from envrl.models.load import LanguageModel, build_model
 from envrl.randomness import key_of
 from envrl.rollout.draw import choose, kept, narrowed
 from envrl.rollout.slot_sampler import Draft, SlotSampler
 from envrl.rollout.trie import build_trie
 from envrl.samples.rows import policy_rows
-from envrl.trainer.update import LossSettings, policy_logprobs
 from playing import play_model
 
 TEXTS = [f"You open box {n} and find the key. You see a red door, and a lamp on it." for n in range(4)] * 10

@@ -34,12 +34,12 @@ from envrl.errors import UserError
 from envrl.eval.client import Endpoint
 from envrl.eval.endpoint import evaluate_endpoint
 from envrl.eval.split import evaluate_script
-from envrl.rollout.messages import MessageWriter
+from envrl.rendering.messages import MessageWriter
+from envrl.rendering.prompts import FORMATS
 from envrl.rollout.policy import Policy
-from envrl.rollout.prompts import FORMATS
 from envrl.rollout.runner import play_episodes
-from envrl.rollout.sampler import Completion
 from envrl.rollout.scheduler import PlaySettings
+from envrl.types import Completion
 from scripted import Scripted
 
 KEY = "sk-a-key-of-nobody"

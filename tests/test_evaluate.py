@@ -30,7 +30,7 @@ from envrl.eval.split import in_proportion, spread
 from envrl.models import rows
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.runtime import prepare_torch
-from envrl.rollout.renderer import Form
+from envrl.rendering.renderer import Form
 from envrl.statistics import deviation, mean_interval, pooled, wilson
 from envrl.trainer.loop import train
 from envrl.types import Action, Observation, Pair, StopReason, Task, Trajectory, Transition

@@ -15,7 +15,7 @@ from envrl.envs.adapters.sokoban_levels import make_level
 from envrl.envs.check import check_env
 from envrl.envs.vector import LocalWorlds, Start
 from envrl.errors import UserError
-from envrl.rollout.formats import task_text
+from envrl.rendering.formats import task_text
 from envrl.rollout.scripts import make_script, play_script
 from envrl.types import Task
 

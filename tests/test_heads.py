@@ -13,18 +13,18 @@ from safetensors.torch import save_file
 
 from boxes import Boxes, tiny
 from envrl.build import form_of, play_settings, renderer_of
+from envrl.engine.guard import Guard
+from envrl.engine.optimizer import adamw, muon
+from envrl.engine.protocol import local
+from envrl.engine.update import LossSettings
 from envrl.errors import UserError
-from envrl.models.copies import refresh, sampling_copy
 from envrl.models.forward import state_width
 from envrl.models.heads import FILE, load_heads, new_head, values_of
 from envrl.models.load import LanguageModel, build_model, load_model
 from envrl.models.rows import states_of_rows
+from envrl.rollout.own_sampler import OwnSampler
 from envrl.samples.rows import counted_term
-from envrl.trainer.engine import local
-from envrl.trainer.guard import Guard
-from envrl.trainer.optimizer import adamw, muon
 from envrl.trainer.state import RunState, read_state, write_state
-from envrl.trainer.update import LossSettings
 from envrl.types import Row
 from playing import play_model
 
@@ -122,10 +122,11 @@ def test_it_is_copied_refreshed_and_counted(tmp_path: Path) -> None:
     policy = model()
     width = state_width(policy.network)
     assert policy.size == sum(p.numel() for p in policy.network.parameters()) + width + 1
-    copied = sampling_copy(policy, "bf16")
+    sampler = OwnSampler(policy, "bf16")
+    copied = sampler.model
     guard(policy, tmp_path).step("a", rows_of(policy), SETTINGS)
     assert not torch.equal(copied.heads["value"].weight.float(), policy.heads["value"].weight)  # type: ignore[union-attr]
-    refresh(copied, policy)
+    sampler.load(policy.named_parameters(), 1)
     assert torch.equal(copied.heads["value"].weight, policy.heads["value"].weight.bfloat16())  # type: ignore[union-attr]
 
 

@@ -22,8 +22,8 @@ from envrl.eval.kept import Kept, episode_record, trajectory_of
 from envrl.eval.questions import ask
 from envrl.eval.record import summarize
 from envrl.models.load import load_model
-from envrl.rollout.prompts import FORMATS
-from envrl.rollout.renderer import Form
+from envrl.rendering.prompts import FORMATS
+from envrl.rendering.renderer import Form
 from envrl.rollout.runner import play_episodes
 from envrl.rollout.scheduler import PlaySettings
 from envrl.trainer import loop

@@ -49,13 +49,13 @@ from envrl.costs.memory import (
     trainable,
 )
 from envrl.costs.shape import preset_shape, published_shape, shape_of
+from envrl.engine.optimizer import adamw
+from envrl.engine.update import LossSettings, accumulate
 from envrl.errors import UserError
 from envrl.models import attention, forward, scores
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import give_back_memory, keep_freed_memory
 from envrl.rollout.slot_sampler import SlotSampler
-from envrl.trainer.optimizer import adamw
-from envrl.trainer.update import LossSettings, accumulate
 from envrl.types import LossTerm, Row
 
 SMALL: dict[str, Any] = {

@@ -13,16 +13,17 @@ import torch
 
 from boxes import Boxes, tiny
 from envrl.config.schema import Config
+from envrl.engine import update
+from envrl.engine.local import LocalEngine
+from envrl.engine.optimizer import adamw
 from envrl.errors import RunError
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import OutOfMemory, counted_memory, is_out_of_memory
 from envrl.rollout.policy import Policy
 from envrl.rollout.splitter import BatchSplitter
 from envrl.samples.packing import pack, tokens_run
-from envrl.trainer import rollouts, update
-from envrl.trainer.local_engine import LocalEngine
+from envrl.trainer import rollouts
 from envrl.trainer.loop import train
-from envrl.trainer.optimizer import adamw
 from envrl.types import Row, Trajectory
 from test_update import AUXILIARY, make_model, make_rows
 

@@ -17,12 +17,13 @@ from envrl.errors import RunError, UserError
 from envrl.models.load import LanguageModel, build_model
 from envrl.randomness import key_of
 from envrl.registry import Entry
+from envrl.rendering.renderer import Form
 from envrl.rollout.own_sampler import OwnSampler
 from envrl.rollout.policy import Policy
-from envrl.rollout.renderer import Form
 from envrl.rollout.runner import play_episodes
-from envrl.rollout.sampler import Completion, GuardedSampler, Request, SamplingSettings
+from envrl.rollout.sampler import GuardedSampler, Request, SamplingSettings
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
+from envrl.types import Completion
 from test_graphs import qwen
 
 SETTINGS = SamplingSettings(temperature=1.3, max_tokens=6, stops=frozenset({3}))

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from envrl.errors import UserError
-from envrl.rollout.prompts import FORMATS, NO_COMMAND, find_format, with_summary, with_thought
-from envrl.rollout.responses import FAULTS, Thought
+from envrl.rendering.prompts import FORMATS, NO_COMMAND, find_format, with_summary, with_thought
+from envrl.rendering.responses import FAULTS, Thought
 from envrl.types import Observation, Template
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "prompts.md"
@@ -230,8 +230,7 @@ def test_an_unknown_format_is_a_sentence() -> None:
 
 
 def test_prompts_need_neither_torch_nor_a_tokenizer() -> None:
-    code = (
-        "import sys, envrl.rollout.prompts; print({'torch', 'tokenizers', 'transformers', 'openai'} & set(sys.modules))"
-    )
+    heavy = "{'torch', 'tokenizers', 'transformers', 'openai'}"
+    code = f"import sys, envrl.rendering.prompts; print({heavy} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "set()\n"

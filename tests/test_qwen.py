@@ -16,13 +16,13 @@ from envrl.cli.main import main
 from envrl.config.load import config_differences, load_recipe
 from envrl.config.recipes_index import recipe_names, recipe_summary
 from envrl.config.schema import AuxiliaryConfig
+from envrl.engine import local
 from envrl.envs.registry import make
 from envrl.errors import UserError
 from envrl.eval.evaluate import evaluate
 from envrl.eval.split import chosen_tasks
-from envrl.rollout.formats import task_text
-from envrl.rollout.prompts import find_format
-from envrl.trainer import local_engine
+from envrl.rendering.formats import task_text
+from envrl.rendering.prompts import find_format
 from envrl.trainer.loop import train
 
 ALGORITHMS = ("grpo", "gigpo", "envrl-grpo", "envrl-gigpo")
@@ -168,7 +168,7 @@ def test_a_chat_models_folder_is_evaluated_in_a_format(tmp_path: Path, capsys: p
 def test_minibatches_by_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """ceil(policy rows / minibatch_rows) optimiser steps a pass, every row once."""
     seen: list[tuple[int, int]] = []
-    whole = local_engine.optimiser_batches
+    whole = local.optimiser_batches
 
     def noted(config: Any, rows: Any, update: int) -> Any:
         parts = whole(config, rows, update)
@@ -176,7 +176,7 @@ def test_minibatches_by_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         seen.append((sum(any(term.component == "policy" for term in row.terms) for row in rows), len(parts)))
         return parts
 
-    monkeypatch.setattr(local_engine, "optimiser_batches", noted)
+    monkeypatch.setattr(local, "optimiser_batches", noted)
     config = tiny(
         train={"minibatch_rows": 2, "updates": 2}, rollout={"layout": "steps"}, auxiliary={"inverse": {"weight": 0.1}}
     )

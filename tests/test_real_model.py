@@ -24,21 +24,21 @@ import envrl
 from boxes import Boxes, tiny
 from envrl.build import renderer_of
 from envrl.config.schema import Config
+from envrl.engine.update import score_terms
 from envrl.errors import Interrupted
+from envrl.eval.export import export_model
 from envrl.eval.language import passage, text_figures
 from envrl.eval.probe import score_targets
 from envrl.eval.questions import ask
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.rows import runs_as_tree, states_of_rows
-from envrl.rollout.prompts import FORMATS
-from envrl.rollout.renderer import Form
-from envrl.rollout.responses import FAULTS
+from envrl.rendering.prompts import FORMATS
+from envrl.rendering.renderer import Form
+from envrl.rendering.responses import FAULTS
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.samples.auxiliary import pair_rows
 from envrl.samples.rows import policy_rows
-from envrl.trainer.export import export_model
 from envrl.trainer.loop import train
-from envrl.trainer.update import score_terms
 from envrl.types import Pair, Row, Step, Trajectory
 from moments import essence
 from playing import play_model

@@ -32,8 +32,8 @@ from envrl.models.load import load_model
 from envrl.objective.advantage import ESTIMATORS
 from envrl.objective.policy import LOSSES, TOKEN_LOSSES
 from envrl.registry import Entry, find, load_plugin, names, register
+from envrl.rendering.renderer import Form
 from envrl.rollout.policy import Policy
-from envrl.rollout.renderer import Form
 from envrl.rollout.runner import play_episodes
 from envrl.rollout.scheduler import PlaySettings
 from envrl.types import Action, Observation, StopReason, Task, Trajectory, TrajectoryGroup, Transition

@@ -16,17 +16,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from boxes import COMMANDS, Boxes, grouped, tiny
 from chat_models import save_chat_model
+from envrl.batches.batch import build_batch
 from envrl.build import form_of, play_settings, renderer_of
 from envrl.config.load import config_differences, load_recipe
 from envrl.config.recipes_index import recipe_names
 from envrl.config.schema import Config
+from envrl.engine.local import loss_settings
+from envrl.engine.update import Totals, micro_loss
 from envrl.eval.split import chosen_tasks
 from envrl.models.load import load_model
 from envrl.objective.auxiliary.inverse import listed
 from envrl.samples.packing import denominators
-from envrl.trainer.batch import build_batch
-from envrl.trainer.local_engine import loss_settings
-from envrl.trainer.update import Totals, micro_loss
 from envrl.types import Trajectory
 from playing import play_model
 

@@ -15,9 +15,9 @@ from envrl.build import renderer_of
 from envrl.config.schema import ModelConfig
 from envrl.eval.questions import ask
 from envrl.models.load import LanguageModel, build_model
-from envrl.rollout.auxiliary import pairs_in_pass
-from envrl.rollout.formats import observation_ids
-from envrl.rollout.renderer import Form
+from envrl.rendering.formats import observation_ids
+from envrl.rendering.renderer import Form
+from envrl.rollout.in_pass import pairs_in_pass
 from envrl.rollout.scheduler import PlaySettings
 from envrl.samples.auxiliary import pair_rows
 from envrl.samples.packing import denominators, pack

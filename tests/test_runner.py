@@ -15,12 +15,11 @@ from envrl.build import renderer_of
 from envrl.config.schema import ModelConfig
 from envrl.errors import UserError
 from envrl.models.load import LanguageModel, build_model
-from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
-from envrl.rollout.renderer import Form
-from envrl.rollout.sampler import Completion
+from envrl.rendering.formats import action_ids, observation_ids, steps_prompt, task_text, trim
+from envrl.rendering.renderer import Form
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.rollout.scripts import make_script, play_script
-from envrl.types import Observation, Step, Task, Trajectory
+from envrl.types import Completion, Observation, Step, Task, Trajectory
 from playing import play_model
 
 MOVES = ("climb down", "climb up", "climb up two", "wait")

@@ -15,10 +15,10 @@ from envrl.build import renderer_of
 from envrl.config.schema import ModelConfig
 from envrl.models.load import LanguageModel, build_model
 from envrl.randomness import key_of
+from envrl.rendering.formats import action_ids
+from envrl.rendering.renderer import Form
 from envrl.rollout import slot_sampler as module
-from envrl.rollout.formats import action_ids
 from envrl.rollout.predict import predict_targets
-from envrl.rollout.renderer import Form
 from envrl.rollout.slot_sampler import Draft, SlotSampler
 from envrl.rollout.trie import Commands, Node, build_trie
 from envrl.types import Observation, Pair, Template

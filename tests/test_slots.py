@@ -18,9 +18,9 @@ from boxes import Boxes
 from envrl.config.schema import ModelConfig
 from envrl.envs.pool import ProcessPool, Worlds
 from envrl.models.load import LanguageModel, build_model
+from envrl.rendering.marks import MarksRenderer
+from envrl.rendering.renderer import Form, SegmentState
 from envrl.rollout import slot_sampler as module
-from envrl.rollout.marks import MarksRenderer
-from envrl.rollout.renderer import Form, SegmentState
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.types import Observation, Step, StopReason, Task, Trajectory
 from frail import Frail

@@ -26,14 +26,13 @@ from envrl.eval.evaluate import evaluate
 from envrl.eval.questions import ask
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.template import ChatTemplate
-from envrl.rollout.prompts import FORMATS, with_thought
-from envrl.rollout.renderer import Form
-from envrl.rollout.responses import Thought
-from envrl.rollout.sampler import Completion
+from envrl.rendering.prompts import FORMATS, with_thought
+from envrl.rendering.renderer import Form
+from envrl.rendering.responses import Thought
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.rollout.transcript import write_segments
 from envrl.trainer.loop import train
-from envrl.types import Action, Observation, StopReason, Trajectory, Transition
+from envrl.types import Action, Completion, Observation, StopReason, Trajectory, Transition
 from playing import play_model
 
 OPENING = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")

@@ -21,21 +21,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import envrl.trainer.loop as loop
 from boxes import COMMANDS, HALF, SIZES, Boxes, grouped, tiny, with_tables
+from envrl.batches.batch import build_batch, step_advantages
 from envrl.build import form_of, play_settings, renderer_of
 from envrl.cli.main import main
 from envrl.config.load import dump_config, load_recipe
 from envrl.config.schema import Config
 from envrl.curriculum import draw_tasks
+from envrl.engine.checkpoint import load_state
 from envrl.envs.registry import register_env
 from envrl.errors import RunError, UserError
+from envrl.imitation.demonstrations import batch_rows, demonstrate, imitation_rows, written
+from envrl.imitation.shared_start import shared_evaluations
 from envrl.models.checkpoints import verify_checkpoint
 from envrl.models.load import build_model, load_model
-from envrl.rollout.renderer import Form
-from envrl.trainer.batch import build_batch, step_advantages
-from envrl.trainer.checkpoint import load_state
-from envrl.trainer.demonstrations import batch_rows, demonstrate, imitation_rows, written
+from envrl.rendering.renderer import Form
 from envrl.trainer.loop import train
-from envrl.trainer.shared_start import shared_evaluations
 from envrl.trainer.tasks import Tasks
 from envrl.types import Action, Observation, Step, StopReason, Task, Trajectory, TrajectoryGroup, Transition
 from playing import play_model

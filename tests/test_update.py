@@ -16,17 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boxes import Boxes, grouped, tiny
+from envrl.batches.batch import build_batch
 from envrl.build import form_of, play_settings, renderer_of
 from envrl.config.schema import Config
+from envrl.engine.local import LocalEngine
+from envrl.engine.optimizer import adamw
+from envrl.engine.update import LossSettings, Totals, accumulate, clip_gradient, micro_loss, policy_logprobs
 from envrl.errors import RunError
 from envrl.models.load import LanguageModel, build_model, save_model
 from envrl.models.runtime import prepare_torch
 from envrl.samples.packing import denominators
 from envrl.samples.rows import policy_rows, ragged
-from envrl.trainer.batch import build_batch
-from envrl.trainer.local_engine import LocalEngine
-from envrl.trainer.optimizer import adamw
-from envrl.trainer.update import LossSettings, Totals, accumulate, clip_gradient, micro_loss, policy_logprobs
 from envrl.types import LossTerm, Row, Trajectory
 from playing import play_model
 

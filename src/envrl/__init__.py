@@ -10,11 +10,10 @@ if TYPE_CHECKING:
     from envrl.envs.registry import make, register_env
     from envrl.eval.evaluate import evaluate
     from envrl.registry import register
-    from envrl.rollout.prompts import PromptFormat
-    from envrl.rollout.responses import Parsed
-    from envrl.rollout.sampler import Completion
+    from envrl.rendering.prompts import PromptFormat
+    from envrl.rendering.responses import Parsed
     from envrl.trainer.loop import train
-    from envrl.types import Assignment, Example, InPass, TrajectoryGroup
+    from envrl.types import Assignment, Completion, Example, InPass, TrajectoryGroup
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,17 +38,29 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _LAZY = {
-    **dict.fromkeys(("Assignment", "Example", "InPass", "TrajectoryGroup"), "envrl.types"),
-    "Completion": "envrl.rollout.sampler",
-    "Parsed": "envrl.rollout.responses",
-    "PromptFormat": "envrl.rollout.prompts",
+    **dict.fromkeys(("Assignment", "Completion", "Example", "InPass", "TrajectoryGroup"), "envrl.types"),
+    "Parsed": "envrl.rendering.responses",
+    "PromptFormat": "envrl.rendering.prompts",
     "make": "envrl.envs.registry",
     "register": "envrl.registry",
     "register_env": "envrl.envs.registry",
     "evaluate": "envrl.eval.evaluate",
     "train": "envrl.trainer.loop",
 }
-_PACKAGES = {"config", "data", "envs", "eval", "models", "objective", "report", "rollout", "samples", "trainer"}
+_PACKAGES = {
+    "config",
+    "data",
+    "engine",
+    "envs",
+    "eval",
+    "models",
+    "objective",
+    "rendering",
+    "report",
+    "rollout",
+    "samples",
+    "trainer",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ from envrl.envs.pool import Worlds
 from envrl.envs.registry import maker
 from envrl.envs.settings import WorldSettings, set_maker
 from envrl.registry import find, told_of
-from envrl.rollout.marks import MarksRenderer
-from envrl.rollout.renderer import MARKS, Form, Renderer
+from envrl.rendering.marks import MarksRenderer
+from envrl.rendering.renderer import MARKS, Form, Renderer
 
 if TYPE_CHECKING:  # scripts and endpoints are played without torch
     from envrl.models.load import LanguageModel
@@ -87,7 +87,7 @@ def renderer_of(model: LanguageModel, form: Form, context: int = 0) -> Renderer:
     if form.format == MARKS:
         return MarksRenderer(model.codec, form, context)
     from envrl.models.template import ChatTemplate, stops_of
-    from envrl.rollout.chats import ChatRenderer
+    from envrl.rendering.chats import ChatRenderer
 
     template = ChatTemplate(model.codec, stops_of(model.network, model.codec), form.template_arguments)
     return ChatRenderer(template, form, context)

@@ -96,7 +96,10 @@ KINDS = {
         "rollout.format",
         ("rollout",),
         "envrl.formats",
-        {name: f"envrl.rollout.prompts:{name}_format" for name in ("marks", "tags", "action", "react", "json", "plan")},
+        {
+            name: f"envrl.rendering.prompts:{name}_format"
+            for name in ("marks", "tags", "action", "react", "json", "plan")
+        },
     ),
     "curriculum": Kind(
         "curriculum",
@@ -110,7 +113,7 @@ KINDS = {
         "train.engine",
         ("train",),
         "envrl.engines",
-        {"local": "envrl.trainer.engine:local"},
+        {"local": "envrl.engine.protocol:local"},
     ),
     "sampler": Kind(
         "sampler",

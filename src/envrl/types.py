@@ -116,6 +116,22 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True)
+class Completion:
+    """A response: its tokens, their log-probs, and what each was drawn from (None: the whole vocabulary).
+
+    Where tokens are not known (an endpoint) it has its `text`, and `cut` where that was cut off at its longest.
+    """
+
+    token_ids: Ids = ()
+    logprobs: tuple[float, ...] = ()
+    allowed: tuple[Ids | None, ...] = ()
+    free: bool = True
+    """Whether no restriction applied."""
+    text: str = ""
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Transition:
     """One step of an episode: the observation, the action taken in it, and what the world answered."""
 

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from envrl.costs.operations import Flops, Products, pass_flops
+from envrl.engine.update import asked_tokens
 from envrl.models.rows import asked_nodes, token_wise_parts
 from envrl.models.tree import tree_of
 from envrl.samples.packing import shared_lengths
-from envrl.trainer.update import asked_tokens
 from envrl.types import Row
 
 

@@ -11,24 +11,24 @@ from statistics import median
 
 import torch
 
+from envrl.batches.batch import build_batch
 from envrl.build import env_maker, form_of, policy_of, renderer_of, training_settings
 from envrl.config.schema import Config
+from envrl.engine.local import loss_settings, optimiser_batches
+from envrl.engine.optimizer import adamw
+from envrl.engine.update import accumulate, clip_gradient, policy_logprobs
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.errors import UserError
+from envrl.imitation.demonstrations import world_texts
 from envrl.models.adapters import has_adapter
 from envrl.models.load import LanguageModel, build_model, load_path
 from envrl.models.runtime import prepare_torch, waiting
 from envrl.rollout.policy import Policy
 from envrl.rollout.runner import play_episodes
 from envrl.rollout.scheduler import RolloutStats
-from envrl.trainer.batch import build_batch
-from envrl.trainer.demonstrations import world_texts
-from envrl.trainer.local_engine import loss_settings, optimiser_batches
-from envrl.trainer.optimizer import adamw
 from envrl.trainer.rollouts import as_groups, whole_groups
 from envrl.trainer.tasks import Tasks
-from envrl.trainer.update import accumulate, clip_gradient, policy_logprobs
 from envrl.types import Row, Trajectory, TrajectoryGroup
 
 

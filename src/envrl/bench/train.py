@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
+from envrl.batches.batch import step_advantages
 from envrl.bench.flops import batch_flops
 from envrl.bench.measure import Bench, deal_returns, name_of, spread
 from envrl.config.schema import Config
+from envrl.engine.local import loss_settings, optimiser_batches
+from envrl.engine.update import micro_batches, precision_context
 from envrl.models.rows import runs_as_tree
 from envrl.models.runtime import peak_memory, product_speed, reset_peak_memory, with_precision
 from envrl.samples.packing import tokens_run
-from envrl.trainer.batch import step_advantages
-from envrl.trainer.local_engine import loss_settings, optimiser_batches
-from envrl.trainer.update import micro_batches, precision_context
 from envrl.types import Row, episodes_of
 
 PHASES = ("rows", "old_logprobs", "reference", "passes", "step")

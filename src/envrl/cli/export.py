@@ -18,7 +18,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     options = parser.parse(arguments)
 
-    from envrl.trainer.export import export_model
+    from envrl.eval.export import export_model
 
     export_model(options.run, options.folder, options.base)
     return 0

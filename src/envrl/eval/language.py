@@ -9,7 +9,7 @@ from envrl.config.schema import Config
 from envrl.eval.probe import score_targets
 from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
-from envrl.rollout.renderer import Pair
+from envrl.rendering.renderer import Pair
 
 
 def passage() -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from envrl.config.schema import Config
 from envrl.registry import find
-from envrl.rollout.auxiliary import pairs_in_pass
-from envrl.rollout.renderer import Renderer
+from envrl.rendering.renderer import Renderer
+from envrl.rollout.in_pass import pairs_in_pass
 from envrl.types import Pair, Trajectory, TrajectoryGroup
 
 

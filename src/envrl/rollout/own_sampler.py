@@ -10,8 +10,9 @@ from torch import Tensor
 from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
 from envrl.rollout.meter import Meter
-from envrl.rollout.sampler import Completion, Request, SamplingSettings
+from envrl.rollout.sampler import Request, SamplingSettings
 from envrl.rollout.slot_sampler import SlotSampler
+from envrl.types import Completion
 
 
 class OwnSampler:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from envrl.rollout.renderer import PromptWriter
+from envrl.rendering.renderer import PromptWriter
 from envrl.rollout.sampler import Sampler
 
 if TYPE_CHECKING:  # endpoints are played without torch

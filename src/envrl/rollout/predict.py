@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from envrl.models.load import LanguageModel
-from envrl.rollout.renderer import Pair
+from envrl.rendering.renderer import Pair
 from envrl.rollout.slot_sampler import SlotSampler
 from envrl.sequences import order
 from envrl.types import Ids

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from envrl.errors import UserError
 from envrl.registry import Entry, register, told_of
-from envrl.types import Ids
+from envrl.types import Completion, Ids
 
 if TYPE_CHECKING:  # a recipe's settings are those of these signatures, and reading one takes no torch
     from torch import Tensor
 
     from envrl.models.load import LanguageModel
-    from envrl.rollout.prompts import Message
+    from envrl.rendering.prompts import Message
     from envrl.rollout.trie import Node
 
 
@@ -53,22 +53,6 @@ class Request:
     turn: int
     settings: SamplingSettings
     messages: tuple[Message, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A response: its tokens, their log-probs, and what each was drawn from (None: the whole vocabulary).
-
-    Where tokens are not known (an endpoint) it has its `text`, and `cut` where that was cut off at its longest.
-    """
-
-    token_ids: Ids = ()
-    logprobs: tuple[float, ...] = ()
-    allowed: tuple[Ids | None, ...] = ()
-    free: bool = True
-    """Whether no restriction applied."""
-    text: str = ""
-    cut: bool = False
 
 
 class Sampler(Protocol):

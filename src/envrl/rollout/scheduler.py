@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 
 from envrl.envs.vector import Start, VectorEnv
 from envrl.errors import RunError
+from envrl.rendering.renderer import Prompt
 from envrl.rollout.policy import Policy
-from envrl.rollout.renderer import Prompt
-from envrl.rollout.sampler import Completion, Request, SamplingSettings
+from envrl.rollout.sampler import Request, SamplingSettings
 from envrl.rollout.transcript import Transcript
 from envrl.rollout.trie import Commands
-from envrl.types import Action, Observation, Step, StopReason, Task, Transition
+from envrl.types import Action, Completion, Observation, Step, StopReason, Task, Transition
 
 _QUORUM = 0.25
 """Share of the open responses that the worlds wait for where responses are free text, of unlike lengths. Without

@@ -19,9 +19,9 @@ from envrl.randomness import uniforms
 from envrl.rollout.draw import Choices, choose, chosen, kept, narrowed, padded, taken
 from envrl.rollout.meter import Meter
 from envrl.rollout.passes import COSTS, plan_passes
-from envrl.rollout.sampler import Completion
 from envrl.rollout.trie import Node
 from envrl.sequences import common_prefix
+from envrl.types import Completion
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from envrl.rollout.renderer import Prompt, PromptWriter, SegmentState
+from envrl.rendering.renderer import Prompt, PromptWriter, SegmentState
 from envrl.types import Ids, Segment, Span, Transition
 
 

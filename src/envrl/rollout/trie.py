@@ -10,7 +10,7 @@ from envrl.types import Ids, Observation, Template
 
 if TYPE_CHECKING:
     from envrl.models.tokenizer import Codec
-    from envrl.rollout.renderer import Renderer
+    from envrl.rendering.renderer import Renderer
 
 Node = dict[int, "Node"]  # the next tokens and where they lead; a leaf is empty
 

@@ -12,14 +12,14 @@ from envrl.envs.pool import Worlds
 from envrl.eval.kept import kept_by_run
 from envrl.eval.language import figures_of_english
 from envrl.eval.split import evaluate_split, spread
+from envrl.eval.trajectories import write_trajectories
 from envrl.files import JsonLines
+from envrl.imitation.shared_start import shared_evaluations
 from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
+from envrl.rendering.renderer import Renderer
 from envrl.rollout.policy import Policy
-from envrl.rollout.renderer import Renderer
 from envrl.rollout.splitter import BatchSplitter
-from envrl.trainer.shared_start import shared_evaluations
-from envrl.trainer.trajectories import write_trajectories
 
 
 @dataclass(frozen=True, slots=True)

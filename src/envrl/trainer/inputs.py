@@ -13,7 +13,7 @@ from envrl.errors import RunError, UserError
 from envrl.files import check_new_run
 from envrl.models.find import check_folder, is_hub_id, model_folder, pinned_revision
 from envrl.objective.advantage import ESTIMATORS
-from envrl.rollout.prompts import find_format
+from envrl.rendering.prompts import find_format
 from envrl.rollout.scripts import make_script
 
 

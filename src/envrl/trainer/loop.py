@@ -8,21 +8,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from envrl.batches.batch import build_batch
 from envrl.build import env_maker, form_of, policy_of, renderer_of
 from envrl.config.schema import Config
+from envrl.engine.checkpoint import latest_checkpoint, settle_checkpoints
+from envrl.engine.protocol import Engine
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted, RunError
+from envrl.eval.trajectories import write_shown
 from envrl.files import JsonLines
+from envrl.imitation.warm_start import FOLDER, Hooks, warm_start
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.runtime import give_back_memory, prepare_torch, reset_peak_memory
 from envrl.progress import Reporter
 from envrl.registry import find
 from envrl.rollout.splitter import BatchSplitter
-from envrl.trainer.batch import build_batch
-from envrl.trainer.checkpoint import latest_checkpoint, settle_checkpoints
-from envrl.trainer.engine import Engine
 from envrl.trainer.evaluations import Evaluations
 from envrl.trainer.idle import IdleUpdates
 from envrl.trainer.record import Laps, UpdateLog, few
@@ -32,8 +34,6 @@ from envrl.trainer.signals import StopRequest, stop_on_signals
 from envrl.trainer.start import check_inputs, held_run, new_config, resumed_config
 from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, write_state
 from envrl.trainer.tasks import Tasks
-from envrl.trainer.trajectories import write_shown
-from envrl.trainer.warm_start import FOLDER, Hooks, warm_start
 
 
 def train(config: Config, run: Path | str, resume: bool = False, reporter: Reporter | None = None) -> Path:

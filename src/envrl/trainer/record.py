@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from envrl.batches.batch import UpdateBatch
 from envrl.config.schema import Config
+from envrl.engine.protocol import Engine
 from envrl.eval.record import action_rates
 from envrl.files import JsonLines
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import peak_memory
-from envrl.rollout.renderer import Renderer
+from envrl.rendering.renderer import Renderer
 from envrl.rollout.scheduler import RolloutStats
 from envrl.rollout.splitter import BatchSplitter
-from envrl.trainer.batch import UpdateBatch
-from envrl.trainer.engine import Engine
 from envrl.trainer.footprint import predicted_memory
 from envrl.trainer.rollouts import Played
 from envrl.trainer.state import RunState

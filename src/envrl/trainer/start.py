@@ -14,15 +14,18 @@ from pathlib import Path
 
 import torch
 
+from envrl.batches.auxiliary import try_out
 from envrl.build import form_of, renderer_of
 from envrl.config.load import config_differences, dump_config, load_recipe, load_run
 from envrl.config.schema import Config
+from envrl.engine.checkpoint import verify_checkpoint
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.eval.context_check import check_room_of_run
 from envrl.eval.data import data_file, warn_of_other_data
 from envrl.files import create_run, lock_run, write_text
+from envrl.imitation.warm_start import FOLDER, PARTIAL
 from envrl.models.adapters import check_peft
 from envrl.models.bases import check_base
 from envrl.models.find import model_folder
@@ -34,13 +37,10 @@ from envrl.objective.policy import TOKEN_LOSSES
 from envrl.older import is_older
 from envrl.registry import find
 from envrl.rollout.scripts import attempt_script, random_script
-from envrl.trainer.auxiliary import try_out
-from envrl.trainer.checkpoint import verify_checkpoint
 from envrl.trainer.idle import idle_settings
 from envrl.trainer.inputs import check_demonstrator, check_directory, check_names, pinned_model
 from envrl.trainer.replaying import Replaying
 from envrl.trainer.tasks import Tasks
-from envrl.trainer.warm_start import FOLDER, PARTIAL
 from envrl.types import TrajectoryGroup
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from envrl.config.schema import Config
+from envrl.engine.checkpoint import load_state, save_checkpoint, save_state
+from envrl.engine.optimizer import Optimizer, adamw
 from envrl.models.load import LanguageModel, load_policy, save_model
-from envrl.trainer.checkpoint import load_state, save_checkpoint, save_state
-from envrl.trainer.optimizer import Optimizer, adamw
 
 
 @dataclass(slots=True)

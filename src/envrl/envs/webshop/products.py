@@ -1,6 +1,6 @@
 """Products as the original loads them: what is skipped, how prices and options are read, what is drawn.
 
-Source: princeton-nlp/WebShop, `web_agent_site/engine/engine.py`.
+Source: princeton-nlp/WebShop, `web_agent_site/engine/protocol.py`.
 """
 
 from __future__ import annotations

@@ -9,19 +9,19 @@ from functools import partial
 
 import numpy as np
 
+from envrl.batches.auxiliary import make_rows
 from envrl.config.schema import Auxiliary, Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.progress import Reporter
 from envrl.randomness import key_of
-from envrl.rollout.formats import task_text, trim
-from envrl.rollout.prompts import find_format
-from envrl.rollout.renderer import Renderer
+from envrl.rendering.formats import task_text, trim
+from envrl.rendering.prompts import find_format
+from envrl.rendering.renderer import Renderer
 from envrl.rollout.scripts import Script, attempt_script, has_script, make_script, random_script
 from envrl.rollout.transcript import write_segments
 from envrl.samples.rows import counted_term, places
-from envrl.trainer.auxiliary import make_rows
 from envrl.types import LossTerm, Observation, Row, Task, Trajectory, TrajectoryGroup
 
 RANDOM_EPISODES = 128

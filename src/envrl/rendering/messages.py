@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from envrl.rollout.marks import last_turns, task_of
-from envrl.rollout.prompts import Message, PromptFormat
-from envrl.rollout.renderer import Prompt, SegmentState
-from envrl.rollout.sampler import Completion
-from envrl.types import Action, Ids, Observation, Transition
+from envrl.rendering.marks import last_turns, task_of
+from envrl.rendering.prompts import Message, PromptFormat
+from envrl.rendering.renderer import Prompt, SegmentState
+from envrl.types import Action, Completion, Ids, Observation, Transition
 
 
 @dataclass(frozen=True, slots=True)

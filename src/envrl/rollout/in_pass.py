@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from envrl.objective.auxiliary.state import state
-from envrl.rollout.renderer import Renderer
+from envrl.rendering.renderer import Renderer
 from envrl.rollout.transcript import Transcript
 from envrl.types import Pair, Trajectory, TrajectoryGroup
 

@@ -24,7 +24,7 @@ def export_model(target: str | Path, folder: Path, base: str = "", reporter: Rep
         raise UserError(f"'{folder}' is there already; name a folder that is not")
     if not folder.parent.is_dir():
         raise UserError(f"'{folder}' cannot be made: there is no folder {folder.parent}")
-    from envrl.trainer.checkpoint import save_folder
+    from envrl.engine.checkpoint import save_folder
 
     reporter = reporter or Reporter()
     if holds_adapter(found.folder):

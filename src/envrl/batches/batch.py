@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from envrl.batches.auxiliary import make_rows, weights_of
 from envrl.config.schema import Config
 from envrl.objective.advantage import ESTIMATORS
-from envrl.rollout.renderer import Renderer
+from envrl.rendering.renderer import Renderer
 from envrl.samples.rows import learns, policy_rows
-from envrl.trainer.auxiliary import make_rows, weights_of
 from envrl.types import Row, TrajectoryGroup, Transition, episodes_of
 
 _VALID: dict[str, Callable[[Transition], bool]] = {

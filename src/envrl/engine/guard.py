@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from envrl.engine.budget import Budget
+from envrl.engine.optimizer import Optimizer
+from envrl.engine.update import LossSettings, OldLogprobs, accumulate, clip_gradient
 from envrl.errors import RunError
 from envrl.files import write_text
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import OutOfMemory, counted_memory
-from envrl.trainer.budget import Budget
-from envrl.trainer.optimizer import Optimizer
-from envrl.trainer.update import LossSettings, OldLogprobs, accumulate, clip_gradient
 from envrl.types import LossTerm, Row
 
 LARGEST_RUN_OF_SKIPS = 3

@@ -15,8 +15,8 @@ from envrl.rollout.sampler import Sampler
 from envrl.types import FloatArray, Row
 
 if TYPE_CHECKING:  # a recipe's settings are those of these signatures, and reading one takes no torch
+    from envrl.engine.optimizer import Optimizer
     from envrl.models.load import LanguageModel
-    from envrl.trainer.optimizer import Optimizer
 
 
 class Engine(Protocol):
@@ -62,6 +62,6 @@ def local(
     say: Callable[[str], None],
 ) -> Engine:
     """Return the engine of one process on one device."""
-    from envrl.trainer.local_engine import LocalEngine
+    from envrl.engine.local import LocalEngine
 
     return LocalEngine(config, model, optimizer, run, poll, say)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from envrl.errors import UserError
 from envrl.models.template import ChatTemplate, cleaner
-from envrl.rollout.formats import trim
-from envrl.rollout.marks import last_turns, task_of
-from envrl.rollout.prompts import (
+from envrl.rendering.formats import trim
+from envrl.rendering.marks import last_turns, task_of
+from envrl.rendering.prompts import (
     SEEN,
     Message,
     PromptFormat,
@@ -22,10 +22,9 @@ from envrl.rollout.prompts import (
     with_summary,
     with_thought,
 )
-from envrl.rollout.renderer import Form, Prompt, SegmentState
-from envrl.rollout.responses import Thought
-from envrl.rollout.sampler import Completion
-from envrl.types import Action, Example, Ids, Observation, Pair, Template, Transition
+from envrl.rendering.renderer import Form, Prompt, SegmentState
+from envrl.rendering.responses import Thought
+from envrl.types import Action, Completion, Example, Ids, Observation, Pair, Template, Transition
 
 
 class ChatRenderer:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from envrl.types import Action, Example, Ids, Observation, Pair, Transition
 
 if TYPE_CHECKING:
-    from envrl.rollout.prompts import Message
-    from envrl.rollout.sampler import Completion
+    from envrl.rendering.prompts import Message
+    from envrl.types import Completion
 
 MARKS = "marks"
 """The format that is no chat: marks of our own."""

@@ -1,4 +1,4 @@
-"""The renderer with marks of our own, for models that learn it from demonstrations (`envrl.rollout.formats`)."""
+"""The renderer with marks of our own, for models that learn it from demonstrations (`envrl.rendering.formats`)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from envrl.rollout.formats import action_ids, observation_ids, steps_prompt, task_text, trim
-from envrl.rollout.renderer import Form, Prompt, SegmentState
+from envrl.rendering.formats import action_ids, observation_ids, steps_prompt, task_text, trim
+from envrl.rendering.renderer import Form, Prompt, SegmentState
 from envrl.types import Action, Example, Ids, Observation, Pair, Transition
 
 if TYPE_CHECKING:
     from envrl.models.tokenizer import Codec
-    from envrl.rollout.sampler import Completion
+    from envrl.types import Completion
 
 _ASKING = ("state", "inverse")
 """Auxiliary objectives that have a mark of their own, which stands in place of the question."""

@@ -14,8 +14,8 @@ from envrl.eval.questions import state_pairs
 from envrl.files import write_text
 from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
+from envrl.rendering.renderer import Renderer
 from envrl.rollout.predict import predict_targets
-from envrl.rollout.renderer import Renderer
 from envrl.types import Trajectory, TrajectoryGroup, Transition, episodes_of
 
 PREDICTED = 8

@@ -14,24 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from envrl.batches.auxiliary import weights_of
 from envrl.build import form_of, renderer_of
 from envrl.config.schema import Config
-from envrl.envs.answers import opened
-from envrl.envs.protocol import TextEnv
-from envrl.errors import Interrupted, UserError
-from envrl.eval.context_check import check_room_of_run, either, longer_context
-from envrl.files import JsonLines
-from envrl.models.adapters import put_tensors, trained_tensors
-from envrl.models.forward import log_softmax_and_entropy
-from envrl.models.load import LanguageModel, build_model, load_path, load_policy, save_model
-from envrl.models.rows import states_of_rows
-from envrl.models.scores import logits_in_chunks
-from envrl.progress import Reporter
-from envrl.randomness import key_of
-from envrl.rollout.renderer import Renderer
-from envrl.samples.packing import pack
-from envrl.trainer.auxiliary import weights_of
-from envrl.trainer.checkpoint import (
+from envrl.engine.checkpoint import (
     latest_checkpoint,
     load_state,
     save_checkpoint,
@@ -39,10 +25,24 @@ from envrl.trainer.checkpoint import (
     save_state,
     verify_checkpoint,
 )
-from envrl.trainer.demonstrations import Demonstration, batch_rows, collect, imitation_rows, world_texts, written
-from envrl.trainer.guard import Guard
-from envrl.trainer.optimizer import Optimizer, adamw, muon
-from envrl.trainer.update import LossSettings
+from envrl.engine.guard import Guard
+from envrl.engine.optimizer import Optimizer, adamw, muon
+from envrl.engine.update import LossSettings
+from envrl.envs.answers import opened
+from envrl.envs.protocol import TextEnv
+from envrl.errors import Interrupted, UserError
+from envrl.eval.context_check import check_room_of_run, either, longer_context
+from envrl.files import JsonLines
+from envrl.imitation.demonstrations import Demonstration, batch_rows, collect, imitation_rows, world_texts, written
+from envrl.models.adapters import put_tensors, trained_tensors
+from envrl.models.forward import log_softmax_and_entropy
+from envrl.models.load import LanguageModel, build_model, load_path, load_policy, save_model
+from envrl.models.rows import states_of_rows
+from envrl.models.scores import logits_in_chunks
+from envrl.progress import Reporter
+from envrl.randomness import key_of
+from envrl.rendering.renderer import Renderer
+from envrl.samples.packing import pack
 from envrl.types import Row
 
 FOLDER = "warm_start"

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from envrl.errors import UserError
 from envrl.registry import KINDS, Entry, find, register, told_of
-from envrl.rollout.formats import trim
-from envrl.rollout.responses import (
+from envrl.rendering.formats import trim
+from envrl.rendering.responses import (
     Parsed,
     Thought,
     parse_bare,
@@ -261,7 +261,7 @@ def plan_format() -> PromptFormat:
 
 @register("format", "marks")
 def marks_format() -> None:
-    """Marks of our own, which a model learns from demonstrations: no chat (`envrl.rollout.marks`)."""
+    """Marks of our own, which a model learns from demonstrations: no chat (`envrl.rendering.marks`)."""
 
 
 FORMATS = {name: find_format(name) for name in KINDS["format"].built_in if name != "marks"}

@@ -12,7 +12,7 @@ from envrl.errors import UserError, suggest
 from envrl.objective.schedule import weight_at
 from envrl.randomness import key_of
 from envrl.registry import Entry, find, told_of
-from envrl.rollout.renderer import Renderer
+from envrl.rendering.renderer import Renderer
 from envrl.samples.auxiliary import AuxiliaryRows, auxiliary_rows
 from envrl.types import Example, InPass, Part, Trajectory, TrajectoryGroup, episodes_of
 

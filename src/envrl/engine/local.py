@@ -10,13 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from envrl.config.schema import Config
+from envrl.engine.guard import Guard
+from envrl.engine.optimizer import Optimizer
+from envrl.engine.update import LossSettings, OldLogprobs, head_values, policy_logprobs
 from envrl.models.adapters import has_adapter, other_adapter, read_adapter
 from envrl.models.load import LanguageModel, load_policy
 from envrl.randomness import key_of
 from envrl.rollout.sampler import Sampler
-from envrl.trainer.guard import Guard
-from envrl.trainer.optimizer import Optimizer
-from envrl.trainer.update import LossSettings, OldLogprobs, head_values, policy_logprobs
 from envrl.types import Row
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
+from envrl.engine.update import LossSettings
 from envrl.errors import RunError
 from envrl.models.out_of_memory import OutOfMemory, release_memory
-from envrl.trainer.update import LossSettings
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""Where optimiser steps are taken."""

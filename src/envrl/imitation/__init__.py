@@ -1,0 +1,1 @@
+"""The stage before reinforcement learning: demonstrations, imitated."""

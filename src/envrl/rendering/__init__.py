@@ -1,0 +1,1 @@
+"""Episodes as text and tokens: prompts, and what a response says."""
