@@ -113,7 +113,7 @@ KINDS = {
         "train.engine",
         ("train",),
         "envrl.engines",
-        {"local": "envrl.engine.protocol:local"},
+        {name: f"envrl.engine.protocol:{name}" for name in ("local", "sharded")},
     ),
     "sampler": Kind(
         "sampler",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
+from envrl import ranks
 from envrl.engine.update import LossSettings
 from envrl.errors import RunError
 from envrl.models.out_of_memory import OutOfMemory, release_memory
@@ -48,6 +49,12 @@ class Budget:
                 rows, longest = error.parts, error.tokens
             undo()
             release_memory()
+            if ranks.count() > 1:  # the others are inside a pass that this process has left
+                raise RunError(
+                    f"memory ran out in {name} in process {ranks.number()} of {ranks.count()}, on {rows} rows of at "
+                    f"most {longest} tokens; the last checkpoint is kept: go on with a lower train.micro_batch_tokens than "
+                    f"{budget}, or {ADVICE}"
+                )
             if rows <= 1 or budget <= 1:
                 raise RunError(
                     f"memory ran out in {name} on a single row of {longest} tokens; the weights are untouched and the "

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from envrl import ranks
 from envrl.engine.budget import Budget
 from envrl.engine.optimizer import Optimizer
+from envrl.engine.placement import HERE, Placement
 from envrl.engine.update import LossSettings, OldLogprobs, accumulate, clip_gradient
 from envrl.errors import RunError
 from envrl.files import write_text
@@ -35,9 +37,15 @@ class Guard:
     """Takes optimiser steps; remembers how many in a row had to be left out."""
 
     def __init__(
-        self, model: LanguageModel, optimizer: Optimizer, max_grad_norm: float, run: Path, say: Callable[[str], None]
+        self,
+        model: LanguageModel,
+        optimizer: Optimizer,
+        max_grad_norm: float,
+        run: Path,
+        say: Callable[[str], None],
+        placement: Placement = HERE,
     ) -> None:
-        self.model, self.optimizer, self.run, self.say = model, optimizer, run, say
+        self.model, self.optimizer, self.run, self.say, self.placement = model, optimizer, run, say, placement
         self.max_grad_norm = max_grad_norm
         self.budget = Budget(say)
         self.skips = 0
@@ -61,10 +69,10 @@ class Guard:
             totals, loss = self.budget.run(
                 name,
                 settings,
-                lambda within: accumulate(self.model, rows, within, old, reference, poll),
+                lambda within: accumulate(self.model, rows, within, old, reference, poll, self.placement),
                 self.optimizer.zero_grad,
             )
-            norm = clip_gradient(list(self.model.parameters()), self.max_grad_norm)
+            norm = clip_gradient(list(self.model.parameters()), self.max_grad_norm, self.placement)
             if math.isfinite(loss) and math.isfinite(norm):
                 self._change_weights(name)
                 self.skips = 0
@@ -94,9 +102,10 @@ class Guard:
     ) -> None:
         self.skips += 1
         file = self.run / "skipped" / f"{name}.json"
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(exist_ok=True, parents=True)
         record = {key: _number(value) for key, value in numbers.items()}
-        write_text(file, json.dumps(record | {"rows": [_plain(row, old, reference) for row in rows]}) + "\n")
+        if ranks.is_first():
+            write_text(file, json.dumps(record | {"rows": [_plain(row, old, reference) for row in rows]}) + "\n")
         if self.skips >= LARGEST_RUN_OF_SKIPS:
             raise RunError(
                 f"{self.skips} batches in a row had a loss or gradient that is not finite (the last: {file}); the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -12,12 +13,20 @@ from torch import Tensor
 from envrl.config.schema import Config
 from envrl.engine.guard import Guard
 from envrl.engine.optimizer import Optimizer
+from envrl.engine.placement import HERE, Placement
 from envrl.engine.update import LossSettings, OldLogprobs, head_values, policy_logprobs
 from envrl.models.adapters import has_adapter, other_adapter, read_adapter
 from envrl.models.load import LanguageModel, load_policy
 from envrl.randomness import key_of
 from envrl.rollout.sampler import Sampler
 from envrl.types import Row
+
+
+class Placed(NamedTuple):
+    """A model, and where its rows are run."""
+
+    model: LanguageModel
+    placement: Placement
 
 
 class LocalEngine:
@@ -31,15 +40,19 @@ class LocalEngine:
         run: Path,
         poll: Callable[[], None],
         say: Callable[[str], None] = lambda _: None,
+        placement: Placement = HERE,
+        reference: Placed | None = None,
     ) -> None:
-        self.config, self.model, self.poll = config, model, poll
-        self.guard = Guard(model, optimizer, config.train.max_grad_norm, run, say)
-        self.reference: LanguageModel | None = None
+        """`reference`: the model that RL starts from, where KL is weighed; left out it is loaded from the run."""
+        self.config, self.model, self.poll, self.placement = config, model, poll, placement
+        self.optimizer, self.policy = optimizer, Placed(model, placement)
+        self.guard = Guard(model, optimizer, config.train.max_grad_norm, run, say, placement)
+        self.reference = reference
         self.start: dict[str, Tensor] | None = None
         if config.objective.kl_weight > 0 and has_adapter(model.network):
             self.start = read_adapter(run / "warm_start")
-        elif config.objective.kl_weight > 0:
-            self.reference = load_policy(run / "warm_start", config)
+        elif config.objective.kl_weight > 0 and reference is None:
+            self.reference = Placed(load_policy(run / "warm_start", config), HERE)
 
     @property
     def skips(self) -> int:
@@ -60,13 +73,13 @@ class LocalEngine:
 
     def logprobs(self, rows: Sequence[Row]) -> OldLogprobs:
         """Return the log-probs of every row's policy tokens, by row origin."""
-        return self._logprobs(self.model, "log-probs", rows, loss_settings(self.config, {}))
+        return self._logprobs(self.policy, "log-probs", rows, loss_settings(self.config, {}))
 
     def values(self, rows: Sequence[Row], component: str) -> OldLogprobs:
         """Return what the head of a component gives for the state before each of its tokens, by row origin."""
         settings = loss_settings(self.config, {})
         return self.guard.budget.run(
-            "values", settings, lambda within: head_values(self.model, rows, component, within)
+            "values", settings, lambda within: head_values(self.model, rows, component, within, self.placement)
         )
 
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:
@@ -75,7 +88,7 @@ class LocalEngine:
         if not rows:
             return {"grad_norm": 0.0, "skipped": 0.0}
         name, parts = f"update-{update:06d}", optimiser_batches(self.config, rows, update)
-        old = self._logprobs(self.model, name, rows, settings) if len(parts) > 1 else None
+        old = self._logprobs(self.policy, name, rows, settings) if len(parts) > 1 else None
         reference = self._reference(name, rows, settings)
         # Between two optimiser steps of one update the weights are no update's: a stop waits until the last of them.
         polls = [self.poll, *([_never] * (len(parts) - 1))]
@@ -87,15 +100,21 @@ class LocalEngine:
             ]
         )
 
-    def _logprobs(self, model: LanguageModel, name: str, rows: Sequence[Row], settings: LossSettings) -> OldLogprobs:
-        return self.guard.budget.run(name, settings, lambda within: policy_logprobs(model, rows, within))
+    def state(self) -> dict[str, Tensor]:
+        """Return the optimiser's moments and step counts by name."""
+        return self.optimizer.tensors()
+
+    def _logprobs(self, of: Placed, name: str, rows: Sequence[Row], settings: LossSettings) -> OldLogprobs:
+        return self.guard.budget.run(
+            name, settings, lambda within: policy_logprobs(of.model, rows, within, of.placement)
+        )
 
     def _reference(self, name: str, rows: Sequence[Row], settings: LossSettings) -> OldLogprobs | None:
         """Return the log-probs under the model that RL started from: another network, or ours with that adapter."""
         if self.start is None:
             return self._logprobs(self.reference, name, rows, settings) if self.reference else None
         with other_adapter(self.model.network, self.start):
-            return self._logprobs(self.model, name, rows, settings)
+            return self._logprobs(self.policy, name, rows, settings)
 
 
 def loss_settings(config: Config, weights: Mapping[str, float]) -> LossSettings:

@@ -15,6 +15,8 @@ from envrl.rollout.sampler import Sampler
 from envrl.types import FloatArray, Row
 
 if TYPE_CHECKING:  # a recipe's settings are those of these signatures, and reading one takes no torch
+    from torch import Tensor
+
     from envrl.engine.optimizer import Optimizer
     from envrl.models.load import LanguageModel
 
@@ -47,6 +49,10 @@ class Engine(Protocol):
         """Return what the head of a component gives for its tokens of every row, by row origin."""
         ...
 
+    def state(self) -> Mapping[str, Tensor]:
+        """Return the optimiser's moments and step counts by name, whole, as `Optimizer.restore` takes them."""
+        ...
+
     def publish(self, sampler: Sampler, version: int) -> None:
         """Give a sampler the present weights, as those that play an update."""
         ...
@@ -65,3 +71,18 @@ def local(
     from envrl.engine.local import LocalEngine
 
     return LocalEngine(config, model, optimizer, run, poll, say)
+
+
+@register("engine", "sharded")
+def sharded(
+    config: Config,
+    model: LanguageModel,
+    optimizer: Optimizer,
+    run: Path,
+    poll: Callable[[], None],
+    say: Callable[[str], None],
+) -> Engine:
+    """Return the engine of many processes, each with a shard of the weights (FSDP2)."""
+    from envrl.engine.sharded import ShardedEngine
+
+    return ShardedEngine(config, model, optimizer, run, poll, say)

@@ -10,11 +10,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from envrl.engine.placement import HERE, Placement, merged
 from envrl.models.heads import values_of
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import counted_memory
@@ -57,6 +59,21 @@ class Totals:
     def add_largest(self, name: str, values: Tensor) -> None:
         found = values.detach().double().max()
         self.largest[name] = torch.maximum(self.largest[name], found) if name in self.largest else found
+
+    def plain(self) -> Totals:
+        """Return the same in numbers of Python's, to be sent to another process."""
+        sums = {name: value.cpu() for name, value in self.sums.items()}
+        largest = {name: value.cpu() for name, value in self.largest.items()}
+        return Totals(sums, self.counts, largest, self.tokens)
+
+    def include(self, other: Totals) -> None:
+        """Add what another process counted."""
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] += other.counts[name]
+        for name, value in other.largest.items():
+            self.largest[name] = torch.maximum(self.largest[name], value) if name in self.largest else value
+        self.tokens += other.tokens
 
     def mean(self, name: str) -> float:
         return float(self.sums[name]) / max(self.counts[name], 1)
@@ -148,8 +165,12 @@ def micro_loss(
     settings: LossSettings,
     old: OldLogprobs | None = None,
     reference: OldLogprobs | None = None,
+    counts: bool = True,
 ) -> Tensor:
-    """Return a micro-batch's part of the loss; sums for the metrics go to `totals`."""
+    """Return a micro-batch's part of the loss; sums for the metrics go to `totals`.
+
+    Where it does not count (a process with nothing to do keeps step with the others) the loss is 0 of every parameter.
+    """
     device = model.device
     with precision_context(settings.precision, device):
         states = states_of_rows(
@@ -173,7 +194,7 @@ def micro_loss(
             scores = score_terms(model, rows, component, states, 1.0, settings.precision)
             loss = loss - weight * (weights_N * scores.logprobs).sum()
             totals.add(f"loss/{component}", -scores.logprobs)
-    return loss
+    return loss if counts else 0.0 * loss
 
 
 def _head_part(
@@ -266,17 +287,19 @@ def micro_batches(model: LanguageModel, rows: Sequence[Row], settings: LossSetti
     return pack(rows, settings.micro_batch_tokens, padded=padded)
 
 
-def policy_logprobs(model: LanguageModel, rows: Sequence[Row], settings: LossSettings) -> dict[str, np.ndarray]:
+def policy_logprobs(
+    model: LanguageModel, rows: Sequence[Row], settings: LossSettings, placement: Placement = HERE
+) -> dict[str, np.ndarray]:
     """Return the log-probs of every row's policy tokens under this network, by row origin."""
 
     def logprobs(batch: list[Row], states: RowStates) -> Tensor:
         return score_terms(model, batch, "policy", states, settings.temperature, settings.precision).logprobs
 
-    return _by_origin(model, rows, "policy", settings, logprobs)
+    return _by_origin(model, rows, "policy", settings, logprobs, placement)
 
 
 def head_values(
-    model: LanguageModel, rows: Sequence[Row], component: str, settings: LossSettings
+    model: LanguageModel, rows: Sequence[Row], component: str, settings: LossSettings, placement: Placement = HERE
 ) -> dict[str, np.ndarray]:
     """Return the values of a head for the states before a component's tokens, by row origin."""
 
@@ -284,7 +307,7 @@ def head_values(
         row_N, positions_N = _places(batch, component, model.device)
         return values_of(model.heads[component], states.at(row_N, positions_N - 1))
 
-    return _by_origin(model, rows, component, settings, values)
+    return _by_origin(model, rows, component, settings, values, placement)
 
 
 @torch.no_grad()
@@ -294,21 +317,31 @@ def _by_origin(
     component: str,
     settings: LossSettings,
     read: Callable[[list[Row], RowStates], Tensor],
+    placement: Placement,
 ) -> dict[str, np.ndarray]:
     """Return what `read` makes of the states of a component's tokens, one number each, by row origin."""
     result: dict[str, np.ndarray] = {}
     asking = [
         replace(row, terms=terms) for row in rows if (terms := tuple(t for t in row.terms if t.component == component))
     ]
-    for batch in micro_batches(model, asking, settings):
-        with row_memory(batch):
-            with precision_context(settings.precision, model.device):
-                ids = [row.token_ids for row in batch]
-                states = states_of_rows(model.network, ids, model.codec.pad, asked=asked_tokens(batch))
-            found = read(batch, states).float().cpu().numpy()
-        ends = np.cumsum([len(row.terms[0].positions_T) for row in batch])
-        result |= {row.origin: part for row, part in zip(batch, np.split(found, ends[:-1]), strict=True)}
-    return result
+    shortest = [min(asking, key=lambda row: len(row.token_ids))] if asking else []
+    for batch in placement.passes(asking, lambda some: micro_batches(model, some, settings)):
+        run = batch or shortest
+        with row_memory(run):
+            found = placement.run(partial(_read, model, run, settings, read))
+        if batch:
+            ends = np.cumsum([len(row.terms[0].positions_T) for row in batch])
+            result |= {row.origin: part for row, part in zip(batch, np.split(found, ends[:-1]), strict=True)}
+    return merged(placement.together(result))
+
+
+def _read(
+    model: LanguageModel, batch: list[Row], settings: LossSettings, read: Callable[[list[Row], RowStates], Tensor]
+) -> np.ndarray:
+    with precision_context(settings.precision, model.device):
+        ids = [row.token_ids for row in batch]
+        states = states_of_rows(model.network, ids, model.codec.pad, asked=asked_tokens(batch))
+    return read(batch, states).float().cpu().numpy()
 
 
 def row_memory(rows: Sequence[Row]) -> AbstractContextManager[None]:
@@ -323,26 +356,36 @@ def accumulate(
     old: OldLogprobs | None = None,
     reference: OldLogprobs | None = None,
     poll: Callable[[], None] = lambda: None,
+    placement: Placement = HERE,
 ) -> tuple[Totals, float]:
     """Add the gradient of the whole step's loss, micro-batch by micro-batch; return the sums and the loss.
 
-    The gradient does not depend on the size of the micro-batches: every term is divided by the whole step's N_c.
-    Raises `OutOfMemory` where one does not fit; what was added before it stays.
+    The gradient depends neither on the size of the micro-batches nor on the number of processes: every term is divided
+    by the whole step's N_c. Raises `OutOfMemory` where one does not fit; what was added before it stays.
     """
     totals, value = Totals(), 0.0
     denominator = denominators(rows)
-    for batch in micro_batches(model, rows, settings):
+    shortest = [min(rows, key=lambda row: len(row.token_ids))] if rows else []
+    for batch in placement.passes(rows, lambda some: micro_batches(model, some, settings)):
         poll()
-        with row_memory(batch):
-            loss = micro_loss(model, batch, totals, denominator, settings, old, reference)
+        run, counted = (batch, totals) if batch else (shortest, Totals())
+        with row_memory(run):
+            loss = placement.run(
+                partial(micro_loss, model, run, counted, denominator, settings, old, reference, bool(batch))
+            )
             loss.backward()
             value += float(loss.detach())
-    return totals, value
+    parts = placement.together((totals.plain(), value))
+    if len(parts) > 1:
+        totals = Totals()
+        for part, _ in parts:
+            totals.include(part)
+    return totals, math.fsum(part for _, part in parts)
 
 
-def clip_gradient(parameters: Sequence[Tensor], limit: float) -> float:
+def clip_gradient(parameters: Sequence[Tensor], limit: float, placement: Placement = HERE) -> float:
     """Scale the gradient down to a norm of `limit`; return the norm before, not finite where any entry is not."""
-    norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    norm = placement.norm(parameters)
     if math.isfinite(norm):
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, torch.tensor(norm))
+        placement.scale(parameters, limit, norm)
     return norm

@@ -1,0 +1,92 @@
+"""The processes that train one run together: which of them this one is, and what they tell each other.
+
+They are started by `torchrun` (`envrl train … --processes N`), which sets RANK, LOCAL_RANK and WORLD_SIZE. Where a run
+has one process everything here is immediate and needs no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=2)
+"""How long one waits for the others: the first evaluates alone. One that dies is seen at once, by its connection."""
+
+
+def expected() -> int:
+    """Return how many processes were started together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def count() -> int:
+    """Return how many processes have joined."""
+    group = _group()
+    return group.get_world_size() if group else 1
+
+
+def number() -> int:
+    """Return which of the processes this is, from 0."""
+    group = _group()
+    return group.get_rank() if group else 0
+
+
+def is_first() -> bool:
+    """Return whether this process writes the run's files and speaks to the user."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def joined(device: str, *, alone: bool = False) -> Iterator[None]:
+    """Be one of the processes while the block runs: over gloo on CPUs, NCCL on GPUs.
+
+    `alone`: make the group of a single process, too.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if expected() == 1 and not alone:
+        yield
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    store = dist.HashStore() if expected() == 1 else None
+    options: dict[str, Any] = {"store": store, "rank": 0, "world_size": 1} if store else {}
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE, **options)
+    try:
+        yield
+    finally:
+        _CHANNEL.clear()
+        dist.destroy_process_group()
+
+
+def gather(thing: T) -> list[T]:
+    """Return what each process gives, in their order; all of them call this at the same point."""
+    group = _group()
+    if group is None or group.get_world_size() == 1:
+        return [thing]
+    if not _CHANNEL:
+        _CHANNEL.append(group.new_group(backend="gloo", timeout=PATIENCE))  # what is no tensor lies on no GPU
+    found: list[Any] = [None] * group.get_world_size()
+    group.all_gather_object(found, thing, group=_CHANNEL[0])
+    return found
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    gather(None)
+
+
+_CHANNEL: list[Any] = []
+
+
+def _group() -> Any:
+    """Return `torch.distributed` where this process has joined others, else None."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_available() and dist.is_initialized() else None

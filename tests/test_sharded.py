@@ -1,0 +1,65 @@
+"""The sharded engine beside the local one: real processes over gloo, the same rows, in float64."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sharded_worker import CASES
+
+HERE = Path(__file__).parent
+FEW = ("few", "heads")
+
+
+def launch(count: int, *arguments: str, script: str = "sharded_worker.py") -> subprocess.CompletedProcess[str]:
+    """Run a script in so many processes, as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    begin = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", str(port)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*begin, str(HERE / script), *arguments], capture_output=True, text=True, env=environment, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the local engine and 1, 2 and 4 processes wrote down of every case."""
+    folder = tmp_path_factory.mktemp("sharded")
+    local = [sys.executable, str(HERE / "sharded_worker.py"), "local", str(folder), *CASES]
+    begun = [subprocess.run(local, capture_output=True, text=True, timeout=600)]
+    begun += [launch(2, "sharded", str(folder), *CASES)]
+    begun += [launch(count, "sharded", str(folder), *FEW) for count in (1, 4)]
+    assert [done.returncode for done in begun] == [0] * 4, [done.stderr[-3000:] for done in begun]
+    return folder
+
+
+def figures(folder: Path, case: str, count: int) -> dict[str, Any]:
+    """Return what the first of so many processes (0: the local engine) wrote down."""
+    found = json.loads((folder / f"{case}-{count}.json").read_text())
+    return {**found, "arrays": dict(np.load(folder / f"{case}-{count}.npz"))}
+
+
+@pytest.mark.parametrize(("case", "count"), [*((case, 2) for case in CASES), *product(FEW, (1, 4))])
+def test_three_updates_are_those_of_the_local_engine(case: str, count: int, folder: Path) -> None:
+    """Every metric, log-probs and values, and the weights and moments that come of it, in float64 to 1e-9."""
+    found, expected = figures(folder, case, count), figures(folder, case, 0)
+    assert len(expected["updates"]) == 3
+    assert all(line["skipped"] == 0.0 and line["grad_norm"] > 0.0 for line in expected["updates"])
+    assert found["updates"] == [pytest.approx(line, rel=1e-9, abs=1e-12) for line in expected["updates"]]
+    assert found["tables"].keys() == expected["tables"].keys()
+    for name, table in expected["tables"].items():
+        assert found["tables"][name] == {origin: pytest.approx(values, abs=1e-6) for origin, values in table.items()}
+    assert found["arrays"].keys() == expected["arrays"].keys()
+    for name, array in expected["arrays"].items():
+        assert np.abs(found["arrays"][name] - array).max() < 1e-9, name
