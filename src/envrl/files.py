@@ -72,6 +72,22 @@ class JsonLines:
         os.close(self._file)
 
 
+class NoLines(JsonLines):
+    """Takes lines and writes none: of several processes that train one run, the first writes the files."""
+
+    offset = 0
+
+    def __init__(self) -> None: ...
+
+    def append(self, record: Mapping[str, Any], *, sync: bool = False) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def truncate(self, offset: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def write_text(path: Path, text: str) -> None:
     """Write the file whole: readers see the old content or the new, also after a kill; raises `RunError` if not."""
     aside = path.parent / f".tmp-{path.name}"

@@ -45,8 +45,10 @@ def now_and_then(action: Callable[[], None], seconds: float = 0.5) -> Iterator[N
 class Reporter:
     """Tells how work goes, on standard error; results and refusals are not its business."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, *, silent: bool = False) -> None:
+        """`silent`: say nothing; of several processes that train one run, the first speaks."""
+        self.console = Console(stderr=True, highlight=False, quiet=silent)
+        self._silent = silent
         self._phases: list[Phase] = []
         self._bars: Progress | None = None
         self._lock = threading.RLock()
@@ -54,6 +56,8 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print one line."""
+        if self._silent:
+            return
         with self._lock:
             if self._bars is not None:
                 self._bars.console.print(text, markup=False)

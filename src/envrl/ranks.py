@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -47,14 +48,12 @@ def joined(device: str, *, alone: bool = False) -> Iterator[None]:
 
     `alone`: make the group of a single process, too.
     """
-    import torch
-    import torch.distributed as dist
-
     if expected() == 1 and not alone:
         yield
         return
+    dist: Any = import_module("torch.distributed")
     if device.startswith("cuda"):
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        import_module("torch").cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     store = dist.HashStore() if expected() == 1 else None
     options: dict[str, Any] = {"store": store, "rank": 0, "world_size": 1} if store else {}
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"

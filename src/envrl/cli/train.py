@@ -1,4 +1,4 @@
-"""`envrl train RECIPE [--section.key value …] [--run DIR] [--resume] [--plugin FILE.py] [--quick]`"""
+"""`envrl train RECIPE [--section.key value …] [--run DIR] [--resume] [--plugin FILE.py] [--quick] [--processes N]`"""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from envrl.cli.arguments import Parser, add_plugin, split_overrides
-from envrl.config.check import check_together
+from envrl import ranks
+from envrl.cli.arguments import Parser, add_plugin, split_overrides, whole_number
+from envrl.cli.launch import check_count, end_with_launcher, launch, was_launched
+from envrl.config.check import check_processes, check_together
 from envrl.config.keys import KEYS
 from envrl.config.load import config_differences, flat_values, load_recipe, override
 from envrl.config.quick import quick
@@ -20,21 +22,30 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser(
         "train",
         "Train an agent by a recipe.",
-        usage="RECIPE [--section.key value ...] [--run DIR] [--resume] [--plugin FILE.py] [--quick]",
+        usage="RECIPE [--section.key value ...] [--run DIR] [--resume] [--plugin FILE.py] [--quick] [--processes N]",
         epilog="--section.key value sets a key of the recipe (docs/recipes.md has all of them); a list is written a,b",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of one that ships ('envrl recipes')")
     parser.add_argument("--run", metavar="DIR", help="the run's directory (default: runs/ and the recipe's name)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in DIR")
     parser.add_argument("--quick", action="store_true", help="a minute's run that shows that everything works")
+    parser.add_argument(
+        "--processes", metavar="N", type=whole_number, help="train in N processes of this machine (docs/scale.md)"
+    )
     add_plugin(parser)
     overrides, rest = split_overrides(arguments, KEYS.keys() - {"quick", "plugins"})
     values = parser.parse(rest, also=[f"--{key}" for key in KEYS])
+    if values.processes is not None:
+        check_count(values.processes)
+        if "train.engine" not in dict(overrides):
+            overrides = [*overrides, ("train.engine", "sharded")]
     config = load_recipe(values.recipe, overrides, values.plugin)
+    check_processes(config, values.processes or 1)
     name = Path(values.recipe).stem
     if values.quick:
         full, config, name = config, _lowered(config, overrides), f"{name}-quick"
-        print(_words(full, config), file=sys.stderr, flush=True)
+        if ranks.is_first() and not was_launched():
+            print(_words(full, config), file=sys.stderr, flush=True)
     directory = Path("runs", name) if values.run is None else _directory(values.run)
 
     from envrl.build import env_maker
@@ -45,10 +56,24 @@ def run(arguments: Sequence[str]) -> int:
     if not values.resume:
         config = pinned_model(config)
 
+    if values.processes is not None:
+        return launch(_without_processes(arguments), values.processes)
+    end_with_launcher()
+
     from envrl.trainer.loop import train
 
     train(config, directory, values.resume)
     return 0
+
+
+def _without_processes(arguments: Sequence[str]) -> list[str]:
+    """Return the command line that each of the processes has."""
+    left = [argument for argument in arguments if not argument.startswith("--processes=")]
+    if "--processes" in left:
+        place = left.index("--processes")
+        del left[place : place + 2]
+    engine = any(argument.partition("=")[0] == "--train.engine" for argument in left)
+    return left if engine else [*left, "--train.engine", "sharded"]
 
 
 def _lowered(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
+from envrl import ranks
 from envrl.config.schema import Auxiliary, AuxiliaryConfig, Config
 from envrl.errors import UserError, suggest
 from envrl.registry import KINDS, find
@@ -28,6 +29,7 @@ def check_together(config: Config) -> None:
             f"the sampler '{config.rollout.sampler}' gives no log-probs, so nothing can be trained with it: 'envrl "
             "eval MODEL --base-url ADDRESS' plays with a model behind an endpoint"
         )
+    check_processes(config, ranks.expected())
     _check_model(config)
     check_world(config)
     _check_learning(config)
@@ -38,6 +40,15 @@ def check_together(config: Config) -> None:
     splits = config.eval.split
     if not splits or len(set(splits)) < len(splits) or not all(splits):
         raise UserError(f"eval.split must list at least one split, each once, not {list(splits)}")
+
+
+def check_processes(config: Config, count: int) -> None:
+    """Raise `UserError` where a recipe's engine is one of a single process."""
+    if count > 1 and not find("engine", config.train.engine).traits.get("shards"):
+        raise UserError(
+            f"{count} processes were started together, and train.engine = '{config.train.engine}' is an engine of one: "
+            "set train.engine = 'sharded'"
+        )
 
 
 def _check_model(config: Config) -> None:

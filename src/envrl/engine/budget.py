@@ -52,8 +52,8 @@ class Budget:
             if ranks.count() > 1:  # the others are inside a pass that this process has left
                 raise RunError(
                     f"memory ran out in {name} in process {ranks.number()} of {ranks.count()}, on {rows} rows of at "
-                    f"most {longest} tokens; the last checkpoint is kept: go on with a lower train.micro_batch_tokens than "
-                    f"{budget}, or {ADVICE}"
+                    f"most {longest} tokens; the last checkpoint is kept: start again with a train.micro_batch_tokens "
+                    f"lower than {budget}, or {ADVICE}"
                 )
             if rows <= 1 or budget <= 1:
                 raise RunError(

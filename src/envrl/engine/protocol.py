@@ -73,7 +73,7 @@ def local(
     return LocalEngine(config, model, optimizer, run, poll, say)
 
 
-@register("engine", "sharded")
+@register("engine", "sharded", shards=True)
 def sharded(
     config: Config,
     model: LanguageModel,

@@ -52,6 +52,7 @@ class Shards(nn.Module):
         for part in self.modules():
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)  # gloo has no other
 
     def forward(self, work: Callable[[], T]) -> T:
         found = work()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from numbers import Real
@@ -17,9 +15,9 @@ from envrl.envs.protocol import TextEnv
 from envrl.envs.registry import CannotMake
 from envrl.envs.wire import READY, Answer, Call, Failure, Hello, Inbox, pack
 from envrl.errors import UserError
+from envrl.processes import end_with
 from envrl.types import Observation, Step
 
-_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 _CHUNK = 1 << 16
 
 
@@ -99,14 +97,6 @@ def _is_observation(value: object) -> bool:
         return False
     offered = value.admissible
     return offered is None or (isinstance(offered, tuple) and all(isinstance(command, str) for command in offered))
-
-
-def end_with(parent: int) -> None:
-    """Have Linux end this process when its parent ends, even where it is stopped; end it where that has happened."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _watch(lifeline: int) -> None:

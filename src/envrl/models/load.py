@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ def find_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     found = torch.cuda.device_count()
-    index = int(match[1] or 0)
+    index = int(match[1] or os.environ.get("LOCAL_RANK", "0"))  # of several processes each has a device of its own
     if index >= found:
         raise UserError(
             f"train.device = '{name}' is not there: this machine has {found or 'no'} CUDA device{'s' * (found != 1)}; "

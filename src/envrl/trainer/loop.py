@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+from envrl import ranks
 from envrl.batches.batch import build_batch
 from envrl.build import env_maker, form_of, policy_of, renderer_of
 from envrl.config.schema import Config
@@ -17,7 +19,7 @@ from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted, RunError
 from envrl.eval.trajectories import write_shown
-from envrl.files import JsonLines
+from envrl.files import JsonLines, NoLines
 from envrl.imitation.warm_start import FOLDER, Hooks, warm_start
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import is_out_of_memory
@@ -31,7 +33,7 @@ from envrl.trainer.record import Laps, UpdateLog, few
 from envrl.trainer.replaying import Replaying
 from envrl.trainer.rollouts import Rollouts
 from envrl.trainer.signals import StopRequest, stop_on_signals
-from envrl.trainer.start import check_inputs, held_run, new_config, resumed_config
+from envrl.trainer.start import check_alike, check_inputs, held_run, new_config, resumed_config
 from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, write_state
 from envrl.trainer.tasks import Tasks
 
@@ -42,9 +44,17 @@ def train(config: Config, run: Path | str, resume: bool = False, reporter: Repor
     Raises `UserError` (bad configuration, data or directory), `RunError` (disk full, diverged) and `Interrupted` once
     the checkpoint is saved.
     """
-    run, reporter = Path(run), reporter or Reporter()
-    config = resumed_config(run, config) if resume else new_config(config)
+    run, reporter = Path(run), reporter or Reporter(silent=not ranks.is_first())
+    with ranks.joined(config.train.device, alone=config.train.engine == "sharded"), warnings.catch_warnings():
+        if not ranks.is_first():
+            warnings.simplefilter("ignore")  # the first says them
+        return _train(config, run, resume, reporter)
+
+
+def _train(config: Config, run: Path, resume: bool, reporter: Reporter) -> Path:
     make_env = env_maker(config)
+    check_alike(config, make_env)
+    config = ranks.gather(resumed_config(run, config) if resume else new_config(config))[0]
     prepare_torch(config.train.threads)
     with reporter.phase("checking the recipe"):
         check_inputs(config, make_env, warm_start=not (run / FOLDER).exists())
@@ -75,9 +85,11 @@ class Run:
     def go(self) -> Path:
         """Bring the run to its last update."""
         latest = latest_checkpoint(self.checkpoints)
-        settle_checkpoints(self.checkpoints, self.config.checkpoint.keep)
+        if ranks.is_first():
+            settle_checkpoints(self.checkpoints, self.config.checkpoint.keep)
         if latest is not None:  # it may have been caught while it was replaced, and has its name back now
             latest = latest.with_name(latest.name.removeprefix(".old-"))
+        latest = ranks.gather(latest)[0]
         if latest is not None and is_finished(latest, self.config.train.updates):
             self.reporter.say(f"{self.folder} is finished: {self.config.train.updates} updates")
             return self.folder
@@ -106,12 +118,18 @@ class Run:
             hooks = Hooks(
                 self.stop.poll, lambda done, total, figures: phase.show(done, few(figures), total), self.reporter
             )
-            return warm_start(self.config, self.folder, self.make_env, hooks)
+            if not ranks.is_first():  # one process imitates; the others load what it has learned
+                ranks.wait()
+            model = warm_start(self.config, self.folder, self.make_env, hooks)
+            if ranks.is_first():
+                ranks.wait()
+            return model
 
     def _make_ready(self, state: RunState) -> None:
         """Make what an update needs, and take back what was written behind the state."""
-        config, poll = self.config, self.stop.poll
-        self.metrics, self.evals = JsonLines(self.folder / "metrics.jsonl"), JsonLines(self.folder / "eval.jsonl")
+        # Of several processes none leaves the others alone: they ask each other between two updates (`_updates`).
+        config, poll = self.config, self.stop.poll if ranks.count() == 1 else _never
+        self.metrics, self.evals = self._lines("metrics.jsonl"), self._lines("eval.jsonl")
         self.metrics.truncate(state.metrics_offset)
         self.evals.truncate(state.eval_offset)
         self.renderer = renderer_of(state.model, form_of(config))
@@ -140,6 +158,8 @@ class Run:
                     self._save(state)
                 if state.update >= updates:
                     return
+                if ranks.count() > 1 and any(ranks.gather(self.stop.requested)):
+                    raise Interrupted("interrupted")
                 phase.show(state.update + 1, self._update(state))
 
     def _update(self, state: RunState) -> dict[str, float]:
@@ -157,7 +177,8 @@ class Run:
             figures = self.engine.step(batch.rows, batch.weights, number)
             give_back_memory()
         with laps.of("update"):
-            write_shown(self.folder, number, played.groups, state.model, self.renderer, self.config, self.reporter)
+            if ranks.is_first():
+                write_shown(self.folder, number, played.groups, state.model, self.renderer, self.config, self.reporter)
         record = self.log.write(state, number, played, batch, figures, laps)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.engine.skips
         state.evaluated, state.components = not self.evaluations.due(number), self._components()
@@ -174,9 +195,21 @@ class Run:
     def _evaluate(self, state: RunState) -> None:
         self.evals.truncate(state.eval_offset)
         self.engine.publish(self.policy.sampler, state.update)
-        self.evaluations.run(state.model, state.update)
+        if ranks.is_first():
+            self.evaluations.run(state.model, state.update)
+        ranks.wait()
         state.eval_offset, state.evaluated = self.evals.offset, True
 
     def _save(self, state: RunState) -> Path:
         self.metrics.sync()
-        return write_state(self.checkpoints, state, self.config.checkpoint.keep)
+        moments = self.engine.state()
+        if ranks.is_first():
+            write_state(self.checkpoints, state, self.config.checkpoint.keep, moments)
+        return self.checkpoints / f"step-{state.update:06d}"
+
+    def _lines(self, name: str) -> JsonLines:
+        return JsonLines(self.folder / name) if ranks.is_first() else NoLines()
+
+
+def _never() -> None:
+    """Let nothing interrupt."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from envrl import ranks
 from envrl.build import training_settings
 from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
@@ -67,7 +68,7 @@ class Rollouts:
         settings = training_settings(self.config)
 
         def play(part: range) -> list[Trajectory]:
-            some = [playing[i] for i in part]
+            some = [playing[mine[i]] for i in part]
             return play_episodes(
                 self.policy,
                 self.make_env,
@@ -82,9 +83,22 @@ class Rollouts:
                 watch=lambda done: phase.show(part.start + done),
             )
 
-        with self.reporter.phase("playing", len(playing), unit="episodes") as phase:
-            drawn = self.splitter.play(len(playing), play)
+        mine = [place for place, each in enumerate(playing) if each.group % ranks.count() == ranks.number()]
+        with self.reporter.phase("playing", len(mine), unit="episodes") as phase:
+            drawn = self._gathered(mine, self.splitter.play(len(mine), play), stats)
         return as_groups(drawn, [each.group for each in playing])
+
+    @staticmethod
+    def _gathered(mine: Sequence[int], drawn: Sequence[Trajectory], stats: RolloutStats) -> list[Trajectory]:
+        """Return the episodes of all processes in order, and count what befell in each."""
+        parts = ranks.gather((mine, drawn, stats.mismatches, stats.replaced))
+        if len(parts) == 1:
+            return list(drawn)
+        stats.mismatches, stats.replaced = (sum(part[which] for part in parts) for which in (2, 3))
+        found = {
+            place: episode for places, episodes, *_ in parts for place, episode in zip(places, episodes, strict=True)
+        }
+        return [found[place] for place in sorted(found)]
 
 
 def as_groups(trajectories: Sequence[Trajectory], numbers: Sequence[int]) -> list[TrajectoryGroup]:

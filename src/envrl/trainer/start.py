@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from envrl import ranks
 from envrl.batches.auxiliary import try_out
 from envrl.build import form_of, renderer_of
 from envrl.config.load import config_differences, dump_config, load_recipe, load_run
@@ -85,6 +86,19 @@ def resumed_config(run: Path, config: Config) -> Config:
                 "schedule_updates set, or a constant schedule, can updates be added"
             )
     return config
+
+
+def check_alike(config: Config, make_env: Callable[[], TextEnv]) -> None:
+    """Raise `UserError` where the processes that train together have other recipes, plug-ins or data."""
+    if ranks.count() == 1:
+        return
+    data = data_file(config.env.name, make_env(), (config.env.split, *config.eval.split))
+    (first, known), *others = ranks.gather((config, data))
+    for number, (other, theirs) in enumerate(others, 1):
+        if changed := config_differences(first, other):
+            raise UserError(f"process {number} has another recipe than process 0: other values of {', '.join(changed)}")
+        if theirs != known:
+            raise UserError(f"process {number} has other data of the world '{config.env.name}' than process 0")
 
 
 def _refuse_older(file: Path) -> None:
@@ -224,6 +238,10 @@ def _warn_of_other_origin(source: Path, config: Config) -> None:
 def held_run(run: Path, config: Config, make_env: Callable[[], TextEnv], resume: bool) -> Iterator[None]:
     """Make the run directory, or take up the one that is there (noting added updates), and hold its lock."""
     splits = (config.env.split, *config.eval.split)
+    if not ranks.is_first():
+        ranks.wait()  # until the first has made it, or refused to
+        yield
+        return
     if resume:
         warn_of_other_data(run, config.env.name, make_env(), splits)
     else:
@@ -233,6 +251,7 @@ def held_run(run: Path, config: Config, make_env: Callable[[], TextEnv], resume:
         if resume and config_differences(load_recipe(str(run / "config.toml")), config):
             write_text(run / "config.toml", dump_config(config))
             locks.enter_context(lock_run(run))  # the lock is on the file, and this is another one now
+        ranks.wait()
         try:
             yield
         except UserError:

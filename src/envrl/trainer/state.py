@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from envrl.config.schema import Config
 from envrl.engine.checkpoint import load_state, save_checkpoint, save_state
@@ -51,13 +54,16 @@ def read_state(checkpoint: Path, config: Config) -> RunState:
     return state
 
 
-def write_state(folder: Path, state: RunState, keep: int) -> Path:
-    """Save the state as the checkpoint `step-<update>`, keep so many in all, and return its path."""
+def write_state(folder: Path, state: RunState, keep: int, moments: Mapping[str, Tensor] | None = None) -> Path:
+    """Save the state as the checkpoint `step-<update>`, keep so many in all, and return its path.
+
+    `moments` are those of the optimiser that an engine has made for itself.
+    """
 
     def write(aside: Path) -> None:
         save_model(state.model, aside)
         meta = {name: getattr(state, name) for name in _SAVED}
-        save_state(aside / "state", state.optimizer.tensors(), meta)
+        save_state(aside / "state", state.optimizer.tensors() if moments is None else moments, meta)
 
     return save_checkpoint(folder, f"step-{state.update:06d}", write, keep)
 

@@ -1,0 +1,69 @@
+"""`envrl train … --processes N`: the same command in N processes of this machine, as torchrun starts them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from envrl.errors import UserError
+from envrl.processes import end_with
+
+_LAUNCHER = "ENVRL_LAUNCHER"
+
+
+def launch(arguments: Sequence[str], count: int) -> int:
+    """Run `envrl train` with these arguments in so many processes; return the status of the first that failed, or 0.
+
+    Ctrl-C goes to each of them, which stop together between two updates; SIGTERM is passed on. Where one dies the
+    others are ended.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in ("torch.distributed.elastic", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # each process says itself what went wrong
+    os.environ |= {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM", _LAUNCHER: str(os.getpid())}
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        max_restarts=0,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=str(os.getpid()),
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "envrl", "train", *arguments)
+    except ChildFailedError as error:
+        failures = error.failures.values()
+        status = min(failures, key=lambda failure: failure.timestamp).exitcode
+        if status < 0:
+            print(f"envrl: a process of the run was ended by signal {-status}; go on with --resume", file=sys.stderr)
+        return status if status > 0 else 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return 0
+
+
+def was_launched() -> bool:
+    """Return whether this process is one of `launch`."""
+    return _LAUNCHER in os.environ
+
+
+def end_with_launcher() -> None:
+    """Have this process end with the one that launched it, where there is one."""
+    if parent := os.environ.get(_LAUNCHER):
+        end_with(int(parent))
+
+
+def check_count(count: int) -> None:
+    """Raise `UserError` where processes cannot be started from here."""
+    if count < 1:
+        raise UserError(f"--processes must be at least 1, not {count}")
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("--processes starts the processes itself: leave it out under torchrun")

@@ -1,0 +1,181 @@
+"""`envrl train … --processes N`: whole runs in several processes beside the same runs in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envrl.cli.main import main
+from envrl.models.checkpoints import verify_checkpoint
+
+SETTINGS = {
+    "model.hidden_size": 32,
+    "model.layers": 2,
+    "env.max_steps": 8,
+    "env.subgoal_reward": 0.3,
+    "train.threads": 1,
+    "train.trajectories": 2,
+    "train.updates": 4,
+    "warm_start.demonstrations": 30,
+    "warm_start.epochs": 1,
+    "warm_start.held_out": 2,
+    "auxiliary.echo.schedule": "constant",
+    "auxiliary.inverse.schedule": "constant",
+    "rollout.tasks": 3,
+    "rollout.group_size": 4,
+    "rollout.max_steps": 8,
+    "eval.every": 2,
+    "eval.split": "valid_seen",
+    "eval.episodes": 2,
+    "eval.final": 2,
+    "eval.free_episodes": 0,
+    "eval.probe_episodes": 0,
+    "checkpoint.every": 2,
+    "checkpoint.keep": 5,
+}
+
+
+def command(run: Path, *others: object, **settings: object) -> list[str]:
+    arguments = [text for key, value in (SETTINGS | settings).items() for text in (f"--{key}", str(value))]
+    return ["train", "household-demo", "--run", str(run), *map(str, others), *arguments]
+
+
+def train(run: Path, *others: object, **settings: object) -> None:
+    begin = [sys.executable, "-m", "envrl"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        begin + command(run, *others, **settings), capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def lines(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """Return a file's lines without what two equal runs may differ in."""
+    parsed = [json.loads(line) for line in (run / name).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "rate", "memory")} for line in parsed]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`two`: in two processes; `half` likewise, of two updates."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(folder / "two", "--processes", 2)
+    train(folder / "half", "--processes", 2, **{"train.updates": 2})
+    return folder
+
+
+def test_two_processes_play_and_learn_what_one_does(runs: Path) -> None:
+    """The same episodes, drawn from the same keys, and the same figures to rounding in fp32; the files are of one."""
+    train(runs / "local")
+    two, one = lines(runs / "two"), lines(runs / "local")
+    assert len(two) == 4
+    for line, other in zip(two, one, strict=True):
+        for key in ("tokens", "train/steps", "train/return", "rows/policy", "rows/inverse", "env_steps"):
+            assert line[key] == other[key]
+        assert line["loss/inverse"] == pytest.approx(other["loss/inverse"], rel=1e-4)
+        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
+        assert line["train/token_mismatches"] == 0
+    assert [line["update"] for line in lines(runs / "two", "eval.jsonl")] == [0, 2, 4]
+    names = {path.relative_to(runs / "two").as_posix() for path in (runs / "two").rglob("*") if path.is_file()}
+    assert names == {
+        path.relative_to(runs / "local").as_posix() for path in (runs / "local").rglob("*") if path.is_file()
+    }
+    verify_checkpoint(runs / "two" / "checkpoints" / "latest")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_run_goes_on_in_any_number_of_processes(count: int, runs: Path, tmp_path: Path) -> None:
+    """In as many as before bit for bit; in one as by a single process from its beginning, to rounding."""
+    shutil.copytree(runs / "half", tmp_path / "half", symlinks=True)
+    train(tmp_path / "half", "--processes", count, "--resume")
+    found, expected = lines(tmp_path / "half"), lines(runs / "two")
+    if count == 2:
+        assert found == expected
+        assert lines(tmp_path / "half", "eval.jsonl")[-1] == lines(runs / "two", "eval.jsonl")[-1]
+    else:
+        assert [line["tokens"] for line in found] == [line["tokens"] for line in expected]
+        assert found[-1]["grad_norm"] == pytest.approx(expected[-1]["grad_norm"], rel=1e-2)
+    assert len(found) == 4
+
+
+def children(of: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
+
+
+def begun(run: Path) -> subprocess.Popen[str]:
+    """Start a long run in two processes, and wait for its first update."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    long = command(run, "--processes", 2, **{"train.updates": 500, "checkpoint.every": 1, "eval.every": 0})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "envrl", *long],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    for _ in range(1200):
+        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 1:
+            return process
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    raise AssertionError("no update within two minutes")
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "killed"])
+def test_a_run_that_is_stopped_or_loses_a_process_has_a_good_checkpoint(how: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = begun(run)
+    ranks = children(process.pid)
+    assert len(ranks) == 2
+    if how == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        os.kill(ranks[1], signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    assert how == "killed" or "Traceback" not in said, said[-3000:]
+    assert process.returncode == (130 if how == "ctrl-c" else 1), said[-3000:]
+    verify_checkpoint(run / "checkpoints" / "latest")
+    state = json.loads((run / "checkpoints" / "latest" / "state.json").read_text())
+    if how == "ctrl-c":
+        assert "interrupted; saved" in said
+        assert state["update"] == len(lines(run))
+    else:
+        assert "ended by signal 9" in said
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        (["--processes", "0"], "--processes must be at least 1, not 0"),
+        (["--processes", "2", "--train.engine", "local"], "train.engine = 'local' is an engine of one"),
+        (["--processes", "two"], "must be a whole number"),
+    ],
+)
+def test_mistakes_are_sentences(
+    others: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tmp_path / "run", *others)) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_of_an_engine_for_one_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert main(command(tmp_path / "run")) == 2
+    assert (
+        "4 processes were started together, and train.engine = 'local' is an engine of one" in capsys.readouterr().err
+    )
+    assert main(command(tmp_path / "run", "--processes", 2)) == 2
+    assert "leave it out under torchrun" in capsys.readouterr().err
