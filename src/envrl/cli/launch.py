@@ -20,12 +20,13 @@ def launch(arguments: Sequence[str], count: int) -> int:
     Ctrl-C goes to each of them, which stop together between two updates; SIGTERM is passed on. Where one dies the
     others are ended.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in ("torch.distributed.elastic", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # each process says itself what went wrong
-    os.environ |= {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM", _LAUNCHER: str(os.getpid())}
+    os.environ[_LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = LaunchConfig(
@@ -36,6 +37,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         run_id=str(os.getpid()),
+        signals_to_handle="SIGTERM",
     )
     try:
         elastic_launch(config, sys.executable)("-m", "envrl", "train", *arguments)
@@ -45,6 +47,8 @@ def launch(arguments: Sequence[str], count: int) -> int:
         if status < 0:
             print(f"envrl: a process of the run was ended by signal {-status}; go on with --resume", file=sys.stderr)
         return status if status > 0 else 1
+    except SignalException:  # they were told, and have saved
+        return 130
     finally:
         signal.signal(signal.SIGINT, before)
     return 0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 
-from envrl import __version__
+from envrl import __version__, ranks
 from envrl.errors import Interrupted, RunError, UserError, suggest
 
 COMMANDS = {
@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         return _say(error, FAILED)
     except (Interrupted, KeyboardInterrupt) as error:
+        if not ranks.is_first():  # of several processes, all of which were interrupted
+            return INTERRUPTED
         return _say(str(error) or "interrupted", INTERRUPTED)
     except BrokenPipeError:
         _drop_output()
