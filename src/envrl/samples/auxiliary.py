@@ -128,7 +128,7 @@ def _spans(part: InPass) -> Iterator[tuple[int, Span]]:
 def _exchange_targets(
     name: str, pairs: list[Pair], labels: list[_Labels], key: int, figures: dict[str, float]
 ) -> tuple[list[Pair], list[_Labels]]:
-    """Return the pairs and places with exchanged targets. In the policy's rows only the labels change.
+    """Return the pairs and labels with exchanged targets; in the policy's rows only the labels change, not the tokens.
 
     There a longer target is cut to its new place; after a shorter one nothing is predicted.
     """
