@@ -1,6 +1,6 @@
-"""A run from its first file to its last: warm start, then update after update, evaluations and checkpoints between.
+"""The training loop: warm start, then updates, with evaluations and checkpoints between them.
 
-`train` reads top to bottom; everything that a resumed run needs is in `RunState` (`envrl.trainer.state`).
+Start reading at `train`. `RunState` (`envrl.trainer.state`) holds everything that a resumed run needs.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from envrl.trainer.tasks import Tasks
 
 
 def train(config: Config, run: Path | str, resume: bool = False, reporter: Reporter | None = None) -> Path:
-    """Train a recipe into the directory `run`, or go on with it bit for bit; return the directory.
+    """Train a recipe into the directory `run`, or resume it bit for bit; return the directory.
 
-    Raises `UserError` (bad configuration, data or directory), `RunError` (disk full, diverged) and `Interrupted` once
+    Raises `UserError` (bad configuration, data or directory), `RunError` (disk full, diverged), and `Interrupted` after
     the checkpoint is saved.
     """
     run, reporter = Path(run), reporter or Reporter()
@@ -61,7 +61,7 @@ def train(config: Config, run: Path | str, resume: bool = False, reporter: Repor
 
 
 class Run:
-    """One process's work on a run directory."""
+    """The work of one process on a run directory."""
 
     def __init__(self, config: Config, folder: Path, make_env: Worlds, reporter: Reporter, stop: StopRequest) -> None:
         self.config, self.folder, self.make_env, self.reporter, self.stop = config, folder, make_env, reporter, stop
@@ -73,10 +73,10 @@ class Run:
         self.idle = IdleUpdates(config, reporter.say)
 
     def go(self) -> Path:
-        """Bring the run to its last update."""
+        """Train up to the last update."""
         latest = latest_checkpoint(self.checkpoints)
         settle_checkpoints(self.checkpoints, self.config.checkpoint.keep)
-        if latest is not None:  # it may have been caught while it was replaced, and has its name back now
+        if latest is not None:  # it was found while being replaced, and now has its name back
             latest = latest.with_name(latest.name.removeprefix(".old-"))
         if latest is not None and is_finished(latest, self.config.train.updates):
             self.reporter.say(f"{self.folder} is finished: {self.config.train.updates} updates")
@@ -94,7 +94,7 @@ class Run:
         except Interrupted:
             path = self._save(state)
             raise Interrupted(f"interrupted; saved {path}: go on with --resume") from None
-        except KeyboardInterrupt:  # a second Ctrl-C may come inside a step: what is in memory is nobody's state
+        except KeyboardInterrupt:  # a second Ctrl-C may come inside a step, so the state in memory is not valid
             raise Interrupted(f"interrupted; {self.folder} goes on from its last checkpoint with --resume") from None
         finally:
             self.metrics.close()
@@ -109,7 +109,7 @@ class Run:
             return warm_start(self.config, self.folder, self.make_env, hooks)
 
     def _make_ready(self, state: RunState) -> None:
-        """Make what an update needs, and take back what was written behind the state."""
+        """Create the parts that an update needs, and truncate the logs to the state."""
         config, poll = self.config, self.stop.poll
         self.metrics, self.evals = JsonLines(self.folder / "metrics.jsonl"), JsonLines(self.folder / "eval.jsonl")
         self.metrics.truncate(state.metrics_offset)
@@ -131,7 +131,7 @@ class Run:
         with self.reporter.phase("update", updates, state.update) as phase:
             while True:
                 if not state.evaluated:
-                    if state.update:  # an evaluation may take longer than many updates, and may not survive
+                    if state.update:  # an evaluation may take long, and be killed
                         self._save(state)
                     self._evaluate(state)
                     if state.update == 0:
@@ -143,7 +143,7 @@ class Run:
                 phase.show(state.update + 1, self._update(state))
 
     def _update(self, state: RunState) -> dict[str, float]:
-        """Play, mix, make rows, learn, log: update number `state.update + 1`."""
+        """Run update `state.update + 1`: play, mix in replayed groups, make rows, learn, log."""
         number, laps = state.update + 1, Laps()
         reset_peak_memory(state.model.device)
         self.engine.publish(self.policy.sampler, number)
@@ -164,7 +164,7 @@ class Run:
         return few(record)
 
     def _components(self) -> dict[str, Any]:
-        """Return the states of curriculum and replay between two updates: an interrupted one leaves no trace."""
+        """Return the states of curriculum and replay between two updates, so an interrupted update leaves no trace."""
         return {"curriculum": self.tasks.state(), "replay": self.replay.state()}
 
     def _load(self, state: RunState) -> None:

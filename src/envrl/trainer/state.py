@@ -1,4 +1,4 @@
-"""What a run is made of between two updates, in memory and in a checkpoint."""
+"""The state of a run between two updates, in memory and in a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from envrl.models.load import LanguageModel, load_policy, save_model
 
 @dataclass(slots=True)
 class RunState:
-    """The network, its optimiser's moments, and counters; everything random is a function of these and the seed.
+    """The model, its optimiser, and counters; everything random is a function of these and the seed.
 
-    `evaluated` says whether the evaluation due at this update is done; the offsets are bytes of the .jsonl files;
+    `evaluated` is False while an evaluation is due at this update; the offsets are lengths of the .jsonl files in bytes;
     `components` are the states of curriculum and replay at this update, as JSON.
     """
 
@@ -42,7 +42,7 @@ def fresh_state(model: LanguageModel, config: Config) -> RunState:
 
 
 def read_state(checkpoint: Path, config: Config) -> RunState:
-    """Return the state that a (verified) checkpoint holds."""
+    """Return the state in a (verified) checkpoint."""
     state = fresh_state(load_policy(checkpoint, config), config)
     tensors, meta = load_state(checkpoint / "state")
     state.optimizer.restore(tensors)
@@ -52,7 +52,7 @@ def read_state(checkpoint: Path, config: Config) -> RunState:
 
 
 def write_state(folder: Path, state: RunState, keep: int) -> Path:
-    """Save the state as the checkpoint `step-<update>`, keep so many in all, and return its path."""
+    """Save the state as checkpoint `step-<update>`, of which the `keep` newest stay; return its path."""
 
     def write(aside: Path) -> None:
         save_model(state.model, aside)
@@ -63,6 +63,6 @@ def write_state(folder: Path, state: RunState, keep: int) -> Path:
 
 
 def is_finished(checkpoint: Path, updates: int) -> bool:
-    """Return whether a checkpoint is that of a run of so many updates at its end."""
+    """Return whether a checkpoint is the end of a run of `updates` updates, with its evaluation done."""
     _, meta = load_state(checkpoint / "state")
     return bool(meta["update"] >= updates and meta["evaluated"])
