@@ -16,7 +16,7 @@ from envrl.models.load import LanguageModel, load_policy, save_model
 class RunState:
     """The model, its optimiser, and counters; everything random is a function of these and the seed.
 
-    `evaluated` is False while an evaluation is due at this update; the offsets are lengths of the .jsonl files in bytes;
+    `evaluated` is False while an evaluation is due at this update; the offsets are bytes of the .jsonl files;
     `components` are the states of curriculum and replay at this update, as JSON.
     """
 
