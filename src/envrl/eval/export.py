@@ -1,4 +1,4 @@
-"""The model of a run for use elsewhere: no trainer state, and a LoRA adapter merged into its base."""
+"""Export the model of a run for use elsewhere: without trainer state, and with a LoRA adapter merged into its base."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from envrl.progress import Reporter
 
 
 def export_model(target: str | Path, folder: Path, base: str = "", reporter: Reporter | None = None) -> None:
-    """Write the model of a run (its latest checkpoint) or of a checkpoint into a new folder, which appears whole.
+    """Write the model of a run (its latest checkpoint) or of a checkpoint atomically into a new folder.
 
-    Plain `from_pretrained` loads it. `base` says where the base of a LoRA run lies now. Raises `UserError` where there
-    is no such model, or the folder cannot be made.
+    Plain `from_pretrained` loads it. `base` is the current path of a LoRA run's base model. Raises `UserError` if there
+    is no such model, or the folder cannot be created.
     """
     found, _ = with_base(find_target(target), [("model.path", base)] if base else [])
     if found.script:
