@@ -304,8 +304,8 @@ def _import(file: Path, data: bytes, digest: str) -> list[Entry]:
     module = ModuleType(name)
     module.__file__ = str(file)
     sys.modules[name] = module  # dataclasses and pickle look up the module of a class
-    with _undone(name) as made:
-        _LOADING.append((str(file), made))
+    with _undone(name) as entries:
+        _LOADING.append((str(file), entries))
         try:
             exec(compile(data, str(file), "exec"), module.__dict__)
         except UserError as error:
@@ -317,21 +317,21 @@ def _import(file: Path, data: bytes, digest: str) -> list[Entry]:
             raise UserError(f"the plug-in '{file}' cannot be imported ({type(error).__name__}: {error})") from error
         finally:
             _LOADING.pop()
-        if not made:
+        if not entries:
             how = "envrl.register(kind, name) above a function does"
             raise UserError(f"the plug-in '{file}' registers nothing: {how}")
-    return made
+    return entries
 
 
 @contextmanager
 def _undone(module: str) -> Iterator[list[Entry]]:
     """Yield a list for the module's entries; if the block raises, remove the module and these entries."""
-    made: list[Entry] = []
+    entries: list[Entry] = []
     try:
-        yield made
+        yield entries
     except BaseException:
         sys.modules.pop(module, None)
-        for entry in made:
+        for entry in entries:
             _ENTRIES.pop((entry.kind, entry.name), None)
         raise
 
@@ -352,11 +352,11 @@ def settings_of(target: Callable[..., Any]) -> Mapping[str, Setting]:
         for p in signature.parameters.values()
         if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is not inspect.Parameter.empty
     ]
-    written = {p.name: p.annotation for p in parameters if p.annotation is not inspect.Parameter.empty}
+    annotations = {p.name: p.annotation for p in parameters if p.annotation is not inspect.Parameter.empty}
     try:
         # Only these annotations: the others may name imports that only type checkers see.
         hints = get_type_hints(
-            type("Settings", (), {"__annotations__": written}),
+            type("Settings", (), {"__annotations__": annotations}),
             getattr(function, "__globals__", {}),
             include_extras=True,
         )

@@ -52,7 +52,7 @@ def build_batch(groups: Sequence[TrajectoryGroup], config: Config, renderer: Ren
     auxiliaries = config.auxiliaries()
     weights = weights_of(auxiliaries, update, config.train.updates)
     active = [each for each in auxiliaries if weights[each.name] > 0]
-    made = make_rows(active, groups, renderer, (config.seed, update))
+    auxiliary = make_rows(active, groups, renderer, (config.seed, update))
     rows: list[Row] = []
     for number, (trajectory, advantages_S) in enumerate(
         zip(episodes_of(groups), step_advantages(groups, config), strict=True)
@@ -61,7 +61,7 @@ def build_batch(groups: Sequence[TrajectoryGroup], config: Config, renderer: Ren
             trajectory,
             advantages_S,
             config.objective.aggregation,
-            made.in_pass.get(number),
+            auxiliary.in_pass.get(number),
             idle=config.objective.idle_rows == "count",
             stale=trajectory.policy_version < update,
         )
@@ -70,4 +70,4 @@ def build_batch(groups: Sequence[TrajectoryGroup], config: Config, renderer: Ren
     if config.objective.idle_rows == "count":
         figures["rows/idle"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
         figures["rows/idle"] -= figures["rows/policy"]
-    return UpdateBatch([*rows, *made.rows], weights, figures | made.figures)
+    return UpdateBatch([*rows, *auxiliary.rows], weights, figures | auxiliary.figures)

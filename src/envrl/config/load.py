@@ -65,11 +65,11 @@ def load_recipe(
     Raises `UserError` for an unknown recipe, section or key, a wrong type, a value out of range, values that contradict
     each other, and invalid TOML.
     """
-    given = load_plugins(map(str, plugins))
+    named = load_plugins(map(str, plugins))
     settings = _recipe_settings(name_or_path, base=Path(), seen=(), older=older) | _given(overrides)
-    if given:
+    if named:
         before = settings["plugins"].value if "plugins" in settings else ()
-        settings["plugins"] = _Setting([*dict.fromkeys([*before, *given])], "by --plugin", _DEEPEST)
+        settings["plugins"] = _Setting([*dict.fromkeys([*before, *named])], "by --plugin", _DEEPEST)
     config = _build({name: _checked(name, setting) for name, setting in _of_what_is_chosen(settings).items()})
     check_together(config)
     return config
@@ -161,7 +161,7 @@ def _of_what_is_chosen(settings: Mapping[str, _Setting]) -> dict[str, _Setting]:
 
     Raises `UserError` for a setting of a thing that is not chosen, unless a later layer made that choice.
     """
-    kept = dict(settings)
+    remaining = dict(settings)
     for name, setting in settings.items():
         if name in KEYS:
             continue
@@ -173,13 +173,13 @@ def _of_what_is_chosen(settings: Mapping[str, _Setting]) -> dict[str, _Setting]:
         choice = settings.get(chosen_by, _Setting(KEYS[chosen_by].default, "by default", -1))
         if choice.value == owner:
             continue
-        del kept[name]
+        del remaining[name]
         if setting.layer >= choice.layer:
             raise UserError(
                 f"{name} ({setting.where}) sets the {find(kind, owner).called}, and {KINDS[kind].key} = "
                 f"{show(choice.value)} is chosen ({choice.where}): leave it out, or choose that one"
             )
-    return kept
+    return remaining
 
 
 def _read(name_or_path: str, base: Path) -> tuple[str, str, Path]:

@@ -260,21 +260,21 @@ def _failure(openai: Any, error: Any, endpoint: Endpoint) -> Exception:
         cause = error.__cause__ or error
         why = _cut(str(cause)) or type(cause).__name__
         return RunError(f"{where} cannot be reached, {tried} ({why}); is it running?")
-    said, status = _words(error, endpoint), getattr(error, "status_code", 0)
+    message, status = _words(error, endpoint), getattr(error, "status_code", 0)
     if status in (401, 403):
         state = f"refuses the key in {variable}" if _key(endpoint) else f"wants a key, and {variable} is not set"
-        return UserError(f"{where} {state} (status {status}): {said}")
+        return UserError(f"{where} {state} (status {status}): {message}")
     if status == 404:
         return UserError(
-            f"{where} does not know the model '{endpoint.model}', or is at another address (status 404): {said}"
+            f"{where} does not know the model '{endpoint.model}', or is at another address (status 404): {message}"
         )
     if status == 429:
         return RunError(
-            f"{where} limits the rate (status 429, {tried}): {said}; lower --concurrency or raise --retries"
+            f"{where} limits the rate (status 429, {tried}): {message}; lower --concurrency or raise --retries"
         )
     if status >= 500:
-        return RunError(f"{where} failed (status {status}, {tried}): {said}")
-    return UserError(f"{where} refuses the request (status {status}): {said}")
+        return RunError(f"{where} failed (status {status}, {tried}): {message}")
+    return UserError(f"{where} refuses the request (status {status}): {message}")
 
 
 def _words(error: Any, endpoint: Endpoint) -> str:

@@ -74,8 +74,8 @@ def check_room_of_run(model: LanguageModel, make_env: Callable[[], TextEnv], con
 
 def longer_context(config: Config) -> str:
     """Return the advice that gives a run's model a longer context."""
-    given = config.model.path or config.warm_start.path
-    return "take a model with a longer context" if given else "raise model.context"
+    path = config.model.path or config.warm_start.path
+    return "take a model with a longer context" if path else "raise model.context"
 
 
 def either(*remedies: Sequence[str]) -> str:

@@ -85,44 +85,44 @@ def evaluate(
     Raises `UserError`.
     """
     load_plugins(map(str, plugins))
-    found = find_target(target)
-    found, settings = with_base(found, settings)
-    config = with_settings(found.config, env, data, split, temperature, actions, seed, protocol)
+    resolved = find_target(target)
+    resolved, settings = with_base(resolved, settings)
+    config = with_settings(resolved.config, env, data, split, temperature, actions, seed, protocol)
     config = with_world_settings(config, settings)
     if format is not None:
-        config = _as_chat(found, config, format, show_admissible, history, max_tokens, actions)
+        config = _as_chat(resolved, config, format, show_admissible, history, max_tokens, actions)
         rollout = replace(config.rollout, system_message=system_message)
         asked = replace(config.model, template_arguments=dict(template_arguments or {}))
         config = replace(config, rollout=rollout, model=asked)
-    if not found.script:
+    if not resolved.script:
         check_world(config)
         check_format(config)
-    if found.script and (temperature is not None or actions is not None):
-        raise UserError(f"temperature and actions mean nothing to the script '{found.script}'; leave them out")
-    _check_measured(found, config, free, probe)
+    if resolved.script and (temperature is not None or actions is not None):
+        raise UserError(f"temperature and actions mean nothing to the script '{resolved.script}'; leave them out")
+    _check_measured(resolved, config, free, probe)
     make_env = env_maker(config)
     with opened(make_env()) as world:
         check_splits(world, config, episodes)
-        if found.run:
-            warn_of_other_data(found.run, config.env.name, world, config.eval.split)
+        if resolved.run:
+            warn_of_other_data(resolved.run, config.env.name, world, config.eval.split)
     reporter = reporter or Reporter()
     model, english = None, dict[str, float]()
-    if not found.script:
+    if not resolved.script:
         from envrl.eval.language import figures_of_english
 
         with reporter.phase("loading the model"):
-            model = _loaded(found, config)
+            model = _loaded(resolved, config)
             _check_room(model, make_env, config, episodes or 0, bare=format is not None)
         english = figures_of_english(model, config, reporter)
-    agent = found.script or found.name or str(found.folder)
-    about = {"agent": agent, **_played(found, config)}
+    agent = resolved.script or resolved.name or str(resolved.folder)
+    about = {"agent": agent, **_played(resolved, config)}
     counts = {"episodes": episodes or 0, "reporter": reporter}
-    evaluation = _keeps(found, config) if episodes_to else {}
+    evaluation = _keeps(resolved, config) if episodes_to else {}
     with kept_in(episodes_to, evaluation, lists=config.rollout.show_admissible) as kept:
 
         def measure(split: str) -> dict[str, Any]:
             if model is None:
-                return evaluate_script(found.script, make_env, split, config, kept=kept, **counts)[0]
+                return evaluate_script(resolved.script, make_env, split, config, kept=kept, **counts)[0]
             measured = {"free": free, "probed": probe}
             return evaluate_split(model, make_env, split, config, kept=kept, **measured, **counts)[0] | english
 
@@ -175,7 +175,7 @@ def _named_model(name: str) -> Target:
     return Target("", model_folder(name, revision), replace(Config(), model=model), name=name)
 
 
-def with_base(found: Target, settings: Sequence[tuple[str, str]]) -> tuple[Target, list[tuple[str, str]]]:
+def with_base(target: Target, settings: Sequence[tuple[str, str]]) -> tuple[Target, list[tuple[str, str]]]:
     """Return the target with the `model.path` of its adapter's base taken from the settings, and the other settings.
 
     Raises `UserError` if `model.path` is given and is not that base.
@@ -183,9 +183,9 @@ def with_base(found: Target, settings: Sequence[tuple[str, str]]) -> tuple[Targe
     others = [(key, value) for key, value in settings if key != "model.path"]
     for key, value in settings:
         if key == "model.path":
-            check_base(found.folder, value)
-            found = replace(found, config=override(found.config, [(key, value), ("model.revision", "")]))
-    return found, others
+            check_base(target.folder, value)
+            target = replace(target, config=override(target.config, [(key, value), ("model.revision", "")]))
+    return target, others
 
 
 def check_splits(world: TextEnv, config: Config, episodes: int | None) -> None:
@@ -233,8 +233,10 @@ def with_settings(
     where = config.env
     if env is not None and env != where.name:
         # Settings that all worlds have stay; those of one world (data, a shop's products) do not.
-        kept = {name: getattr(where, name) for name in ("split", "max_steps", *(f.name for f in fields(WorldSettings)))}
-        where = EnvConfig(name=env, **kept)
+        common = {
+            name: getattr(where, name) for name in ("split", "max_steps", *(f.name for f in fields(WorldSettings)))
+        }
+        where = EnvConfig(name=env, **common)
     return replace(
         config,
         env=where if data is None else replace(where, data=str(data)),
@@ -288,7 +290,7 @@ def _check_room(
 
 
 def _as_chat(
-    found: Target,
+    target: Target,
     config: Config,
     format: str,
     show_admissible: bool,
@@ -298,8 +300,8 @@ def _as_chat(
 ) -> Config:
     """Return the configuration of a chat model without a run: one chat per turn, which shows the last turns."""
     find_format(format)
-    if found.script or found.run:
-        raise UserError(f"format is for a model's folder or an endpoint; '{found.script or found.run}' has its own")
+    if target.script or target.run:
+        raise UserError(f"format is for a model's folder or an endpoint; '{target.script or target.run}' has its own")
     if history < 0 or max_tokens < 1:
         raise UserError(f"history must be at least 0 and max_tokens at least 1, not {history} and {max_tokens}")
     rollout = replace(
@@ -311,13 +313,13 @@ def _as_chat(
         response_tokens=max_tokens,
         actions=actions or "free",
     )
-    return replace(config, rollout=rollout, model=replace(config.model, path=str(found.folder)))
+    return replace(config, rollout=rollout, model=replace(config.model, path=str(target.folder)))
 
 
 def said_before(system_message: str, template_arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record's entries of the chat's system message and template arguments, without empty ones."""
-    given = {"system_message": system_message, "template_arguments": dict(template_arguments)}
-    return {name: value for name, value in given.items() if value}
+    entries = {"system_message": system_message, "template_arguments": dict(template_arguments)}
+    return {name: value for name, value in entries.items() if value}
 
 
 def drawn(config: Config) -> dict[str, str]:
@@ -325,7 +327,7 @@ def drawn(config: Config) -> dict[str, str]:
     return {} if config.eval.protocol == "whole" else {"protocol": config.eval.protocol}
 
 
-def _loaded(found: Target, config: Config) -> LanguageModel:
+def _loaded(target: Target, config: Config) -> LanguageModel:
     """Return the model on the run's device, or on the CPU if this machine does not have that."""
     from envrl.models.load import find_device, load_policy
     from envrl.models.runtime import prepare_torch
@@ -334,8 +336,8 @@ def _loaded(found: Target, config: Config) -> LanguageModel:
     try:
         find_device(config.train.device)
     except UserError:
-        return load_policy(found.folder, config, "cpu")
-    return load_policy(found.folder, config, config.train.device)
+        return load_policy(target.folder, config, "cpu")
+    return load_policy(target.folder, config, config.train.device)
 
 
 def _played(target: Target, config: Config) -> dict[str, Any]:
@@ -364,7 +366,7 @@ def _keeps(target: Target, config: Config) -> dict[str, Any]:
     if target.script:
         return {"agent": target.script, **about}
     rollout = asdict(config.rollout)
-    written = ("format", "layout", "history", "summary", "prompt_tokens", "show_admissible", "repeat_task")
-    said = {name: rollout[name] for name in (*written, "system_message", "response_tokens", "precision")}
-    said |= {"template_arguments": config.model.template_arguments, "chat_template": config.model.chat_template}
-    return {"weights": weights_hash(target.folder), **about, "temperature": config.eval.temperature, **said}
+    prompt = ("format", "layout", "history", "summary", "prompt_tokens", "show_admissible", "repeat_task")
+    form = {name: rollout[name] for name in (*prompt, "system_message", "response_tokens", "precision")}
+    form |= {"template_arguments": config.model.template_arguments, "chat_template": config.model.chat_template}
+    return {"weights": weights_hash(target.folder), **about, "temperature": config.eval.temperature, **form}

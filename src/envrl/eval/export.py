@@ -17,8 +17,8 @@ def export_model(target: str | Path, folder: Path, base: str = "", reporter: Rep
     Plain `from_pretrained` loads it. `base` is the current path of a LoRA run's base model. Raises `UserError` if there
     is no such model, or the folder cannot be created.
     """
-    found, _ = with_base(find_target(target), [("model.path", base)] if base else [])
-    if found.script:
+    source, _ = with_base(find_target(target), [("model.path", base)] if base else [])
+    if source.script:
         raise UserError(f"'{target}' is a script, not a model; name a run or a checkpoint")
     if folder.exists():
         raise UserError(f"'{folder}' is there already; name a folder that is not")
@@ -27,10 +27,10 @@ def export_model(target: str | Path, folder: Path, base: str = "", reporter: Rep
     from envrl.engine.checkpoint import save_folder
 
     reporter = reporter or Reporter()
-    if holds_adapter(found.folder):
-        save_folder(folder, lambda aside: _merge(found, aside, reporter))
+    if holds_adapter(source.folder):
+        save_folder(folder, lambda aside: _merge(source, aside, reporter))
     else:
-        save_folder(folder, lambda aside: _copy(found.folder, aside, reporter))
+        save_folder(folder, lambda aside: _copy(source.folder, aside, reporter))
 
 
 def _merge(source: Target, target: Path, reporter: Reporter) -> None:

@@ -39,8 +39,8 @@ class Kept:
 
     def find(self, played: str, split: str, chosen: Iterable[tuple[Task, int]]) -> list[Trajectory]:
         """Return the chosen episodes that have ended, in order."""
-        found = (self._episodes.get((played, split, (task.id, member))) for task, member in chosen)
-        return [trajectory for trajectory in found if trajectory is not None]
+        episodes = (self._episodes.get((played, split, (task.id, member))) for task, member in chosen)
+        return [trajectory for trajectory in episodes if trajectory is not None]
 
     def missing(self, played: str, split: str, chosen: Iterable[tuple[Task, int]]) -> list[tuple[Task, int]]:
         """Return the (task, member) of the chosen episodes that have not ended."""
@@ -236,5 +236,5 @@ def _observation(record: Mapping[str, Any], accepted: Sequence[str]) -> Observat
 
 
 def _key(question: Question) -> str:
-    asked = json.dumps([question.messages, question.seed])
-    return hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
+    text = json.dumps([question.messages, question.seed])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

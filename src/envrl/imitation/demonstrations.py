@@ -148,9 +148,9 @@ def batch_rows(
 ) -> tuple[list[Row], dict[str, float]]:
     """Return the rows of an optimiser step on `written` demonstrations, and figures to log."""
     groups = [TrajectoryGroup(d.trajectory.task, (d.trajectory,), source="demonstration") for d in demonstrations]
-    made = make_rows(auxiliaries, groups, renderer, key)
-    rows = [row for n, each in enumerate(demonstrations) for row in imitation_rows(each, made.in_pass.get(n))]
-    return [*rows, *made.rows], made.figures
+    auxiliary = make_rows(auxiliaries, groups, renderer, key)
+    rows = [row for n, each in enumerate(demonstrations) for row in imitation_rows(each, auxiliary.in_pass.get(n))]
+    return [*rows, *auxiliary.rows], auxiliary.figures
 
 
 def world_texts(demonstrations: Sequence[Demonstration], env: TextEnv, config: Config) -> list[str]:

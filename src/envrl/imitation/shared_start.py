@@ -33,16 +33,16 @@ def shared_evaluations(config: Config) -> dict[str, dict[str, Any]]:
         return {}
     run = Path(config.warm_start.path).resolve().parent
     try:
-        made = load_run(run)
+        other = load_run(run)
         lines = (run / "eval.jsonl").read_text(encoding="utf-8").splitlines()
     except (UserError, OSError, UnicodeDecodeError):  # the warm start has no run beside it, or another version made it
         return {}
-    if folder_here(made.model.path) == folder_here(config.model.path):  # two names of one model
-        made = replace(made, model=replace(made.model, path=config.model.path))
-    differ = [k for k in config_differences(made, config) if k in _NEEDED or not k.startswith(_IDLE)]
+    if folder_here(other.model.path) == folder_here(config.model.path):  # two names of one model
+        other = replace(other, model=replace(other.model, path=config.model.path))
+    differ = [k for k in config_differences(other, config) if k in _NEEDED or not k.startswith(_IDLE)]
     if (
-        form_of(made) != form_of(config)
-        or not asks_alike(made, config)
+        form_of(other) != form_of(config)
+        or not asks_alike(other, config)
         or [key for key in differ if key != "eval.split"]
     ):
         return {}

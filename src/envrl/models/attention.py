@@ -81,8 +81,8 @@ def _tree_attention(
     heads, nodes, size = key.shape[1:]
     grouped = query[0].unflatten(0, (heads, -1)).transpose(1, 2) * scale
     flat = (each.flatten(1, -2).contiguous() for each in (grouped, key[0], value[0]))
-    found = cast(Tensor, _Branches.apply(*flat, rows.tree))
-    return found.unflatten(1, (nodes, -1)).transpose(0, 1).reshape(1, nodes, -1, size), None
+    output = cast(Tensor, _Branches.apply(*flat, rows.tree))
+    return output.unflatten(1, (nodes, -1)).transpose(0, 1).reshape(1, nodes, -1, size), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(TREE, _tree_attention)
@@ -108,21 +108,21 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: LaidRows, scale: fl
         each[0].repeat_interleave(times, dim=0).transpose(0, 1)[rows.nodes]
         for each, times in ((query, 1), (key, groups), (value, groups))
     )
-    found = varlen_attn(q, k, v, rows.bounds, rows.bounds, longest, longest, scale=scale, window_size=(-1, 0))
-    return cast(Tensor, found)[_places(rows.nodes, query.shape[2])]
+    output = varlen_attn(q, k, v, rows.bounds, rows.bounds, longest, longest, scale=scale, window_size=(-1, 0))
+    return cast(Tensor, output)[_places(rows.nodes, query.shape[2])]
 
 
 def _rectangle(query: Tensor, key: Tensor, value: Tensor, rows: LaidRows, scale: float) -> Tensor:
     """Attend in padded rows: few calls for a GPU, where branches would be thousands of small ones."""
-    found, nodes = [], []
+    outputs, nodes = [], []
     for paths in _of_like_length([torch.from_numpy(branch.path) for branch in rows.tree.branches]):
         part = pad_sequence(paths, batch_first=True, padding_value=-1).to(query.device)
         q, k, v = (each[0][:, part].transpose(0, 1) for each in (query, key, value))
         grouped = q.shape[1] != k.shape[1]
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-        found.append(seen.transpose(1, 2).flatten(0, 1))
+        outputs.append(seen.transpose(1, 2).flatten(0, 1))
         nodes.append(part.flatten())
-    return torch.cat(found)[_places(torch.cat(nodes), query.shape[2])]
+    return torch.cat(outputs)[_places(torch.cat(nodes), query.shape[2])]
 
 
 def _of_like_length(paths: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -152,7 +152,7 @@ class _Branches(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree) -> Tensor:
-        found = torch.empty_like(query)
+        output = torch.empty_like(query)
         weights: list[Tensor] = []
         keep = any(ctx.needs_input_grad) and _mean_context(tree) <= _KEPT * query.shape[2]
         group = query.shape[1] // key.shape[1]
@@ -163,21 +163,21 @@ class _Branches(torch.autograd.Function):
                 k_precise = _precise(k)
                 for heads, own, seen in _blocks(branch, group, len(key)):
                     shares = scores_of(query[heads, own], k_precise[heads, :seen]).softmax(-1).to(v.dtype)
-                    found[heads, own] = torch.bmm(shares, v[heads, :seen])
+                    output[heads, own] = torch.bmm(shares, v[heads, :seen])
                     if keep:
                         weights.append(shares)
-        ctx.save_for_backward(query, key, value, found, *weights)
+        ctx.save_for_backward(query, key, value, output, *weights)
         ctx.tree = tree
-        return found
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, found, *weights = ctx.saved_tensors
-        kept, group = iter(weights), query.shape[1] // key.shape[1]
+        query, key, value, output, *weights = ctx.saved_tensors
+        saved, group = iter(weights), query.shape[1] // key.shape[1]
         scores_of = _Scores(query, group)
         grad = grad_outputs[0].to(query.dtype).contiguous()
         # With weights P: ∂q = (P ∘ (∂P - δ)) k, ∂P = ∂o vᵀ, δ = Σ ∂o ∘ o (Dao et al., NeurIPS 2022, appendix B).
-        delta = (_precise(grad) * found).sum(-1, keepdim=True)
+        delta = (_precise(grad) * output).sum(-1, keepdim=True)
         q_grad = torch.empty_like(query)
         k_grad, v_grad = (_precise(torch.zeros_like(each)) for each in (key, value))
         with torch.autocast(query.device.type, enabled=False):
@@ -187,7 +187,7 @@ class _Branches(torch.autograd.Function):
                 k_part, v_part = (_gathered(each, branch, zeros=True) for each in (k_grad, v_grad))
                 for heads, own, seen in _blocks(branch, group, len(key)):
                     q, above = query[heads, own], grad[heads, own]
-                    shares = next(kept) if weights else scores_of(q, k_precise[heads, :seen]).softmax(-1)
+                    shares = next(saved) if weights else scores_of(q, k_precise[heads, :seen]).softmax(-1)
                     _add_product(v_part[heads, :seen], shares.to(v.dtype).transpose(1, 2), above)
                     scores = scores_of.products(above, v_precise[heads, :seen])
                     scores = scores.sub_(delta[heads, own]).mul_(shares).to(k.dtype)

@@ -22,13 +22,13 @@ def holds_adapter(folder: Path) -> bool:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the folder's checkpoints, oldest first, unverified; for one that was being replaced, the old one."""
-    found: dict[int, Path] = {}
+    by_number: dict[int, Path] = {}
     for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []:
         match = NAME.fullmatch(path.name.removeprefix(".old-"))
         # "step-…" sorts after ".old-step-…", so reversed it comes first and wins.
         if match and path.is_dir() and not path.is_symlink():
-            found.setdefault(int(match[1]), path)
-    return [found[number] for number in sorted(found)]
+            by_number.setdefault(int(match[1]), path)
+    return [by_number[number] for number in sorted(by_number)]
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

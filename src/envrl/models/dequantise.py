@@ -37,10 +37,10 @@ def dequantise(source: Path, target: Path, model: NamedModel) -> None:
     with redirect_stderr(io.StringIO()):  # no setting hides this progress bar of transformers
         network: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    found = hash_of_tensors(dict(network.named_parameters()))
-    if model.weights and found != model.weights:
+    digest = hash_of_tensors(dict(network.named_parameters()))
+    if model.weights and digest != model.weights:
         raise RunError(
-            f"{name} gives other weights (SHA-256 {found}) than are known ({model.weights}): a defect of this version "
+            f"{name} gives other weights (SHA-256 {digest}) than are known ({model.weights}): a defect of this version "
             "of gguf or transformers; nothing of it is kept"
         )
     _as_plain(network, model)

@@ -31,9 +31,9 @@ def named_models() -> list[str]:
 
 def folder_here(path: str) -> Path | None:
     """Return the local folder of a name: the folder of that path, else that of `envrl models`, or None."""
-    given = Path(os.path.expanduser(path))
-    if given.exists():
-        return given
+    local = Path(os.path.expanduser(path))
+    if local.exists():
+        return local
     named = named_folder(path)
     return named if "/" not in path and (named / "config.json").is_file() else None
 
@@ -53,14 +53,14 @@ def pinned_revision(path: str, revision: str = "") -> str:
     if folder is None:
         _check_name(path)
         return config_file(path, revision).parent.name
-    found = str(read_record(folder).get("revision", ""))
-    if revision and found != revision:
-        what = f"is '{found}'" if found else "has no record that says its revision"
+    current = str(read_record(folder).get("revision", ""))
+    if revision and current != revision:
+        what = f"is '{current}'" if current else "has no record that says its revision"
         raise UserError(
             f"the model '{path}' here {what}, and model.revision = '{revision}' asks for another: leave model.revision "
             "out, or get that one"
         )
-    return found
+    return current
 
 
 def model_folder(path: str, revision: str = "") -> Path:

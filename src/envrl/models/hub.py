@@ -71,10 +71,10 @@ def cached_folder(identifier: str, revision: str = "") -> Path | None:
     """Return the folder of a model in the hub's cache, complete or not, or None if it is not there."""
     hub = _hub()
     try:
-        found = hub.try_to_load_from_cache(identifier, "config.json", revision=revision or None)
+        path = hub.try_to_load_from_cache(identifier, "config.json", revision=revision or None)
     except (ValueError, OSError):  # not an id of the hub
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(path).parent if isinstance(path, str) else None
 
 
 def missing_parts(folder: Path) -> list[str]:
@@ -95,19 +95,19 @@ def missing_parts(folder: Path) -> list[str]:
 
 def _snapshot(identifier: str, commit: str, patterns: Sequence[str], reporter: Reporter) -> Path:
     hub = _hub()
-    asked = {
+    arguments = {
         "revision": commit,
         "allow_patterns": list(patterns),
         "ignore_patterns": list(_LEFT_OUT),
         "etag_timeout": _SECONDS,
     }
-    plan = hub.snapshot_download(identifier, dry_run=True, **asked)
+    plan = hub.snapshot_download(identifier, dry_run=True, **arguments)
     total = sum(file.file_size for file in plan if file.will_download)
     cache = Path(hub.constants.HF_HUB_CACHE)
     check_room(f"'{identifier}'", total, cache)
     blobs = cache / f"models--{identifier.replace('/', '--')}" / "blobs"
     with _quiet(hub), watched(identifier, blobs, total, reporter):
-        return Path(hub.snapshot_download(identifier, **asked))
+        return Path(hub.snapshot_download(identifier, **arguments))
 
 
 @contextmanager
@@ -211,5 +211,5 @@ def _reason(error: Exception) -> str:
     answer = getattr(error, "response", None)
     if answer is not None:
         return f"it answers {answer.status_code} {answer.reason_phrase}"
-    said = " ".join(str(error).split())
-    return (said or type(error).__name__)[:120]
+    message = " ".join(str(error).split())
+    return (message or type(error).__name__)[:120]

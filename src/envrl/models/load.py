@@ -66,11 +66,11 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"train.device must be 'cpu', 'cuda' or 'cuda:N', not '{name}'")
     if name == "cpu":
         return torch.device("cpu")
-    found = torch.cuda.device_count()
+    count = torch.cuda.device_count()
     index = int(match[1] or 0)
-    if index >= found:
+    if index >= count:
         raise UserError(
-            f"train.device = '{name}' is not there: this machine has {found or 'no'} CUDA device{'s' * (found != 1)}; "
+            f"train.device = '{name}' is not there: this machine has {count or 'no'} CUDA device{'s' * (count != 1)}; "
             "use --train.device cpu"
         )
     return torch.device("cuda", index)
@@ -211,12 +211,12 @@ def _load_network(path: Path) -> PreTrainedModel:
 def _first_sentence(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no entry {error}"
-    said = " ".join(str(error).split())
-    if "custom code" in said:
+    message = " ".join(str(error).split())
+    if "custom code" in message:
         return "it brings code of its own, which is not run; take a model whose code transformers has"
-    if kind := re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)Config'>", said):
+    if kind := re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)Config'>", message):
         return f"it is of the kind {kind[1]}, which is no causal language model"
-    return re.split(r"\.\s", said, maxsplit=1)[0].rstrip(".")[:300]
+    return re.split(r"\.\s", message, maxsplit=1)[0].rstrip(".")[:300]
 
 
 def save_model(model: LanguageModel, folder: Path) -> None:

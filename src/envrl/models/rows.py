@@ -68,8 +68,8 @@ def token_wise_parts(model: PreTrainedModel) -> list[nn.Module]:
         return []
     attention = getattr(layers[-1], "self_attn", None)
     named = [(layers[-1], ("mlp", "feed_forward")), (attention, ("q_proj", "o_proj", "out_proj"))]
-    found = [getattr(owner, name, None) for owner, names in named for name in names]
-    return [part for part in found if isinstance(part, nn.Module)]
+    modules = [getattr(owner, name, None) for owner, names in named for name in names]
+    return [part for part in modules if isinstance(part, nn.Module)]
 
 
 def asked_nodes(tree: Tree, asked: Sequence[IntArray]) -> Indices | None:
@@ -162,8 +162,8 @@ def _tree_layers(model: PreTrainedModel, rows: LaidRows, asked: Tensor | None) -
 
 def _of_nodes(whole: Callable[[Tensor], Tensor], nodes: Tensor, states: Tensor) -> Tensor:
     """Apply a module to these nodes of states (1, nodes, width); the result is 0 for the others."""
-    found = whole(states[:, nodes])
-    return found.new_zeros(1, states.shape[1], found.shape[2]).index_copy(1, nodes, found)
+    result = whole(states[:, nodes])
+    return result.new_zeros(1, states.shape[1], result.shape[2]).index_copy(1, nodes, result)
 
 
 def _short_convolution(layer: Any, laid: LaidRows, hidden_states: Tensor, **_: Any) -> Tensor:
@@ -172,12 +172,12 @@ def _short_convolution(layer: Any, laid: LaidRows, hidden_states: Tensor, **_: A
     inputs = before * x
     padded = torch.cat([inputs, inputs.new_zeros(1, inputs.shape[1])])
     kernel = cast(Tensor, layer.conv.weight)[:, 0].to(inputs.dtype)
-    found = inputs * kernel[:, -1]
+    result = inputs * kernel[:, -1]
     for distance in range(1, kernel.shape[1]):
-        found = found + padded[laid.before(distance)] * kernel[:, -1 - distance]
+        result = result + padded[laid.before(distance)] * kernel[:, -1 - distance]
     if layer.conv.bias is not None:
-        found = found + layer.conv.bias
-    return layer.out_proj(after * found)[None]
+        result = result + layer.conv.bias
+    return layer.out_proj(after * result)[None]
 
 
 @contextmanager

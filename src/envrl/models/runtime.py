@@ -76,8 +76,8 @@ def keep_freed_memory() -> bool:
     if library is None:
         return False
     # Older glibc accepts at most 32 MiB. If it accepts neither, do not set the trim threshold: alone it does harm.
-    taken = any(library.mallopt(_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
-    return bool(taken and library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))
+    accepted = any(library.mallopt(_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
+    return bool(accepted and library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
 def give_back_memory() -> None:
@@ -159,8 +159,8 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(OSError):
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-        if found:
-            return 1024 * int(found[1])
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+        if match:
+            return 1024 * int(match[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -102,8 +102,8 @@ def _product(left: Tensor, right: Tensor, bf16: bool) -> Tensor:
     """Return left @ right at least in fp32, with operands rounded to bf16 if asked for."""
     if bf16:
         return torch.mm(left.bfloat16(), right.bfloat16(), out_dtype=torch.float32)
-    found = left @ right
-    return found.to(torch.promote_types(found.dtype, torch.float32))
+    product = left @ right
+    return product.to(torch.promote_types(product.dtype, torch.float32))
 
 
 class _InChunks(torch.autograd.Function):
@@ -127,14 +127,14 @@ class _InChunks(torch.autograd.Function):
         ctx.save_for_backward(states, weight, bias, targets)
         ctx.rest = allowed, temperature, bf16, cap
         matrix = weight.bfloat16() if bf16 else weight
-        found = [
+        scores = [
             _score(
                 *(soft_capped(_logits(states[part], matrix, bias, bf16), cap), targets[part]),
                 *(allowed, temperature, part),
             )
             for part in _parts(len(targets), len(weight))
         ]
-        return torch.cat([logprobs for logprobs, _ in found]), torch.cat([entropies for _, entropies in found])
+        return torch.cat([logprobs for logprobs, _ in scores]), torch.cat([entropies for _, entropies in scores])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

@@ -123,11 +123,11 @@ class SlotCache:
         states = self._states[layer_idx]
         joined = torch.cat([states if self._slots is None else states[self._slots], inputs], dim=-1)
         last = self._counts[:, None, None] + torch.arange(before, device=self.device)
-        kept = joined.gather(2, last.expand(-1, inputs.shape[1], -1))
+        ends = joined.gather(2, last.expand(-1, inputs.shape[1], -1))
         if self._slots is None:
-            states.copy_(kept)
+            states.copy_(ends)
         else:
-            states[self._slots] = kept
+            states[self._slots] = ends
         return joined
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

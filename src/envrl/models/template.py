@@ -75,8 +75,8 @@ class ChatTemplate:
                 **{"date_string": _DATE.strftime("%d %b %Y"), **self._arguments},
             )
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
-            said = " ".join(str(error).split())
-            raise UserError(f"the model's chat template cannot write a chat: {said}") from error
+            message = " ".join(str(error).split())
+            raise UserError(f"the model's chat template cannot write a chat: {message}") from error
         return str(text)
 
     def encode(self, text: str) -> Ids:
@@ -103,8 +103,8 @@ class ChatTemplate:
     def _check_arguments(self) -> None:
         """Raise `UserError` for an argument that the template does not use, or that the program provides."""
         source = self.codec.tokenizer.get_chat_template()
-        given = {*_OURS, *DEFAULT_NAMESPACE, *self.codec.tokenizer.special_tokens_map}
-        known = sorted(_mentioned(source) - given) if self._arguments else []
+        provided = {*_OURS, *DEFAULT_NAMESPACE, *self.codec.tokenizer.special_tokens_map}
+        known = sorted(_mentioned(source) - provided) if self._arguments else []
         for name in self._arguments:
             if name not in known:
                 hint = suggest(name, known) if known else "; it takes none"
@@ -148,8 +148,8 @@ class ChatTemplate:
 
 def stops_of(network: PreTrainedModel, codec: Codec) -> tuple[int, ...]:
     """Return the model's own stop ids: those of its generation configuration and its tokenizer."""
-    found = getattr(network.generation_config, "eos_token_id", None)
-    listed = found if isinstance(found, list) else [found]
+    stops = getattr(network.generation_config, "eos_token_id", None)
+    listed = stops if isinstance(stops, list) else [stops]
     return tuple(i for i in (*listed, codec.tokenizer.eos_token_id) if isinstance(i, int))
 
 

@@ -41,10 +41,10 @@ _NUMBER = r" ?\p{N}+"
 
 def names_in(texts: Iterable[str]) -> list[str]:
     """Return the words that occur before a number in the texts, sorted: the names of numbered things."""
-    found: set[str] = set()
+    words: set[str] = set()
     for text in texts:
-        found.update(re.findall(r"([^\W\d_]+) \d", text))
-    return sorted(name for name in found if name.isalpha())  # "m²" is a word to Python, but has a digit
+        words.update(re.findall(r"([^\W\d_]+) \d", text))
+    return sorted(name for name in words if name.isalpha())  # "m²" is a word to Python, but has a digit
 
 
 def split_pattern(names: Sequence[str]) -> str:

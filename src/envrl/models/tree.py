@@ -43,10 +43,10 @@ class Tree:
 
     def before(self, distance: int) -> Indices:
         """Return the node `distance` tokens before each node (nodes,), or the number of nodes if there is none."""
-        found = np.full(len(self.ids), len(self.ids), dtype=np.int64)
+        nodes = np.full(len(self.ids), len(self.ids), dtype=np.int64)
         for branch in self.branches:
-            found[branch.path[distance:]] = branch.path[:-distance] if distance else branch.path
-        return found
+            nodes[branch.path[distance:]] = branch.path[:-distance] if distance else branch.path
+        return nodes
 
 
 def tree_of(rows: Sequence[IntArray]) -> Tree:

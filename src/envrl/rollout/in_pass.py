@@ -20,8 +20,8 @@ def pairs_in_pass(trajectories: Sequence[Trajectory], renderer: Renderer) -> lis
 
 def _of_episode(renderer: Renderer, trajectory: Trajectory) -> Iterator[Pair]:
     transcript, steps = Transcript(), trajectory.transitions
-    asked = state([TrajectoryGroup(trajectory.task, (trajectory,))])
-    for number, (step, example) in enumerate(zip(steps, asked, strict=True)):
+    examples = state([TrajectoryGroup(trajectory.task, (trajectory,))])
+    for number, (step, example) in enumerate(zip(steps, examples, strict=True)):
         fits = transcript.write(renderer, steps[:number], step)
         following = renderer.prompt(steps[: number + 1], step.next_observation, transcript.segment, 0) if fits else None
         if following is None or following.answer is None:

@@ -100,9 +100,9 @@ class OwnSampler:
 
     def _compact(self, slots: SlotSampler) -> None:
         """Drop free slots once they are a fifth of all, or at once if the other slots are still empty."""
-        going = sorted(self._slot_of.values())
-        held = any(slots.length(slot) for slot in going)
-        if len(going) <= (0.8 if held else 0.99) * len(slots):
-            slots.keep(going)
-            place = {slot: number for number, slot in enumerate(going)}
+        used = sorted(self._slot_of.values())
+        held = any(slots.length(slot) for slot in used)
+        if len(used) <= (0.8 if held else 0.99) * len(slots):
+            slots.keep(used)
+            place = {slot: number for number, slot in enumerate(used)}
             self._slot_of = {episode: place[slot] for episode, slot in self._slot_of.items()}

@@ -29,12 +29,12 @@ def predict_targets(
     sampler = SlotSampler(model, slots, 0.0, max_tokens, ends)
     texts: dict[Ids, str] = {}
     for turn in range(max(map(len, streams), default=0)):
-        asked = {slot: stream[turn] for slot, stream in enumerate(streams) if turn < len(stream)}
-        for slot, prompt in asked.items():
+        active = {slot: stream[turn] for slot, stream in enumerate(streams) if turn < len(stream)}
+        for slot, prompt in active.items():
             held = sampler.rewind(slot, prompt)
             sampler.ask(slot, prompt[held:], None, 0, turn)
         drafts = sampler.run()
-        for slot, prompt in asked.items():
+        for slot, prompt in active.items():
             ids = drafts[slot].token_ids
             texts[prompt] = model.codec.decode(ids[:-1] if ids and ids[-1] in ends else ids)
     return [texts.get(pair.prompt, "") for pair in pairs]

@@ -69,18 +69,18 @@ def _play(
     ended: Callable[[Episode], None],
 ) -> None:
     """Play these episodes until all have ended."""
-    going, scheduler = episodes, EpisodeScheduler(policy, worlds, episodes, settings, stats)
+    unfinished, scheduler = episodes, EpisodeScheduler(policy, worlds, episodes, settings, stats)
     try:
         while scheduler.ask():
             poll()
             scheduler.answer()
             watch(sum(1.0 if e.stop_reason else len(e.transitions) / e.max_steps for e in episodes))
-            for episode in (episode for episode in going if episode.stop_reason):
+            for episode in (episode for episode in unfinished if episode.stop_reason):
                 ended(episode)
-            going = [episode for episode in going if not episode.stop_reason]
+            unfinished = [episode for episode in unfinished if not episode.stop_reason]
     finally:
         scheduler.close()
-    for episode in going:  # these ended with a full context
+    for episode in unfinished:  # these ended with a full context
         ended(episode)
 
 

@@ -222,9 +222,9 @@ class EpisodeScheduler:
                 self._play_start(episodes, turn)
 
     def _play_start(self, episodes: Sequence[Episode], turn: int) -> None:
-        going = [episode for episode in episodes if turn < len(episode.start) and not episode.stop_reason]
-        steps = self._worlds.step([(episode.slot, episode.start[turn]) for episode in going])
-        for episode, step in zip(going, steps, strict=True):
+        active = [episode for episode in episodes if turn < len(episode.start) and not episode.stop_reason]
+        steps = self._worlds.step([(episode.slot, episode.start[turn]) for episode in active])
+        for episode, step in zip(active, steps, strict=True):
             episode.advance(Action(episode.start[turn]), step, self._settings)
             if step is None:
                 continue
