@@ -233,10 +233,8 @@ def with_settings(
     where = config.env
     if env is not None and env != where.name:
         # Settings that all worlds have stay; those of one world (data, a shop's products) do not.
-        common = {
-            name: getattr(where, name) for name in ("split", "max_steps", *(f.name for f in fields(WorldSettings)))
-        }
-        where = EnvConfig(name=env, **common)
+        kept = {name: getattr(where, name) for name in ("split", "max_steps", *(f.name for f in fields(WorldSettings)))}
+        where = EnvConfig(name=env, **kept)
     return replace(
         config,
         env=where if data is None else replace(where, data=str(data)),

@@ -17,8 +17,7 @@ Indices = NDArray[np.int64]
 class Placebo:
     """An exchange of targets: row i gets the target of row `source_N[i]`, a permutation.
 
-    `coincidences` counts the rows whose new target equals their own, `other_length` those whose new target has another
-    length.
+    `coincidences` counts the new targets that equal the row's own, `other_length` those of another length.
     """
 
     source_N: Indices

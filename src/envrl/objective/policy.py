@@ -214,9 +214,8 @@ LOSSES = View("loss", SequenceLoss)
 def truncated_importance(old_logprobs_N: Tensor, sampled_logprobs_N: Tensor, cap: float) -> Tensor:
     """Return each token's importance weight min(exp(old − sampled), cap), without a gradient.
 
-    It multiplies the token's policy loss, to correct for the difference between the sampler's distribution and the
-    trainer's (truncated importance sampling: Yao et al. 2025, "Your efficient RL framework secretly brings you
-    off-policy training").
+    It multiplies the token's policy loss, to correct for the difference between the sampler's and the trainer's
+    distribution (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy training").
     """
     return _log_ratio(old_logprobs_N, sampled_logprobs_N).exp().clamp(max=cap).detach()
 

@@ -15,11 +15,10 @@ Part = Literal["prefill", "decode", "replay", "record", "draw"]
 
 @dataclass(slots=True)
 class Meter:
-    """Counts of a sampler's work.
+    """Counts of a sampler's work. `wait` is called before the clock is read, since a GPU works asynchronously.
 
     `prefill` passes feed some slot more than one token. The others feed each slot one token at most: `replay` passes
-    replay a CUDA graph, `record` passes record one, `decode` passes do neither. `wait` is called before the clock is
-    read, since a GPU works asynchronously.
+    replay a CUDA graph, `record` passes record one, `decode` passes do neither.
     """
 
     wait: Callable[[], None] = lambda: None
