@@ -1,4 +1,4 @@
-"""What a configuration stands for: its world, how episodes are written and played."""
+"""Build the objects that a configuration describes: its world, renderer, sampler and policy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from envrl.registry import find, told_of
 from envrl.rendering.marks import MarksRenderer
 from envrl.rendering.renderer import MARKS, Form, Renderer
 
-if TYPE_CHECKING:  # scripts and endpoints are played without torch
+if TYPE_CHECKING:  # scripts and endpoints play without torch
     from envrl.models.load import LanguageModel
     from envrl.rollout.policy import Policy
     from envrl.rollout.sampler import Sampler
@@ -21,21 +21,21 @@ if TYPE_CHECKING:  # scripts and endpoints are played without torch
 
 
 def env_maker(config: Config) -> Worlds:
-    """Return a function that makes the recipe's world with its settings, and plays many at once by `env.workers`."""
+    """Return a factory of the recipe's world with its settings, which runs many at once in `env.workers` workers."""
     settings = WorldSettings(**{f.name: getattr(config.env, f.name) for f in fields(WorldSettings)})
     make_env = set_maker(maker(config.env.name, **env_options(config)), settings)
     return Worlds(make_env, config.env.workers, config.env.timeout)
 
 
 def env_options(config: Config) -> dict[str, Any]:
-    """Return what a recipe says to its world: its own settings that are not the default, and where its data lie."""
+    """Return the keyword arguments of the world's factory: its non-default settings, and the folder of its data."""
     beginning = f"env.{config.env.name}."
     own = {key.removeprefix(beginning): value for key, value in config.owned.items() if key.startswith(beginning)}
     return own | ({"data": config.env.data} if config.env.data else {})
 
 
 def play_settings(config: Config, temperature: float, actions: str | None = None) -> PlaySettings:
-    """Return how a recipe plays, at another temperature and maybe under another restriction."""
+    """Return the recipe's play settings at this temperature, and under this restriction of actions if one is given."""
     from envrl.rollout.scheduler import PlaySettings
 
     rollout = config.rollout
@@ -49,7 +49,7 @@ def play_settings(config: Config, temperature: float, actions: str | None = None
 
 
 def training_settings(config: Config) -> PlaySettings:
-    """Return how a recipe plays the episodes that it learns from."""
+    """Return the recipe's play settings for training episodes."""
     rollout = config.rollout
     return replace(
         play_settings(config, rollout.temperature),
@@ -62,7 +62,7 @@ def training_settings(config: Config) -> PlaySettings:
 
 
 def form_of(config: Config) -> Form:
-    """Return what a recipe writes of an episode."""
+    """Return the form of the recipe's prompts."""
     rollout = config.rollout
     return Form(
         layout=rollout.layout,
@@ -79,9 +79,9 @@ def form_of(config: Config) -> Form:
 
 
 def renderer_of(model: LanguageModel, form: Form, context: int = 0) -> Renderer:
-    """Return what writes episodes for a model, of at most `context` tokens (0: what it takes).
+    """Return the renderer of a model's prompts, of at most `context` tokens (0: the model's context).
 
-    Raises `UserError` where its tokenizer cannot write the form.
+    Raises `UserError` if the model's tokenizer cannot write the form.
     """
     context = context or model.context
     if form.format == MARKS:
@@ -94,7 +94,7 @@ def renderer_of(model: LanguageModel, form: Form, context: int = 0) -> Renderer:
 
 
 def sampler_of(model: LanguageModel, config: Config) -> Sampler:
-    """Return what a recipe draws tokens with, from a model or its own copy of it in `rollout.precision`."""
+    """Return the recipe's sampler for a model; it samples from the model or from a copy in `rollout.precision`."""
     from envrl.rollout.sampler import GuardedSampler
 
     entry = find("sampler", config.rollout.sampler)
@@ -104,7 +104,7 @@ def sampler_of(model: LanguageModel, config: Config) -> Sampler:
 
 
 def policy_of(model: LanguageModel, config: Config, renderer: Renderer) -> Policy:
-    """Return how a recipe plays with a model, given what writes its episodes."""
+    """Return the recipe's policy: this model's sampler with this renderer."""
     from envrl.rollout.policy import Policy
 
     return Policy(renderer, sampler_of(model, config), model.codec)

@@ -1,9 +1,8 @@
-"""Which tasks an update plays, how often, how long, and from where: what a curriculum decides, and the one that is
-built in.
+"""Curricula: which tasks an update plays, how many episodes of each, how long, and from which start.
 
 A curriculum is made with the tasks of the training split and the `Plan`, and is asked before every update. Besides
-`next` it may have `observe(groups)`, told what was played; `admit(group)`, whether the policy learns from a group; and
-`state()` with `load(state)`, what survives a checkpoint (JSON).
+`next` it may have `observe(groups)`, which receives the groups that were played; `admit(group)`, which says whether the
+policy learns from a group; and `state()` with `load(state)`, for state that survives a checkpoint (JSON).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from envrl.types import Assignment, Task, TrajectoryGroup
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a recipe says of an update: its seed, tasks an update, episodes of each, their longest length, updates."""
+    """A recipe's plan: the seed, tasks per update, episodes per task, steps per episode at most, number of updates."""
 
     seed: int
     tasks: int
@@ -32,26 +31,26 @@ class Plan:
 
 
 class Curriculum(Protocol):
-    """Decides what is played."""
+    """Decides what an update plays."""
 
     def next(self, update: int) -> Sequence[Assignment]:
-        """Return what an update (counted from 1) plays.
+        """Return the assignments of an update (counted from 1).
 
-        It is asked again within an update as long as `admit` refuses groups.
+        It is called again within the same update as long as `admit` refuses groups.
         """
         ...
 
 
 @runtime_checkable
 class Observes(Protocol):
-    """A curriculum that is told what was played."""
+    """A curriculum that sees the groups that were played."""
 
     def observe(self, groups: Sequence[TrajectoryGroup]) -> None: ...
 
 
 @runtime_checkable
 class Admits(Protocol):
-    """A curriculum that refuses groups."""
+    """A curriculum that can refuse groups."""
 
     def admit(self, group: TrajectoryGroup) -> bool: ...
 
@@ -66,20 +65,20 @@ class HasState(Protocol):
 
 @register("curriculum", "shuffle")
 class Shuffle:
-    """Every task in turn, in an order that is drawn anew for every pass over them."""
+    """Plays every task in turn, in an order that is shuffled anew for every pass over the tasks."""
 
     def __init__(self, tasks: Sequence[Task], plan: Plan) -> None:
         self._tasks, self._plan = tasks, plan
 
     def next(self, update: int) -> list[Assignment]:
-        """Return the update's tasks: consecutive ones of an endless order, a function of (seed, update)."""
+        """Return one assignment per task of the update, a function of (seed, update)."""
         plan = self._plan
-        drawn = draw_tasks(self._tasks, plan.seed, update, plan.tasks)
-        return [Assignment(task, plan.group_size) for task in drawn]
+        tasks = draw_tasks(self._tasks, plan.seed, update, plan.tasks)
+        return [Assignment(task, plan.group_size) for task in tasks]
 
 
 def draw_tasks(tasks: Sequence[Task], seed: int, update: int, count: int) -> list[Task]:
-    """Return the tasks of an update (counted from 1): consecutive ones of an endless order, reshuffled every pass."""
+    """Return the tasks of an update (counted from 1): the next `count` of an endless order, reshuffled every pass."""
     first = (update - 1) * count
     drawn = []
     for place in range(first, first + count):

@@ -75,9 +75,11 @@ class JsonLines:
 class NoLines(JsonLines):
     """Takes lines and writes none: of several processes that train one run, the first writes the files."""
 
-    offset = 0
-
     def __init__(self) -> None: ...
+
+    @property
+    def offset(self) -> int:
+        return 0
 
     def append(self, record: Mapping[str, Any], *, sync: bool = False) -> None: ...
 

@@ -1,7 +1,7 @@
-"""The one registry: every kind of thing that a recipe chooses by name, each with the settings that its signature has.
+"""The registry of everything that a recipe chooses by name. The settings of a thing are read from its signature.
 
-A thing is built in, comes with an installed package (entry points `envrl.<kind>s`), from a file of the user's
-(`load_plugin`), or is registered by the program that imports envrl. Nothing is imported before it is asked for.
+A thing is built in, comes from an installed package (entry points `envrl.<kind>s`) or from a user's file
+(`load_plugin`), or is registered by the program that imports envrl. A thing is imported only when it is asked for.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of thing: what it is called, the key that chooses one, and the built-in ones as "module:name".
+    """A kind of thing: its noun, the recipe key that chooses one, and the built-in ones as "module:name".
 
-    A thing has its settings in a table of its name, `[objective.gigpo]`, behind one of `tables`. Where no key chooses,
-    any number may be in use.
+    The settings of a thing are in a table of its name under one of `tables`, such as `[objective.gigpo]`. If `key` is
+    empty, a recipe may use any number of them.
     """
 
     noun: str
@@ -42,7 +42,7 @@ class Kind:
     group: str
     built_in: Mapping[str, str]
     reserved: tuple[str, ...] = ()
-    """Names that none of them may have."""
+    """Names that nothing of this kind may have."""
 
     @property
     def one(self) -> str:
@@ -137,7 +137,7 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A keyword-only parameter of a thing: what a recipe can set of it. `meaning` is the comment behind it."""
+    """A keyword-only parameter of a thing, which a recipe can set. `meaning` is the comment on its line."""
 
     name: str
     annotation: Any
@@ -147,7 +147,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A registered thing: `traits` are what its decorator says of it, `file` that of the plug-in that it is from."""
+    """A registered thing: `traits` are the decorator's extra arguments, `file` is the plug-in that registered it."""
 
     kind: str
     name: str
@@ -157,7 +157,7 @@ class Entry:
 
     @property
     def settings(self) -> Mapping[str, Setting]:
-        """What its signature lets be set, by name."""
+        """Its settings by name, read from its signature."""
         return settings_of(self.target)
 
     @property
@@ -166,26 +166,26 @@ class Entry:
 
     @property
     def ships(self) -> bool:
-        """Whether it is one of ours."""
+        """True if it is built in."""
         return self.name in KINDS[self.kind].built_in
 
     @property
     def known_by_name(self) -> bool:
-        """Whether another process finds it by its name alone."""
+        """True if another process can find it by its name alone."""
         return self.ships or self.name in _points(self.kind)
 
 
 TAKEN: set[str] = set()
-"""Dotted keys of every recipe: no table can have such a name."""
+"""Dotted keys that every recipe has: no table can have such a name."""
 _ENTRIES: dict[tuple[str, str], Entry] = {}
 _LOADING: list[tuple[str, list[Entry]]] = []
-"""Files of plug-ins that are being imported, the innermost last, each with what it has registered so far."""
+"""Plug-in files that are being imported, innermost last, each with the entries it has registered so far."""
 
 
 def register(kind: str, name: str, **traits: Any) -> Callable[[T], T]:
-    """Make a function or class the thing `name` of a kind; its keyword-only parameters are its settings.
+    """Register a function or class as `name` of a kind; its keyword-only parameters are its settings.
 
-    Raises `UserError` for an unknown kind, a name that is no word, and one that is taken.
+    Raises `UserError` for an unknown kind, a name that is not a word, and a name that is taken.
     """
     if kind not in KINDS:
         raise UserError(f"there is no kind of thing '{kind}' to register{suggest(kind, KINDS)}")
@@ -217,7 +217,7 @@ def _check_free(entry: Entry) -> None:
     for key in (f"{table}.{entry.name}" for table in KINDS[entry.kind].tables):
         if key in TAKEN:
             raise UserError(f"there is a key {key}, so no {KINDS[entry.kind].noun} can be named '{entry.name}'")
-    if entry.ships:  # to look at what is installed takes time, and ours have names of their own
+    if entry.ships:  # looking up installed packages takes time, and built-in names do not collide
         return
     for kind, other in KINDS.items():
         if kind != entry.kind and other.tables == KINDS[entry.kind].tables and entry.name in names(kind):
@@ -233,24 +233,24 @@ def names(kind: str) -> list[str]:
 
 
 def in_order(kind: str, chosen: Iterable[str]) -> list[str]:
-    """Return these names of a kind in an order that does not depend on how they were written: ours first."""
+    """Return the chosen names in a fixed order: the built-in ones first, then the others by name."""
     ours = list(KINDS[kind].built_in)
     return sorted(chosen, key=lambda name: (ours.index(name) if name in ours else len(ours), name))
 
 
 def find(kind: str, name: str) -> Entry:
-    """Return the thing of this name, imported where it is not yet.
+    """Return the thing of this name, and import it if necessary.
 
-    Raises `UserError` where there is none, `CannotImport` where it belongs to a package that cannot be imported.
+    Raises `UserError` if there is none, `CannotImport` if it belongs to a package that cannot be imported.
     """
     if (kind, name) not in _ENTRIES:
         if place := KINDS[kind].built_in.get(name):
             module, _, attribute = place.partition(":")
             target = getattr(importlib.import_module(module), attribute)
-            _ENTRIES.setdefault((kind, name), Entry(kind, name, target))  # its module may have, with traits
+            _ENTRIES.setdefault((kind, name), Entry(kind, name, target))  # unless the import registered it
         else:
             if name not in _points(kind):
-                _points.cache_clear()  # it may have been installed since
+                _points.cache_clear()  # it may have been installed after the first look
             if name not in _points(kind):
                 raise UserError(f"unknown {KINDS[kind].noun} '{name}'{suggest(name, names(kind))}")
             _load_point(kind, _points(kind)[name])
@@ -258,7 +258,7 @@ def find(kind: str, name: str) -> Entry:
 
 
 class CannotImport(UserError):
-    """A thing of an installed package cannot be imported."""
+    """The import of a thing from an installed package failed."""
 
 
 @cache
@@ -269,18 +269,18 @@ def _points(kind: str) -> dict[str, EntryPoint]:
 def _load_point(kind: str, point: EntryPoint) -> None:
     try:
         target = point.load()
-    except Exception as error:  # a package may raise anything while it is imported
+    except Exception as error:  # the import of a package may raise anything
         raise CannotImport(
             f"the {KINDS[kind].noun} '{point.name}' is '{point.value}', which cannot be imported "
             f"({type(error).__name__}: {error})"
         ) from error
-    _ENTRIES.setdefault((kind, point.name), Entry(kind, point.name, target))  # its module may have, with traits
+    _ENTRIES.setdefault((kind, point.name), Entry(kind, point.name, target))  # unless the import registered it
 
 
 def load_plugin(file: Path) -> str:
-    """Import a file of the user's and keep what it registers; return its SHA-256. A file is imported once.
+    """Import a user's file, once, and keep what it registers; return its SHA-256.
 
-    Raises `UserError` where it is not there, does not parse, raises, or registers nothing; nothing of it is kept then.
+    Raises `UserError` if the file is missing, does not parse, raises, or registers nothing; then nothing is kept.
     """
     try:
         data = file.read_bytes()
@@ -293,19 +293,19 @@ def load_plugin(file: Path) -> str:
 
 
 _LOADED: dict[str, list[Entry]] = {}
-"""What files of plug-ins have registered, by their SHA-256."""
+"""The entries that each plug-in file registered, by the file's SHA-256."""
 
 
 def _import(file: Path, data: bytes, digest: str) -> list[Entry]:
-    """Run what was hashed, and no cache of its bytecode; return what it registered."""
+    """Run exactly the bytes that were hashed, not cached bytecode; return the entries that they register."""
     name = f"envrl_plugin_{digest[:16]}"
     if file.suffix != ".py":
         raise UserError(f"the plug-in '{file}' is no Python file: its name ends with .py")
     module = ModuleType(name)
     module.__file__ = str(file)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up
-    with _undone(name) as made:
-        _LOADING.append((str(file), made))
+    sys.modules[name] = module  # dataclasses and pickle look up the module of a class
+    with _undone(name) as entries:
+        _LOADING.append((str(file), entries))
         try:
             exec(compile(data, str(file), "exec"), module.__dict__)
         except UserError as error:
@@ -317,50 +317,50 @@ def _import(file: Path, data: bytes, digest: str) -> list[Entry]:
             raise UserError(f"the plug-in '{file}' cannot be imported ({type(error).__name__}: {error})") from error
         finally:
             _LOADING.pop()
-        if not made:
+        if not entries:
             how = "envrl.register(kind, name) above a function does"
             raise UserError(f"the plug-in '{file}' registers nothing: {how}")
-    return made
+    return entries
 
 
 @contextmanager
 def _undone(module: str) -> Iterator[list[Entry]]:
-    """Keep nothing of a module, or of what it registers into this list, where the block raises."""
-    made: list[Entry] = []
+    """Yield a list for the module's entries; if the block raises, remove the module and these entries."""
+    entries: list[Entry] = []
     try:
-        yield made
+        yield entries
     except BaseException:
         sys.modules.pop(module, None)
-        for entry in made:
+        for entry in entries:
             _ENTRIES.pop((entry.kind, entry.name), None)
         raise
 
 
 @cache
 def settings_of(target: Callable[..., Any]) -> Mapping[str, Setting]:
-    """Return the settings of a function or class by name: its keyword-only parameters that have a default.
+    """Return the settings of a function or class by name: its keyword-only parameters with a default.
 
-    Raises `UserError` for an annotation that cannot be read; where there is none, the default's type stands for it.
+    A parameter without an annotation has the type of its default. Raises `UserError` for an unreadable annotation.
     """
-    function = getattr(target, "__init__") if inspect.isclass(target) else target  # noqa: B009 - of a class, not of ours
+    function = getattr(target, "__init__") if inspect.isclass(target) else target  # noqa: B009 - of any class
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of something that is not written in Python
+    except (TypeError, ValueError):  # it is not written in Python
         return {}
     parameters = [
         p
         for p in signature.parameters.values()
         if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is not inspect.Parameter.empty
     ]
-    written = {p.name: p.annotation for p in parameters if p.annotation is not inspect.Parameter.empty}
+    annotations = {p.name: p.annotation for p in parameters if p.annotation is not inspect.Parameter.empty}
     try:
-        # Only of these: what else a signature names may be imported for type checkers alone.
+        # Only these annotations: the others may name imports that only type checkers see.
         hints = get_type_hints(
-            type("Settings", (), {"__annotations__": written}),
+            type("Settings", (), {"__annotations__": annotations}),
             getattr(function, "__globals__", {}),
             include_extras=True,
         )
-    except Exception as error:  # annotations are any expressions
+    except Exception as error:  # an annotation may be any expression
         raise UserError(
             f"the annotations of {getattr(target, '__qualname__', target)} cannot be read ({error})"
         ) from error
@@ -373,30 +373,30 @@ def settings_of(target: Callable[..., Any]) -> Mapping[str, Setting]:
 
 
 _SHARED = ("data",)
-"""Parameters that a key of the schema fills for whatever has them: where a world's data lie."""
+"""Parameters that a key of the schema fills, so they are not settings: `data` is the folder of a world's data."""
 
 
 def _meanings(function: Callable[..., Any]) -> dict[str, str]:
-    """Return the comment behind each parameter, where its line ends with one."""
+    """Return the comment at the end of each parameter's line, by parameter name."""
     try:
         lines = iter(dedent(inspect.getsource(function)).splitlines(keepends=True))
         tokens = list(tokenize.generate_tokens(lambda: next(lines, "")))
-    except (OSError, TypeError, SyntaxError, tokenize.TokenError):  # it was typed in, or is no Python function
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):  # not from a file, or not Python
         return {}
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
     for token in tokens:
         parameter = re.match(r"\s+(\w+)\s*[:=]", token.line)
         if token.type == tokenize.COMMENT and parameter:
-            found.setdefault(parameter[1], token.string.lstrip("# "))
-    return found
+            comments.setdefault(parameter[1], token.string.lstrip("# "))
+    return comments
 
 
 @contextmanager
 def told_of(entry: Entry) -> Iterator[None]:
-    """Say in a sentence, as a `UserError`, what a thing of a user's raises in the block, and where it did."""
+    """Turn an exception that a user's thing raises in the block into a `UserError` that says what failed, and where."""
     try:
         yield
-    except (Exception, SystemExit) as error:  # anybody's function may raise anything
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
         if entry.ships or isinstance(error, UserError):
             raise
         ours = entry.file or getattr(inspect.getmodule(entry.target), "__file__", None)
@@ -406,7 +406,7 @@ def told_of(entry: Entry) -> Iterator[None]:
 
 
 class View(Mapping[str, T]):
-    """The things of a kind by name, each in the form that `form` gives an entry; unknown names raise `UserError`."""
+    """A mapping from the names of a kind to `form(entry)`; unknown names raise `UserError`."""
 
     def __init__(self, kind: str, form: Callable[[Entry], T]) -> None:
         self.kind, self.form = kind, form
@@ -422,7 +422,7 @@ class View(Mapping[str, T]):
 
 
 def check_settings(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise `UserError` for the first given setting that its owner does not have."""
+    """Raise `UserError` for the first given setting that is not among the owner's known ones."""
     known = list(known)
     for name in given:
         if name not in known:

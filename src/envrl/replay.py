@@ -1,7 +1,7 @@
-"""Which old groups join an update's own: what a replay decides, and the one that is built in.
+"""Replays: which old groups an update learns from beside its own.
 
-A replay is made with the `Plan` of the run. It may have `state()` and `load(state)`: JSON that may hold
-`TrajectoryGroup`s anywhere, which survive a checkpoint exactly.
+A replay is made with the `Plan` of the run. It may have `state()` and `load(state)`, for JSON that may hold
+`TrajectoryGroup`s anywhere; they survive a checkpoint exactly.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from envrl.types import TrajectoryGroup
 
 
 class Replay(Protocol):
-    """Decides what an update learns from besides what it played."""
+    """Decides which groups an update learns from."""
 
     def mix(self, groups: Sequence[TrajectoryGroup], update: int) -> Sequence[TrajectoryGroup]:
-        """Return the groups that the update learns from, given those that it played; it may keep some for later."""
+        """Return the groups that the update learns from, given the groups it played; it may store some for later."""
         ...
 
 
 @register("replay", "none")
 class NoReplay:
-    """An update learns from what it played, and from nothing else."""
+    """An update learns only from the groups it played."""
 
     def __init__(self, plan: Plan) -> None:
         pass

@@ -1,7 +1,7 @@
-"""The records that flow through the program: frozen, free of torch, one way from worlds to rows.
+"""Frozen, torch-free records, which flow one way through the program: from worlds to training rows.
 
-Arrays are ragged by nature; a suffix says over what they run: `_T` over the tokens of a sequence, `_S` over the steps
-of a trajectory, `_G` over the episodes of a group.
+Arrays are ragged. A suffix names the axis: `_T` tokens of a sequence, `_S` steps of a trajectory, `_G` episodes of a
+group.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One game or goal of a world: `id` is stable over machines and versions, `kind` groups tasks in reports."""
+    """One game or goal of a world. `id` is stable across machines and versions; reports group tasks by `kind`."""
 
     id: str
     split: str
@@ -32,10 +32,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Episodes of a task that an update plays, as one group.
+    """A group of episodes of one task for an update to play.
 
-    `max_steps` cuts them off (0: the recipe's); the commands of `start` are played first, and are steps of the episode
-    that the policy did not choose.
+    `max_steps` limits their length (0: the recipe's limit). The commands in `start` are played first; they are steps of
+    the episode, but the policy did not choose them.
     """
 
     task: Task
@@ -46,7 +46,7 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A command with free words between two fixed parts; any text will do, `words` are those that the task suggests."""
+    """A command with free text between two fixed parts; `words` are the task's suggestions for that text."""
 
     before: str
     words: tuple[str, ...]
@@ -56,16 +56,16 @@ class Template:
         return f"{self.before}<words>{self.after}"
 
     def accepts(self, command: str) -> bool:
-        """Return whether a command has the two parts and something other than blanks between them."""
+        """Return whether a command has both fixed parts and a non-blank text between them."""
         inner = command.removeprefix(self.before).removesuffix(self.after)
         return command == f"{self.before}{inner}{self.after}" and bool(inner.strip())
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the world says: its whole text, the commands it would accept (None where unknown), and anything else.
+    """The world's full text, the commands it accepts now (None if unknown), and anything else in `info`.
 
-    `templates` are commands with free words that it would accept besides the admissible ones.
+    `templates` are commands with free words that it accepts in addition to the admissible ones.
     """
 
     text: str
@@ -74,14 +74,14 @@ class Observation:
     templates: tuple[Template, ...] = ()
 
     def accepts(self, command: str) -> bool:
-        """Return whether the world would accept a command (True where it lists none)."""
+        """Return whether the world accepts a command now (True if it does not list its commands)."""
         listed = self.admissible is None or command in self.admissible
         return listed or any(template.accepts(command) for template in self.templates)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What the world answers to a command; `done` is the world's own end, never a length limit."""
+    """The world's answer to a command. `done` means that the world ended the episode, never a length limit."""
 
     observation: Observation
     reward: float
@@ -94,9 +94,9 @@ class Step:
 class Action:
     """A command and how it was sampled.
 
-    `token_ids` are the sampled ids, the closing mark included; `logprobs` their log-probabilities (nats) under the
-    distribution that they were drawn from; `allowed[i]` the ids that token i was drawn from, or None where it was drawn
-    from the whole vocabulary. Scripts and people leave all three empty.
+    `token_ids` are the sampled ids, including the closing mark; `logprobs` are their log-probabilities (nats) under the
+    distribution they were sampled from; `allowed[i]` holds the ids that token i was sampled from, or None for the whole
+    vocabulary. Scripts and people leave all three empty.
     """
 
     text: str
@@ -104,11 +104,11 @@ class Action:
     logprobs: tuple[float, ...] = ()
     allowed: tuple[Ids | None, ...] = ()
     fault: str = ""
-    """Why the response held no command in the prompt format's form (docs/prompts.md), empty where it did."""
+    """Why the response has no command in the prompt format's form (docs/prompts.md); empty if it has one."""
     imagined: bool = False
-    """True where the response went on to write an observation of its own."""
+    """True if the response went on to invent the next observation."""
     summary: str = ""
-    """What the policy wrote down for its own later turns, where the form asks for that."""
+    """The policy's notes for its own later turns, if the form asks for them."""
 
     @property
     def well_formed(self) -> bool:
@@ -117,23 +117,23 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A response: its tokens, their log-probs, and what each was drawn from (None: the whole vocabulary).
+    """A response: its tokens, their log-probs, and the ids that each was sampled from (None: the whole vocabulary).
 
-    Where tokens are not known (an endpoint) it has its `text`, and `cut` where that was cut off at its longest.
+    An endpoint does not give tokens: it fills `text` instead, and sets `cut` if the length limit cut the text off.
     """
 
     token_ids: Ids = ()
     logprobs: tuple[float, ...] = ()
     allowed: tuple[Ids | None, ...] = ()
     free: bool = True
-    """Whether no restriction applied."""
+    """True if sampling was unrestricted."""
     text: str = ""
     cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One step of an episode: the observation, the action taken in it, and what the world answered."""
+    """One step of an episode: the observation, the action, and the world's answer."""
 
     observation: Observation
     action: Action
@@ -144,13 +144,13 @@ class Transition:
 
     @property
     def admissible(self) -> bool:
-        """Whether the action was one of the commands that the world would accept (True where it lists none)."""
+        """True if the world accepts the action at this observation, or does not list its commands."""
         return self.observation.accepts(self.action.text)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens `start:stop` of a segment belong to step `step`."""
+    """Tokens `start:stop` of a segment, which belong to step `step`."""
 
     step: int
     start: int
@@ -159,16 +159,16 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of tokens that was fed and sampled without a break: exactly what the sampler's cache held."""
+    """A sequence of tokens that was fed and sampled without a break: exactly what the sampler's KV cache held."""
 
     token_ids: IntArray
     spans: tuple[Span, ...]
     answers: tuple[Span, ...] = ()
-    """The tokens that the world gave as its answer to a step of this segment, where they stand in it."""
+    """The tokens of the world's answer to each step, for those answers that lie in this segment."""
 
 
 class StopReason(StrEnum):
-    """Why an episode ended: the world ended it, its length limit, a full context, or a world that kept failing."""
+    """Why an episode ended: the world ended it, its step limit, a full context, or a world that kept failing."""
 
     DONE = "done"
     MAX_STEPS = "max_steps"
@@ -178,7 +178,7 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One episode, recorded once: nothing is ever re-tokenised from it.
+    """One episode, recorded once: its text is never tokenised again.
 
     `policy_version` is the update that it was played for.
     """
@@ -201,7 +201,7 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryGroup:
-    """Episodes of one task that are compared with each other, however many."""
+    """Any number of episodes of one task, which are compared with each other."""
 
     task: Task
     trajectories: tuple[Trajectory, ...]
@@ -210,18 +210,18 @@ class TrajectoryGroup:
 
     @property
     def returns_G(self) -> NDArray[np.float64]:
-        """The episodes' total rewards."""
+        """The total reward of each episode."""
         return np.array([trajectory.total_reward for trajectory in self.trajectories], dtype=np.float64)
 
     @property
     def differs(self) -> bool:
-        """Whether its episodes have unequal returns."""
+        """True if its episodes have different returns."""
         returns_G = self.returns_G
         return bool(len(returns_G) and returns_G.max() != returns_G.min())
 
 
 def episodes_of(groups: Iterable[TrajectoryGroup]) -> list[Trajectory]:
-    """Return the episodes of groups, group after group."""
+    """Return the episodes of all groups in one list, group by group."""
     return [trajectory for group in groups for trajectory in group.trajectories]
 
 
@@ -235,14 +235,14 @@ class Ragged:
 
 @dataclass(frozen=True, slots=True)
 class LossTerm:
-    """What one component of the loss asks of a row: Σ weights · ℓ(token at positions), over N_c.
+    """One loss component of a row: Σ weights · ℓ(token at positions) / N_c.
 
     `positions_T` index the row's *predicted* tokens (≥ 1: token p is predicted from the tokens before it).
-    `token_count` is the row's part of N_c, the component's denominator, which is the sum over the rows of one optimiser
-    step: its counted tokens, or 1 where every row weighs the same. `streams` hold one number a position: `advantages`
-    and `sampled_logprobs` of the policy's tokens, `old_logprobs` where an earlier policy drew them, `returns` for a
-    head, `targets` where a token is to be predicted that is not the row's own. An id list of `allowed` that is empty
-    stands for the whole vocabulary.
+    `token_count` is the row's share of the component's denominator N_c, which is summed over the rows of one optimiser
+    step: the row's number of counted tokens, or 1 if all rows weigh the same. `streams` hold one number per position:
+    `advantages` and `sampled_logprobs` of the policy's tokens, `old_logprobs` if an earlier policy sampled them,
+    `returns` for a head, `targets` if the token to predict is not the row's own. An empty id list in `allowed` means
+    the whole vocabulary.
     """
 
     component: str
@@ -255,20 +255,20 @@ class LossTerm:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sequence for the trainer: its tokens, what the components ask of it, and where it came from."""
+    """One sequence to train on: its tokens and its loss terms."""
 
     token_ids: IntArray
     terms: tuple[LossTerm, ...]
     origin: str = ""
-    """Where it came from, different for every row of an update."""
+    """Where the row came from; unique within an update."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row of an auxiliary objective: a question about a step of an episode, and the `target` that answers it.
+    """A row of an auxiliary objective: a question about a step of an episode, and its answer `target`.
 
-    The prompt is the situation before the step, as the policy's prompt has it; then, where they are given, the
-    `command` of the step, what was seen behind it (`following`), and commands to choose from; then the question.
+    The prompt is the situation before the step, written as in the policy's prompt; then, if given, the `command` of the
+    step, the observation after it (`following`), and the commands to choose from (`choices`); then the question.
     """
 
     trajectory: Trajectory
@@ -279,16 +279,16 @@ class Example:
     following: str | None = None
     choices: tuple[str, ...] = ()
     weight: float = 1.0
-    """Multiplies the loss of its tokens; the denominator counts them as they are."""
+    """Multiplies the loss of its tokens; it does not change the denominator."""
     task: bool = True
-    """Whether the situation has the task's sentence, as the policy's prompt does."""
+    """True if the situation states the task, as the policy's prompt does."""
     commands: bool = True
-    """Whether it lists the admissible commands where the policy's prompt does, and there are no choices."""
+    """True if the situation lists the admissible commands, if the policy's prompt does and there are no choices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An example in tokens: what is given, and what is to be predicted."""
+    """An example in tokens: the prompt, and the target to predict."""
 
     prompt: Ids
     target: Ids
@@ -300,8 +300,8 @@ Part = Literal["observation", "response"]
 
 @dataclass(frozen=True, slots=True)
 class InPass:
-    """Tokens of the policy's own row that an auxiliary objective predicts: what the world answered to a step, or the
-    policy's response in it. What stands in no row (an answer that begins a new segment) is left out."""
+    """Tokens of the policy's own row that an auxiliary objective predicts: the world's answer to a step, or the
+    policy's response in it. An answer that begins a new segment is in no row, and is left out."""
 
     trajectory: Trajectory
     step: int

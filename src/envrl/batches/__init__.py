@@ -1,1 +1,1 @@
-"""From groups of episodes to the rows of an update, as a recipe says."""
+"""Turn groups of episodes into the rows of an update, as a recipe says."""

@@ -1,4 +1,4 @@
-"""A recipe's auxiliary objectives at work: their weights at an update, and the rows and terms that they make."""
+"""The auxiliary objectives of a recipe: their weights at an update, and the rows and terms that they make."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from envrl.types import Example, InPass, Part, Trajectory, TrajectoryGroup, epis
 
 
 def weights_of(auxiliaries: Sequence[Auxiliary], update: int, updates: int) -> dict[str, float]:
-    """Return λ of each at an update (counted from 1; the schedule's t is one less) of a run of `updates`.
+    """Return the weight λ of each objective at an update (counted from 1; the schedule's t is one less).
 
-    It is 0 where the objective takes part in one update of `every`, and not in this one.
+    It is 0 if the objective is active only every `every` updates, and not in this one.
     """
     return {
         each.name: 0.0
@@ -39,13 +39,13 @@ def weights_of(auxiliaries: Sequence[Auxiliary], update: int, updates: int) -> d
 def make_rows(
     auxiliaries: Sequence[Auxiliary], groups: Sequence[TrajectoryGroup], renderer: Renderer, key: Sequence[int | str]
 ) -> AuxiliaryRows:
-    """Return the rows and terms of these objectives; which part of them is a function of `key`.
+    """Return the rows and terms of these objectives; `key` seeds the choice of a fraction of them.
 
-    Raises `UserError` where one of a user's raises, or yields what is no example.
+    Raises `UserError` if a user's objective raises, or yields something that is not an example.
     """
     made, episodes = AuxiliaryRows(), episodes_of(groups)
     for each in auxiliaries:
-        found = auxiliary_rows(
+        its = auxiliary_rows(
             each.name,
             _yielded(find("auxiliary", each.name), groups, each.settings),
             episodes,
@@ -54,16 +54,16 @@ def make_rows(
             each.common,
             key_of(*key, each.name),
         )
-        made.rows.extend(found.rows)
-        made.figures.update(found.figures)
-        for episode, segments in found.in_pass.items():
+        made.rows.extend(its.rows)
+        made.figures.update(its.figures)
+        for episode, segments in its.in_pass.items():
             for segment, terms in segments.items():
                 made.in_pass.setdefault(episode, {}).setdefault(segment, []).extend(terms)
     return made
 
 
 def try_out(auxiliary: Auxiliary, group: TrajectoryGroup, layout: str) -> None:
-    """Refuse an objective that fails on a group of episodes, or whose tokens stand in no row of this layout."""
+    """Raise `UserError` if an objective fails on a group of episodes, or its tokens are in no row of this layout."""
     entry = find("auxiliary", auxiliary.name)
     for each in _yielded(entry, [group], auxiliary.settings):
         if isinstance(each, InPass) and auxiliary.common.tokens == "all":
@@ -81,7 +81,7 @@ def try_out(auxiliary: Auxiliary, group: TrajectoryGroup, layout: str) -> None:
 def _yielded(
     entry: Entry, groups: Sequence[TrajectoryGroup], settings: dict[str, object]
 ) -> Iterator[Example | InPass]:
-    """Yield what an objective makes of these groups, each looked at first."""
+    """Yield the objective's examples of these groups, each checked."""
     known = {id(trajectory) for trajectory in episodes_of(groups)}
     with told_of(entry):
         made = iter(entry.target(groups, **settings))
@@ -93,7 +93,7 @@ _END = object()
 
 
 def _checked(entry: Entry, each: object, known: set[int]) -> Example | InPass:
-    """Return what was yielded; raises `UserError` where it is no example, or one of what is not there."""
+    """Return a yielded value; raise `UserError` if it is not a valid example of these episodes."""
     who = f"the {entry.called}"
     if not isinstance(each, (Example, InPass)):
         raise UserError(f"{who} must yield envrl.Example or envrl.InPass, not {type(each).__name__} ({each!r:.60})")

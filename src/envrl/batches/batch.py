@@ -1,4 +1,4 @@
-"""From one update's episodes to its rows: advantages, policy rows, and what the auxiliary objectives make of them."""
+"""Turn the episodes of one update into its rows: advantages, policy rows, and the rows of auxiliary objectives."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _VALID: dict[str, Callable[[Transition], bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class UpdateBatch:
-    """The rows of one update and what is to be logged of how they came about."""
+    """The rows of one update, and figures to log."""
 
     rows: list[Row]
     weights: dict[str, float]
-    """λ of the auxiliary objectives."""
+    """The weight λ of each auxiliary objective."""
     figures: dict[str, float]
 
 
 def step_advantages(groups: Sequence[TrajectoryGroup], config: Config) -> list[NDArray[np.float64]]:
-    """Return the advantage of every step under the recipe's estimator, an array an episode, group after group."""
+    """Return the step advantages under the recipe's estimator, one array per episode, group by group."""
     estimator = ESTIMATORS[config.objective.estimator]
     trajectories = episodes_of(groups)
     penalty = config.rollout.invalid_penalty
@@ -48,11 +48,11 @@ def step_advantages(groups: Sequence[TrajectoryGroup], config: Config) -> list[N
 
 
 def build_batch(groups: Sequence[TrajectoryGroup], config: Config, renderer: Renderer, update: int) -> UpdateBatch:
-    """Return the rows that an update is made of; which auxiliary rows is a function of (seed, update)."""
+    """Return the rows of an update; (seed, update) seed the choice of auxiliary rows."""
     auxiliaries = config.auxiliaries()
     weights = weights_of(auxiliaries, update, config.train.updates)
-    weighed = [each for each in auxiliaries if weights[each.name] > 0]
-    made = make_rows(weighed, groups, renderer, (config.seed, update))
+    active = [each for each in auxiliaries if weights[each.name] > 0]
+    auxiliary = make_rows(active, groups, renderer, (config.seed, update))
     rows: list[Row] = []
     for number, (trajectory, advantages_S) in enumerate(
         zip(episodes_of(groups), step_advantages(groups, config), strict=True)
@@ -61,7 +61,7 @@ def build_batch(groups: Sequence[TrajectoryGroup], config: Config, renderer: Ren
             trajectory,
             advantages_S,
             config.objective.aggregation,
-            made.in_pass.get(number),
+            auxiliary.in_pass.get(number),
             idle=config.objective.idle_rows == "count",
             stale=trajectory.policy_version < update,
         )
@@ -70,4 +70,4 @@ def build_batch(groups: Sequence[TrajectoryGroup], config: Config, renderer: Ren
     if config.objective.idle_rows == "count":
         figures["rows/idle"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
         figures["rows/idle"] -= figures["rows/policy"]
-    return UpdateBatch([*rows, *made.rows], weights, figures | made.figures)
+    return UpdateBatch([*rows, *auxiliary.rows], weights, figures | auxiliary.figures)

@@ -1,1 +1,1 @@
-"""What `envrl bench rollout` and `envrl bench train` measure: an update with a model, by phase."""
+"""`envrl bench rollout` and `envrl bench train`: measure an update with a model, by phase."""

@@ -1,4 +1,4 @@
-"""Floating-point operations of an update, from the network's matrices and the rows' lengths."""
+"""Floating-point operations of an update, calculated from the network's matrices and the rows' lengths."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from envrl.types import Row
 
 
 def row_flops(network: PreTrainedModel, rows: Sequence[Row], shared: Sequence[int] | None = None) -> Flops:
-    """Return what rows take: padding and tokens whose logits nothing asks for do not count.
+    """Return the FLOPs of rows, without padding and without the logits of tokens that have no loss.
 
-    Nor do the first `shared` tokens of each row, where those are run for another one.
+    The first `shared` tokens of each row do not count either: they are run for another row.
     """
     lengths = np.array([len(row.token_ids) for row in rows], dtype=np.float64)
     known = np.zeros(len(rows)) if shared is None else np.array(shared, dtype=np.float64)
@@ -30,12 +30,12 @@ def row_flops(network: PreTrainedModel, rows: Sequence[Row], shared: Sequence[in
 
 
 def batch_flops(network: PreTrainedModel, batches: Sequence[Sequence[Row]], *, padded: bool) -> Flops:
-    """Return what micro-batches take, each of them as `row_flops` counts it.
+    """Return the FLOPs of micro-batches, each counted by `row_flops`.
 
-    In a tree what rows share counts once, and what the last layer leaves out for tokens without a loss not at all.
+    In a tree, shared prefixes count once, and the parts of the last layer that skip tokens without a loss do not count.
     """
-    found = [row_flops(network, batch, None if padded else shared_lengths(batch)) for batch in batches]
-    total = Flops(sum(f.forward for f in found), sum(f.both for f in found), sum(f.again for f in found))
+    each = [row_flops(network, batch, None if padded else shared_lengths(batch)) for batch in batches]
+    total = Flops(sum(f.forward for f in each), sum(f.both for f in each), sum(f.again for f in each))
     if padded:
         return total
     weights = [p for part in token_wise_parts(network) for p in part.parameters() if p.ndim == 2]
@@ -47,14 +47,14 @@ def batch_flops(network: PreTrainedModel, batches: Sequence[Sequence[Row]], *, p
 
 
 def _unasked(batch: Sequence[Row]) -> int:
-    """Return the nodes of a micro-batch for which the last layer is not run whole."""
+    """Return the number of nodes of a micro-batch that skip a part of the last layer."""
     tree = tree_of([row.token_ids for row in batch])
     nodes = asked_nodes(tree, asked_tokens(batch))
     return 0 if nodes is None else len(tree.ids) - len(nodes)
 
 
 def products_in(network: PreTrainedModel) -> Products:
-    """Return the products of a network as it is, adapters included."""
+    """Return the matrix products of a network, including adapters."""
     config = network.config.get_text_config()
     embedding = cast(nn.Embedding, network.get_input_embeddings()).weight
     head = cast(nn.Linear, network.get_output_embeddings()).weight

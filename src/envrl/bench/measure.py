@@ -1,4 +1,4 @@
-"""What is measured with: a model and a world, an update that repeats the same work, clocks, and the machine's peak."""
+"""The tools of the benchmarks: a model and a world, a repeatable update, and clocks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from envrl.types import Row, Trajectory, TrajectoryGroup
 
 @dataclass(slots=True)
 class Watch:
-    """Seconds by name, of a clock that first waits for the device."""
+    """A stopwatch with seconds by name, which waits for the device before it reads the clock."""
 
     clock: Callable[[], float]
     wait: Callable[[], None]
@@ -54,7 +54,7 @@ class Watch:
 
 
 class Bench:
-    """A model and a world to measure with; the learning rate is 0, so that every repeat does the same work."""
+    """A model and a world for measurements; the learning rate is 0, so that every repeat does the same work."""
 
     def __init__(self, config: Config, shape: str = "") -> None:
         prepare_torch(config.train.threads)
@@ -63,21 +63,21 @@ class Bench:
         self.optimizer = adamw(self.model, 0.0, config.train.weight_decay)
         self.reference: LanguageModel | None = None
         if config.objective.kl_weight > 0 and has_adapter(self.model.network):
-            self.reference = self.model  # its adapter is exchanged, which takes no time
+            self.reference = self.model  # swapping its adapter takes no time
         elif config.objective.kl_weight > 0:
             self.reference = LanguageModel(copy.deepcopy(self.model.network), self.model.codec)
 
     def watch(self) -> Watch:
-        """Return a new clock of the kind that suits (`clock_for`): processor seconds are disturbed less by others."""
+        """Return a new watch with the clock of `clock_for`: other processes disturb processor time less."""
         return Watch(clock_for(self.model.device, self.make_env), waiting(self.model.device))
 
     def play(self, config: Config) -> list[TrajectoryGroup]:
-        """Play the recipe's first update, and return the groups that are whole."""
+        """Play the recipe's first update, and return its complete groups."""
         policy = policy_of(self.model, config, renderer_of(self.model, form_of(config)))
         return FirstUpdate(policy, self.make_env, config).groups(RolloutStats())
 
     def update(self, config: Config, groups: Sequence[TrajectoryGroup], watch: Watch) -> list[Row]:
-        """Do what a run's update does with its episodes; return the rows."""
+        """Run an update on these episodes as training does; return the rows."""
         watch.start()
         batch = build_batch(groups, config, renderer_of(self.model, form_of(config)), 1)
         rows = batch.rows
@@ -103,18 +103,18 @@ class Bench:
 
 
 def clock_for(device: torch.device, make_env: Worlds) -> Callable[[], float]:
-    """Return the processor's clock where one thread on a CPU does everything, else the one on the wall."""
+    """Return the processor clock if one CPU thread does everything, else the wall clock."""
     alone = device.type == "cpu" and torch.get_num_threads() == 1 and not make_env.workers
     return time.process_time if alone else time.perf_counter
 
 
 def name_of(clock: Callable[[], float]) -> str:
-    """Return whose seconds a clock of `clock_for` counts."""
+    """Return the name of a clock of `clock_for`."""
     return "processor" if clock is time.process_time else "wall clock"
 
 
 def bench_model(config: Config, make_env: Worlds, shape: str = "") -> LanguageModel:
-    """Return a model of a shape with random weights, or the recipe's own: from scratch, or `model.path`."""
+    """Return a model of a shape with random weights, or the recipe's model (from scratch, or `model.path`)."""
     model = config.model
     if shape and model.lora_rank:
         raise UserError(
@@ -131,7 +131,7 @@ def bench_model(config: Config, make_env: Worlds, shape: str = "") -> LanguageMo
 
 
 class FirstUpdate:
-    """The episodes of the recipe's first update, to be played with a model as often as is asked for."""
+    """The episodes of the recipe's first update, which can be played repeatedly."""
 
     def __init__(self, policy: Policy, make_env: Worlds, config: Config) -> None:
         self._policy, self._make_env, self._config = policy, make_env, config
@@ -141,7 +141,7 @@ class FirstUpdate:
         self._playing = Tasks(tasks, config).next(1, Counter())
 
     def play(self, turns: int, stats: RolloutStats) -> list[Trajectory]:
-        """Play each episode for so many turns at most."""
+        """Play each episode for at most `turns` turns."""
         return play_episodes(
             self._policy,
             self._make_env,
@@ -154,13 +154,13 @@ class FirstUpdate:
         )
 
     def groups(self, stats: RolloutStats) -> list[TrajectoryGroup]:
-        """Play each to its end; return the groups that are whole."""
+        """Play each episode to its end; return the complete groups."""
         played = self.play(self._settings.max_steps, stats)
         return whole_groups(as_groups(played, [each.group for each in self._playing]))
 
 
 def deal_returns(groups: Sequence[TrajectoryGroup], scale: float) -> list[TrajectoryGroup]:
-    """Return the same groups, in each every second episode won: what a model from scratch plays has no advantages."""
+    """Return the groups with every second episode rewarded, since a model from scratch would have no advantages."""
     return [
         replace(group, trajectories=tuple(_paid(t, scale * (i % 2)) for i, t in enumerate(group.trajectories)))
         for group in groups
@@ -168,7 +168,7 @@ def deal_returns(groups: Sequence[TrajectoryGroup], scale: float) -> list[Trajec
 
 
 def _paid(trajectory: Trajectory, reward: float) -> Trajectory:
-    """Return an episode that was paid at its end alone."""
+    """Return an episode with a reward only at its last step."""
     steps = [replace(step, reward=0.0) for step in trajectory.transitions]
     if steps:
         steps[-1] = replace(steps[-1], reward=reward)
@@ -176,5 +176,5 @@ def _paid(trajectory: Trajectory, reward: float) -> Trajectory:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return the median of repeated measurements, and between what they lie."""
+    """Return the median, minimum and maximum of repeated measurements."""
     return {"median": median(values), "min": min(values), "max": max(values)}

@@ -1,4 +1,4 @@
-"""`envrl bench rollout`: an update's episodes played once, with what that cost, beside `generate` turn by turn."""
+"""`envrl bench rollout`: the cost of playing an update's episodes, compared with `generate` turn by turn."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from envrl.types import Trajectory
 def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> dict[str, Any]:
     """Play an update's episodes with the recipe's model, or a random one of a shape; return the figures.
 
-    Seconds by part: `prefill` (passes with chunks), `decode` (a token a slot), `replay` (the same from a CUDA graph),
-    `record` (the same while one is recorded), `draw` (logits and choice), `world`, and `other` (prompts, tokenizer).
-    They are the processor's where one thread does everything. FLOPs are 2 · parameters a token that was fed; the peak
+    Seconds by part: `prefill` (passes with chunks), `decode` (one token per slot), `replay` (the same from a CUDA
+    graph), `record` (the same while a graph is recorded), `draw` (logits and sampling), `world`, and `other` (prompts,
+    tokenizer). They are processor time if one thread does everything. FLOPs are 2 · parameters per token fed; the peak
     is that of a matrix product on this machine.
     """
     prepare_torch(config.train.threads)
@@ -37,7 +37,7 @@ def bench_rollout(config: Config, shape: str = "", *, generate: bool = True) -> 
     model = sampler.model
     policy = Policy(renderer_of(model, form_of(config)), sampler, model.codec)
     play = FirstUpdate(policy, make_env, config).play
-    play(1, RolloutStats())  # what is done once (kernels chosen, memory reserved, commands encoded) is not counted
+    play(1, RolloutStats())  # warm up: choose kernels, reserve memory, encode commands
     watch = Watch(clock_for(model.device, make_env), waiting(model.device))
     reset_peak_memory(model.device)
     stats, sampler.meter = RolloutStats(clock=watch.clock), Meter(watch.wait, watch.clock)
@@ -89,7 +89,7 @@ def _figures(
 
 
 class _Lengths(StoppingCriteria):
-    """Each row of a batch ends after as many new tokens as it is to have."""
+    """Ends each row of a batch after its given number of new tokens."""
 
     def __init__(self, width: int, lengths: torch.Tensor) -> None:
         self._width, self._lengths = width, lengths
@@ -102,7 +102,7 @@ class _Lengths(StoppingCriteria):
 def generate_by_turns(
     model: LanguageModel, trajectories: Sequence[Trajectory], temperature: float, watch: Watch
 ) -> float:
-    """Return the seconds of transformers' `generate` for the same turns: all prompts of a turn as one padded batch.
+    """Return the seconds of transformers' `generate` for the same turns, with all prompts of a turn in a padded batch.
 
     Each turn feeds the whole prompt again, and each row gets as many new tokens as the recorded response has.
     """
@@ -137,7 +137,7 @@ def generate_by_turns(
 
 
 def _each(seconds: dict[str, float], graphs: dict[str, int]) -> str:
-    """Return what a pass of a token a slot takes from a graph and without, where there were both."""
+    """Return the time of a decode pass with and without a CUDA graph in words, if there were both."""
     if not graphs["passes"] or not graphs["ordinary"]:
         return ""
     replayed, ordinary = seconds["replay"] / graphs["passes"], seconds["decode"] / graphs["ordinary"]

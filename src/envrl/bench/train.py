@@ -1,4 +1,4 @@
-"""`envrl bench train`: one real batch, and what an update on it costs, by phase and beside other auxiliary rows."""
+"""`envrl bench train`: the cost of an update on a real batch, by phase, and compared between auxiliary objectives."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from envrl.samples.packing import tokens_run
 from envrl.types import Row, episodes_of
 
 PHASES = ("rows", "old_logprobs", "reference", "passes", "step")
-"""Rows made; log-probs before the first step, and of the reference; forward and backward passes; the optimiser."""
+"""Making rows; old log-probs; reference log-probs; forward and backward passes; the optimiser."""
 WEIGHT = 0.1
-"""Of an auxiliary loss that is compared and has no weight in the recipe."""
+"""Weight of a compared auxiliary loss that has none in the recipe."""
 
 
 def bench_train(
@@ -35,9 +35,9 @@ def bench_train(
     compare: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Play one update and take it `repeats` times after a first one that does not count; return the figures.
+    """Play one update, train on it once to warm up and then `repeats` times; return the figures.
 
-    `compare` measures whole updates, play included, with and without the auxiliary losses, in turns.
+    `compare` measures whole updates, rollouts included, with and without the auxiliary losses, in turns.
     """
     config = with_precision(config)
     bench = Bench(config, shape)
@@ -66,21 +66,21 @@ def bench_train(
 
 
 def arms(config: Config) -> dict[str, Config]:
-    """Return the recipe without auxiliary objectives, with prediction in pass, and with rows for state and inverse.
+    """Return the recipe without auxiliary objectives, with prediction in pass, and with state and inverse rows.
 
-    Fractions are the recipe's. In the layout `steps` no row holds the next observation, so nothing is in its pass.
+    Fractions are the recipe's. In the layout `steps` no row holds the next observation, so no arm is in pass.
     """
     none = {key: value for key, value in config.owned.items() if not key.startswith("auxiliary.")}
 
     def weighed(*names: str) -> Config:
-        kept = {key: value for name in names for key, value in config.owned.items() if key.startswith(_table(name))}
-        weights = {f"{_table(name)}weight": kept.get(f"{_table(name)}weight", WEIGHT) for name in names}
-        return replace(config, owned=none | kept | weights)
+        own = {key: value for name in names for key, value in config.owned.items() if key.startswith(_table(name))}
+        weights = {f"{_table(name)}weight": own.get(f"{_table(name)}weight", WEIGHT) for name in names}
+        return replace(config, owned=none | own | weights)
 
-    found = {"none": weighed(), "state in pass": weighed("echo"), "state and inverse rows": weighed("state", "inverse")}
+    arm = {"none": weighed(), "state in pass": weighed("echo"), "state and inverse rows": weighed("state", "inverse")}
     if config.rollout.layout == "steps":
-        del found["state in pass"]
-    return found
+        del arm["state in pass"]
+    return arm
 
 
 def _table(name: str) -> str:
@@ -90,9 +90,9 @@ def _table(name: str) -> str:
 def compare_arms(
     bench: Bench, config: Config, repeats: int, dealt: bool, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Return for each of `arms` the seconds of a whole update (play, rows, steps) and its ratio to that without any.
+    """Return for each of `arms` the seconds of a whole update (rollouts, rows, steps) and its ratio to the arm `none`.
 
-    All are measured in turn, `repeats` times after a first round that does not count, and the ratios are of one round.
+    After a warm-up round the arms are measured in turn, `repeats` times, and each ratio is within one round.
     """
     seconds: dict[str, list[dict[str, float]]] = defaultdict(list)
     tokens: dict[str, int] = {}

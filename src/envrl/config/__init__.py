@@ -1,4 +1,4 @@
-"""Recipes: what can be set, and how a TOML file and the command line set it."""
+"""Recipes: the settings, and how a TOML file and the command line set them."""
 
 from envrl.config.schema import Config
 

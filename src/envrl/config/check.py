@@ -1,4 +1,4 @@
-"""Values that are each in range but cannot stand together."""
+"""Checks of values that are each in range but contradict each other."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _check_model(config: Config) -> None:
 
 
 def check_world(config: Config) -> None:
-    """Raise `UserError` for settings of the world that leave a setting of the rollout without effect."""
+    """Raise `UserError` for settings of the world that contradict a setting of the rollout."""
     if not config.env.hide_admissible:
         return
     rollout = config.rollout
@@ -133,7 +133,7 @@ def _check_learning(config: Config) -> None:
 
 
 def check_format(config: Config) -> None:
-    """Raise `UserError` for settings that a prompt format cannot have."""
+    """Raise `UserError` for settings that the prompt format does not support."""
     rollout, model = config.rollout, config.model
     if not rollout.is_chat:
         of_chats = {

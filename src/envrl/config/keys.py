@@ -1,4 +1,4 @@
-"""The table of all keys of a recipe, read off the schema: their types in words, and values read from text."""
+"""The table of all keys of a recipe, read from the schema; descriptions of their types, and parsing of values."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ KEYS: dict[str, Key] = _all_keys()
 TAKEN.update(KEYS)
 SECTIONS: tuple[str, ...] = (*section_types(), "auxiliary")
 COMMON: dict[str, dict[str, Key]] = {"auxiliary": _keys_of(AuxiliaryConfig, "")}
-"""What all things of a kind can be told, by its name."""
+"""The settings that all things of a kind share, by kind."""
 
 
 def kind_of(table: str, owner: str) -> str:
-    """Return the kind of the thing whose settings stand in the table [TABLE.OWNER]; empty where there is none."""
+    """Return the kind of the thing whose settings are in the table [TABLE.OWNER], or "" if there is none."""
     return next((kind for kind, of in KINDS.items() if table in of.tables and owner in names(kind)), "")
 
 
 def is_table(name: str) -> bool:
-    """Return whether a dotted name is that of a table: a section, one that holds tables, or one of a thing's own."""
+    """Return whether a dotted name is a table: a section, a table of tables, or the table of a registered thing."""
     table, _, owner = name.rpartition(".")
     return name in SECTIONS or any(name in of.tables for of in KINDS.values()) or bool(kind_of(table, owner))
 
 
 def find_key(name: str) -> Key | None:
-    """Return the key of this dotted name: the schema's, or a setting of something that can be chosen; None: neither."""
+    """Return the key of a dotted name, from the schema or from the settings of a registered thing, or None."""
     if name in KEYS or name.count(".") < 2:
         return KEYS.get(name)
     table, owner, _ = name.rsplit(".", 2)
@@ -75,7 +75,7 @@ def find_key(name: str) -> Key | None:
 
 
 def keys_of(table: str, kind: str, owner: str) -> dict[str, Key]:
-    """Return the keys of the table [TABLE.OWNER], by dotted name: what all of its kind have, then the thing's own."""
+    """Return the keys of the table [TABLE.OWNER] by dotted name: those shared by the kind, then the thing's own."""
     own = {each.name: each for each in find(kind, owner).settings.values()}
     return {
         (name := f"{table}.{owner}.{each.name}"): Key(name, each.annotation, each.default)
@@ -84,8 +84,8 @@ def keys_of(table: str, kind: str, owner: str) -> dict[str, Key]:
 
 
 def owned_keys(choices: Mapping[str, str], owned: Iterable[str]) -> dict[str, Key]:
-    """Return the keys of all tables of things: of what is chosen, by the key that chooses it, and of what is `owned`
-    where any number may be in use."""
+    """Return the keys of all tables of registered things in use: those of `choices` (chosen name by choosing key), and
+    for kinds of which any number may be in use, those in `owned`."""
     keys: dict[str, Key] = {}
     for kind, of in KINDS.items():
         if of.key:
@@ -99,7 +99,7 @@ def owned_keys(choices: Mapping[str, str], owned: Iterable[str]) -> dict[str, Ke
 
 
 def suggest_key(name: str) -> str:
-    """Return the hint for an unknown dotted key: whose setting it is, its namesakes elsewhere, or the nearest name."""
+    """Return a hint for an unknown dotted key: the setting's owner, keys with the same last part, or the nearest."""
     section, _, last = name.rpartition(".")
     above, _, owner = section.rpartition(".")
     if kind := kind_of(above, owner):
@@ -121,7 +121,7 @@ def suggest_key(name: str) -> str:
 
 
 def _owners(section: str, setting: str) -> list[str]:
-    """Return the tables of a section whose built-in owner has a setting of this name, such as `objective.gigpo`."""
+    """Return the tables of a section, such as `objective.gigpo`, whose built-in owner has a setting of this name."""
     return [
         f"{section}.{name}"
         for kind, of in KINDS.items()
@@ -164,7 +164,7 @@ def _range(meta: Meta) -> str:
 
 
 def parse_value(text: str, annotation: Any) -> Any:
-    """Read a value given on the command line by the key's type; text that does not fit is returned as it is."""
+    """Parse a command-line value by the key's type; text that does not fit is returned unchanged."""
     kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)

@@ -1,4 +1,4 @@
-"""Recipes in, configuration out: strict TOML, values from the command line, and the resolved text of a run."""
+"""Load a recipe (strict TOML) and values from the command line into a `Config`, and dump a `Config` as TOML."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from envrl.older import in_present_keys
 from envrl.registry import KINDS, find, names
 
 _LARGEST = 2**63 - 1
-"""What TOML allows in an integer; beyond it, generators and arrays overflow."""
+"""The largest TOML integer; above it, generators and arrays overflow."""
 
 
 _DEEPEST = 50
-"""Recipes that extend each other in one line."""
+"""The longest chain of recipes that extend each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class _Setting:
     value: Any
     where: str
     layer: int
-    """How late it is said: what a recipe extends comes before it, and the command line last."""
+    """Its precedence: a recipe has a higher layer than the one it extends, and the command line has the highest."""
 
 
 def load_recipe(
@@ -55,28 +55,28 @@ def load_recipe(
     *,
     older: bool = False,
 ) -> Config:
-    """Return the configuration of a recipe (a TOML file, or the name of one that ships) with `overrides` applied.
+    """Return the configuration of a recipe (a TOML file, or the name of a built-in one) with `overrides` applied.
 
-    `plugins` are files of the user's, loaded first: what they register can be chosen and set. `older` takes the keys of
-    older versions, too.
+    `plugins` are a user's files, loaded first, so that the recipe can use what they register. `older` also accepts the
+    keys of older versions.
 
-    An override is a dotted key and its value as text; the last one of a key counts. A recipe may build on another by
+    An override is a dotted key and its value as text; the last one of a key wins. A recipe may extend another with
     `extends = "name or file"` at its top.
-    Raises `UserError` for an unknown recipe, section or key, a wrong type, a value out of its range, values that do not
-    fit together, and TOML that cannot be read.
+    Raises `UserError` for an unknown recipe, section or key, a wrong type, a value out of range, values that contradict
+    each other, and invalid TOML.
     """
-    given = load_plugins(map(str, plugins))
+    named = load_plugins(map(str, plugins))
     settings = _recipe_settings(name_or_path, base=Path(), seen=(), older=older) | _given(overrides)
-    if given:
+    if named:
         before = settings["plugins"].value if "plugins" in settings else ()
-        settings["plugins"] = _Setting([*dict.fromkeys([*before, *given])], "by --plugin", _DEEPEST)
+        settings["plugins"] = _Setting([*dict.fromkeys([*before, *named])], "by --plugin", _DEEPEST)
     config = _build({name: _checked(name, setting) for name, setting in _of_what_is_chosen(settings).items()})
     check_together(config)
     return config
 
 
 def load_run(folder: Path) -> Config:
-    """Return the configuration of a run, also of one that an older version made, in the keys of today.
+    """Return the configuration of a run, translated to current keys if an older version made it.
 
     Raises `UserError` as `load_recipe` does.
     """
@@ -84,7 +84,7 @@ def load_run(folder: Path) -> Config:
 
 
 def override(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
-    """Return the configuration with keys set as on the command line; whether they fit together is not checked."""
+    """Return the configuration with keys set as on the command line; contradictions are not checked."""
     settings = {name: _Setting(value, "before", 0) for name, value in flat_values(config).items()} | _given(overrides)
     return _build({name: _checked(name, setting) for name, setting in _of_what_is_chosen(settings).items()})
 
@@ -99,7 +99,7 @@ def _given(overrides: Sequence[tuple[str, str]]) -> dict[str, _Setting]:
 
 
 def dump_config(config: Config) -> str:
-    """Return the whole configuration as TOML, every key written; `load_recipe` of that text gives an equal one."""
+    """Return the configuration as TOML with every key; `load_recipe` of that text gives an equal configuration."""
     table: dict[str, Any] = {}
     for name, value in flat_values(config).items():
         *sections, last = name.split(".")
@@ -113,8 +113,8 @@ def dump_config(config: Config) -> str:
 def config_differences(a: Config, b: Config) -> list[str]:
     """Return the dotted keys whose values differ, in the schema's order.
 
-    What one configuration alone chooses has no counterpart: that another one is chosen is the difference. Where nothing
-    is chosen, what one alone has a table of stands beside the defaults.
+    If they choose different things, the choosing key is the difference, not the settings of those things. Settings of a
+    thing that is not chosen by a key (an auxiliary objective) are compared with the defaults if one side lacks them.
     """
     ours, theirs = flat_values(a), flat_values(b)
     known = [name for name in ours | theirs if (name in ours and name in theirs) or not _is_chosen(name)]
@@ -122,7 +122,7 @@ def config_differences(a: Config, b: Config) -> list[str]:
 
 
 def _is_chosen(name: str) -> bool:
-    """Return whether a key belongs to a thing that another key chooses."""
+    """Return whether a key is a setting of a thing that another key chooses."""
     table, _, _ = name.rsplit(".", 2)
     return any(of.key and table in of.tables for of in KINDS.values())
 
@@ -133,7 +133,7 @@ def _value(name: str, values: Mapping[str, Any]) -> Any:
 
 
 def _recipe_settings(name_or_path: str, base: Path, seen: tuple[str, ...], older: bool = False) -> dict[str, _Setting]:
-    """Return what a recipe sets, on top of what the recipes that it extends set; `base` is where paths start."""
+    """Return the settings of a recipe on top of those of the recipes it extends; paths are relative to `base`."""
     text, label, folder = _read(name_or_path, base)
     if len(seen) == _DEEPEST:
         raise UserError(f"recipes extend each other more than {_DEEPEST} deep, at {label}")
@@ -157,11 +157,11 @@ def _recipe_settings(name_or_path: str, base: Path, seen: tuple[str, ...], older
 
 
 def _of_what_is_chosen(settings: Mapping[str, _Setting]) -> dict[str, _Setting]:
-    """Return the settings without those of things that a later layer chose another one in place of.
+    """Return the settings, without those of things that a later layer replaced by another choice.
 
-    Raises `UserError` for a setting of what is not chosen, said where it could be known.
+    Raises `UserError` for a setting of a thing that is not chosen, unless a later layer made that choice.
     """
-    kept = dict(settings)
+    remaining = dict(settings)
     for name, setting in settings.items():
         if name in KEYS:
             continue
@@ -173,17 +173,17 @@ def _of_what_is_chosen(settings: Mapping[str, _Setting]) -> dict[str, _Setting]:
         choice = settings.get(chosen_by, _Setting(KEYS[chosen_by].default, "by default", -1))
         if choice.value == owner:
             continue
-        del kept[name]
+        del remaining[name]
         if setting.layer >= choice.layer:
             raise UserError(
                 f"{name} ({setting.where}) sets the {find(kind, owner).called}, and {KINDS[kind].key} = "
                 f"{show(choice.value)} is chosen ({choice.where}): leave it out, or choose that one"
             )
-    return kept
+    return remaining
 
 
 def _read(name_or_path: str, base: Path) -> tuple[str, str, Path]:
-    """Return a recipe's text, how to name it in a message, and the folder that its own paths start from."""
+    """Return a recipe's text, its name for messages, and the folder that its own paths are relative to."""
     names = recipe_names()
     if name_or_path in names:
         return recipe_text(name_or_path), f"recipe '{name_or_path}'", base
@@ -217,7 +217,7 @@ def _parse(text: str, label: str) -> dict[str, Any]:
 
 
 def _flatten(table: Mapping[str, Any], label: str, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of a recipe's table with their values; raises `UserError` for one that is unknown."""
+    """Yield the dotted keys of a recipe's table with their values; raise `UserError` for an unknown key."""
     for last, value in table.items():
         name = f"{above}.{last}" if above else last
         if is_table(name):
@@ -236,12 +236,12 @@ def _flatten(table: Mapping[str, Any], label: str, above: str = "") -> Iterator[
 
 
 def _tables(above: str) -> list[str]:
-    """Return the tables that can stand behind another one, one for each thing that can be chosen there."""
+    """Return the possible subtables of a table, one for each registered thing that belongs there."""
     return [f"{above}.{name}" for kind, of in KINDS.items() if above in of.tables for name in names(kind)]
 
 
 def _checked(name: str, setting: _Setting) -> Any:
-    """Return a key's value in its own type; raises `UserError` for a wrong type or a value out of range."""
+    """Return a value converted to its key's type; raise `UserError` for a wrong type or a value out of range."""
     key = find_key(name)
     assert key is not None, name
     annotation = key.annotation
@@ -254,7 +254,7 @@ def _checked(name: str, setting: _Setting) -> Any:
 
 
 def _usable(value: Any) -> bool:
-    """Return whether a value can be written to a file and computed with: finite, in TOML's range, proper text."""
+    """Return whether a value can be saved and computed with: finite, within TOML's integers, valid text."""
     match value:
         case float():
             return math.isfinite(value)
@@ -270,7 +270,7 @@ def _usable(value: Any) -> bool:
 
 
 def show(value: Any) -> str:
-    """Return a value as a recipe would write it, cut to a readable length."""
+    """Return a value as a recipe writes it, shortened to a readable length."""
     match value:
         case bool():
             text = str(value).lower()
@@ -299,12 +299,12 @@ def _build(values: Mapping[str, Any]) -> Config:
 
 
 def flat_values(config: Config) -> dict[str, Any]:
-    """Return the value of every dotted key, in the schema's order, and then those of what is chosen by name."""
+    """Return the value of every dotted key: first the schema's, in its order, then those of registered things."""
 
     def value(name: str) -> Any:
         section, _, last = name.rpartition(".")
         return getattr(getattr(config, section) if section else config, last)
 
-    found = {name: value(name) for name in KEYS}
-    keys = owned_keys({of.key: found[of.key] for of in KINDS.values() if of.key}, config.owned)
-    return found | {name: config.owned.get(name, key.default) for name, key in keys.items()}
+    values = {name: value(name) for name in KEYS}
+    keys = owned_keys({of.key: values[of.key] for of in KINDS.values() if of.key}, config.owned)
+    return values | {name: config.owned.get(name, key.default) for name, key in keys.items()}

@@ -1,4 +1,4 @@
-"""Files of the user's that register things: loaded by the user's own word alone, and pinned by their hash in a run."""
+"""A user's plug-in files: loaded only if the user names them, and pinned by their hash in a run."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from envrl.errors import UserError
 from envrl.registry import load_plugin
 
 _PIN = "#sha256="
-"""What stands between a file's name and its hash in the configuration of a run."""
+"""Separates a file's name from its hash in the configuration of a run."""
 
 _LOADED: dict[str, str] = {}
 """SHA-256 of the files loaded so far, by name."""
 
 
 def load_plugins(files: Iterable[str], folder: Path = Path()) -> tuple[str, ...]:
-    """Load the files, whose paths start from `folder`, and return them as a run records them: `mine.py#sha256=…`.
+    """Load files, relative to `folder`, and return them in the form that a run records: `mine.py#sha256=…`.
 
-    What a run has recorded is not loaded (a folder from a stranger runs no code): it must have been given already.
-    Raises `UserError` where it was not, or is another file now, and where a file cannot be loaded.
+    A recorded file is never loaded (a run folder from a stranger runs no code): the user must have named it already.
+    Raises `UserError` if the user did not, or the file has changed, and if a file cannot be loaded.
     """
     return tuple(dict.fromkeys(_recorded(file) if _PIN in file else _loaded(folder / file) for file in files))
 

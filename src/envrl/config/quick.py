@@ -1,4 +1,4 @@
-"""`--quick`: any recipe made so small that a language model of 135 million parameters is through in about a minute."""
+"""`--quick`: shrink any recipe so that a language model of 135 million parameters finishes in about a minute."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ LARGEST = {
     "eval.free_episodes": 0,
     "eval.probe_episodes": 0,
 }
-"""What each of these settings is lowered to; what is lower already stays."""
+"""The upper bound that `--quick` sets for each setting; lower values stay."""
 _STEPS = ("env.max_steps", "rollout.max_steps")
 _UNLIMITED = ("rollout.max_steps", "eval.final")
-"""Of these 0 means no limit, which is lowered as well."""
+"""Settings of which 0 means no limit, so 0 is lowered too."""
 
 
 def quick(config: Config) -> Config:

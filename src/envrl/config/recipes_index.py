@@ -1,4 +1,4 @@
-"""The recipes that ship with the package: their names, what each is, and their text."""
+"""The built-in recipes: their names, summaries and text."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ def _folder() -> Traversable:
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the recipes that ship, sorted."""
+    """Return the names of the built-in recipes, sorted."""
     return sorted(file.name.removesuffix(".toml") for file in _folder().iterdir() if file.name.endswith(".toml"))
 
 
 def recipe_text(name: str) -> str:
-    """Return the TOML text of a recipe that ships; raises `FileNotFoundError` where there is none of that name."""
+    """Return the TOML text of a built-in recipe; raise `FileNotFoundError` if there is none of that name."""
     return (_folder() / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def recipe_summary(name: str) -> str:
-    """Return the first line of the comment that opens a recipe that ships."""
+    """Return the first line of a built-in recipe's opening comment."""
     first, _, _ = recipe_text(name).partition("\n")
     return first.lstrip("# ").rstrip() if first.startswith("#") else ""

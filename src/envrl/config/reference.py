@@ -1,4 +1,4 @@
-"""`docs/recipes.md`, made from the schema and the recipes: `python -m envrl.config.reference > docs/recipes.md`."""
+"""Generate `docs/recipes.md` from the schema and the recipes: `python -m envrl.config.reference > docs/recipes.md`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _HEAD = "| key | value | default | meaning |\n|---|---|---|---|\n"
 
 
 def recipe_reference() -> str:
-    """Return `docs/recipes.md`: the recipes that ship, and every key with its type, range, default and meaning."""
+    """Return `docs/recipes.md`: the built-in recipes, and every key with its type, range, default and meaning."""
     recipes = "\n".join(f"- `{name}`: {recipe_summary(name)}" for name in recipe_names())
     lowered = ", ".join(f"`{name}` {largest}" for name, largest in LARGEST.items())
     parts = [_INTRODUCTION.format(recipes=recipes, seed=describe(KEYS["seed"].annotation), quick=lowered)]
@@ -66,7 +66,7 @@ def recipe_reference() -> str:
 
 
 def _owned(section: str, kind: str, name: str) -> str:
-    """Return the table of what a thing that can be chosen lets be set."""
+    """Return the table of a registered thing's settings."""
     entry = find(kind, name)
     keys = [(Key(f"{section}.{name}.{s.name}", s.annotation, s.default), s.meaning) for s in entry.settings.values()]
     rows = "\n".join(_row(key, meaning) for key, meaning in keys)
@@ -80,7 +80,7 @@ def _row(key: Key, meaning: str) -> str:
 
 
 def _meanings() -> dict[str, str]:
-    """Return the comment after each key of the schema, by dotted key."""
+    """Return the comment behind each key of the schema, by dotted key."""
     meanings: dict[str, str] = {}
     prefix = ""
     for line in (files("envrl.config") / "schema.py").read_text(encoding="utf-8").splitlines():

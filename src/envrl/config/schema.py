@@ -1,6 +1,6 @@
-"""Every key that a recipe can set, with its type, its range and its default: the one place where a setting is defined.
+"""Every key that a recipe can set, with its type, range and default. Settings are defined only here.
 
-A comment after a key is its documentation; `docs/recipes.md` is made from this file.
+The comment behind a key is its documentation; `docs/recipes.md` is generated from this file.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class RolloutConfig:
 
     @property
     def is_chat(self) -> bool:
-        """Whether episodes are written by the model's chat template, and not with our marks."""
+        """True if the model's chat template writes the prompts; False for the format `marks`."""
         return self.format != "marks"
 
 
@@ -111,9 +111,9 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuxiliaryConfig:
-    """What every auxiliary objective can be told, in `[auxiliary.NAME]` and `[warm_start.auxiliary.NAME]`.
+    """The settings of every auxiliary objective, in `[auxiliary.NAME]` and `[warm_start.auxiliary.NAME]`.
 
-    Where updates are counted, the warm start counts its optimiser steps.
+    For the warm start, "updates" are its optimiser steps.
     """
 
     weight: Weight = 0.0  # of its loss; 0: off
@@ -130,7 +130,7 @@ class AuxiliaryConfig:
 
 @dataclass(frozen=True, slots=True)
 class Auxiliary:
-    """An auxiliary objective that is weighed: what all can be told, and its own settings."""
+    """An auxiliary objective with a weight: the common settings, and its own."""
 
     name: str
     common: AuxiliaryConfig
@@ -203,10 +203,10 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     owned: dict[str, Any] = field(default_factory=dict)
-    """Settings of what has a table of its name, where not the default: `objective.gigpo.gamma`, by dotted key."""
+    """Non-default settings of registered things by dotted key, such as `objective.gigpo.gamma`."""
 
     def settings(self, kind: str) -> dict[str, Any]:
-        """Return all settings of the thing of a kind that is chosen; raises `UserError` where there is none."""
+        """Return all settings of the chosen thing of a kind; raise `UserError` if there is no such thing."""
         choice = KINDS[kind]
         section, _, key = choice.key.partition(".")
         name = getattr(getattr(self, section), key)
@@ -216,7 +216,7 @@ class Config:
         }
 
     def auxiliaries(self, stage: str = "") -> list[Auxiliary]:
-        """Return the auxiliary objectives that have a weight, of RL or of a stage ("warm_start"), ours first."""
+        """Return the auxiliary objectives with a weight, of RL or of a stage ("warm_start"), built-in ones first."""
         prefix = f"{stage}.auxiliary." if stage else "auxiliary."
         tables: dict[str, dict[str, Any]] = {}
         for key, value in self.owned.items():
@@ -234,7 +234,7 @@ class Config:
         ]
 
     def auxiliary(self, name: str) -> dict[str, Any]:
-        """Return an auxiliary objective's own settings as RL has them, or the warm start, whether or not it is on."""
+        """Return an auxiliary objective's own settings, of RL or else of the warm start, even if it has no weight."""
         prefixes = ("auxiliary", "warm_start.auxiliary")
         return {
             s.name: next((v for p in prefixes if (v := self.owned.get(f"{p}.{name}.{s.name}")) is not None), s.default)

@@ -1,1 +1,1 @@
-"""Where optimiser steps are taken."""
+"""Engines, which take the optimiser steps."""

@@ -1,4 +1,4 @@
-"""The token budget of micro-batches, halved where memory runs out: the gradient does not depend on it."""
+"""The token budget of micro-batches, halved if memory runs out. The gradient does not depend on it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ADVICE = (
 
 
 class Budget:
-    """What remains of `train.micro_batch_tokens`; once lowered it stays so for the rest of the process."""
+    """The token budget, at first `train.micro_batch_tokens`; once lowered it stays so for the rest of the process."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.limit: int | None = None
 
     def tokens(self, settings: LossSettings) -> int:
-        """Return the budget that is in force."""
+        """Return the current budget."""
         return settings.micro_batch_tokens if self.limit is None else min(self.limit, settings.micro_batch_tokens)
 
     def run(
@@ -37,9 +37,9 @@ class Budget:
         work: Callable[[LossSettings], T],
         undo: Callable[[], None] = lambda: None,
     ) -> T:
-        """Return what `work` does within memory: each time it runs out, `undo` is called and the budget is halved.
+        """Return the result of `work`; each time memory runs out, call `undo`, halve the budget and try again.
 
-        Raises `RunError` where a micro-batch of a single row does not fit.
+        Raises `RunError` if a micro-batch of a single row does not fit in memory.
         """
         while True:
             budget = self.tokens(settings)

@@ -1,9 +1,9 @@
-"""Checkpoints that are complete or absent: written aside, hashed, renamed; a damaged one is refused, never skipped.
+"""Atomic checkpoints: written to a temporary folder, hashed, renamed. A damaged one is refused, never skipped.
 
-checkpoints/step-000010/   what `write` made, and manifest.json: size and SHA-256 of every file
-checkpoints/latest         a relative link to the newest
-checkpoints/.tmp-*         of a writer that was killed: ignored, removed by the next one
-checkpoints/.old-*         what a newer one of the same name was just replacing: put back if it never came
+checkpoints/step-000010/   the files that `write` made, and manifest.json: size and SHA-256 of every file
+checkpoints/latest         a relative link to the newest checkpoint
+checkpoints/.tmp-*         left by a killed writer: ignored, and removed by the next writer
+checkpoints/.old-*         a checkpoint that was being replaced by one of the same name: restored if that is missing
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ __all__ = [
 
 
 def save_checkpoint(folder: Path, name: str, write: Callable[[Path], None], keep: int) -> Path:
-    """Save what `write(path)` puts into an empty folder as the checkpoint `name` ("step-000010"), and return its path.
+    """Save what `write(path)` puts into an empty folder as checkpoint `name` ("step-000010"); return its path.
 
-    The `keep` newest stay, older ones go. Killed at any moment, every checkpoint that has a name is complete. Raises
-    `RunError` where there is no room, with the checkpoints before it untouched and nothing left of the new one.
+    The `keep` newest stay, older ones are removed. A kill at any moment leaves only complete checkpoints under their
+    names. Raises `RunError` if the disk is full; earlier checkpoints then stay, and nothing of the new one is left.
     """
     if not NAME.fullmatch(name) or keep < 1:
         raise ValueError(f"a checkpoint is named step-<number> and at least one is kept, not {name!r} and {keep}")
@@ -62,25 +62,25 @@ def save_checkpoint(folder: Path, name: str, write: Callable[[Path], None], keep
 
 
 def settle_checkpoints(folder: Path, keep: int, newest: Path | None = None) -> None:
-    """Finish what a killed writer began: leftovers go, `latest` points to the newest, only `keep` stay.
+    """Finish the work of a killed writer: remove leftovers, point `latest` to the newest, keep only `keep` checkpoints.
 
-    Where nothing is left to do, nothing is touched. Only for the process that writes the run.
+    Nothing is touched if there is nothing to do. Only the process that writes the run may call it.
     """
     clean_checkpoints(folder)
-    found = checkpoints(folder)
-    newest = newest or (found[-1] if found else None)
+    existing = checkpoints(folder)
+    newest = newest or (existing[-1] if existing else None)
     if newest is None:
         return
     latest = folder / "latest"
     if not latest.is_symlink() or os.readlink(latest) != newest.name:
         _point_latest(folder, newest.name)
-    for old in found[:-keep]:
+    for old in existing[:-keep]:
         if old != newest:
             _discard(old)
 
 
 def save_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Make the folder `target` of what `write(path)` puts into an empty one, with a manifest; it appears whole."""
+    """Create the folder `target` atomically, with what `write(path)` puts into an empty folder and a manifest."""
     aside = target.parent / f".tmp-{target.name}"
     with writing(target):
         shutil.rmtree(aside, ignore_errors=True)
@@ -96,7 +96,7 @@ def save_folder(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def clean_checkpoints(folder: Path) -> None:
-    """Remove what a killed writer left and put back what it was replacing; only for the process that writes the run."""
+    """Remove a killed writer's leftovers and restore what it was replacing. Only the run's writer may call it."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name.startswith(".old-") and not (folder / path.name.removeprefix(".old-")).exists():
             os.rename(path, folder / path.name.removeprefix(".old-"))
@@ -105,14 +105,14 @@ def clean_checkpoints(folder: Path) -> None:
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write `path`.safetensors and `path`.json, without pickle; `meta` is what JSON has (tuples come back as lists)."""
+    """Write `path`.safetensors and `path`.json, without pickle; `meta` is JSON (tuples come back as lists)."""
     from safetensors.torch import save_file
 
     seen: set[int] = set()
     separate: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         flat = tensor.detach().contiguous()
-        # safetensors refuses tensors that share memory (tied weights): each gets its own bytes in the file.
+        # safetensors refuses tensors that share memory (tied weights), so each is copied.
         shared = flat.untyped_storage().data_ptr() in seen
         seen.add(flat.untyped_storage().data_ptr())
         separate[name] = flat.clone() if shared else flat
@@ -122,7 +122,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_state` wrote to the same path; tensors on the CPU. Raises `UserError` where one is missing."""
+    """Read a state that `save_state` wrote, with tensors on the CPU; raise `UserError` if a file is missing."""
     from safetensors.torch import load_file
 
     for suffix in (".safetensors", ".json"):
@@ -133,7 +133,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _move_into_place(aside: Path, target: Path) -> None:
-    """Rename; a folder cannot be renamed over a full one, so one of that name first steps aside (see `checkpoints`)."""
+    """Rename `aside` to `target`; an existing target is moved away first, since rename cannot replace a full folder."""
     old = target.parent / f".old-{target.name}"
     if target.exists():
         os.rename(target, old)
@@ -150,7 +150,7 @@ def _point_latest(folder: Path, name: str) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Remove a checkpoint; it loses its name first, so that a kill leaves no half-removed one to be found."""
+    """Remove a checkpoint; rename it first, so that a kill leaves no half-removed checkpoint under its name."""
     trash = path.parent / f".tmp-removed-{path.name}"
     os.rename(path, trash)
     shutil.rmtree(trash)

@@ -1,4 +1,4 @@
-"""One optimiser step that is taken only where loss and gradient are finite; otherwise the batch is saved and named."""
+"""Take an optimiser step only if loss and gradient are finite; otherwise skip it and save its batch."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ LARGEST_RUN_OF_SKIPS = 3
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The metrics of one optimiser step (`skipped` is 1 where it was left out) and the tokens that it ran."""
+    """The metrics of one optimiser step (`skipped` is 1 if it was skipped) and the number of tokens that it ran."""
 
     figures: dict[str, float]
     tokens: int
 
 
 class Guard:
-    """Takes optimiser steps; remembers how many in a row had to be left out."""
+    """Takes optimiser steps and counts the consecutive skipped ones."""
 
     def __init__(
         self,
@@ -59,11 +59,11 @@ class Guard:
         reference: OldLogprobs | None = None,
         poll: Callable[[], None] = lambda: None,
     ) -> Outcome:
-        """Take one step on the rows; a loss or gradient that is not finite changes nothing but `RUN/skipped/NAME.json`.
+        """Take one step on the rows; if loss or gradient is not finite, only write `RUN/skipped/NAME.json`.
 
-        Where memory runs out the gradient is dropped and taken again in smaller micro-batches. What `poll` raises
-        leaves weights and moments as they were. Raises `RunError` for the third skip in a row, and where a single row,
-        or the optimiser's own work, does not fit into memory.
+        If memory runs out, the gradient is dropped and computed again in smaller micro-batches. If `poll` raises,
+        weights and moments stay as they were. Raises `RunError` for the third skip in a row, and if a single row or the
+        optimiser's own work does not fit in memory.
         """
         try:
             totals, loss = self.budget.run(
@@ -86,7 +86,7 @@ class Guard:
         try:
             with counted_memory(1, 0):
                 self.optimizer.step()
-        except OutOfMemory:  # some weights may have changed already: smaller micro-batches would not mend that
+        except OutOfMemory:  # some weights may have changed already, so the step cannot be repeated
             raise RunError(
                 f"memory ran out in {name} while the optimiser changed the weights; the last checkpoint is kept: train "
                 "an adapter (model.lora_rank), set objective.kl_weight = 0, or take a smaller model"
@@ -115,7 +115,7 @@ class Guard:
 
 
 def _plain(row: Row, old: OldLogprobs | None, reference: OldLogprobs | None) -> dict[str, Any]:
-    """Return all that the loss of a row depends on, as JSON has it."""
+    """Return everything that the loss of a row depends on, as JSON values."""
     tables = (("old_logprobs", old), ("reference_logprobs", reference))
     return {
         "origin": row.origin,
@@ -141,5 +141,5 @@ def _numbers(values: np.ndarray) -> list[float | str]:
 
 
 def _number(value: float) -> float | str:
-    """Return the number, or its name where JSON has no word for it: "nan", "inf", "-inf"."""
+    """Return a finite number, or the name of one that JSON cannot write: "nan", "inf", "-inf"."""
     return value if math.isfinite(value) else str(value)

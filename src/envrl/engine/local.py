@@ -1,4 +1,4 @@
-"""The engine of one process: optimiser steps on an update's whole batch or minibatches of it, once or several times."""
+"""The engine of one process: optimiser steps on an update's batch or on minibatches of it, for one or more epochs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Placed(NamedTuple):
 
 
 class LocalEngine:
-    """Turns an update's rows into optimiser steps on one device; see `Engine`."""
+    """Takes optimiser steps on an update's rows, on one device; see `Engine`."""
 
     def __init__(
         self,
@@ -64,11 +64,11 @@ class LocalEngine:
 
     @property
     def micro_batch_tokens(self) -> int:
-        """The token budget of a pass: the recipe's, or what memory left of it."""
+        """The token budget of a micro-batch: the recipe's, or a lower one if memory ran out."""
         return self.guard.budget.limit or self.config.train.micro_batch_tokens
 
     def publish(self, sampler: Sampler, version: int) -> None:
-        """Give a sampler the present weights."""
+        """Load the current weights into a sampler."""
         sampler.load(self.model.named_parameters(), version)
 
     def logprobs(self, rows: Sequence[Row]) -> OldLogprobs:
@@ -76,21 +76,21 @@ class LocalEngine:
         return self._logprobs(self.policy, "log-probs", rows, loss_settings(self.config, {}))
 
     def values(self, rows: Sequence[Row], component: str) -> OldLogprobs:
-        """Return what the head of a component gives for the state before each of its tokens, by row origin."""
+        """Return the values of a component's head for the state before each of its tokens, by row origin."""
         settings = loss_settings(self.config, {})
         return self.guard.budget.run(
             "values", settings, lambda within: head_values(self.model, rows, component, within, self.placement)
         )
 
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:
-        """Take the update's optimiser steps; return its metrics. A batch with a bad number changes nothing."""
+        """Take the update's optimiser steps; return its metrics. A step with a non-finite gradient is skipped."""
         settings = loss_settings(self.config, weights)
         if not rows:
             return {"grad_norm": 0.0, "skipped": 0.0}
         name, parts = f"update-{update:06d}", optimiser_batches(self.config, rows, update)
         old = self._logprobs(self.policy, name, rows, settings) if len(parts) > 1 else None
         reference = self._reference(name, rows, settings)
-        # Between two optimiser steps of one update the weights are no update's: a stop waits until the last of them.
+        # Between the optimiser steps of one update the weights belong to no update: only the first can be interrupted.
         polls = [self.poll, *([_never] * (len(parts) - 1))]
         names = [name] if len(parts) == 1 else [f"{name}-step-{number}" for number in range(1, len(parts) + 1)]
         return _summary(
@@ -110,7 +110,7 @@ class LocalEngine:
         )
 
     def _reference(self, name: str, rows: Sequence[Row], settings: LossSettings) -> OldLogprobs | None:
-        """Return the log-probs under the model that RL started from: another network, or ours with that adapter."""
+        """Return the log-probs under the reference model, or under the trained network with the reference adapter."""
         if self.start is None:
             return self._logprobs(self.reference, name, rows, settings) if self.reference else None
         with other_adapter(self.model.network, self.start):
@@ -118,7 +118,7 @@ class LocalEngine:
 
 
 def loss_settings(config: Config, weights: Mapping[str, float]) -> LossSettings:
-    """Return how a recipe's rows become a loss, given the weights of its auxiliary components."""
+    """Return the recipe's loss settings, given the weights of its auxiliary components."""
     objective, train = config.objective, config.train
     return LossSettings(
         weights={"policy": 1.0, "entropy": objective.entropy_weight, "kl": objective.kl_weight, **weights},
@@ -153,10 +153,10 @@ def _order(seed: int, count: int, update: int, epoch: int, parts: int) -> np.nda
 
 
 def _never() -> None:
-    """Let nothing interrupt."""
+    """A poll that never interrupts."""
 
 
 def _summary(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for record in figures for name in record)
-    found = {name: [record[name] for record in figures if name in record] for name in names}
-    return {name: max(each) if name.endswith("_max") else float(np.mean(each)) for name, each in found.items()}
+    values = {name: [record[name] for record in figures if name in record] for name in names}
+    return {name: max(each) if name.endswith("_max") else float(np.mean(each)) for name, each in values.items()}

@@ -1,4 +1,4 @@
-"""The optimisers over fp32 master weights, as one thing with a state that is named tensors."""
+"""Optimisers of fp32 master weights, combined into one object whose state is named tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BETAS = (0.9, 0.99)
 
 
 class Optimizer:
-    """AdamW, or Muon for the hidden layers' matrices with AdamW for the rest."""
+    """AdamW, or Muon for the matrices of hidden layers and AdamW for the rest."""
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
         self._parts = parts
@@ -30,7 +30,7 @@ class Optimizer:
             group["lr"] = peak * factor
 
     def step(self) -> None:
-        """Change the weights by the present gradient."""
+        """Update the weights with the current gradient."""
         for part in self._parts:
             part.step()
 
@@ -49,7 +49,7 @@ class Optimizer:
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `tensors` returned."""
+        """Restore the state that `tensors` returned."""
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self._parts]
         for key, value in tensors.items():
             number, parameter, name = key.split(".")
@@ -59,12 +59,12 @@ class Optimizer:
 
 
 def _in_one_go(model: LanguageModel) -> dict[str, bool]:
-    """Return which of AdamW's forms to take: on CUDA the one that makes no arrays as large as the weights."""
+    """Return the implementation of AdamW: on CUDA the fused one, which allocates no arrays as large as the weights."""
     return {"fused": True} if model.device.type == "cuda" else {"foreach": True}
 
 
 def adamw(model: LanguageModel, learning_rate: float, weight_decay: float = 0.0) -> Optimizer:
-    """Return AdamW (β 0.9, 0.99; Loshchilov and Hutter, arXiv 1711.05101); matrices decay, vectors do not."""
+    """Return AdamW (β 0.9, 0.99; Loshchilov and Hutter, arXiv 1711.05101), with weight decay for matrices only."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
@@ -74,9 +74,9 @@ def adamw(model: LanguageModel, learning_rate: float, weight_decay: float = 0.0)
 
 
 def muon(model: LanguageModel, learning_rate: float, matrix_learning_rate: float) -> Optimizer:
-    """Return Muon (Jordan et al. 2024; the scale of Liu et al., arXiv 2502.16982) for the hidden layers' matrices.
+    """Return Muon (Jordan et al. 2024; scaled as in Liu et al., arXiv 2502.16982) for the matrices of hidden layers.
 
-    The embedding, the heads and everything that is no matrix keep AdamW.
+    The embedding, the heads and everything that is not a matrix use AdamW.
     """
     embedding = {id(p) for p in model.network.get_input_embeddings().parameters()}
     head = model.network.get_output_embeddings()
@@ -88,6 +88,6 @@ def muon(model: LanguageModel, learning_rate: float, matrix_learning_rate: float
     parts: list[torch.optim.Optimizer] = []
     if matrices:
         parts += [torch.optim.Muon(matrices, lr=matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")]
-    if rest:  # under LoRA there are matrices alone, and torch refuses an optimiser of nothing
+    if rest:  # LoRA has only matrices, and torch refuses an optimiser without parameters
         parts += [torch.optim.AdamW(rest, lr=learning_rate, betas=BETAS, weight_decay=0.0, **_in_one_go(model))]
     return Optimizer(parts)

@@ -1,6 +1,6 @@
-"""Where optimiser steps are taken: what the loop asks of an engine, and the one that is built in.
+"""The engine protocol, through which the training loop takes optimiser steps, and the built-in engine.
 
-An engine is blind to algorithms: it sees rows with their terms, and how much each component weighs.
+An engine knows nothing about algorithms: it sees rows with their loss terms, and the weight of each component.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:  # a recipe's settings are those of these signatures, and read
 
 
 class Engine(Protocol):
-    """Holds the weights that are trained."""
+    """Holds and trains the weights."""
 
     @property
     def skips(self) -> int:
-        """Steps in a row that were left out, since their loss or gradient was not finite; a resumed run sets it."""
+        """Consecutive steps skipped because loss or gradient was not finite; a resumed run sets it."""
         ...
 
     @skips.setter
@@ -34,19 +34,19 @@ class Engine(Protocol):
 
     @property
     def micro_batch_tokens(self) -> int:
-        """The token budget of a pass that is in force."""
+        """The current token budget of a micro-batch."""
         ...
 
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:
-        """Take an update's optimiser steps, given λ of its auxiliary components; return its metrics."""
+        """Take an update's optimiser steps, given the weights λ of the auxiliary components; return its metrics."""
         ...
 
     def logprobs(self, rows: Sequence[Row]) -> Mapping[str, FloatArray]:
-        """Return the log-probs of every row's policy tokens under the present weights, by row origin."""
+        """Return the log-probs of every row's policy tokens under the current weights, by row origin."""
         ...
 
     def values(self, rows: Sequence[Row], component: str) -> Mapping[str, FloatArray]:
-        """Return what the head of a component gives for its tokens of every row, by row origin."""
+        """Return the values of a component's head for its tokens in every row, by row origin."""
         ...
 
     def state(self) -> Mapping[str, Tensor]:
@@ -54,7 +54,7 @@ class Engine(Protocol):
         ...
 
     def publish(self, sampler: Sampler, version: int) -> None:
-        """Give a sampler the present weights, as those that play an update."""
+        """Load the current weights into a sampler, as policy version `version`."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""One optimiser step: rows in, a changed network and its metrics out; blind to algorithms.
+"""The loss and gradient of one optimiser step, computed from rows; independent of the algorithm.
 
 loss = Σ_c  λ_c · ( Σ_tokens w · ℓ_c ) / N_c
 """
@@ -29,7 +29,7 @@ from envrl.types import IntArray, LossTerm, Ragged, Row
 
 @dataclass(frozen=True, slots=True)
 class LossSettings:
-    """How rows become a loss; `weights` are λ_c (entropy's is taken from the loss, all others are added)."""
+    """The settings of the loss; `weights` are the λ_c (the entropy is subtracted from the loss, all else is added)."""
 
     weights: Mapping[str, float]
     policy_loss: str = "ppo"
@@ -39,7 +39,7 @@ class LossSettings:
     micro_batch_tokens: int = 16384
     checkpointing: bool = False
     importance_cap: float = 0.0
-    """Where a token's weight exp(old − sampled log-prob) is cut off; 0: tokens are not weighted by it."""
+    """Cap of a token's importance weight exp(old − sampled log-prob); 0: no importance weights."""
 
 
 @dataclass(slots=True)
@@ -57,8 +57,8 @@ class Totals:
         self.counts[name] += values.numel()
 
     def add_largest(self, name: str, values: Tensor) -> None:
-        found = values.detach().double().max()
-        self.largest[name] = torch.maximum(self.largest[name], found) if name in self.largest else found
+        largest = values.detach().double().max()
+        self.largest[name] = torch.maximum(self.largest[name], largest) if name in self.largest else largest
 
     def plain(self) -> Totals:
         """Return the same in numbers of Python's, to be sent to another process."""
@@ -79,14 +79,14 @@ class Totals:
         return float(self.sums[name]) / max(self.counts[name], 1)
 
     def figures(self) -> dict[str, float]:
-        """Return the mean of every sum and the largest of every other quantity."""
+        """Return the mean of every summed quantity and the maximum of every other one."""
         return {name: self.mean(name) for name in self.sums} | {name: float(x) for name, x in self.largest.items()}
 
 
 def precision_context(precision: str, device: torch.device) -> torch.autocast | nullcontext[None]:
-    """Return the context in which the network runs: bf16 products over fp32 weights, or plain fp32.
+    """Return the autocast context of the network: bf16 products over fp32 weights, or plain fp32.
 
-    Each weight is used once a pass, so its bf16 copy is not kept longer than that use or its gradient needs it.
+    Each weight is used once per pass, so a cache of bf16 copies would only cost memory.
     """
     if precision != "bf16":
         return nullcontext()
@@ -96,7 +96,7 @@ def precision_context(precision: str, device: torch.device) -> torch.autocast | 
 def score_terms(
     model: LanguageModel, rows: Sequence[Row], component: str, states: RowStates, temperature: float, precision: str
 ) -> TokenScores:
-    """Return the scores of all tokens that `component` asks for in these rows, row by row."""
+    """Return the scores of all tokens that `component` predicts in these rows, row by row."""
     terms = [(number, term) for number, row in enumerate(rows) for term in row.terms if term.component == component]
     device = model.device
     row_index, positions = _places(rows, component, device)
@@ -114,7 +114,7 @@ def score_terms(
 
 
 def _targets(row: Row, term: LossTerm) -> IntArray:
-    """Return the tokens that a term predicts: the row's own, where it has no others."""
+    """Return the tokens that a term predicts: its `targets` if it has any, else the row's own."""
     return term.streams.get("targets", row.token_ids[term.positions_T])
 
 
@@ -122,7 +122,7 @@ _NO_IDS = np.zeros(0, dtype=np.int32)
 
 
 def _allowed(terms: Sequence[LossTerm]) -> Ragged | None:
-    """Return the allowed ids of all tokens of these terms, or None where none of them is restricted."""
+    """Return the allowed ids of all tokens of these terms, or None if no token is restricted."""
     if all(term.allowed is None for term in terms):
         return None
     lists = [term.allowed or Ragged(_NO_IDS, np.zeros(len(term.positions_T) + 1, dtype=np.int32)) for term in terms]
@@ -131,30 +131,30 @@ def _allowed(terms: Sequence[LossTerm]) -> Ragged | None:
 
 
 def _stream(rows: Sequence[Row], component: str, name: str, device: torch.device) -> Tensor:
-    """Return a stream of the component's terms of these rows, end to end."""
+    """Return a stream of the component's terms in these rows, concatenated."""
     arrays = [term.streams[name] for row in rows for term in row.terms if term.component == component]
     return torch.from_numpy(np.concatenate(arrays)).to(device)
 
 
 def _weights(rows: Sequence[Row], component: str, device: torch.device) -> Tensor:
-    """Return the weights of the component's tokens in these rows, end to end."""
+    """Return the weights of the component's tokens in these rows, concatenated."""
     arrays = [term.weights_T for row in rows for term in row.terms if term.component == component]
     return torch.from_numpy(np.concatenate(arrays)).to(device)
 
 
 def row_numbers(rows: Sequence[Row], component: str, device: torch.device) -> Tensor:
-    """Return for each of the component's tokens which row (0, 1, …) it stands in."""
+    """Return the row number (0, 1, …) of each of the component's tokens, counting only rows with the component."""
     counts = [len(t.positions_T) for row in rows for t in row.terms if t.component == component]
     return torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(device)
 
 
 def asked_tokens(rows: Sequence[Row]) -> list[IntArray]:
-    """Return for each row the tokens whose states its terms read: those before the predicted ones."""
+    """Return the positions in each row whose hidden states its terms read: those before the predicted tokens."""
     return [np.concatenate([_NO_IDS, *(term.positions_T - 1 for term in row.terms)]) for row in rows]
 
 
 OldLogprobs = Mapping[str, np.ndarray]
-"""Log-probs of policy tokens by row origin: those of the policy before a batch's first step, or of the reference."""
+"""Log-probs of policy tokens by row origin, under the policy before the batch's first step or the reference model."""
 
 
 def micro_loss(
@@ -167,7 +167,7 @@ def micro_loss(
     reference: OldLogprobs | None = None,
     counts: bool = True,
 ) -> Tensor:
-    """Return a micro-batch's part of the loss; sums for the metrics go to `totals`.
+    """Return a micro-batch's part of the loss, and add its metrics to `totals`.
 
     Where it does not count (a process with nothing to do keeps step with the others) the loss is 0 of every parameter.
     """
@@ -205,7 +205,7 @@ def _head_part(
     weights_N: Tensor,
     totals: Totals,
 ) -> Tensor:
-    """Return a head's part of the loss, Σ w (v − R)², of its value v for the state before each token (`returns` R)."""
+    """Return a head's part of the loss, Σ w (v − R)², with v the head's value before each token and R its return."""
     row_N, positions_N = _places(rows, component, model.device)
     values = values_of(model.heads[component], states.at(row_N, positions_N - 1))
     losses = (values - _stream(rows, component, "returns", model.device)).square()
@@ -214,7 +214,7 @@ def _head_part(
 
 
 def _places(rows: Sequence[Row], component: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return for each of the component's tokens its row's number in these rows, and its position there."""
+    """Return the index in `rows` of each of the component's tokens, and its position in that row."""
     terms = [(number, term) for number, row in enumerate(rows) for term in row.terms if term.component == component]
     row_index = np.repeat([number for number, _ in terms], [len(term.positions_T) for _, term in terms])
     positions = np.concatenate([term.positions_T for _, term in terms]).astype(np.int64)
@@ -260,10 +260,10 @@ def _policy_part(
 
 
 def _before(rows: Sequence[Row], current: Tensor, old: OldLogprobs | None) -> Tensor:
-    """Return the log-probs that ratios are to: of the policy before the batch's first step, or of the one that played.
+    """Return the old log-probs in the policy ratios: those under the policy before the batch's first step.
 
-    `current` are those of this pass, which the batch's first step takes; a row that an earlier policy played has its
-    own (`old_logprobs`).
+    `current` are the log-probs of this pass, which are the old ones if the batch has a single step (`old` is None). A
+    row that an earlier policy played has its own (`old_logprobs`).
     """
     terms = [term for row in rows for term in row.terms if term.component == "policy"]
     before = current if old is None else _lookup(rows, old, current.device)
@@ -272,7 +272,7 @@ def _before(rows: Sequence[Row], current: Tensor, old: OldLogprobs | None) -> Te
     parts = before.split([len(term.positions_T) for term in terms])
     recorded = (term.streams.get("old_logprobs") for term in terms)
     return torch.cat(
-        [part if old is None else torch.from_numpy(old).to(part) for part, old in zip(parts, recorded, strict=True)]
+        [part if own is None else torch.from_numpy(own).to(part) for part, own in zip(parts, recorded, strict=True)]
     )
 
 
@@ -281,7 +281,7 @@ def _lookup(rows: Sequence[Row], table: OldLogprobs, device: torch.device) -> Te
 
 
 def micro_batches(model: LanguageModel, rows: Sequence[Row], settings: LossSettings) -> list[list[Row]]:
-    """Return the rows in parts that go through the network at once; padding counts where the model needs it."""
+    """Return the rows in micro-batches; padding counts toward the token budget if the model needs it."""
     with precision_context(settings.precision, model.device):
         padded = not runs_as_tree(model.network)
     return pack(rows, settings.micro_batch_tokens, padded=padded)
@@ -301,7 +301,7 @@ def policy_logprobs(
 def head_values(
     model: LanguageModel, rows: Sequence[Row], component: str, settings: LossSettings, placement: Placement = HERE
 ) -> dict[str, np.ndarray]:
-    """Return the values of a head for the states before a component's tokens, by row origin."""
+    """Return the values of a component's head for the states before its tokens, by row origin."""
 
     def values(batch: list[Row], states: RowStates) -> Tensor:
         row_N, positions_N = _places(batch, component, model.device)
@@ -319,7 +319,7 @@ def _by_origin(
     read: Callable[[list[Row], RowStates], Tensor],
     placement: Placement,
 ) -> dict[str, np.ndarray]:
-    """Return what `read` makes of the states of a component's tokens, one number each, by row origin."""
+    """Return the numbers that `read` computes from hidden states, one per token of the component, by row origin."""
     result: dict[str, np.ndarray] = {}
     asking = [
         replace(row, terms=terms) for row in rows if (terms := tuple(t for t in row.terms if t.component == component))
@@ -345,7 +345,7 @@ def _read(
 
 
 def row_memory(rows: Sequence[Row]) -> AbstractContextManager[None]:
-    """Return the context in which a failed allocation is `OutOfMemory` in work on these rows."""
+    """Return a context that turns a failed allocation into `OutOfMemory` with the number and size of these rows."""
     return counted_memory(len(rows), max(len(row.token_ids) for row in rows))
 
 
@@ -358,10 +358,10 @@ def accumulate(
     poll: Callable[[], None] = lambda: None,
     placement: Placement = HERE,
 ) -> tuple[Totals, float]:
-    """Add the gradient of the whole step's loss, micro-batch by micro-batch; return the sums and the loss.
+    """Accumulate the gradient of the step's loss over micro-batches; return the metric sums and the loss.
 
     The gradient depends neither on the size of the micro-batches nor on the number of processes: every term is divided
-    by the whole step's N_c. Raises `OutOfMemory` where one does not fit; what was added before it stays.
+    by the whole step's N_c. Raises `OutOfMemory` if a micro-batch does not fit; the gradient of earlier ones stays.
     """
     totals, value = Totals(), 0.0
     denominator = denominators(rows)

@@ -1,1 +1,1 @@
-"""How good a policy is, with intervals, and how well it knows its world."""
+"""Evaluation: the success of a policy, with intervals, and its knowledge of the world."""

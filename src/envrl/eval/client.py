@@ -1,4 +1,4 @@
-"""Asking a model behind an OpenAI-compatible endpoint: several questions at once, every failure one sentence."""
+"""A client of OpenAI-compatible endpoints: several concurrent questions, and one sentence for every failure."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from envrl.models.texts import encodable
 from envrl.rendering.prompts import Message
 
 GRACE = 10.0
-"""Seconds that questions which were sent already are waited for when another one has failed for good."""
+"""Seconds to wait for the questions already sent after another one has failed for good."""
 _THOUGHTS = ("reasoning_content", "reasoning")
-"""The fields in which endpoints say a thought that they took out of the answer."""
+"""The fields in which endpoints return a thought that they removed from the answer."""
 
 
 class Question(NamedTuple):
-    """A chat to be continued, and the seed (31 bits) of what is drawn for it."""
+    """A chat to continue, and the seed (31 bits) of its sampling."""
 
     messages: tuple[Message, ...]
     seed: int
 
 
 class Reply(NamedTuple):
-    """A model's response, its cost in tokens (None where nobody counted them), and how often it was asked for again.
+    """A model's response, its token counts (None if the endpoint gave none), and the number of retries.
 
-    `cut`: it was cut off at its longest.
+    `cut`: the length limit cut it off.
     """
 
     text: str
@@ -44,12 +44,12 @@ class Reply(NamedTuple):
 
 
 Keep = Callable[[Question, Reply | None], None]
-"""Gets every answer when it comes; None where the chat is longer than the model's context."""
+"""Gets every reply when it arrives; None if the chat is longer than the model's context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """A model behind a chat-completions API, and how it is asked; `key_variable` names where the key is read from."""
+    """A model behind a chat-completions API, with its settings; `key_variable` names the variable that has the key."""
 
     model: str
     base_url: str
@@ -63,7 +63,7 @@ class Endpoint:
 
 
 def check_endpoint(endpoint: Endpoint) -> None:
-    """Raise `UserError` for an address, a key or numbers that cannot be meant, and where the package is missing."""
+    """Raise `UserError` for an invalid address, key or number, and if the package `openai` is missing."""
     if "@" in endpoint.base_url or "?" in endpoint.base_url:
         raise UserError(f"base_url must not hold a key; put the key into the variable {endpoint.key_variable}")
     try:
@@ -92,13 +92,13 @@ def check_endpoint(endpoint: Endpoint) -> None:
 
 @contextmanager
 def connected(endpoint: Endpoint, keep: Keep = lambda *_: None) -> Iterator[Client]:
-    """Yield what puts questions to the endpoint, `concurrency` at a time; raises as `check_endpoint` does.
+    """Yield a client of the endpoint, which sends `concurrency` questions at a time; raises as `check_endpoint` does.
 
-    `keep` gets every answer when it comes, also where others fail.
+    `keep` gets every reply when it arrives, even if other questions fail.
 
-    Rate limits, server errors, timeouts and broken connections are tried again, later and later, or when Retry-After
-    says. It raises `UserError` for a wrong key or model, `RunError` where the endpoint is down or answers
-    rubbish.
+    Rate limits, server errors, timeouts and broken connections are retried, with growing delays or as Retry-After says.
+    The client raises `UserError` for a wrong key or model, `RunError` if the endpoint is down or its answers are
+    invalid.
     """
     check_endpoint(endpoint)
     try:
@@ -111,11 +111,11 @@ def connected(endpoint: Endpoint, keep: Keep = lambda *_: None) -> Iterator[Clie
     try:
         client = openai.AsyncOpenAI(
             base_url=endpoint.base_url,
-            api_key=_key(endpoint) or "none",  # endpoints on one's own machine want none, the package does
+            api_key=_key(endpoint) or "none",  # local endpoints need none, but the package does
             max_retries=endpoint.retries,
             timeout=endpoint.timeout,
         )
-    except Exception as error:  # of the address or a proxy's; its type is that of a package below, not always the same
+    except Exception as error:  # a bad address or proxy; the type depends on the HTTP package below
         raise UserError(f"nothing can be asked of {endpoint.base_url}: {_cut(str(error))}") from error
     with asyncio.Runner() as runner:
         try:
@@ -125,7 +125,7 @@ def connected(endpoint: Endpoint, keep: Keep = lambda *_: None) -> Iterator[Clie
 
 
 class Client:
-    """Questions under way at an endpoint, each by a number that the asker gives it."""
+    """The pending questions at an endpoint, each with a number that the caller gives it."""
 
     def __init__(self, openai: Any, client: Any, endpoint: Endpoint, runner: asyncio.Runner, keep: Keep) -> None:
         self._openai, self._client, self._endpoint, self._runner, self._keep = openai, client, endpoint, runner, keep
@@ -135,18 +135,19 @@ class Client:
         self._failure: BaseException | None = None
 
     def ask(self, number: int, question: Question) -> None:
-        """Put a question; it is sent once fewer than `concurrency` are under way."""
+        """Ask a question; it is sent once fewer than `concurrency` are being answered."""
         self._asked[number] = self._runner.get_loop().create_task(self._put(number, question))
 
     def replies(self, enough: int) -> dict[int, Reply | None]:
-        """Wait until at least so many questions are answered; return the replies by number.
+        """Wait for at least `enough` replies; return the replies by number.
 
-        Where one has failed no other question is sent: those that are answered still come, and the next call raises.
+        Once a question has failed, no other one is sent: replies to sent questions are still returned, and the next
+        call raises.
         """
         return self._runner.run(self._wait(min(enough, len(self._asked))))
 
     def forget(self, number: int) -> None:
-        """Give up a question."""
+        """Cancel a question."""
         if task := self._asked.pop(number, None):
             task.cancel()
 
@@ -161,44 +162,44 @@ class Client:
             return reply
 
     async def _wait(self, enough: int) -> dict[int, Reply | None]:
-        found: dict[int, Reply | None] = {}
-        while len(found) < enough and self._failure is None:
+        replies: dict[int, Reply | None] = {}
+        while len(replies) < enough and self._failure is None:
             await asyncio.wait(self._asked.values(), return_when=asyncio.FIRST_COMPLETED)
-            found |= self._collect()
+            replies |= self._collect()
         if self._failure is not None:
-            found |= await self._finish()
-            if not found:
+            replies |= await self._finish()
+            if not replies:
                 raise self._failure
-        return found
+        return replies
 
     def _collect(self) -> dict[int, Reply | None]:
-        """Return what is answered by now, and remember what failed."""
-        found: dict[int, Reply | None] = {}
+        """Return the replies so far, and remember the first failure."""
+        replies: dict[int, Reply | None] = {}
         for number, task in [(number, task) for number, task in self._asked.items() if task.done()]:
             del self._asked[number]
             if task.cancelled():
                 continue
             if (error := task.exception()) is None:
-                found[number] = task.result()
+                replies[number] = task.result()
             elif self._failure is None:
                 self._failure = error
-        return found
+        return replies
 
     async def _finish(self) -> dict[int, Reply | None]:
-        """Send no other question; what was sent may be answered, and paid for."""
+        """Send no other question; wait for the replies to those that were sent, which may be paid for."""
         for number, task in self._asked.items():
             if number not in self._sent:
                 task.cancel()
         if self._asked:
             await asyncio.wait(self._asked.values(), timeout=GRACE)
-        found = self._collect()
+        replies = self._collect()
         for task in self._asked.values():
             task.cancel()
-        return found
+        return replies
 
 
 async def _ask(openai: Any, client: Any, endpoint: Endpoint, question: Question) -> Reply | None:
-    """Return the reply, None where the chat does not fit the model's context."""
+    """Return the reply, or None if the chat does not fit the model's context."""
     arguments = endpoint.template_arguments
     try:
         raw = await client.chat.completions.with_raw_response.create(
@@ -217,9 +218,9 @@ async def _ask(openai: Any, client: Any, endpoint: Endpoint, question: Question)
 
 
 def _read(content: bytes, retries: int, endpoint: Endpoint) -> Reply:
-    """Return what a completion says; no text at all is the model's own fault, any other shape the endpoint's.
+    """Parse a completion; a missing text is the model's fault, any other shape the endpoint's: it raises `RunError`.
 
-    A thought that the endpoint took out of the answer stands in its marks before it again, open where no answer came.
+    A thought that the endpoint removed from the answer is put back in its marks, unclosed if there is no answer.
     """
     where = f"the endpoint {endpoint.base_url}"
     try:
@@ -235,12 +236,12 @@ def _read(content: bytes, retries: int, endpoint: Endpoint) -> Reply:
             raise RunError(f"{where} answers JSON that is no chat completion: {_cut(content)}; is the address right?")
     usage = completion.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    said, written = [count if isinstance(count, int) and count >= 0 else None for count in counts]
+    prompt, written = [count if isinstance(count, int) and count >= 0 else None for count in counts]
     thought = next((t for name in _THOUGHTS if isinstance(t := message.get(name), str) and t), "")
     if thought:
         text = f"<think>{thought}</think>{text}" if text else f"<think>{thought}"
     cut = completion["choices"][0].get("finish_reason") == "length"
-    return Reply(text or "", said, written, retries, cut)
+    return Reply(text or "", prompt, written, retries, cut)
 
 
 def _too_long(error: Any) -> bool:
@@ -248,7 +249,7 @@ def _too_long(error: Any) -> bool:
 
 
 def _failure(openai: Any, error: Any, endpoint: Endpoint) -> Exception:
-    """Return what to raise in place of the package's error."""
+    """Return the exception to raise in place of the package's."""
     where, variable = f"the endpoint {endpoint.base_url}", endpoint.key_variable
     tried = f"tried {endpoint.retries + 1} times" if endpoint.retries else "tried once"
     if isinstance(error, openai.APITimeoutError):
@@ -259,33 +260,33 @@ def _failure(openai: Any, error: Any, endpoint: Endpoint) -> Exception:
         cause = error.__cause__ or error
         why = _cut(str(cause)) or type(cause).__name__
         return RunError(f"{where} cannot be reached, {tried} ({why}); is it running?")
-    said, status = _words(error, endpoint), getattr(error, "status_code", 0)
+    message, status = _words(error, endpoint), getattr(error, "status_code", 0)
     if status in (401, 403):
         state = f"refuses the key in {variable}" if _key(endpoint) else f"wants a key, and {variable} is not set"
-        return UserError(f"{where} {state} (status {status}): {said}")
+        return UserError(f"{where} {state} (status {status}): {message}")
     if status == 404:
         return UserError(
-            f"{where} does not know the model '{endpoint.model}', or is at another address (status 404): {said}"
+            f"{where} does not know the model '{endpoint.model}', or is at another address (status 404): {message}"
         )
     if status == 429:
         return RunError(
-            f"{where} limits the rate (status 429, {tried}): {said}; lower --concurrency or raise --retries"
+            f"{where} limits the rate (status 429, {tried}): {message}; lower --concurrency or raise --retries"
         )
     if status >= 500:
-        return RunError(f"{where} failed (status {status}, {tried}): {said}")
-    return UserError(f"{where} refuses the request (status {status}): {said}")
+        return RunError(f"{where} failed (status {status}, {tried}): {message}")
+    return UserError(f"{where} refuses the request (status {status}): {message}")
 
 
 def _words(error: Any, endpoint: Endpoint) -> str:
-    """Return what the endpoint itself says, without the key."""
+    """Return the endpoint's own error message, without the key."""
     body = error.body
-    said = body.get("message") if isinstance(body, dict) else body
-    text = said if isinstance(said, str) and said.strip() else str(error)
+    message = body.get("message") if isinstance(body, dict) else body
+    text = message if isinstance(message, str) and message.strip() else str(error)
     return _cut(text.replace(_key(endpoint), "…") if _key(endpoint) else text)
 
 
 def _cut(text: str | bytes) -> str:
-    """Return the beginning of a text on one line."""
+    """Return the beginning of a text as one line."""
     plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
     line = " ".join(plain.split())
     return line if len(line) <= 160 else f"{line[:160]}…"

@@ -1,4 +1,4 @@
-"""Whether an agent's episodes can begin at all: a few first prompts of a split beside the model's context."""
+"""Check that episodes can begin at all: compare a few first prompts of a split with the model's context."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from envrl.rollout.trie import Commands
 from envrl.types import Task
 
 SAMPLE = 32
-"""Tasks of a split that are looked at, evenly over it: one that fits is enough."""
+"""Number of tasks tried, evenly over a split: one that fits is enough."""
 
 
 class _Need(NamedTuple):
@@ -39,10 +39,10 @@ def check_room(
     remedies: Sequence[str],
     shorter: str = "",
 ) -> None:
-    """Raise `UserError` where no first prompt of a few of a split's tasks fits the model beside the longest response.
+    """Raise `UserError` if no first prompt, of a few tasks of a split, fits the context with the longest response.
 
     Every episode would end with the reason `context` before its first step: nothing would be learned or measured.
-    `remedies` are what the user can do about the context, `shorter` what also helps where it is the longest response.
+    `remedies` tell the user how to get more context; `shorter` is another remedy if the response is too long.
     """
     limit, context = config.rollout.prompt_tokens or model.context, model.context
     for split, tasks in chosen.items():
@@ -52,19 +52,19 @@ def check_room(
             if need.prompt <= limit and sum(need) <= context:
                 break
         else:
-            if needs:  # else their worlds failed, which is another matter
+            if needs:  # else their worlds failed, which is reported elsewhere
                 prompt, response = min(needs, key=sum)
                 prompts = f"the first prompts of {len(needs)} of its tasks have {prompt} tokens or more"
                 begins = f"no episode of the split '{split}' can begin: {prompts}"
                 if prompt > limit < context:
                     raise UserError(f"{begins}, above rollout.prompt_tokens = {limit}: raise that")
                 beside = f"beside responses of {response} do not fit the model's context of {context}"
-                helps = prompt < context and response == config.rollout.response_tokens  # else a command is as long
+                helps = prompt < context and response == config.rollout.response_tokens  # else a command is that long
                 raise UserError(f"{begins}, which {beside}: {either([shorter] * bool(shorter and helps), remedies)}")
 
 
 def check_room_of_run(model: LanguageModel, make_env: Callable[[], TextEnv], config: Config) -> None:
-    """Raise `UserError` where a run with this model could not begin an episode of one of its splits."""
+    """Raise `UserError` if a run with this model could not begin an episode of one of its splits."""
     with opened(make_env()) as env:
         names = (config.env.split, *config.eval.split)
         splits = {name: listed_tasks(env, name, config.env.name) for name in names}
@@ -73,13 +73,13 @@ def check_room_of_run(model: LanguageModel, make_env: Callable[[], TextEnv], con
 
 
 def longer_context(config: Config) -> str:
-    """Return what gives a run's model a longer context."""
-    given = config.model.path or config.warm_start.path
-    return "take a model with a longer context" if given else "raise model.context"
+    """Return the advice that gives a run's model a longer context."""
+    path = config.model.path or config.warm_start.path
+    return "take a model with a longer context" if path else "raise model.context"
 
 
 def either(*remedies: Sequence[str]) -> str:
-    """Return remedies as a list in words: "a", "a, or b", "a, b, or c"."""
+    """Join remedies in words: "a", "a, or b", "a, b, or c"."""
     *first, last = (remedy for some in remedies for remedy in some)
     return f"{', '.join(first)}, or {last}" if first else last
 

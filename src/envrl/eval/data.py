@@ -1,4 +1,4 @@
-"""Which downloaded data a run was made with: `data.json`, and a warning where it is played on other data."""
+"""Record the fingerprints of a run's downloaded data in `data.json`, and warn if it is played on other data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = "data.json"
 
 
 def data_file(name: str, env: TextEnv, splits: Sequence[str]) -> Mapping[str, str]:
-    """Return the text of `data.json` by its name: the world and a SHA-256 of each split; nothing without data."""
+    """Return {file name: text} of `data.json`: the world and a SHA-256 per split; empty for a world without data."""
     if not isinstance(env, HasFingerprint):
         return {}
     record = {"env": name, "splits": {split: env.fingerprint(split) for split in dict.fromkeys(splits)}}
@@ -22,10 +22,10 @@ def data_file(name: str, env: TextEnv, splits: Sequence[str]) -> Mapping[str, st
 
 
 def warn_of_other_data(run: Path, name: str, env: TextEnv, splits: Sequence[str]) -> None:
-    """Warn in one line where the data of splits to be played is other data than the run's.
+    """Warn in one line if the data of the splits to play differs from the run's data.
 
-    Where the run knows none of these splits, all that it knows are compared. Another world is not compared, nor is a
-    run without `data.json`. Raises `UserError` where that file cannot be read.
+    If the run has recorded none of these splits, all recorded ones are compared. Nothing is compared for another world,
+    or without `data.json`. Raises `UserError` if that file cannot be read.
     """
     if not isinstance(env, HasFingerprint) or not (run / FILE).is_file():
         return

@@ -1,4 +1,4 @@
-"""`evaluate_endpoint`: a chat model behind an OpenAI-compatible endpoint on whole splits, measured as any agent is."""
+"""`evaluate_endpoint`: evaluate a chat model behind an OpenAI-compatible endpoint, like any other agent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from envrl.types import StopReason, Task, Trajectory
 
 _PLAYED = "free"
 _VERSION = 2
-"""Of the seeds that questions are asked with: answers are found by them."""
+"""Version of the questions' seeds, by which kept answers are found."""
 
 
 def evaluate_endpoint(
@@ -62,11 +62,11 @@ def evaluate_endpoint(
     so_far: SoFar = lambda _: None,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one record a split, with the keys of `evaluate` and those of the requests (docs/evaluation.md).
+    """Return one record per split, with the keys of `evaluate` and those of the requests (docs/evaluation.md).
 
     `price` is the cost of a million prompt and of a million completion tokens; all else is as for `evaluate`. The file
-    `episodes_to` holds every answer too, so none is asked for twice. Raises `UserError` for what was asked, and
-    `RunError` where the endpoint cannot go on.
+    `episodes_to` also keeps every answer, so no question is asked twice. Raises `UserError` for invalid arguments, and
+    `RunError` if the endpoint fails.
     """
     config = with_settings(Config(), env, data, split, endpoint.temperature, "free", seed, protocol)
     config = with_world_settings(config, settings)
@@ -92,9 +92,9 @@ def evaluate_endpoint(
         "max_tokens": endpoint.max_tokens,
         **said_before(system_message, endpoint.template_arguments),
     }
-    told = played | world_options(config) | {"version": _VERSION}
+    evaluation = played | world_options(config) | {"version": _VERSION}
     with (
-        kept_in(episodes_to, told, lists=show_admissible) as kept,
+        kept_in(episodes_to, evaluation, lists=show_admissible) as kept,
         connected(endpoint, kept.add_answer) as client,
     ):
         here = _Evaluation(client, writer, make_env, config, episodes or 0, price, kept, reporter or Reporter())
@@ -103,7 +103,7 @@ def evaluate_endpoint(
 
 @dataclass(frozen=True, slots=True)
 class _Evaluation:
-    """An endpoint's model on one split after the other."""
+    """The evaluation of an endpoint's model, split by split."""
 
     client: Client
     writer: MessageWriter
@@ -115,7 +115,7 @@ class _Evaluation:
     reporter: Reporter
 
     def measure(self, split: str) -> dict[str, Any]:
-        """Play a split and return its record; where the answers are known the worlds alone go on."""
+        """Play a split and return its record; the endpoint is asked only for answers that are not kept."""
         began, stats = time.perf_counter(), RolloutStats()
         chosen, sampler = self._chosen(split), EndpointSampler(self.client, self.kept)
         with self.reporter.phase(f"evaluation of {split}", len(chosen), unit="episodes") as phase:
@@ -135,7 +135,7 @@ class _Evaluation:
         return {**self._record(split, played, sampler.usage), "seconds": seconds}
 
     def ended(self, split: str) -> tuple[int, dict[str, Any]]:
-        """Return how many episodes of a split were to be played, and the record of those that have ended."""
+        """Return the number of a split's planned episodes, and the record of those that have ended."""
         chosen, sampler = self._chosen(split), EndpointSampler(None, self.kept)
         missing = self.kept.missing(_PLAYED, split, chosen)
         done = [who for who in chosen if who not in missing]
@@ -167,7 +167,7 @@ class _Evaluation:
 
 
 def _cost(usage: Usage, price: tuple[float, float]) -> float | None:
-    """Return the tokens' cost, None where the endpoint did not count them."""
+    """Return the cost of the tokens, or None if the endpoint did not count them."""
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
     return (usage.prompt_tokens * price[0] + usage.completion_tokens * price[1]) / 1e6

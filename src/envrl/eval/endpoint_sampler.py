@@ -1,4 +1,4 @@
-"""The sampler of a chat model behind an endpoint: text in, text out, so it evaluates and trains nothing."""
+"""The sampler of a chat model behind an endpoint: text in, text out, so it can evaluate but not train."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Usage:
-    """What the questions came to: their number, and tokens (None once a reply came without a count)."""
+    """Counts of requests, retries and tokens (None once a reply came without a token count)."""
 
     requests: int = 0
     retries: int = 0
@@ -36,7 +36,7 @@ class Usage:
 
 @register("sampler", "endpoint", trains=False)
 class EndpointSampler:
-    """Asks an endpoint what is not answered yet; without a client it knows the kept answers alone. See `Sampler`."""
+    """Asks an endpoint all questions without a kept answer; without a client it has only those. See `Sampler`."""
 
     def __init__(self, client: Client | None, kept: Kept) -> None:
         self._client, self._kept, self.usage = client, kept, Usage()

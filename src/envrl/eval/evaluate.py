@@ -1,4 +1,4 @@
-"""`evaluate`: any agent (a run, a checkpoint, a model, a script) on whole splits, measured as a run measures itself."""
+"""`evaluate`: evaluate any agent (a run, a checkpoint, a model, a script) on splits, as a run evaluates itself."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is evaluated: a script's name or a model's folder, and the run that it is of with its configuration."""
+    """The agent to evaluate: a script's name or a model's folder, with its configuration and its run if it has one."""
 
     script: str
     folder: Path
     config: Config
     run: Path | None = None
     name: str = ""
-    """How a model that is no run's was named."""
+    """The given name of a model that does not belong to a run."""
 
 
 def evaluate(
@@ -68,61 +68,61 @@ def evaluate(
     so_far: SoFar = lambda _: None,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one record a split, with the keys of eval.jsonl (docs/evaluation.md) after those that say what was played.
+    """Return one record per split: the evaluation's settings, then the keys of eval.jsonl (docs/evaluation.md).
 
     `target` is a run (its latest checkpoint), a checkpoint or `RUN/warm_start` (verified), any folder that transformers
-    loads, a name of `envrl models`, an id of the hub, or `random`, `walkthrough`, `expert`. What is not given comes
-    from the run's config.toml, else from the recipe's defaults. `settings` are further keys of `[env]` with their
-    values as text, such as `("env.distractors", "3")`; `model.path` says where the base of a LoRA run lies now. Splits
-    are played whole and in their order; `episodes` takes a sample spread over each, and the `protocol` "published"
-    draws 128 with repeats. `free` episodes of each are played again without restriction, and `probe` scripted ones
-    measure what a model knows of its world; not given: the run's, in proportion to `episodes`. A model that is no run's
-    is asked as a chat where a `format` is named (docs/prompts.md): one turn at a time with the last `history` turns,
-    for responses of at most `max_tokens`, with a `system_message` and `template_arguments` of its own. Episodes are
-    kept in the file `episodes_to` as they end, and those that it holds already are not played again; `so_far` gets the
-    records of an evaluation that breaks off; `plugins` are the files that a run was made with, which it does not load
-    by itself; the `reporter` says how it goes, on standard error where none is given.
+    loads, a name of `envrl models`, an id of the hub, or `random`, `walkthrough`, `expert`. The defaults come from the
+    run's config.toml, else from the recipe defaults. `settings` are further keys of `[env]` with their values as text,
+    such as `("env.distractors", "3")`; `model.path` gives the current path of a LoRA run's base model. Splits are
+    played whole and in order; `episodes` takes a sample spread over each, and the `protocol` "published" draws 128 with
+    repeats. `free` episodes of each split are played again unrestricted, and `probe` scripted episodes measure the
+    model's knowledge of the world (default: the run's numbers, in proportion to `episodes`). A `format`
+    (docs/prompts.md) is for a model without a run: it is asked as a chat, one turn at a time with the last `history`
+    turns, for responses of at most `max_tokens`, with its own `system_message` and `template_arguments`. Episodes are
+    kept in the file `episodes_to` as they end, and those already in it are not played again; `so_far` gets the records
+    of an interrupted evaluation; `plugins` are the files that a run was made with, which it never loads by itself; the
+    `reporter` shows progress, by default on standard error.
     Raises `UserError`.
     """
     load_plugins(map(str, plugins))
-    found = find_target(target)
-    found, settings = with_base(found, settings)
-    config = with_settings(found.config, env, data, split, temperature, actions, seed, protocol)
+    resolved = find_target(target)
+    resolved, settings = with_base(resolved, settings)
+    config = with_settings(resolved.config, env, data, split, temperature, actions, seed, protocol)
     config = with_world_settings(config, settings)
     if format is not None:
-        config = _as_chat(found, config, format, show_admissible, history, max_tokens, actions)
+        config = _as_chat(resolved, config, format, show_admissible, history, max_tokens, actions)
         rollout = replace(config.rollout, system_message=system_message)
         asked = replace(config.model, template_arguments=dict(template_arguments or {}))
         config = replace(config, rollout=rollout, model=asked)
-    if not found.script:
+    if not resolved.script:
         check_world(config)
         check_format(config)
-    if found.script and (temperature is not None or actions is not None):
-        raise UserError(f"temperature and actions mean nothing to the script '{found.script}'; leave them out")
-    _check_measured(found, config, free, probe)
+    if resolved.script and (temperature is not None or actions is not None):
+        raise UserError(f"temperature and actions mean nothing to the script '{resolved.script}'; leave them out")
+    _check_measured(resolved, config, free, probe)
     make_env = env_maker(config)
     with opened(make_env()) as world:
         check_splits(world, config, episodes)
-        if found.run:
-            warn_of_other_data(found.run, config.env.name, world, config.eval.split)
+        if resolved.run:
+            warn_of_other_data(resolved.run, config.env.name, world, config.eval.split)
     reporter = reporter or Reporter()
     model, english = None, dict[str, float]()
-    if not found.script:
+    if not resolved.script:
         from envrl.eval.language import figures_of_english
 
         with reporter.phase("loading the model"):
-            model = _loaded(found, config)
+            model = _loaded(resolved, config)
             _check_room(model, make_env, config, episodes or 0, bare=format is not None)
         english = figures_of_english(model, config, reporter)
-    agent = found.script or found.name or str(found.folder)
-    about = {"agent": agent, **_played(found, config)}
+    agent = resolved.script or resolved.name or str(resolved.folder)
+    about = {"agent": agent, **_played(resolved, config)}
     counts = {"episodes": episodes or 0, "reporter": reporter}
-    told = _keeps(found, config) if episodes_to else {}
-    with kept_in(episodes_to, told, lists=config.rollout.show_admissible) as kept:
+    evaluation = _keeps(resolved, config) if episodes_to else {}
+    with kept_in(episodes_to, evaluation, lists=config.rollout.show_admissible) as kept:
 
         def measure(split: str) -> dict[str, Any]:
             if model is None:
-                return evaluate_script(found.script, make_env, split, config, kept=kept, **counts)[0]
+                return evaluate_script(resolved.script, make_env, split, config, kept=kept, **counts)[0]
             measured = {"free": free, "probed": probe}
             return evaluate_split(model, make_env, split, config, kept=kept, **measured, **counts)[0] | english
 
@@ -136,7 +136,7 @@ def evaluate(
 
 
 def find_target(target: str | Path) -> Target:
-    """Return what a target stands for, its files verified where there is a manifest; raises `UserError`."""
+    """Resolve a target, and verify its files if it has a manifest; raise `UserError` if there is no such target."""
     if str(target) in SCRIPTS:
         return Target(str(target), Path(), Config())
     folder = Path(target)
@@ -154,7 +154,7 @@ def find_target(target: str | Path) -> Target:
     place = folder.resolve()
     runs = [run for run in (place.parent, place.parent.parent) if (run / "config.toml").is_file()]
     ours = runs and (place.name in ("latest", "warm_start") or place.name.startswith("step-"))
-    if ours or (folder / MANIFEST).is_file():  # what a run has written has a manifest, and is refused without it
+    if ours or (folder / MANIFEST).is_file():  # a run writes a manifest, so its model is refused without one
         verify_checkpoint(folder)
     if runs:
         return Target("", folder, load_run(runs[0]), runs[0])
@@ -162,7 +162,7 @@ def find_target(target: str | Path) -> Target:
 
 
 def _named_model(name: str) -> Target:
-    """Return the model that is a name of `envrl models` or an id of the hub."""
+    """Return the model of a name in `envrl models` or an id of the hub."""
     if not is_hub_id(name) and name not in named_models():
         hint = suggest(name, [*SCRIPTS, *named_models()])
         raise UserError(
@@ -175,17 +175,17 @@ def _named_model(name: str) -> Target:
     return Target("", model_folder(name, revision), replace(Config(), model=model), name=name)
 
 
-def with_base(found: Target, settings: Sequence[tuple[str, str]]) -> tuple[Target, list[tuple[str, str]]]:
-    """Return the target with the place where the base of its adapter lies now, and the settings but that one.
+def with_base(target: Target, settings: Sequence[tuple[str, str]]) -> tuple[Target, list[tuple[str, str]]]:
+    """Return the target with the `model.path` of its adapter's base taken from the settings, and the other settings.
 
-    Raises `UserError` where `model.path` is given and is not that base.
+    Raises `UserError` if `model.path` is given and is not that base.
     """
     others = [(key, value) for key, value in settings if key != "model.path"]
     for key, value in settings:
         if key == "model.path":
-            check_base(found.folder, value)
-            found = replace(found, config=override(found.config, [(key, value), ("model.revision", "")]))
-    return found, others
+            check_base(target.folder, value)
+            target = replace(target, config=override(target.config, [(key, value), ("model.revision", "")]))
+    return target, others
 
 
 def check_splits(world: TextEnv, config: Config, episodes: int | None) -> None:
@@ -198,7 +198,7 @@ def check_splits(world: TextEnv, config: Config, episodes: int | None) -> None:
 
 
 def _check_measured(target: Target, config: Config, free: int | None, probe: int | None) -> None:
-    """Raise `UserError` for numbers of unrestricted and scripted episodes that cannot be meant."""
+    """Raise `UserError` for invalid numbers of unrestricted and scripted episodes."""
     for name, count in (("free", free), ("probe", probe)):
         if count is not None and count < 0:
             raise UserError(f"{name} must be at least 0, not {count}")
@@ -218,7 +218,7 @@ def with_settings(
     seed: int | None,
     protocol: str | None,
 ) -> Config:
-    """Return the configuration with what was asked for; another world inherits no data or keys of the old one."""
+    """Return the configuration with these values; another world does not inherit the old one's data and settings."""
     if temperature is not None and not (temperature == 0.0 or 0.01 <= temperature < float("inf")):
         raise UserError(
             f"temperature must be 0 (the most likely token) or a number of at least 0.01, not {temperature}"
@@ -232,7 +232,7 @@ def with_settings(
         raise UserError("split must name at least one split")
     where = config.env
     if env is not None and env != where.name:
-        # The settings of any world stay; what is said to one world alone (data, a shop's products) does not.
+        # Settings that all worlds have stay; those of one world (data, a shop's products) do not.
         kept = {name: getattr(where, name) for name in ("split", "max_steps", *(f.name for f in fields(WorldSettings)))}
         where = EnvConfig(name=env, **kept)
     return replace(
@@ -250,7 +250,7 @@ def with_settings(
 
 
 def with_world_settings(config: Config, settings: Sequence[tuple[str, str]]) -> Config:
-    """Return the configuration with keys of `[env]` set; raises `UserError` for other ones."""
+    """Return the configuration with keys of `[env]` set; raise `UserError` for other keys."""
     own = {"env.name": "--env", "env.data": "--data", "env.split": "--split"}
     for key, _ in settings:
         if key in own:
@@ -261,20 +261,20 @@ def with_world_settings(config: Config, settings: Sequence[tuple[str, str]]) -> 
 
 
 def world_settings(config: Config) -> dict[str, Any]:
-    """Return the settings of the world that are not the defaults."""
+    """Return the non-default settings of the world."""
     settings = {field.name: getattr(config.env, field.name) for field in fields(WorldSettings)}
     return {name: value for name, value in settings.items() if value != getattr(EnvConfig(), name)}
 
 
 def world_options(config: Config) -> dict[str, Any]:
-    """Return what is said to the world itself, but for where its data lies."""
+    """Return the keyword arguments of the world's factory, without the folder of its data."""
     return {name: value for name, value in env_options(config).items() if name != "data"}
 
 
 def _check_room(
     model: LanguageModel, make_env: Callable[[], TextEnv], config: Config, episodes: int, *, bare: bool
 ) -> None:
-    """Raise `UserError` where no episode can begin; `bare`: of a chat model that is no run's."""
+    """Raise `UserError` if no episode can begin; `bare`: the agent is a chat model without a run."""
     from envrl.eval.context_check import check_room
 
     with opened(make_env()) as world:
@@ -288,7 +288,7 @@ def _check_room(
 
 
 def _as_chat(
-    found: Target,
+    target: Target,
     config: Config,
     format: str,
     show_admissible: bool,
@@ -296,10 +296,10 @@ def _as_chat(
     max_tokens: int,
     actions: str | None,
 ) -> Config:
-    """Return the configuration that asks a bare chat model a turn at a time, with the last turns shown."""
+    """Return the configuration of a chat model without a run: one chat per turn, which shows the last turns."""
     find_format(format)
-    if found.script or found.run:
-        raise UserError(f"format is for a model's folder or an endpoint; '{found.script or found.run}' has its own")
+    if target.script or target.run:
+        raise UserError(f"format is for a model's folder or an endpoint; '{target.script or target.run}' has its own")
     if history < 0 or max_tokens < 1:
         raise UserError(f"history must be at least 0 and max_tokens at least 1, not {history} and {max_tokens}")
     rollout = replace(
@@ -311,22 +311,22 @@ def _as_chat(
         response_tokens=max_tokens,
         actions=actions or "free",
     )
-    return replace(config, rollout=rollout, model=replace(config.model, path=str(found.folder)))
+    return replace(config, rollout=rollout, model=replace(config.model, path=str(target.folder)))
 
 
 def said_before(system_message: str, template_arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a record says of a chat's own system message and template arguments, where there are any."""
-    given = {"system_message": system_message, "template_arguments": dict(template_arguments)}
-    return {name: value for name, value in given.items() if value}
+    """Return a record's entries of the chat's system message and template arguments, without empty ones."""
+    entries = {"system_message": system_message, "template_arguments": dict(template_arguments)}
+    return {name: value for name, value in entries.items() if value}
 
 
 def drawn(config: Config) -> dict[str, str]:
-    """Return the protocol by which tasks were drawn, nothing where whole splits were played."""
+    """Return a record's entry of the protocol, empty for whole splits."""
     return {} if config.eval.protocol == "whole" else {"protocol": config.eval.protocol}
 
 
-def _loaded(found: Target, config: Config) -> LanguageModel:
-    """Return the model, on the device that the run was trained on, or the CPU where this machine has none such."""
+def _loaded(target: Target, config: Config) -> LanguageModel:
+    """Return the model on the run's device, or on the CPU if this machine does not have that."""
     from envrl.models.load import find_device, load_policy
     from envrl.models.runtime import prepare_torch
 
@@ -334,12 +334,12 @@ def _loaded(found: Target, config: Config) -> LanguageModel:
     try:
         find_device(config.train.device)
     except UserError:
-        return load_policy(found.folder, config, "cpu")
-    return load_policy(found.folder, config, config.train.device)
+        return load_policy(target.folder, config, "cpu")
+    return load_policy(target.folder, config, config.train.device)
 
 
 def _played(target: Target, config: Config) -> dict[str, Any]:
-    """Return what a record says of how its episodes were played."""
+    """Return a record's entries of how its episodes were played."""
     played = {"env": config.env.name, "max_steps": config.env.max_steps, **world_settings(config)}
     if target.run and target.config.env.name != config.env.name:
         played["trained_on"] = target.config.env.name
@@ -358,13 +358,13 @@ def _played(target: Target, config: Config) -> dict[str, Any]:
 
 
 def _keeps(target: Target, config: Config) -> dict[str, Any]:
-    """Return all that an episode depends on but its task, its dice and whether it is restricted."""
+    """Return everything that an episode depends on, except its task, its member and the restriction of its actions."""
     about = {"env": config.env.name, "max_steps": config.env.max_steps, **world_settings(config)}
     about |= {**world_options(config), "seed": config.eval.seed}
     if target.script:
         return {"agent": target.script, **about}
     rollout = asdict(config.rollout)
-    written = ("format", "layout", "history", "summary", "prompt_tokens", "show_admissible", "repeat_task")
-    said = {name: rollout[name] for name in (*written, "system_message", "response_tokens", "precision")}
-    said |= {"template_arguments": config.model.template_arguments, "chat_template": config.model.chat_template}
-    return {"weights": weights_hash(target.folder), **about, "temperature": config.eval.temperature, **said}
+    prompt = ("format", "layout", "history", "summary", "prompt_tokens", "show_admissible", "repeat_task")
+    form = {name: rollout[name] for name in (*prompt, "system_message", "response_tokens", "precision")}
+    form |= {"template_arguments": config.model.template_arguments, "chat_template": config.model.chat_template}
+    return {"weights": weights_hash(target.folder), **about, "temperature": config.eval.temperature, **form}

@@ -1,4 +1,4 @@
-"""The model of a run for use elsewhere: no trainer state, and a LoRA adapter merged into its base."""
+"""Export the model of a run for use elsewhere: without trainer state, and with a LoRA adapter merged into its base."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from envrl.progress import Reporter
 
 
 def export_model(target: str | Path, folder: Path, base: str = "", reporter: Reporter | None = None) -> None:
-    """Write the model of a run (its latest checkpoint) or of a checkpoint into a new folder, which appears whole.
+    """Write the model of a run (its latest checkpoint) or of a checkpoint atomically into a new folder.
 
-    Plain `from_pretrained` loads it. `base` says where the base of a LoRA run lies now. Raises `UserError` where there
-    is no such model, or the folder cannot be made.
+    Plain `from_pretrained` loads it. `base` is the current path of a LoRA run's base model. Raises `UserError` if there
+    is no such model, or the folder cannot be created.
     """
-    found, _ = with_base(find_target(target), [("model.path", base)] if base else [])
-    if found.script:
+    source, _ = with_base(find_target(target), [("model.path", base)] if base else [])
+    if source.script:
         raise UserError(f"'{target}' is a script, not a model; name a run or a checkpoint")
     if folder.exists():
         raise UserError(f"'{folder}' is there already; name a folder that is not")
@@ -27,10 +27,10 @@ def export_model(target: str | Path, folder: Path, base: str = "", reporter: Rep
     from envrl.engine.checkpoint import save_folder
 
     reporter = reporter or Reporter()
-    if holds_adapter(found.folder):
-        save_folder(folder, lambda aside: _merge(found, aside, reporter))
+    if holds_adapter(source.folder):
+        save_folder(folder, lambda aside: _merge(source, aside, reporter))
     else:
-        save_folder(folder, lambda aside: _copy(found.folder, aside, reporter))
+        save_folder(folder, lambda aside: _copy(source.folder, aside, reporter))
 
 
 def _merge(source: Target, target: Path, reporter: Reporter) -> None:

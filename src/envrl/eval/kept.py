@@ -1,8 +1,8 @@
-"""Episodes of an evaluation as they end: in memory, and in a file from which an interrupted evaluation goes on.
+"""Keep the episodes of an evaluation, in memory and in a file from which an interrupted evaluation resumes.
 
-The first line of the file says what was evaluated; the others are episodes (docs/evaluation.md) and, of an endpoint,
-its answers. Whatever an episode does not depend on (which others are played, and how many) is no part of the first
-line, so the file of a few episodes serves a whole split as well.
+The first line of the file describes the evaluation; the others are episodes (docs/evaluation.md) and an endpoint's
+answers. The first line has only what an episode depends on, not which or how many others are played, so the file of a
+few episodes can be continued for a whole split.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from envrl.locks import held
 from envrl.types import Action, Observation, StopReason, Task, Template, Trajectory, Transition
 
 Who = tuple[str, int]
-"""A task's id and a member: which episode of a split it is."""
+"""A task's id and the member, which identify an episode of a split."""
 
 
 class Kept:
-    """The episodes that have ended, by how they were played ("admissible", "free", …), split, task and member."""
+    """The episodes that have ended, by action mode ("admissible", "free", …), split, task and member."""
 
     def __init__(self, file: JsonLines | None = None, *, lists: bool = False) -> None:
-        """`lists`: the agent is shown the admissible commands, so they are part of the episode's text.
+        """`lists`: the agent sees the admissible commands, so they are part of the episode's text.
 
-        `text_of` may be set to what decodes a response's tokens; it is written down for people to read.
+        `text_of` may be set to a decoder of a response's tokens; the file then has the text for people to read.
         """
         self._file, self._lists = file, lists
         self.text_of: Callable[[tuple[int, ...]], str] = lambda _: ""
@@ -38,16 +38,16 @@ class Kept:
         self._answers: dict[str, Reply | None] = {}
 
     def find(self, played: str, split: str, chosen: Iterable[tuple[Task, int]]) -> list[Trajectory]:
-        """Return those of the chosen episodes that have ended, in order."""
-        found = (self._episodes.get((played, split, (task.id, member))) for task, member in chosen)
-        return [trajectory for trajectory in found if trajectory is not None]
+        """Return the chosen episodes that have ended, in order."""
+        episodes = (self._episodes.get((played, split, (task.id, member))) for task, member in chosen)
+        return [trajectory for trajectory in episodes if trajectory is not None]
 
     def missing(self, played: str, split: str, chosen: Iterable[tuple[Task, int]]) -> list[tuple[Task, int]]:
-        """Return those of the chosen episodes that have not ended."""
+        """Return the (task, member) of the chosen episodes that have not ended."""
         return [(task, m) for task, m in chosen if (played, split, (task.id, m)) not in self._episodes]
 
     def add(self, played: str, split: str, trajectory: Trajectory) -> None:
-        """Keep an episode; one whose world failed is kept in memory alone, and played again another time."""
+        """Keep an episode; one whose world failed is kept only in memory, so that a later evaluation plays it again."""
         key = (played, split, (trajectory.task.id, trajectory.member))
         if key in self._episodes:
             return
@@ -63,7 +63,7 @@ class Kept:
         return self._answers[_key(question)]
 
     def add_answer(self, question: Question, reply: Reply | None) -> None:
-        """Keep what an endpoint answered, None where the question was too long for it."""
+        """Keep an endpoint's reply, None if the question was too long for it."""
         self._answers[_key(question)] = reply
         if self._file is not None:
             self._file.append({"answer": _key(question), **({} if reply is None else reply._asdict())})
@@ -74,7 +74,7 @@ class Kept:
             self._file.sync()
 
     def load(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Take up what a file holds behind its first line; raises `KeyError`, `TypeError` or `ValueError`."""
+        """Load the lines of a file after its first; raise `KeyError`, `TypeError` or `ValueError` for a bad line."""
         for line in lines:
             if "answer" in line:
                 reply = {name: value for name, value in line.items() if name != "answer"}
@@ -87,9 +87,9 @@ class Kept:
 
 @contextmanager
 def kept_in(path: str | Path | None, about: Mapping[str, Any], *, lists: bool = False) -> Iterator[Kept]:
-    """Yield what a file holds of the evaluation that `about` describes, and keep there what is added; None: nowhere.
+    """Yield the episodes in a file of the evaluation that `about` describes; new ones are appended. None: no file.
 
-    Raises `UserError` where the file is of another evaluation or of something else, or another process writes it.
+    Raises `UserError` if the file is not of this evaluation, or another process writes it.
     """
     if path is None:
         yield Kept(lists=lists)
@@ -108,7 +108,7 @@ def kept_in(path: str | Path | None, about: Mapping[str, Any], *, lists: bool = 
 
 @contextmanager
 def kept_by_run(path: Path, about: Mapping[str, Any], *, lists: bool) -> Iterator[Kept]:
-    """Yield the same for an evaluation inside a run, whose file begins anew where it is of another evaluation."""
+    """Yield the kept episodes of a run's own evaluation; a file of another evaluation is overwritten."""
     try:
         lines, whole = _read(path)
     except UserError:
@@ -139,7 +139,7 @@ def _opened(path: Path, lines: list[Any], whole: int, about: Mapping[str, Any], 
 
 
 def _read(path: Path) -> tuple[list[Any], int]:
-    """Return the whole lines of a file and how many bytes they are; a line still being written is left out."""
+    """Return the complete lines of a file and their size in bytes; an incomplete last line is left out."""
     try:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
@@ -150,16 +150,16 @@ def _read(path: Path) -> tuple[list[Any], int]:
         lines = [json.loads(line) for line in whole.split(b"\n")[:-1]]
     except ValueError as error:
         raise UserError(refusal) from error
-    told = all(isinstance(line, dict) for line in lines)
-    if (data and not lines) or not told or (lines and not isinstance(lines[0].get("evaluation"), dict)):
+    valid = all(isinstance(line, dict) for line in lines)
+    if (data and not lines) or not valid or (lines and not isinstance(lines[0].get("evaluation"), dict)):
         raise UserError(refusal)
     return lines, len(whole)
 
 
 def episode_record(trajectory: Trajectory, lists: bool, text_of: Callable[[tuple[int, ...]], str]) -> dict[str, Any]:
-    """Return an episode as JSON has it, with all that `trajectory_of` needs; `lists`: with the admissible commands."""
+    """Return an episode as JSON, with all that `trajectory_of` needs; `lists`: with the admissible commands."""
     steps = trajectory.transitions
-    end = {"end": _told(steps[-1].next_observation, lists)} if steps else {}
+    end = {"end": _observation_record(steps[-1].next_observation, lists)} if steps else {}
     return {
         "task": trajectory.task.id,
         "kind": trajectory.task.kind,
@@ -176,12 +176,13 @@ def episode_record(trajectory: Trajectory, lists: bool, text_of: Callable[[tuple
 def _step(step: Transition, lists: bool, text_of: Callable[[tuple[int, ...]], str]) -> dict[str, Any]:
     action = step.action
     response = text_of(action.token_ids)
-    said = {"tokens": action.token_ids, "logprob": sum(action.logprobs)} | ({"response": response} if response else {})
+    sampled = {"tokens": action.token_ids, "logprob": sum(action.logprobs)}
+    sampled |= {"response": response} if response else {}
     marks = {"fault": action.fault, "imagined": action.imagined, "summary": action.summary}
     ends = {"done": step.done, "success": step.success}
     return {
-        **_told(step.observation, lists),
-        **(said if action.token_ids else {}),
+        **_observation_record(step.observation, lists),
+        **(sampled if action.token_ids else {}),
         "action": action.text,
         "admissible": step.admissible,
         **{name: value for name, value in marks.items() if value},
@@ -190,7 +191,7 @@ def _step(step: Transition, lists: bool, text_of: Callable[[tuple[int, ...]], st
     }
 
 
-def _told(observation: Observation, lists: bool) -> dict[str, Any]:
+def _observation_record(observation: Observation, lists: bool) -> dict[str, Any]:
     listed = lists and observation.admissible is not None
     templates = [(each.before, each.words, each.after) for each in observation.templates]
     return {
@@ -201,12 +202,12 @@ def _told(observation: Observation, lists: bool) -> dict[str, Any]:
 
 
 def trajectory_of(record: Mapping[str, Any]) -> Trajectory:
-    """Return the episode of a record: all that its measurements and its text depend on, and no more.
+    """Return the episode of a record, with everything that its metrics and its text depend on.
 
-    The commands of a world that were not shown are gone, but for whether the given one was among them.
+    Commands that were not shown are lost, except for whether the given one was among them.
     """
     steps = record["steps"]
-    told = [*steps, record["end"]] if steps else []
+    observations = [*steps, record["end"]] if steps else []
     transitions = [
         Transition(
             _observation(step, [step["action"]] if step["admissible"] else []),
@@ -219,7 +220,7 @@ def trajectory_of(record: Mapping[str, Any]) -> Trajectory:
                 summary=step.get("summary", ""),
             ),
             step["reward"],
-            _observation(told[number + 1], []),
+            _observation(observations[number + 1], []),
             step.get("done", False),
             step.get("success", False),
         )
@@ -229,11 +230,11 @@ def trajectory_of(record: Mapping[str, Any]) -> Trajectory:
     return Trajectory(task, record["member"], tuple(transitions), (), StopReason(record["stop_reason"]))
 
 
-def _observation(told: Mapping[str, Any], accepted: Sequence[str]) -> Observation:
-    templates = (Template(before, tuple(words), after) for before, words, after in told.get("templates", ()))
-    return Observation(told["observation"], tuple(told.get("commands", accepted)), templates=tuple(templates))
+def _observation(record: Mapping[str, Any], accepted: Sequence[str]) -> Observation:
+    templates = (Template(before, tuple(words), after) for before, words, after in record.get("templates", ()))
+    return Observation(record["observation"], tuple(record.get("commands", accepted)), templates=tuple(templates))
 
 
 def _key(question: Question) -> str:
-    asked = json.dumps([question.messages, question.seed])
-    return hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
+    text = json.dumps([question.messages, question.seed])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

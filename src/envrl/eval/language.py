@@ -1,4 +1,4 @@
-"""How well a model still writes ordinary English: what training did to the language that it had before."""
+"""Perplexity of ordinary English, to measure what training did to a pretrained model's language."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from envrl.rendering.renderer import Pair
 
 
 def passage() -> str:
-    """Return a page of English prose that was written for this measurement, so that no model has been trained on it."""
+    """Return a page of English prose that was written for this measurement, so no model was trained on it."""
     return (files("envrl.eval") / "passage.txt").read_text(encoding="utf-8").strip()
 
 
 def text_figures(model: LanguageModel) -> dict[str, float]:
-    """Return `text_nll`, − Σ log p(token) / tokens in nats of the passage, and `text_perplexity`, its exponential.
+    """Return `text_nll` of the passage, − Σ log p(token) / tokens in nats, and `text_perplexity`, its exponential.
 
-    The passage is encoded as the tokenizer encodes any text, cut at the model's context; its first token, which nothing
-    stands before, is not predicted. Figures of models with other tokenizers do not compare.
+    The passage is encoded as ordinary text and cut at the model's context; its first token is not predicted. Do not
+    compare the figures of models with different tokenizers.
     """
     ids = tuple(model.codec.tokenizer.encode(passage()))[: model.context]
     (score,) = score_targets(model, [Pair(ids[:1], ids[1:])])
@@ -30,7 +30,7 @@ def text_figures(model: LanguageModel) -> dict[str, float]:
 
 
 def figures_of_english(model: LanguageModel, config: Config, reporter: Reporter) -> dict[str, float]:
-    """Return `text_figures` of a model that could write before it was trained here, nothing of another one."""
+    """Return `text_figures` of a pretrained model (`model.path`), and nothing for a model built from scratch."""
     if not config.model.path:
         return {}
     with reporter.phase("perplexity of English"):

@@ -1,4 +1,4 @@
-"""Playing what an evaluation still misses: in batches, shown while it goes on, kept as it ends."""
+"""Play the episodes that an evaluation still lacks, in batches, and keep them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from envrl.rollout.splitter import BatchSplitter
 from envrl.types import Task, Trajectory
 
 Chosen = Sequence[tuple[Task, int]]
-"""Tasks, each with the member that plays it."""
+"""(task, member) of each episode."""
 
 
 @dataclass(frozen=True, slots=True)
 class Player:
-    """A model that plays a split's episodes and keeps them.
+    """Plays a split's episodes with a model and keeps them.
 
-    Each is kept as it ends and what is missing is played alone. Log-probs depend in their last digits on what is played
-    beside; where they must not (`whole_batches`) a batch is kept when all of it has ended, or played again as a whole.
+    Each episode is kept when it ends, and only missing ones are played. But the log-probs of an episode depend by
+    rounding on the rest of its batch; to avoid that (`whole_batches`), a batch is kept only when all of it has ended,
+    and else played again as a whole.
     """
 
     policy: Policy
@@ -40,7 +41,7 @@ class Player:
     stats: RolloutStats = field(default_factory=RolloutStats)
 
     def play(self, name: str, chosen: Chosen, settings: PlaySettings) -> list[Trajectory]:
-        """Return the episodes of these tasks, those that are kept already as they were played then."""
+        """Return the episodes of these tasks; those that are kept already are not played again."""
         actions, left = settings.actions, self._left(chosen, settings.actions)
         done = len(chosen) - sum(map(len, left))
         with self.reporter.phase(name, len(chosen), done, unit="episodes") as phase:
@@ -53,7 +54,7 @@ class Player:
         return self.kept.find(actions, self.split, chosen)
 
     def _left(self, chosen: Chosen, actions: str) -> list[Chosen]:
-        """Return what is still to be played, in batches."""
+        """Return the episodes that are still to be played, in batches."""
         some = chosen if self.whole_batches else self.kept.missing(actions, self.split, chosen)
         parts = [some[start : start + BATCH] for start in range(0, len(some), BATCH)]
         return [part for part in parts if self.kept.missing(actions, self.split, part)]

@@ -1,7 +1,7 @@
-"""How well a model knows its world: state prediction and inverse dynamics on transitions that it was never trained on.
+"""Probe a model's knowledge of its world: state prediction and inverse dynamics on transitions it never trained on.
 
-The transitions are fixed by (split, seed), half of an expert's play and half of random play, so that numbers of
-different updates and runs compare.
+(split, seed) fix the transitions, half from an expert and half from random play, so that figures of different updates
+and runs are comparable.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from envrl.samples.packing import pack_ids
 from envrl.types import Pair, Task, Trajectory, Transition
 
 _BUDGET = 4096
-"""Tokens that go through the network at once; what targets are asked behind alike counts once."""
+"""Token budget of a pass; the shared prefix of several prompts counts once."""
 _PREPOSITIONS = {"to", "from", "with", "in", "on"}
 _IN_OTHER_WORDS = {"go": "arrive", "take": "pick", "use": "turn"}
-"""Verbs whose answer in the household worlds says the same by another word: it gives the act away just as well."""
+"""Verbs that the answers of the household worlds replace by another word, which also reveals the action."""
 
 
 @dataclass(frozen=True, slots=True)
 class TargetScore:
-    """The model's log-prob (nats) of a target, its token count, and whether greedy decoding would give just it."""
+    """The model's log-prob (nats) of a target, its token count, and whether greedy decoding gives exactly it."""
 
     logprob: float
     tokens: int
@@ -42,7 +42,7 @@ class TargetScore:
 
 
 def probe_episodes(env: TextEnv, tasks: Sequence[Task], count: int, max_steps: int, seed: int) -> list[Trajectory]:
-    """Return `count` scripted episodes over the split, the expert's and random play's in turn."""
+    """Return `count` scripted episodes of the split, alternating between the expert and random play."""
     order = sorted(tasks, key=lambda task: key_of(seed, "probe", task.id))[:count]
     scripts = ("expert", "random") if isinstance(env, HasExpert) else ("random",)
     return [
@@ -58,9 +58,9 @@ def score_targets(
     poll: Callable[[], None] = lambda: None,
     watch: Callable[[int], None] = lambda _: None,
 ) -> list[TargetScore]:
-    """Return the score of every pair's target given its prompt; one that does not fit the context has no tokens.
+    """Return the score of every pair's target given its prompt; a pair longer than the context gets 0 tokens.
 
-    `poll` may raise; `watch` is told how many are scored.
+    `poll` may raise; `watch` gets the number of pairs scored.
     """
     rows = [np.array((*pair.prompt, *pair.target), dtype=np.int32) for pair in pairs]
     fit = [i for i, row in enumerate(rows) if len(row) <= model.context]
@@ -73,8 +73,8 @@ def score_targets(
         states = states_of_rows(model.network, [rows[i] for i in batch], model.codec.pad, asked=before)
         for number, (index, places) in enumerate(zip(batch, before, strict=True)):
             token_N = torch.from_numpy(places).to(model.device)
-            found = states.at(torch.full_like(token_N, number), token_N)
-            logprobs = logits_of(model.network, found).log_softmax(-1)
+            hidden = states.at(torch.full_like(token_N, number), token_N)
+            logprobs = logits_of(model.network, hidden).log_softmax(-1)
             target = torch.tensor(pairs[index].target, device=logprobs.device)
             exact = bool((logprobs.argmax(-1) == target).all())
             scores[index] = TargetScore(float(logprobs.gather(1, target[:, None]).sum()), len(target), exact)
@@ -84,7 +84,7 @@ def score_targets(
 
 
 def names_action(step: Transition) -> bool:
-    """Return whether the answer's text names what was done: the verb, and every thing with its number.
+    """Return whether the answer's text names the action: the verb, and every thing with its number.
 
     "You pick up the cd 1 from the desk 2." names `take cd 1 from desk 2`, and neither `take cd 2 from desk 1` nor
     `examine cd 1`.
@@ -107,10 +107,11 @@ def probe(
     poll: Callable[[], None] = lambda: None,
     reporter: Reporter | None = None,
 ) -> dict[str, float]:
-    """Return state_nll (nats a token), the shares of whole answers and whole commands that greedy decoding gets right.
+    """Return the probe's metrics from the `questions` about the transitions of these trajectories.
 
-    `questions` are those about the transitions of these trajectories.
-    `inverse_accuracy_unnamed` is the latter on the transitions whose answer does not name the act; absent without any.
+    `state_nll` is in nats per token; `state_exact` and `inverse_accuracy` are the shares of answers and commands that
+    greedy decoding gets exactly right; `inverse_accuracy_unnamed` is the latter on transitions whose answer does not
+    name the action, and absent if there are none.
     """
     steps = [step for trajectory in trajectories for step in trajectory.transitions]
     if not steps:

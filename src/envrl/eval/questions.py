@@ -1,4 +1,4 @@
-"""What a model is asked about its world: the questions of state prediction and inverse dynamics, as it was trained."""
+"""Probe questions about the world: state prediction and inverse dynamics, in the form that the recipe trains."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from envrl.types import Pair, Trajectory, TrajectoryGroup
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Pairs in tokens, one a transition, episode after episode."""
+    """Pairs in tokens, one per transition, episode by episode."""
 
     state: list[Pair]
     inverse: list[Pair]
 
 
 def ask(config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> Questions:
-    """Return the questions about every transition, in the form that the recipe trains."""
+    """Return the questions about every transition of these episodes."""
     return Questions(state_pairs(config, renderer, trajectories), _pairs("inverse", config, renderer, trajectories))
 
 
 def state_pairs(config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[Pair]:
-    """Return state prediction's questions: in the policy's own sequence where RL, else the warm start, trains it so."""
+    """Return the state prediction pairs, in the policy's own sequence if RL (or else the warm start) trains in pass."""
     if _in_pass(config):
         return pairs_in_pass(trajectories, renderer)
     return _pairs("state", config, renderer, trajectories)
 
 
 def asks_alike(a: Config, b: Config) -> bool:
-    """Return whether two recipes lead to the same questions about the same episodes."""
+    """Return whether two recipes ask the same questions about the same episodes."""
     return _in_pass(a) == _in_pass(b) and all(a.auxiliary(name) == b.auxiliary(name) for name in ("state", "inverse"))
 
 
@@ -44,5 +44,5 @@ def _in_pass(config: Config) -> bool:
 
 def _pairs(name: str, config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[Pair]:
     groups = [TrajectoryGroup(trajectory.task, (trajectory,)) for trajectory in trajectories]
-    settings = config.auxiliary(name) | {"last": True}  # every transition is asked about, whatever is trained
+    settings = config.auxiliary(name) | {"last": True}  # ask about every transition, whatever is trained
     return [renderer.pair(name, example) for example in find("auxiliary", name).target(groups, **settings)]

@@ -1,4 +1,4 @@
-"""From trajectories to the line of eval.jsonl that describes them."""
+"""Summarise trajectories as a line of eval.jsonl."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from envrl.types import StopReason, Trajectory
 
 
 def check_played(trajectories: Sequence[Trajectory], world: str, split: str, set_aside: Mapping[str, str]) -> None:
-    """Raise `RunError` where the world failed in every episode, of which nothing can be said then.
+    """Raise `RunError` if the world failed in every episode, so that there is nothing to measure.
 
-    `set_aside` holds what happened, by the task's id.
+    `set_aside` holds the reasons, by task id.
     """
     if trajectories and all(trajectory.stop_reason is StopReason.SET_ASIDE for trajectory in trajectories):
         task = trajectories[-1].task.id
@@ -25,14 +25,14 @@ def check_played(trajectories: Sequence[Trajectory], world: str, split: str, set
 
 
 def success_summary(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """Return episodes, success rate and its 95 % Wilson interval."""
+    """Return the number of episodes, the success rate and its 95 % Wilson interval."""
     won = sum(trajectory.success for trajectory in trajectories)
     count = len(trajectories)
     return {"episodes": count, "success_rate": won / count if count else 0.0, "ci95": list(wilson(won, count))}
 
 
 def action_rates(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Return the rates of well-formed, admissible and observation-imagining actions, and of each fault met."""
+    """Return the rates of well-formed, admissible and observation-imagining actions, and of each fault that occurs."""
     steps = [step for trajectory in trajectories for step in trajectory.transitions]
     count = max(len(steps), 1)
     faults = Counter(step.action.fault for step in steps if step.action.fault)
@@ -45,7 +45,7 @@ def action_rates(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 SoFar = Callable[[Sequence[dict[str, Any]]], None]
-"""Gets the records of an evaluation that breaks off: whole splits, and at the end what is `planned` and has ended."""
+"""Gets the records of an interrupted evaluation: complete splits, then the last one with its `planned` episodes."""
 
 
 def each_split(
@@ -55,9 +55,9 @@ def each_split(
     so_far: SoFar,
     about: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Return each split's record behind what all of them are `about`; where one breaks off, say what is known so far.
+    """Return each split's record, prefixed with the fields of `about`; on an exception, pass the records to `so_far`.
 
-    `ended` returns how many of a split's episodes were planned, and the record of those that have ended.
+    `ended` returns the number of a split's planned episodes, and the record of those that have ended.
     """
     records: list[dict[str, Any]] = []
     for split in splits:
@@ -71,7 +71,7 @@ def each_split(
 
 
 def summarize(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """Return what eval.jsonl says of a split's episodes: success overall and by kind of task, score, turns, rates."""
+    """Return the metrics of a split's episodes: success overall and by kind of task, score, turns, action rates."""
     count = max(len(trajectories), 1)
     scores = [trajectory.total_reward for trajectory in trajectories]
     score, spread = sum(scores) / count, deviation(scores)

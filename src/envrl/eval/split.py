@@ -1,4 +1,4 @@
-"""A whole split in its fixed order, played by a model or a script: one line of eval.jsonl."""
+"""Evaluate a model or a script on a split in its fixed order, for one line of eval.jsonl."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from envrl.rollout.scripts import attempt_script, make_script
 from envrl.sequences import evenly_spaced
 from envrl.types import Task, Trajectory
 
-if TYPE_CHECKING:  # scripts and endpoints are evaluated without torch
+if TYPE_CHECKING:  # the evaluation of scripts and endpoints needs no torch
     from envrl.models.load import LanguageModel
     from envrl.rollout.policy import Policy
     from envrl.rollout.splitter import BatchSplitter
@@ -32,17 +32,17 @@ if TYPE_CHECKING:  # scripts and endpoints are evaluated without torch
 T = TypeVar("T")
 
 SCRIPT = "script"
-"""How the episodes of a script are played, where a model's are admissible or free."""
+"""The `actions` of a script's episodes; those of a model's are "admissible" or "free"."""
 
 BATCH = 128
-"""Episodes played at once; fixed, since log-probs depend on it in their last digits."""
+"""Episodes played at once; fixed, since log-probs depend on the batch size by rounding."""
 
 
 def chosen_tasks(env: TextEnv, split: str, config: Config, episodes: int) -> list[tuple[Task, int]]:
     """Return (task, member) of an evaluation's episodes: a split (`episodes` spread over it, 0: all), or draws.
 
-    The draws of `eval.protocol = "published"` are a function of (split, `eval.seed`); a task drawn again is played by a
-    further member, with other dice.
+    The draws of `eval.protocol = "published"` are a function of (split, `eval.seed`); a task that is drawn again gets
+    another member number, and so other random numbers.
     """
     tasks = list(listed_tasks(env, split, config.env.name))
     if config.eval.protocol == "whole":
@@ -54,9 +54,9 @@ def chosen_tasks(env: TextEnv, split: str, config: Config, episodes: int) -> lis
 
 
 def spread(items: Sequence[T], count: int, kind: Callable[[T], str]) -> list[T]:
-    """Return `count` of the items (0: all) in their order, the same ones for everybody.
+    """Return `count` of the items (0: all) in their order; the choice is deterministic.
 
-    Every kind has its share, up to one item, and within a kind they are evenly spaced: the first ones of a split are
+    Every kind gets its share, up to one item, and the items of a kind are evenly spaced: the first tasks of a split are
     often all of one kind.
     """
     if not 0 < count < len(items):
@@ -66,7 +66,7 @@ def spread(items: Sequence[T], count: int, kind: Callable[[T], str]) -> list[T]:
 
 
 def in_proportion(count: int, part: int, whole: int) -> int:
-    """Return the share of `count` that belongs to a part of a split (0: the whole), rounded up."""
+    """Return `count` in proportion to a part of a split (0: the whole split), rounded up."""
     return math.ceil(count * part / whole) if 0 < part < whole else count
 
 
@@ -86,11 +86,11 @@ def evaluate_split(
     kept: Kept | None = None,
     whole_batches: bool = False,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
-    """Return the line of eval.jsonl for a split (`episodes` spread over it, 0: all) and the trajectories behind it.
+    """Return the line of eval.jsonl for a split (`episodes` spread over it, 0: all), and its trajectories.
 
-    `free` and `probed` are the numbers of unrestricted and of scripted episodes; where they are not given, the recipe's
-    in proportion to `episodes`. The `policy` that plays is made of the model where it is not given. What is `kept` is
-    not played again, and what is played is kept, as `Player` says.
+    `free` and `probed` are the numbers of unrestricted and of scripted episodes; by default the recipe's, in proportion
+    to `episodes`. The default `policy` is the recipe's with this model. Episodes in `kept` are not played again, and
+    new ones are added to it (see `Player`).
     """
     from envrl.eval.play import Player
     from envrl.eval.probe import probe, probe_episodes
@@ -115,19 +115,19 @@ def evaluate_split(
         chosen, whole = chosen_tasks(env, split, config, episodes), len(chosen_tasks(env, split, config, 0))
         free = in_proportion(config.eval.free_episodes, episodes, whole) if free is None else free
         probed = in_proportion(config.eval.probe_episodes, episodes, whole) if probed is None else probed
-        unrestricted = chosen_tasks(env, split, config, free) if free else []
+        free_tasks = chosen_tasks(env, split, config, free) if free else []
 
     settings = play_settings(config, config.eval.temperature)
     played = player.play(f"evaluation of {split}", chosen, settings)
     check_played(played, config.env.name, split, vector_of(make_env).set_aside)
     record: dict[str, Any] = {"split": split, **summarize(played), **_repeats(played, config)}
     if free:
-        said = played
+        unrestricted = played
         if config.rollout.actions != "free":
-            said = player.play(f"{split} unrestricted", unrestricted, replace(settings, actions="free"))
-        record |= {f"free/{name}": value for name, value in action_rates(said).items()}
-        record["free/success_rate"] = success_summary(said)["success_rate"]
-        record["free/episodes"] = len(said)
+            unrestricted = player.play(f"{split} unrestricted", free_tasks, replace(settings, actions="free"))
+        record |= {f"free/{name}": value for name, value in action_rates(unrestricted).items()}
+        record["free/success_rate"] = success_summary(unrestricted)["success_rate"]
+        record["free/episodes"] = len(unrestricted)
     if probed:
         with opened(make_env()) as env:
             scripted = probe_episodes(env, env.tasks(split), probed, config.env.max_steps, config.eval.seed)
@@ -137,7 +137,7 @@ def evaluate_split(
 
 
 def _repeats(played: Sequence[Trajectory], config: Config) -> dict[str, Any]:
-    """Return the success rate of each repeat of the published protocol, where there are several and all were played."""
+    """Return the success rate of each repeat of the published protocol, if it has several and all were played."""
     draws, repeats = config.eval.draws, config.eval.repeats
     if config.eval.protocol == "whole" or repeats == 1 or len(played) != draws * repeats:
         return {}
@@ -155,7 +155,7 @@ def evaluate_script(
     reporter: Reporter | None = None,
     kept: Kept | None = None,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
-    """Return the same line for a script (random, walkthrough, expert), without what only a model has."""
+    """Return the line and trajectories of a script (random, walkthrough, expert), without a model's metrics."""
     began = time.perf_counter()
     set_aside: dict[str, str] = {}
     kept = Kept() if kept is None else kept

@@ -1,4 +1,4 @@
-"""Episodes on disk, one a line, to be read by people: what was seen, done and with what probability, and predicted."""
+"""Write episodes for people to read, one per line: observations, actions with probabilities, and predictions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from envrl.rollout.predict import predict_targets
 from envrl.types import Trajectory, TrajectoryGroup, Transition, episodes_of
 
 PREDICTED = 8
-"""Trajectories of a file whose answers are also predicted in words; greedy decoding costs more than playing."""
+"""Number of trajectories per file with predicted answers as text; greedy decoding costs more than playing."""
 
 
 def write_trajectories(
@@ -31,9 +31,9 @@ def write_trajectories(
     renderer: Renderer,
     config: Config,
 ) -> None:
-    """Write `trajectories/NAME.jsonl`; every step has the state prediction's loss (nats a token) under this model.
+    """Write `trajectories/NAME.jsonl`; every step has the state prediction loss (nats per token) under this model.
 
-    Where the recipe trains state prediction, the first few trajectories also have what the model would have predicted.
+    If the recipe trains state prediction, the first few trajectories also have the model's predictions as text.
     """
     scores = iter(score_targets(model, state_pairs(config, renderer, trajectories)))
     trained = {each.name for stage in ("", "warm_start") for each in config.auxiliaries(stage)} & {"state", "echo"}
@@ -61,7 +61,7 @@ def write_shown(
     config: Config,
     reporter: Reporter,
 ) -> None:
-    """Write the first groups of an update down, where the recipe asks for it."""
+    """Write the first groups of an update, if the recipe asks for them at this update."""
     count = config.train.trajectories
     if count and update % config.train.trajectories_every == 0:
         with reporter.phase("writing episodes down"):
@@ -83,12 +83,12 @@ def _record(update: int, trajectory: Trajectory) -> dict[str, Any]:
 
 
 def _step_record(step: Transition, renderer: Renderer) -> dict[str, Any]:
-    written = renderer.text_of(step.action.token_ids)
-    said = {"response": written} if written else {}
-    said |= {"fault": step.action.fault} if step.action.fault else {}
+    text = renderer.text_of(step.action.token_ids)
+    response = {"response": text} if text else {}
+    response |= {"fault": step.action.fault} if step.action.fault else {}
     return {
         "observation": step.observation.text,
-        **said,
+        **response,
         "action": step.action.text,
         "probability": math.exp(sum(step.action.logprobs)),
         "reward": step.reward,

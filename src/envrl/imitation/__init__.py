@@ -1,1 +1,1 @@
-"""The stage before reinforcement learning: demonstrations, imitated."""
+"""The warm start before RL: imitation of demonstrations."""

@@ -1,4 +1,4 @@
-"""Demonstrations: episodes of a script on training games, and the rows that imitate them."""
+"""Demonstrations: a script's episodes on training tasks, and the rows that imitate them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ RANDOM_EPISODES = 128
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """An episode to imitate; `imitated[t]` is False where the command of step t was thrown in at random."""
+    """An episode to imitate; `imitated[t]` is False if the command of step t was random noise."""
 
     trajectory: Trajectory
     imitated: tuple[bool, ...]
 
 
 def choose_tasks(tasks: Sequence[Task], seed: int, count: int) -> list[Task]:
-    """Return `count` tasks in an order that is a function of the seed; each once, then again in the same order."""
+    """Return `count` tasks in an order that depends only on the seed; after all tasks it repeats."""
     order = np.random.Generator(np.random.PCG64(key_of(seed, "demonstrations"))).permutation(len(tasks))
     return [tasks[order[i % len(tasks)]] for i in range(count)]
 
@@ -44,9 +44,9 @@ def choose_tasks(tasks: Sequence[Task], seed: int, count: int) -> list[Task]:
 def demonstrate(
     env: TextEnv, task: Task, config: Config, seed: int, set_aside: dict[str, str] | None = None
 ) -> Demonstration:
-    """Play one task with the demonstrator, a random command thrown in before a step with chance `warm_start.noise`.
+    """Play one task with the demonstrator; each command is replaced by a random one with chance `warm_start.noise`.
 
-    `set_aside` takes the task where its world fails.
+    `set_aside` gains the task if its world fails.
     """
     imitated: list[bool] = []
 
@@ -59,12 +59,12 @@ def demonstrate(
 
 
 def _with_noise(script: Script, chance: float, seed: int, imitated: list[bool]) -> Script:
-    """Return the script with random commands in place of some of its own; an expert goes on from where they lead."""
+    """Return the script with some commands replaced by random ones; an expert continues from wherever they lead."""
     generator = random.Random(seed)
     anything = random_script(seed + 1)
 
     def act(observation: Observation) -> str:
-        command = script(observation)  # also where it is not followed: a script remembers what it is shown
+        command = script(observation)  # called even if it is not followed, since a script remembers its observations
         imitated.append(generator.random() >= chance)
         return command if imitated[-1] else anything(observation)
 
@@ -74,9 +74,9 @@ def _with_noise(script: Script, chance: float, seed: int, imitated: list[bool]) 
 def collect(
     config: Config, make_env: Callable[[], TextEnv], poll: Callable[[], None], reporter: Reporter | None = None
 ) -> tuple[list[Demonstration], list[Demonstration]]:
-    """Return (those to imitate, those held out), of different training games; only episodes that were won count.
+    """Return (demonstrations to imitate, held-out ones), on different training tasks; only won episodes are used.
 
-    Where none are to be imitated the held-out ones still serve the tokenizer, in a world that has such a demonstrator.
+    If none are to be imitated, the held-out ones still give texts to the tokenizer, if the world has the demonstrator.
     """
     with opened(make_env()) as env:
         return _collected(env, config, poll, reporter or Reporter())
@@ -92,21 +92,21 @@ def _collected(
     order = choose_tasks(tasks, config.seed, len(tasks))
     held_tasks, rest = order[:held], order[held:]
     tries = [rest[i % len(rest)] for i in range(2 * wanted)] if len(rest) < 2 * wanted else rest
-    found: tuple[list[Demonstration], list[Demonstration]] = ([], [])
+    won: tuple[list[Demonstration], list[Demonstration]] = ([], [])
     set_aside: dict[str, str] = {}
     with reporter.phase("demonstrations", held + wanted, unit="episodes") as phase:
         for which, pool, target in ((1, held_tasks, held), (0, tries, wanted)):
             for number, task in enumerate(pool):
-                if len(found[which]) == target:
+                if len(won[which]) == target:
                     break
                 if task.id in set_aside:
                     continue
                 poll()
                 demonstration = demonstrate(env, task, config, config.seed + number // max(len(rest), 1), set_aside)
                 if demonstration.trajectory.success:
-                    found[which].append(demonstration)
-                    phase.show(len(found[0]) + len(found[1]))
-    if wanted and not found[0]:
+                    won[which].append(demonstration)
+                    phase.show(len(won[0]) + len(won[1]))
+    if wanted and not won[0]:
         last = next(reversed(set_aside.values()), "")
         failed = f"; in {len(set_aside)} tasks the world failed, at last: {last}"
         raise UserError(
@@ -114,13 +114,13 @@ def _collected(
             f"'{config.env.name}' in {config.env.max_steps} steps"
             f"{failed if set_aside else '; use another one, or raise env.max_steps'}"
         )
-    return found
+    return won
 
 
 def written(demonstration: Demonstration, renderer: Renderer) -> Demonstration | None:
-    """Return the demonstration with its tokens, as play would have recorded them.
+    """Return the demonstration with its tokens, as a rollout would have recorded them.
 
-    None where it does not fit the model's context: play ends before it overflows, too.
+    None if it does not fit the model's context, before which a rollout would have ended too.
     """
     segments = write_segments(renderer, demonstration.trajectory.transitions)
     if segments is None:
@@ -129,7 +129,7 @@ def written(demonstration: Demonstration, renderer: Renderer) -> Demonstration |
 
 
 def imitation_rows(demonstration: Demonstration, in_pass: Mapping[int, Sequence[LossTerm]] | None = None) -> list[Row]:
-    """Return the rows of a demonstration that is `written`: its commands as `imitation`, and the terms `in_pass`."""
+    """Return the rows of a `written` demonstration: an `imitation` term on its commands, and the terms `in_pass`."""
     rows: list[Row] = []
     for number, segment in enumerate(demonstration.trajectory.segments):
         targets = places(span for span in segment.spans if demonstration.imitated[span.step])
@@ -146,18 +146,18 @@ def batch_rows(
     renderer: Renderer,
     key: Sequence[int | str],
 ) -> tuple[list[Row], dict[str, float]]:
-    """Return the rows of an optimiser step on demonstrations that are `written`, and figures to log."""
+    """Return the rows of an optimiser step on `written` demonstrations, and figures to log."""
     groups = [TrajectoryGroup(d.trajectory.task, (d.trajectory,), source="demonstration") for d in demonstrations]
-    made = make_rows(auxiliaries, groups, renderer, key)
-    rows = [row for n, each in enumerate(demonstrations) for row in imitation_rows(each, made.in_pass.get(n))]
-    return [*rows, *made.rows], made.figures
+    auxiliary = make_rows(auxiliaries, groups, renderer, key)
+    rows = [row for n, each in enumerate(demonstrations) for row in imitation_rows(each, auxiliary.in_pass.get(n))]
+    return [*rows, *auxiliary.rows], auxiliary.figures
 
 
 def world_texts(demonstrations: Sequence[Demonstration], env: TextEnv, config: Config) -> list[str]:
-    """Return every observation and command of the demonstrations and of as many random steps: the tokenizer's texts.
+    """Return the tokenizer's training texts: all observations and commands of the demonstrations and of random play.
 
-    For a chat format its questions are among them. Random play says what no demonstrator would see (the answer to
-    `help`), which else would be spelled in bytes.
+    A chat format adds its prompts. Random play has texts that no demonstrator sees (the answer to `help`), which would
+    otherwise be spelled in bytes.
     """
     tasks = [d.trajectory.task for d in demonstrations][:RANDOM_EPISODES]
     tasks = tasks or choose_tasks(env.tasks(config.env.split), config.seed, RANDOM_EPISODES)

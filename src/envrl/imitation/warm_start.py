@@ -1,4 +1,4 @@
-"""The stage before RL: imitation of demonstrations, with the two auxiliary losses where they are weighed."""
+"""The warm start before RL: imitation of demonstrations, with any auxiliary losses that have a weight."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ PARTIAL = "warm_start.partial"
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the stage tells the outside: `poll` may raise, `show` gets (done, total, figures)."""
+    """Callbacks of the stage: `poll` may raise, `show` gets (done, total, figures)."""
 
     poll: Callable[[], None]
     show: Callable[[int, int, dict[str, float]], None]
@@ -59,9 +59,9 @@ class Hooks:
 
 
 def warm_start(config: Config, run: Path, make_env: Callable[[], TextEnv], hooks: Hooks) -> LanguageModel:
-    """Return the model that RL starts from, and leave it in `RUN/warm_start`; a finished stage is only loaded.
+    """Return the model that RL starts from, and save it in `RUN/warm_start`; a finished stage is only loaded.
 
-    `warm_start.path` shares the folder of another run; `warm_start.demonstrations = 0` starts from the bare model.
+    `warm_start.path` copies the folder of another run; `warm_start.demonstrations = 0` starts from the bare model.
     """
     folder = run / FOLDER
     if not folder.exists():
@@ -82,7 +82,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 class _Stage:
-    """Imitation in progress: everything that a killed stage needs to go on."""
+    """Imitation in progress, with all the state that a killed stage needs to resume."""
 
     def __init__(self, config: Config, run: Path, make_env: Callable[[], TextEnv], hooks: Hooks) -> None:
         self.config, self.run_folder, self.make_env, self.hooks = config, run, make_env, hooks
@@ -112,7 +112,7 @@ class _Stage:
             ways = ["raise rollout.prompt_tokens"] * bool(asked) + [longer_context(config)]
             steps = ["set rollout.layout = 'steps'"] * (config.rollout.layout == "concat")
             raise UserError(f"all {wanted} demonstrations are {longer}: {either(ways, steps)}")
-        if latest is None and not config.model.path:  # a model that was there already was looked at before the run
+        if latest is None and not config.model.path:  # `check_inputs` checked an existing model before the run
             check_room_of_run(self.model, make_env, config)
         self.guard = Guard(self.model, self.optimizer, config.train.max_grad_norm, run, hooks.reporter.say)
         self.guard.skips = self.skips
@@ -134,7 +134,7 @@ class _Stage:
         return adamw(self.model, warm.learning_rate)
 
     def _fitting(self, demonstrations: list[Demonstration]) -> list[Demonstration]:
-        """Return the demonstrations that fit the model's context, with their tokens."""
+        """Return the demonstrations that fit the model's context, with tokens."""
         context = self.model.context
         fitting = [each for d in demonstrations if (each := written(d, self.renderer)) is not None]
         if len(fitting) < len(demonstrations):
@@ -144,7 +144,7 @@ class _Stage:
         return fitting
 
     def run(self) -> None:
-        """Train to the end, or until the held-out loss has not fallen for `patience` epochs; keep the best epoch."""
+        """Train to the end, or until the held-out loss has not fallen for `patience` epochs; keep the best weights."""
         patience = self.config.warm_start.patience
         while self.step < self.steps and not (patience and self.waited >= patience):
             epoch, place = divmod(self.step, self.steps_an_epoch)
@@ -236,7 +236,7 @@ class _Stage:
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate: linear over the first 5 % of the steps, then a cosine to a tenth."""
+    """Return the fraction of the peak learning rate: linear over the first 5 % of the steps, then a cosine to 0.1."""
     warm_up = max(1, steps // 20)
     if step < warm_up:
         return (step + 1) / warm_up
@@ -252,7 +252,7 @@ def measure_imitation(
     config: Config,
     reporter: Reporter | None = None,
 ) -> dict[str, float]:
-    """Return the loss (nats a token), whole actions right, and entropy (nats a token) on demonstrations."""
+    """Return loss (nats per token), share of whole actions predicted right, and entropy (nats per token)."""
     rows: list[Row] = [row for d in demonstrations for row in imitation_rows(d)]
     loss = entropy = 0.0
     tokens = right = actions = 0

@@ -1,1 +1,1 @@
-"""The policy's network and tokenizer, built from scratch or loaded, and the two ways to run it: rows and live slots."""
+"""The policy's network and tokenizer, built or loaded, and the two ways to run them: whole rows and live slots."""

@@ -1,9 +1,9 @@
-"""LoRA adapters by `peft`: small matrices beside the decoder's linear layers are trained, the base model is not.
+"""LoRA adapters with `peft`: small matrices beside the decoder's linear layers are trained, the base model is not.
 
-A checkpoint of one holds the adapter in `peft`'s own form, and names its base by folder and hash:
+A checkpoint holds the adapter in `peft`'s own format, and identifies its base by folder and hash:
 
-    adapter_model.safetensors, adapter_config.json    the matrices, and where they belong
-    base.json                                         where the base lies, and a SHA-256 over its weight files
+    adapter_model.safetensors, adapter_config.json    the matrices, and the layers they belong to
+    base.json                                         the base's folder, and a SHA-256 of its weight files
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from envrl.models.find import is_hub_id
 
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-"""What `peft` writes before the names of a network's layers."""
+"""The prefix that `peft` adds to the names of a network's layers."""
 
 
 _BASES: WeakKeyDictionary[PreTrainedModel, Base] = WeakKeyDictionary()
@@ -45,24 +45,24 @@ def _peft() -> Any:
 
 
 def check_peft() -> None:
-    """Raise `UserError` with the line to install where `peft` is missing."""
+    """Raise `UserError` with the install command if `peft` is missing."""
     _peft()
 
 
 def has_adapter(model: PreTrainedModel) -> bool:
-    """Return whether the network has an adapter, which alone is trained."""
+    """Return whether the network has an adapter; then only the adapter is trained."""
     return model in _BASES
 
 
 def add_adapter(
     model: PreTrainedModel, folder: Path, rank: int, alpha: float, seed: int, name: str = "", revision: str = ""
 ) -> None:
-    """Put a new adapter beside every linear layer but the output, and freeze the base, which `folder` holds.
+    """Add a new adapter to every linear layer except the output, and freeze the base, which is in `folder`.
 
-    `name` and `revision` say how a recipe names that model.
+    `name` and `revision` are the recipe's `model.path` and `model.revision` of the base.
 
-    A layer gives W x + (alpha / rank) B A x, with A drawn by the seed and B = 0 (LoRA, arXiv 2106.09685, section 4.1).
-    Raises `UserError` where `peft` is missing, or where `folder` holds an adapter itself.
+    A layer computes W x + (alpha / rank) B A x, with A drawn from the seed and B = 0 (LoRA, arXiv 2106.09685, section
+    4.1). Raises `UserError` if `peft` is missing, or `folder` holds an adapter itself.
     """
     peft = _peft()
     if has_adapter(model):
@@ -84,14 +84,14 @@ def add_adapter(
 
 def _inject(peft: Any, settings: Any, model: PreTrainedModel, base: Base) -> None:
     peft.inject_adapter_in_model(settings, model)
-    model.eval()  # what was added is in training mode
+    model.eval()  # the added modules are in training mode
     _BASES[model] = base
 
 
 def save_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapter, and what names its base; `from_pretrained` loads the folder where `peft` is installed."""
+    """Write the adapter and the reference to its base; `from_pretrained` loads the folder if `peft` is installed."""
     settings: Any = copy(model.peft_config["default"])
-    settings.target_modules = sorted(settings.target_modules)  # a set, of another order in each process
+    settings.target_modules = sorted(settings.target_modules)  # a set, whose order differs between processes
     settings.save_pretrained(folder)
     tensors = {_PREFIX + name: tensor.contiguous() for name, tensor in adapter_tensors(model).items()}
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
@@ -101,7 +101,7 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, place: Path) -> None:
-    """Put the adapter that was saved in `folder` onto its base, which lies in `place`, and freeze the base."""
+    """Add the adapter saved in `folder` to its base model, which is in `place`, and freeze the base."""
     peft = _peft()
     base = replace(read_base(folder), folder=str(place.resolve()))
     settings = peft.LoraConfig.from_pretrained(str(folder))
@@ -112,23 +112,23 @@ def load_adapter(model: PreTrainedModel, folder: Path, place: Path) -> None:
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
-    """Return the matrices of the adapter that was saved in `folder`."""
+    """Return the matrices of the adapter saved in `folder`."""
     return {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / _WEIGHTS).items()}
 
 
 def adapter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return the adapter's matrices by their layers."""
+    """Return the adapter's matrices by layer name."""
     return _peft().get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
 def trained_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return what training changes: the adapter's matrices, or all weights where there is no adapter."""
+    """Return the trained tensors: the adapter's matrices, or all weights if there is no adapter."""
     return adapter_tensors(model) if has_adapter(model) else model.state_dict()
 
 
 @torch.no_grad()
 def put_tensors(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `trained_tensors` returned; raises `UserError` where an adapter belongs to another model."""
+    """Load the result of `trained_tensors`; raise `UserError` if an adapter belongs to another model."""
     if not has_adapter(model):
         model.load_state_dict(tensors)
         return
@@ -141,7 +141,7 @@ def put_tensors(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def other_adapter(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Run the network with the adapter of another time; one that was never trained is as good as none."""
+    """Run the block with another adapter's matrices; an untrained adapter has no effect."""
     own = {name: each.clone() for name, each in adapter_tensors(model).items()}
     put_tensors(model, tensors)
     try:
@@ -151,13 +151,13 @@ def other_adapter(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Iter
 
 
 def merge_adapter(model: PreTrainedModel) -> None:
-    """Add the adapter to the base's weights, W + (alpha / rank) B A, which leaves a plain network."""
+    """Merge the adapter into the base's weights, W + (alpha / rank) B A, which leaves a plain network."""
     adapted = importlib.import_module("peft.tuners.lora").LoraLayer
     layers: list[tuple[str, Any]] = [(name, m) for name, m in model.named_modules() if isinstance(m, adapted)]
     names = {name for name, _ in layers}
     for name, layer in layers:
         if any(name.startswith(f"{other}.") for other in names):
-            continue  # experts have one wrapper around another; the outer one merges both
+            continue  # experts have nested wrappers; the outer one merges both
         if hasattr(layer, "unload_and_optionally_merge_module"):
             plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
         else:

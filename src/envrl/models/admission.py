@@ -1,4 +1,4 @@
-"""Which models the slot cache can run: those whose cached, trained and own log-probs agree up to rounding."""
+"""Admit only models that the slot cache runs correctly: cached, training and own log-probs agree up to rounding."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ PASSAGE = (
     "You arrive at the kitchen. On the table 1, you see a clean mug, two spoons and a loaf of bread. Your task is to "
     "put the mug into the cupboard, but its door is closed."
 )
-"""A real network's numbers are those of a language on text alone; on random ids it may round quite otherwise."""
+"""Real text for the test, since a trained network may round very differently on random ids."""
 
 _LENGTHS, _SHARED = (36, 11, 20, 8), 9
 _ADMITTED: set[str] = set()
 
 
 def admit_once(model: PreTrainedModel, codec: Codec) -> None:
-    """Admit a model unless one of its architecture, type of numbers and kind of device was admitted before.
+    """Admit a model, unless one with the same architecture, dtype and device type was admitted before.
 
-    What a fault here lies in, the model's code and ours, is the same whatever the weights have learned since.
+    A fault would be in the model's code or ours, so it does not depend on the weights.
     """
     weight = next(model.parameters())
     settings = model.config.to_dict()
-    for name in ("_name_or_path", "architectures", "dtype", "transformers_version"):  # they say where it comes from
+    for name in ("_name_or_path", "architectures", "dtype", "transformers_version"):  # these give its origin
         settings.pop(name, None)
     settings["ours"] = [type(model), weight.dtype, weight.device.type, model.config._attn_implementation]
     key = json.dumps(settings, sort_keys=True, default=str)
@@ -46,12 +46,12 @@ def admit_once(model: PreTrainedModel, codec: Codec) -> None:
 
 @torch.no_grad()
 def admit(model: PreTrainedModel, passage: Sequence[int]) -> None:
-    """Refuse a model that our slot cache cannot run: `UserError` unless its log-probs agree up to rounding.
+    """Raise `UserError` if the slot cache cannot run a model: its log-probs must agree up to rounding.
 
-    Four rows, of the ids of a passage and of random ones, are fed into three slots in ragged chunks, into all or some
-    of them; one slot is copied, one is cleared and used again. Their log-probs, and those of the padded rows that the
-    trainer learns from, are compared with the model's own full pass of each row. What they may differ by is in
-    `most_roundings`. A sliding window is narrowed meanwhile, so that it hides something.
+    Four rows, of a passage's ids and random ones, are fed into three slots in ragged chunks, into all or some of them;
+    one slot is copied, one is cleared and reused. Their log-probs, and those of padded rows as in training, are
+    compared with the model's own full pass over each row. `most_roundings` is the tolerance. A sliding window is
+    narrowed for the test, so that it hides something.
     """
     kind = f"models of type '{model.config.model_type}'"
     advice = "use a model of the families Qwen, Llama, Gemma, Phi-3 or LFM2"
@@ -77,7 +77,7 @@ def admit(model: PreTrainedModel, passage: Sequence[int]) -> None:
 
 
 def _rows(model: PreTrainedModel, passage: Sequence[int]) -> list[Tensor]:
-    """Return the rows of ids that are tried; the third begins as the first does."""
+    """Return the rows of ids for the test; the third shares a prefix with the first."""
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(vocabulary_size(model), (length,), generator=generator) for length in _LENGTHS]
     text = torch.tensor(passage[: len(rows[0])], dtype=torch.long)
@@ -89,7 +89,7 @@ def _rows(model: PreTrainedModel, passage: Sequence[int]) -> list[Tensor]:
 
 @contextmanager
 def _narrow_window(model: PreTrainedModel, width: int) -> Iterator[None]:
-    """Let a sliding window, where there is one, be `width` tokens wide for a while."""
+    """Narrow a sliding window, if the model has one, to `width` tokens in the block."""
     config = model.config.get_text_config()
     own = getattr(config, "sliding_window", None)
     if own:
@@ -102,26 +102,26 @@ def _narrow_window(model: PreTrainedModel, width: int) -> Iterator[None]:
 
 
 def _own_logprobs(model: PreTrainedModel, rows: Sequence[Tensor]) -> list[Tensor]:
-    """Return each row's log-probs (tokens, vocabulary) by the model's own code alone."""
+    """Return each row's log-probs (tokens, vocabulary) from the model's own code."""
     return [model(input_ids=row[None]).logits[0].float().log_softmax(-1) for row in rows]
 
 
 def _padded_logprobs(model: PreTrainedModel, rows: Sequence[Tensor]) -> list[Tensor]:
-    """Return each row's log-probs (tokens, vocabulary), all rows padded on the right and run at once."""
+    """Return each row's log-probs (tokens, vocabulary) from one pass over all rows, padded on the right."""
     longest = max(map(len, rows))
     states = row_states(model, torch.stack([F.pad(row, (0, longest - len(row))) for row in rows]))
     return [logits_of(model, each[: len(row)]).log_softmax(-1) for each, row in zip(states, rows, strict=True)]
 
 
 def _cached_logprobs(model: PreTrainedModel, rows: Sequence[Tensor]) -> list[Tensor]:
-    """Return each row's log-probs (tokens, vocabulary) as slots give them."""
+    """Return each row's log-probs (tokens, vocabulary) from the slot cache."""
     weight = next(model.parameters())
     cache = SlotCache(model.config, 3, weight.dtype, weight.device)
     found: list[list[Tensor]] = [[] for _ in rows]
     row_of = [0, 1, 2]
 
     def feed(turn: dict[int, int]) -> None:
-        """Feed slots so many tokens (slot: count) of their rows, or what is left of them."""
+        """Feed each slot the next tokens of its row (slot: count), or the rest of the row if that is shorter."""
         parts = {}
         for slot, count in turn.items():
             done = sum(map(len, found[row_of[slot]]))
@@ -141,6 +141,6 @@ def _cached_logprobs(model: PreTrainedModel, rows: Sequence[Tensor]) -> list[Ten
         feed(turn)
     cache.clear(second)
     row_of[1] = 3
-    for turn in ({2: 3, 1: 2, 0: 1}, {0: 4, 1: 6, 2: 1}, {2: 3, 0: 17}):  # the last one as wide as first prompts are
+    for turn in ({2: 3, 1: 2, 0: 1}, {0: 4, 1: 6, 2: 1}, {2: 3, 0: 17}):  # the last chunk is as wide as a first prompt
         feed(turn)
     return [torch.cat(parts) for parts in found]

@@ -1,4 +1,4 @@
-"""Causal attention in a tree of rows: each token sees those before it in its row."""
+"""Causal attention in a tree of rows: each token attends to the tokens before it in its row."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from envrl.models.tree import Branch, Tree
 
 TREE = "envrl_tree"
-"""The name under which `transformers` finds it."""
+"""The name of this attention in `transformers`."""
 
 _BLOCK = 64
-"""Tokens whose weights are made at once: with more of them more lies in the future, with fewer products are slow."""
+"""Tokens per block: larger blocks compute more masked scores, smaller ones make the products slow."""
 _SCORES = 1 << 19
-"""Most scores of a block that are made at once, unless those of one head are more: two MiB in fp32."""
+"""The most scores of a block that are computed at once, unless one head has more: two MiB in fp32."""
 _KEPT = 16
-"""Weights are kept for the backward pass where a token sees no more tokens, on average, than so many widths of a head.
+"""Attention weights are kept for the backward pass if a token sees at most this many head widths of tokens on average.
 
-They take no more memory then than what else a layer keeps; where there are more they are made again.
+They then take no more memory than a layer's other activations; otherwise they are computed again.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class LaidRows:
-    """A tree of rows on a device, and its rows end to end: `bounds` (rows + 1) in `nodes`, each token's node."""
+    """A tree of rows on a device: `nodes` has the node of each token, row after row; `bounds` (rows + 1) splits it."""
 
     tree: Tree
     nodes: Tensor
@@ -43,7 +43,7 @@ class LaidRows:
     _before: dict[int, Tensor] = field(default_factory=dict)
 
     def before(self, distance: int) -> Tensor:
-        """Return what `Tree.before` does, on the device; every layer asks for the same."""
+        """Return `Tree.before` on the device, cached since every layer needs the same."""
         if distance not in self._before:
             self._before[distance] = torch.from_numpy(self.tree.before(distance)).to(self.nodes.device)
         return self._before[distance]
@@ -68,7 +68,7 @@ def _tree_attention(
 ) -> tuple[Tensor, None]:
     """Attend causally inside each row; query (1, heads, nodes, size), key and value with as many heads or fewer.
 
-    Raises `ValueError` for what a layer wants beyond that: with small numbers a cap on scores would go unnoticed.
+    Raises `ValueError` if a layer needs more than that: the test of `runs_as_tree` would miss a cap on small scores.
     """
     if any(others.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise ValueError("this layer's attention is not plain")
@@ -81,17 +81,17 @@ def _tree_attention(
     heads, nodes, size = key.shape[1:]
     grouped = query[0].unflatten(0, (heads, -1)).transpose(1, 2) * scale
     flat = (each.flatten(1, -2).contiguous() for each in (grouped, key[0], value[0]))
-    found = cast(Tensor, _Branches.apply(*flat, rows.tree))
-    return found.unflatten(1, (nodes, -1)).transpose(0, 1).reshape(1, nodes, -1, size), None
+    output = cast(Tensor, _Branches.apply(*flat, rows.tree))
+    return output.unflatten(1, (nodes, -1)).transpose(0, 1).reshape(1, nodes, -1, size), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(TREE, _tree_attention)
 
 
 def _by_rows(query: Tensor, key: Tensor, value: Tensor, rows: LaidRows, scale: float) -> Tensor:
-    """Attend in each row by itself, what it shares included, by torch's kernels; return the nodes' part.
+    """Attend in each whole row, shared prefix included, with torch's kernels; return the result of each node.
 
-    It is done again in the backward pass: rows that share much are many times as long as their nodes.
+    The backward pass computes it again: whole rows that share much have many times as many tokens as nodes.
     """
     attend = _varlen if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else _rectangle
     again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
@@ -99,34 +99,34 @@ def _by_rows(query: Tensor, key: Tensor, value: Tensor, rows: LaidRows, scale: f
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, rows: LaidRows, scale: float) -> Tensor:
-    """Attend by torch's own kernel for rows of different lengths, which exists for CUDA in half precision."""
+    """Attend with torch's kernel for rows of different lengths, which exists for CUDA in half precision only."""
     from torch.nn.attention.varlen import varlen_attn
 
     longest, groups = max(len(branch.path) for branch in rows.tree.branches), query.shape[1] // key.shape[1]
-    # Repeated heads cost little here, and torch 2.11 cannot do without.
+    # Repeating heads costs little here, and torch 2.11 needs it.
     q, k, v = (
         each[0].repeat_interleave(times, dim=0).transpose(0, 1)[rows.nodes]
         for each, times in ((query, 1), (key, groups), (value, groups))
     )
-    found = varlen_attn(q, k, v, rows.bounds, rows.bounds, longest, longest, scale=scale, window_size=(-1, 0))
-    return cast(Tensor, found)[_places(rows.nodes, query.shape[2])]
+    output = varlen_attn(q, k, v, rows.bounds, rows.bounds, longest, longest, scale=scale, window_size=(-1, 0))
+    return cast(Tensor, output)[_places(rows.nodes, query.shape[2])]
 
 
 def _rectangle(query: Tensor, key: Tensor, value: Tensor, rows: LaidRows, scale: float) -> Tensor:
-    """Attend in rows padded to rectangles: few calls, where branches would be thousands of small ones to a GPU."""
-    found, nodes = [], []
+    """Attend in padded rows: few calls for a GPU, where branches would be thousands of small ones."""
+    outputs, nodes = [], []
     for paths in _of_like_length([torch.from_numpy(branch.path) for branch in rows.tree.branches]):
         part = pad_sequence(paths, batch_first=True, padding_value=-1).to(query.device)
         q, k, v = (each[0][:, part].transpose(0, 1) for each in (query, key, value))
         grouped = q.shape[1] != k.shape[1]
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-        found.append(seen.transpose(1, 2).flatten(0, 1))
+        outputs.append(seen.transpose(1, 2).flatten(0, 1))
         nodes.append(part.flatten())
-    return torch.cat(found)[_places(torch.cat(nodes), query.shape[2])]
+    return torch.cat(outputs)[_places(torch.cat(nodes), query.shape[2])]
 
 
 def _of_like_length(paths: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Return rows in parts, in each of which none is shorter than half of the longest: padding at most doubles them."""
+    """Group rows so that each is at least half as long as the longest of its group: padding at most doubles them."""
     parts: list[list[Tensor]] = []
     for path in sorted(paths, key=len, reverse=True):
         if not parts or 2 * len(path) < len(parts[-1][0]):
@@ -136,7 +136,7 @@ def _of_like_length(paths: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def _places(nodes: Tensor, count: int) -> Tensor:
-    """Return for each of `count` nodes a place where it stands in `nodes` (-1: no node)."""
+    """Return for each of `count` nodes an index of it in `nodes` (in which -1 is no node)."""
     places = nodes.new_empty(count + 1)
     places[nodes] = torch.arange(len(nodes), device=nodes.device)
     return places[:count]
@@ -145,14 +145,14 @@ def _places(nodes: Tensor, count: int) -> Tensor:
 class _Branches(torch.autograd.Function):
     """Attention of query (heads, nodes · group, size) to key and value (heads, nodes, size), in blocks of branches.
 
-    A block's weights are softmax(q · kᵀ) over the nodes of its row up to its own; the future inside it is masked. Heads
-    that share keys are rows of one product. Scores, their gradients and all sums over blocks are in fp32 or what is
-    more precise; what is multiplied with weights and scores' gradients is of the inputs' own type.
+    A block's weights are softmax(q · kᵀ) over the nodes of its row up to its own, with the future inside it masked.
+    Query heads that share keys are rows of one product. Scores, their gradients and sums over blocks are at least fp32;
+    the operands of products with weights and gradients of scores have the inputs' dtype.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree) -> Tensor:
-        found = torch.empty_like(query)
+        output = torch.empty_like(query)
         weights: list[Tensor] = []
         keep = any(ctx.needs_input_grad) and _mean_context(tree) <= _KEPT * query.shape[2]
         group = query.shape[1] // key.shape[1]
@@ -163,21 +163,21 @@ class _Branches(torch.autograd.Function):
                 k_precise = _precise(k)
                 for heads, own, seen in _blocks(branch, group, len(key)):
                     shares = scores_of(query[heads, own], k_precise[heads, :seen]).softmax(-1).to(v.dtype)
-                    found[heads, own] = torch.bmm(shares, v[heads, :seen])
+                    output[heads, own] = torch.bmm(shares, v[heads, :seen])
                     if keep:
                         weights.append(shares)
-        ctx.save_for_backward(query, key, value, found, *weights)
+        ctx.save_for_backward(query, key, value, output, *weights)
         ctx.tree = tree
-        return found
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, found, *weights = ctx.saved_tensors
-        kept, group = iter(weights), query.shape[1] // key.shape[1]
+        query, key, value, output, *weights = ctx.saved_tensors
+        saved, group = iter(weights), query.shape[1] // key.shape[1]
         scores_of = _Scores(query, group)
         grad = grad_outputs[0].to(query.dtype).contiguous()
         # With weights P: ∂q = (P ∘ (∂P - δ)) k, ∂P = ∂o vᵀ, δ = Σ ∂o ∘ o (Dao et al., NeurIPS 2022, appendix B).
-        delta = (_precise(grad) * found).sum(-1, keepdim=True)
+        delta = (_precise(grad) * output).sum(-1, keepdim=True)
         q_grad = torch.empty_like(query)
         k_grad, v_grad = (_precise(torch.zeros_like(each)) for each in (key, value))
         with torch.autocast(query.device.type, enabled=False):
@@ -187,7 +187,7 @@ class _Branches(torch.autograd.Function):
                 k_part, v_part = (_gathered(each, branch, zeros=True) for each in (k_grad, v_grad))
                 for heads, own, seen in _blocks(branch, group, len(key)):
                     q, above = query[heads, own], grad[heads, own]
-                    shares = next(kept) if weights else scores_of(q, k_precise[heads, :seen]).softmax(-1)
+                    shares = next(saved) if weights else scores_of(q, k_precise[heads, :seen]).softmax(-1)
                     _add_product(v_part[heads, :seen], shares.to(v.dtype).transpose(1, 2), above)
                     scores = scores_of.products(above, v_precise[heads, :seen])
                     scores = scores.sub_(delta[heads, own]).mul_(shares).to(k.dtype)
@@ -201,7 +201,7 @@ class _Branches(torch.autograd.Function):
 
 
 class _Scores:
-    """Scores (heads, tokens · group, seen) of blocks, each of them in the memory of the one before."""
+    """Scores (heads, tokens · group, seen) of blocks, which reuse one buffer."""
 
     def __init__(self, query: Tensor, group: int) -> None:
         self._group = group
@@ -210,14 +210,14 @@ class _Scores:
         self._future = mask.triu_(1).repeat_interleave(group, dim=0)
 
     def __call__(self, query: Tensor, key: Tensor) -> Tensor:
-        """Return the products of a block's queries and keys, whose last ones are its own tokens', no future seen."""
+        """Return the masked products of a block's queries and keys, of which the last are those of its own tokens."""
         scores = self.products(query, key)
         tokens = query.shape[1] // self._group
         scores[:, :, -tokens:] += self._future[: query.shape[1], :tokens]
         return scores
 
     def products(self, one: Tensor, other: Tensor) -> Tensor:
-        """Return one (heads, rows, size) · otherᵀ, of the type of `other`."""
+        """Return one · otherᵀ in the dtype of `other`; one is (heads, rows, size)."""
         shape = (*one.shape[:2], other.shape[1])
         if self._room.numel() < math.prod(shape):
             self._room = other.new_empty(math.prod(shape))
@@ -225,7 +225,7 @@ class _Scores:
 
 
 def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
-    """Add one · other, which may be of less precision, to a total."""
+    """Add one · other, which may have a lower precision, to a total."""
     if total.dtype == one.dtype:
         total.baddbmm_(one, other)
     else:
@@ -237,7 +237,7 @@ def _precise(each: Tensor) -> Tensor:
 
 
 def _gathered(each: Tensor, branch: Branch, *, zeros: bool = False) -> Tensor:
-    """Return keys or values (heads, tokens, size) of a row, a view where all nodes are its own; or as many zeros."""
+    """Return keys or values (heads, tokens, size) of a row (a view if all nodes are its own), or as many zeros."""
     if not branch.shared:
         return each[:, branch.own]
     if zeros:
@@ -246,9 +246,9 @@ def _gathered(each: Tensor, branch: Branch, *, zeros: bool = False) -> Tensor:
 
 
 def _blocks(branch: Branch, group: int, heads: int) -> Iterator[tuple[slice, slice, int]]:
-    """Yield heads, where a block of a branch's own lies in their queries, and how many tokens its last one sees.
+    """Yield each block of a branch's own nodes: its heads, its place in their queries, and how many tokens it sees.
 
-    Of a long row a block has few heads, so that its scores stay in a processor's cache.
+    In a long row a block has few heads, so that its scores stay in the processor's cache.
     """
     own = branch.own
     for start in range(own.start, own.stop, _BLOCK):
@@ -260,5 +260,5 @@ def _blocks(branch: Branch, group: int, heads: int) -> Iterator[tuple[slice, sli
 
 
 def _mean_context(tree: Tree) -> float:
-    """Return how many tokens a node sees on average."""
+    """Return the average number of tokens that a node sees."""
     return float(tree.positions.mean()) + 1

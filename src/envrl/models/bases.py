@@ -1,4 +1,4 @@
-"""The model that an adapter was trained on: found again wherever it lies now, and told by its hash."""
+"""The base model of an adapter: find it again wherever it is now, and identify it by its hash."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from envrl.models.find import is_hub_id, model_folder
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The model that an adapter was trained on: its folder, a SHA-256 over its weight files, and its name.
+    """The base model of an adapter: its folder, a SHA-256 of its weight files, and its name.
 
-    `beside` is the folder as seen from the adapter's, for runs that are moved together with it; `name` and `revision`
+    `beside` is the folder relative to the adapter's, for runs that are moved together with it; `name` and `revision`
     are the recipe's `model.path` and `model.revision`.
     """
 
@@ -30,10 +30,10 @@ class Base:
 
 
 def base_folder(folder: Path, name: str = "", revision: str = "") -> Path | None:
-    """Return the folder of the base of an adapter that was saved in `folder`; None where that holds a whole model.
+    """Return the folder of the base of the adapter saved in `folder`; None if that holds a whole model.
 
-    It is looked for where the recipe says (`name`, `revision`), where it lay, and at the same place as seen from the
-    adapter; only one with the same weights is taken. Raises `UserError` where there is none.
+    It is looked up by the recipe (`name`, `revision`), at its old path, and at its old path relative to the adapter;
+    its weights must have the same hash. Raises `UserError` if it is not found.
     """
     if not holds_adapter(folder):
         return None
@@ -52,7 +52,7 @@ def base_folder(folder: Path, name: str = "", revision: str = "") -> Path | None
 
 
 def check_base(folder: Path, name: str) -> None:
-    """Raise `UserError` where `folder` holds no adapter, or `name` is not the model that it was trained on."""
+    """Raise `UserError` if `folder` holds no adapter, or `name` is not its base model."""
     if not holds_adapter(folder):
         raise UserError(
             f"'{folder}' holds a whole model, not an adapter: model.path says where an adapter's base lies now; leave "
@@ -69,7 +69,7 @@ def check_base(folder: Path, name: str) -> None:
 
 
 def _places(base: Base, folder: Path, name: str, revision: str) -> Iterator[Path]:
-    """Yield where an adapter's base may lie; what is not on this machine is asked for last."""
+    """Yield the folders where an adapter's base may be; those not on this machine come last."""
     if name and not is_hub_id(name):
         with suppress(UserError):
             yield model_folder(name)
@@ -83,7 +83,7 @@ def _places(base: Base, folder: Path, name: str, revision: str) -> Iterator[Path
 
 
 def read_base(folder: Path) -> Base:
-    """Return what an adapter's folder says of its base; raises `UserError` where that is not readable."""
+    """Return the base recorded in an adapter's folder; raise `UserError` if that is not readable."""
     try:
         return Base(**json.loads((folder / BASE).read_bytes()))
     except (ValueError, TypeError):
@@ -91,7 +91,7 @@ def read_base(folder: Path) -> Base:
 
 
 def hash_of_weights(folder: Path) -> str:
-    """Return a SHA-256 over the names and contents of a folder's weight files."""
+    """Return a SHA-256 of the names and contents of a folder's weight files."""
     whole = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in (".safetensors", ".bin") and file.is_file():

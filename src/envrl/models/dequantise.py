@@ -1,4 +1,4 @@
-"""A GGUF file's quantised weights as a model folder of fp32 weights, which any program loads."""
+"""Convert a GGUF file's quantised weights to a model folder of fp32 weights, which any program can load."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from envrl.models.tokenizer import forget_how_loaded
 
 
 def check_gguf() -> None:
-    """Raise `UserError` with the line to install where the package that reads GGUF files is missing."""
+    """Raise `UserError` with the install command if the package that reads GGUF files is missing."""
     if importlib.util.find_spec("gguf") is None:
         raise UserError("reading a GGUF file needs the package 'gguf': pip install 'envrl[gguf]'")
 
 
 def dequantise(source: Path, target: Path, model: NamedModel) -> None:
-    """Write the weights of a GGUF file and its tokenizer into an empty folder, as `from_pretrained` reads them.
+    """Write the weights of a GGUF file and its tokenizer into an empty folder, in the format of `from_pretrained`.
 
-    What the original model says and a GGUF file does not hold comes from `model`. Raises `RunError` where the weights
-    are not those that are known.
+    Settings of the original model that a GGUF file lacks come from `model`. Raises `RunError` if the weights do not
+    have the known hash.
     """
     check_gguf()
     folder, name = source.parent, source.name
-    with redirect_stderr(io.StringIO()):  # transformers' bar here heeds no setting
+    with redirect_stderr(io.StringIO()):  # no setting hides this progress bar of transformers
         network: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    found = hash_of_tensors(dict(network.named_parameters()))
-    if model.weights and found != model.weights:
+    digest = hash_of_tensors(dict(network.named_parameters()))
+    if model.weights and digest != model.weights:
         raise RunError(
-            f"{name} gives other weights (SHA-256 {found}) than are known ({model.weights}): a defect of this version "
+            f"{name} gives other weights (SHA-256 {digest}) than are known ({model.weights}): a defect of this version "
             "of gguf or transformers; nothing of it is kept"
         )
     _as_plain(network, model)
@@ -50,7 +50,7 @@ def dequantise(source: Path, target: Path, model: NamedModel) -> None:
 
 
 def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return a SHA-256 over names, shapes and fp32 values, sorted by name: the same whatever file they lie in."""
+    """Return a SHA-256 of names, shapes and fp32 values, sorted by name; it does not depend on the file format."""
     whole = hashlib.sha256()
     for name in sorted(tensors):
         values = tensors[name].detach().to(torch.float32).contiguous()
@@ -60,7 +60,7 @@ def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _as_plain(network: Any, model: NamedModel) -> None:
-    """Have the network forget that it was quantised, which `save_pretrained` refuses, and complete its settings."""
+    """Remove the network's quantisation settings, which `save_pretrained` refuses, and complete its other settings."""
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config
     network.hf_quantizer = None
@@ -70,7 +70,7 @@ def _as_plain(network: Any, model: NamedModel) -> None:
 
 
 def _complete(tokenizer: Any, model: NamedModel) -> None:
-    """Give a tokenizer what is read from no GGUF file: the splitting of numbers into digits, and the longest text."""
+    """Set a tokenizer's settings that no GGUF file has: splitting numbers into digits, and the longest text."""
     if model.splits_digits:
         core = tokenizer.backend_tokenizer
         core.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,4 +1,4 @@
-"""Work on a GPU that nobody waits for: numbers sent there, and written at places all different."""
+"""Asynchronous work on a GPU: copy numbers to it, and write to distinct indices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def sent(numbers: NDArray[Any] | Sequence[int], device: torch.device) -> Tensor:
-    """Return numbers (integers where they are no array) as a tensor on a device; nobody waits for the copy."""
+    """Return numbers (integers unless they are an array) as a tensor on a device, without waiting for the copy."""
     array = numbers if isinstance(numbers, np.ndarray) else np.array(numbers, dtype=np.int64)
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
@@ -21,9 +21,9 @@ def sent(numbers: NDArray[Any] | Sequence[int], device: torch.device) -> Tensor:
 
 @contextmanager
 def distinct_writes(device: torch.device) -> Iterator[None]:
-    """Write to indices that are all different: CUDA's kernel for repeated ones sorts, and copies the whole target.
+    """A context for writes to distinct indices: CUDA's deterministic kernel sorts, and copies the whole target.
 
-    A run asks torch for that kernel (`envrl.models.runtime.prepare_torch`); what is written here is the same.
+    A run asks torch for that kernel (`envrl.models.runtime.prepare_torch`), which distinct indices do not need.
     """
     if device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
         yield

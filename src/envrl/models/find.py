@@ -1,4 +1,4 @@
-"""What a model's name stands for: a folder, a model by name of `envrl models`, or an id of the hub."""
+"""Resolve a model's name: a folder, a name of `envrl models`, or an id of the hub."""
 
 from __future__ import annotations
 
@@ -14,59 +14,59 @@ from envrl.models.hub import HUB_ID, config_file, hub_folder, missing_parts
 from envrl.places import default_folder
 
 RECORD = "envrl-model.json"
-"""The file in a model's folder that says from where it came, and what was done to it."""
+"""The file in a model's folder that records its origin and processing."""
 
 
 def named_folder(name: str) -> Path:
-    """Return where `envrl models get NAME` puts a model: ${XDG_DATA_HOME:-~/.local/share}/envrl/models/NAME."""
+    """Return the folder of `envrl models get NAME`: ${XDG_DATA_HOME:-~/.local/share}/envrl/models/NAME."""
     return default_folder("models") / name
 
 
 def named_models() -> list[str]:
-    """Return the names of the models that can be had or are here, sorted."""
+    """Return the names of all models that are available or installed, sorted."""
     home = default_folder("models")
     here = [path.name for path in home.iterdir() if (path / "config.json").is_file()] if home.is_dir() else []
     return sorted({*MODELS, *here})
 
 
 def folder_here(path: str) -> Path | None:
-    """Return the folder that a name stands for on this machine: one of that name, else one of `envrl models`."""
-    given = Path(os.path.expanduser(path))
-    if given.exists():
-        return given
+    """Return the local folder of a name: the folder of that path, else that of `envrl models`, or None."""
+    local = Path(os.path.expanduser(path))
+    if local.exists():
+        return local
     named = named_folder(path)
     return named if "/" not in path and (named / "config.json").is_file() else None
 
 
 def is_hub_id(path: str) -> bool:
-    """Return whether `model.path` is neither a folder nor a name of ours, and could be an id of the hub."""
+    """Return whether `model.path` is neither a local folder nor an installed name, and could be an id of the hub."""
     return not folder_here(path) and HUB_ID.fullmatch(path) is not None
 
 
 def pinned_revision(path: str, revision: str = "") -> str:
-    """Return the revision of the model that a name stands for now: a commit of the hub, or what a record says.
+    """Return the current revision of a named model: a commit of the hub, or the revision in its record.
 
-    Empty for a folder without a record. Nothing large is downloaded. Raises `UserError` where there is no such model,
-    or it is here at another revision than the one asked for.
+    Empty for a folder without a record. Nothing large is downloaded. Raises `UserError` if there is no such model, or
+    the installed one has another revision than the one asked for.
     """
     folder = folder_here(path)
     if folder is None:
         _check_name(path)
         return config_file(path, revision).parent.name
-    found = str(read_record(folder).get("revision", ""))
-    if revision and found != revision:
-        what = f"is '{found}'" if found else "has no record that says its revision"
+    current = str(read_record(folder).get("revision", ""))
+    if revision and current != revision:
+        what = f"is '{current}'" if current else "has no record that says its revision"
         raise UserError(
             f"the model '{path}' here {what}, and model.revision = '{revision}' asks for another: leave model.revision "
             "out, or get that one"
         )
-    return found
+    return current
 
 
 def model_folder(path: str, revision: str = "") -> Path:
-    """Return the folder of the model that a name stands for, downloaded first where it is an id of the hub.
+    """Return the folder of a named model, downloaded first if it is an id of the hub.
 
-    Raises `UserError` where there is no such model, `RunError` where a download breaks off.
+    Raises `UserError` if there is no such model, `RunError` if a download fails.
     """
     folder = folder_here(path)
     if folder is not None:
@@ -77,7 +77,7 @@ def model_folder(path: str, revision: str = "") -> Path:
 
 
 def config_folder(path: str, revision: str = "") -> Path:
-    """Return the folder with the configuration of a model, which of the hub's is got alone; raises `UserError`."""
+    """Return a folder with the model's config.json, the only file downloaded from the hub; may raise `UserError`."""
     folder = folder_here(path)
     if folder is not None:
         return folder
@@ -86,9 +86,9 @@ def config_folder(path: str, revision: str = "") -> Path:
 
 
 def check_folder(folder: Path, name: str = "") -> None:
-    """Raise `UserError` where a folder cannot hold a model that is trained here: what is missing, and what to do.
+    """Raise `UserError` if a folder does not hold a trainable model, with what is missing and what to do.
 
-    Only its configuration is read, no weights; an adapter's folder of ours passes.
+    Only the configuration is read, not the weights; the folder of an adapter that envrl saved passes.
     """
     if holds_adapter(folder):
         return
@@ -120,7 +120,7 @@ def check_folder(folder: Path, name: str = "") -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return what a model's folder says of itself, nothing where it has no record; raises `UserError` if unreadable."""
+    """Return the record in a model's folder, empty if there is none; raise `UserError` if it is not readable."""
     try:
         record = json.loads((folder / RECORD).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -133,7 +133,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def _check_name(path: str) -> None:
-    """Raise `UserError` for a name that is not here and cannot be one of the hub's."""
+    """Raise `UserError` for a name that is not installed and cannot be an id of the hub."""
     if path in MODELS:
         raise UserError(f"the model '{path}' is not here yet: 'envrl models get {path}' gets it")
     if not HUB_ID.fullmatch(path):

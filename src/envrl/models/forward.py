@@ -1,4 +1,4 @@
-"""Running a causal language model: hidden states of padded rows, of chunks into live slots, and log-probs from them."""
+"""Run a causal language model: hidden states of padded rows and of chunks fed into live slots, and their log-probs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """Return the number of rows of the embedding, which may exceed the tokenizer's."""
+    """Return the number of rows of the embedding, which may exceed the tokenizer's vocabulary."""
     return cast(Tensor, model.get_input_embeddings().weight).shape[0]
 
 
 def state_width(model: PreTrainedModel) -> int:
-    """Return the width of the last hidden states."""
+    """Return the width of the final hidden states."""
     return cast(Tensor, cast(nn.Module, model.get_output_embeddings()).weight).shape[1]
 
 
@@ -50,18 +50,18 @@ def chunk_states(
 ) -> Tensor:
     """Feed a right-padded chunk (slots, width) into live slots, all or some; return its states (slots, width, size).
 
-    `visible` is what `SlotCache.begin` takes it for.
+    `visible` is passed to `SlotCache.begin`.
     """
     positions, mask = cache.begin(counts, ids.shape[1], slots, visible)
     attention_mask: Any = _masks(cache, mask)
     wide = mask.device.type == "cpu" and ids.shape[1] >= _WIDE
     ends: Any = list(zip(counts.tolist(), cache.ends.tolist(), strict=True)) if wide else None
     decoder, own = _decoder(model), model.config._attn_implementation
-    given: dict[str, Any] = {_cache_name(type(decoder)): cache, **({"ends": ends} if wide else {})}
+    arguments: dict[str, Any] = {_cache_name(type(decoder)): cache, **({"ends": ends} if wide else {})}
     model.config._attn_implementation = _GROUPED
     try:
         states = decoder(
-            input_ids=ids, position_ids=positions, attention_mask=attention_mask, use_cache=True, **given
+            input_ids=ids, position_ids=positions, attention_mask=attention_mask, use_cache=True, **arguments
         ).last_hidden_state
     finally:
         model.config._attn_implementation = own
@@ -71,12 +71,12 @@ def chunk_states(
 
 @cached
 def _cache_name(decoder: type[nn.Module]) -> str:
-    """Return what a decoder calls its cache: `cache`, or `past_key_values` where transformers is older than 5.24."""
+    """Return the decoder's argument for the cache: `cache`, or `past_key_values` before transformers 5.24."""
     return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 def _masks(cache: SlotCache, mask: Tensor) -> Tensor | dict[str, Tensor | None]:
-    """Return the announced chunk's mask as the model takes it: one for all layers, or one for each kind of layer."""
+    """Return the chunk's mask in the model's form: one for all layers, or one for each kind of layer."""
     window = getattr(cache.config, "sliding_window", None)
     kinds = set(getattr(cache.config, "layer_types", None) or ())
     if not kinds:
@@ -103,9 +103,9 @@ def _grouped_attention(
 ) -> tuple[Tensor, None]:
     """Attend to the slots' keys and values; query heads that share a key head become rows of one product.
 
-    So keys and values are read once, not once a query head: with few new tokens a slot, reading them is what costs.
-    A `softcap` c bounds the scores s before the mask: c · tanh(s / c). `ends` are each slot's new tokens and the
-    positions that its last one sees, where slots are to be gone through one by one.
+    So keys and values are read once, not once per query head: with few new tokens per slot, reading dominates the cost.
+    A `softcap` c bounds the scores s before the mask: c · tanh(s / c). If `ends` is given, slots are processed one by
+    one: it has each slot's number of new tokens and the number of positions that the last one sees.
     """
     slots, heads, width, size = query.shape
     groups = heads // key.shape[1]
@@ -114,22 +114,22 @@ def _grouped_attention(
     rows = query.reshape(slots, key.shape[1], groups * width, size)
     mask = attention_mask.repeat(1, 1, groups, 1) if groups > 1 else attention_mask
     if softcap is None:
-        found = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask.to(query.dtype), scale=scaling)
+        output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask.to(query.dtype), scale=scaling)
     else:
         scores = softcap * torch.tanh(rows @ key.transpose(2, 3) * (scaling / softcap)) + mask
-        found = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype) @ value
-    return found.reshape(slots, heads, width, size).transpose(1, 2).contiguous(), None
+        output = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype) @ value
+    return output.reshape(slots, heads, width, size).transpose(1, 2).contiguous(), None
 
 
 def _slot_by_slot(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, ends: Sequence[tuple[int, int]]
 ) -> Tensor:
-    """Attend (slots, width, heads, size) without what a rectangle pads: a slot's own new tokens to its own positions.
+    """Attend without padding, each slot's new tokens to its own positions; return (slots, width, heads, size).
 
-    On a CPU plain products of this kind are 1.2 to 2 times as fast as the fused kernel, which does the padding too.
+    On a CPU these plain products are 1.2 to 2 times as fast as the fused kernel, which also computes the padding.
     """
     slots, heads, width, size = query.shape
-    found = query.new_zeros(slots, width, heads, size)
+    output = query.new_zeros(slots, width, heads, size)
     for slot, (count, end) in enumerate(ends):
         if not count:
             continue
@@ -137,18 +137,18 @@ def _slot_by_slot(
         scores = torch.bmm(rows, key[slot, :, :end].transpose(1, 2)).view(heads, count, end)
         weights = scores.add_(mask[slot, :, :count, :end]).softmax(-1).view(key.shape[1], -1, end)
         seen = torch.bmm(weights, value[slot, :, :end])
-        found[slot, :count] = seen.view(heads, count, size).transpose(0, 1)
-    return found
+        output[slot, :count] = seen.view(heads, count, size).transpose(0, 1)
+    return output
 
 
 _WIDE = 16
-"""Tokens of a chunk from which on slots are gone through one by one (measured with heads of width 64)."""
+"""Chunks of at least this many tokens are processed slot by slot (measured with heads of width 64)."""
 _GROUPED = "envrl_grouped"
 ALL_ATTENTION_FUNCTIONS.register(_GROUPED, _grouped_attention)
 
 
 def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Return logits (n, vocabulary) of hidden states (n, width), in fp32 or what is more precise.
+    """Return the logits (n, vocabulary) of hidden states (n, width), at least in fp32.
 
     A configuration's `final_logit_softcapping` c bounds them: c · tanh(logit / c).
     """
@@ -157,12 +157,12 @@ def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
 
 
 def logit_cap(model: PreTrainedModel) -> float | None:
-    """Return what bounds the model's logits softly, None where nothing does."""
+    """Return the soft cap of the model's logits, or None."""
     return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
 
 def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
-    """Return cap · tanh(logits / cap), or logits as they are without a cap."""
+    """Return cap · tanh(logits / cap), or the logits unchanged without a cap."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
@@ -173,17 +173,17 @@ def restricted_logits(logits: Tensor, allowed: Tensor) -> Tensor:
 
 
 def log_softmax_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log-probs (n, choices) and entropies (n,) in nats of rows of logits; masked entries count as 0."""
+    """Return the log-probs (n, choices) and entropies (n,) of rows of logits, in nats; masked entries count as 0."""
     logprobs = F.log_softmax(logits, dim=-1)
     probabilities = logprobs.exp()
     return logprobs, -(probabilities * logprobs.masked_fill(probabilities == 0, 0.0)).sum(-1)
 
 
 def longest_sequence(model: PreTrainedModel) -> int:
-    """Return the longest sequence that the network takes, tokens.
+    """Return the longest sequence of the network, in tokens.
 
-    Rotary positions of the kind `longrope` are others for all tokens once a sequence passes the length that the model
-    was first trained with; cached keys would be of both kinds, so that length is the longest.
+    With `longrope`, rotary positions change for all tokens once a sequence exceeds the model's original training
+    length, which would invalidate cached keys; so that length is the limit.
     """
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}

@@ -1,8 +1,8 @@
-"""Passes of a token a slot as a CUDA graph: all their kernels are begun at once, where Python begins each by itself.
+"""Decode passes as a CUDA graph: one launch starts all kernels, which Python would launch one by one.
 
 A graph repeats the same kernels on the same memory. So a pass is recorded in fixed shapes: all slots, each with a token
-or none, over all positions that the cache has room for. Where the cache becomes another (it grows, slots are given up)
-its graph is void, and the next one is recorded.
+or none, over the full capacity of the cache. If the cache's tensors change (it grows, slots are dropped), the graph is
+void, and the next one is recorded.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from envrl.models.rounding import most_roundings, rounded_anew, roundings_apart
 from envrl.models.slots import SlotCache
 
 Pass = Callable[[], Tensor]
-"""Runs a pass on the inputs that lie ready; returns its states."""
+"""Runs a pass on prepared inputs and returns its hidden states."""
 
 SETTLED = 8
-"""Ordinary passes on one arrangement of the cache before it is recorded, which takes about as long (assumed): whenever
-the arrangement changes then, recording has at most doubled what the passes took."""
+"""Ordinary passes on one arrangement of the cache before a graph is recorded. Recording is assumed to take as long as
+these, so whenever the arrangement changes, it has at most doubled the time of the passes."""
 IN_VAIN = 1 << 30
-"""Bytes that a layer may read of slots that have no token, which a graph runs, too: a device reads as much while
-Python begins an ordinary layer's kernels (0.8 ms, as `envrl.costs.speed` assumes)."""
+"""Bytes that a layer may read for slots without a token, which a graph runs too: a device reads as much while Python
+launches an ordinary layer's kernels (0.8 ms, as `envrl.costs.speed` assumes)."""
 
 
 @dataclass(slots=True)
 class Recorded:
-    """How many graphs were recorded, how many passes came from one, and how many were ordinary for all that."""
+    """Numbers of recorded graphs, of passes that replayed one, and of passes that ran without one."""
 
     graphs: int = 0
     passes: int = 0
@@ -46,10 +46,10 @@ class Recorded:
 
 
 class PassGraph:
-    """Runs passes of one token a slot at most, from a graph once that pays.
+    """Runs passes of at most one token per slot, from a CUDA graph once that pays.
 
-    A graph's first pass is run ordinarily, too, and compared. Where recording fails, for want of memory or anything
-    else, or the two do not agree, it warns, and all later passes are ordinary ones.
+    A graph's first pass is compared with an ordinary one. If recording fails (out of memory or anything else), or the
+    two disagree, it warns, and all later passes are ordinary ones.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class PassGraph:
     def run(
         self, slots: Sequence[int], ids: NDArray[np.int64], counts: Sequence[int], room: int, ordinary: Pass
     ) -> Tensor:
-        """Feed these slots an id each where their count is 1, none where it is 0; return states (slots, 1, width).
+        """Feed one id to each of these slots with count 1, none to those with count 0; return states (slots, 1, width).
 
-        They hold until the next pass. `room` is what the longest of all slots will need, positions; `ordinary` runs
-        the same pass for these slots without a graph.
+        The states are valid until the next pass. `room` is the number of positions that the longest of all slots will
+        need; `ordinary` runs the same pass without a graph.
         """
         everyone = len(self._cache.lengths)
         if self._given_up or (everyone - sum(counts)) * self._cache.slot_bytes > IN_VAIN:
@@ -96,13 +96,13 @@ class PassGraph:
         return states if len(slots) == len(states) else states[sent(slots, states.device)]
 
     def _first(self, inputs: NDArray[np.int64], slots: Sequence[int], ordinary: Pass) -> Tensor:
-        """Record a graph and run this pass with it; then run it ordinarily, compare, and return the latter's states.
+        """Record a graph and run this pass with it; then compare with the ordinary pass, and return its states.
 
-        How far they may lie apart is what rounding anew moves the ordinary pass by.
+        The tolerance is measured by an ordinary pass with other roundings.
         """
         moment, fault = self._cache.moment(), ""
         found = lengths = moment[0]
-        self._inputs = self._cache.lengths.new_zeros(inputs.shape)  # no tokens: a pass that alters nothing is recorded
+        self._inputs = self._cache.lengths.new_zeros(inputs.shape)  # no tokens, so that recording changes nothing
         try:
             self._replay = self._record(self._step())
             found = self._rows(self._again(self._replay, inputs), slots).clone()
@@ -125,7 +125,7 @@ class PassGraph:
         return states
 
     def _step(self) -> Pass:
-        """Return the pass of fixed shapes, which never asks the device for a number."""
+        """Return a pass of fixed shapes, which never waits for a number from the device."""
         model, cache, (ids, counts), room = self._model, self._cache, self._inputs, self._cache.capacity
         return lambda: chunk_states(model, cache, ids[:, None], counts, None, room)
 
@@ -136,15 +136,15 @@ class PassGraph:
 
 
 def recorder(device: torch.device) -> Callable[[Pass], Pass] | None:
-    """Return what records passes on a device; None where there is no such thing."""
+    """Return the function that records passes on a CUDA device, None for other devices."""
     return partial(_record, device) if device.type == "cuda" else None
 
 
 def _record(device: torch.device, run: Pass) -> Pass:
-    """Return what repeats a pass as it is now, from a CUDA graph.
+    """Record a pass as a CUDA graph; return a function that replays it.
 
-    What is done once (workspaces, kernels that are chosen) is done before, on the same stream; and waiting for the
-    device, which no graph can hold, is an error there, where it does no harm yet.
+    Two ordinary passes run before on the same stream: the first does one-time work (workspaces, kernel selection), the
+    second makes it an error to wait for the device, which a graph cannot contain.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
@@ -156,11 +156,11 @@ def _record(device: torch.device, run: Pass) -> Pass:
                 with _no_waiting():
                     run()
             outer.wait_stream(side)
-            # Other threads may use the device meanwhile. The pool is its own: none can be used again once it was empty.
+            # Other threads may use the device meanwhile. The graph has its own pool: an emptied one cannot be reused.
             with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 states = run()
         finally:
-            torch.cuda.set_stream(outer)  # where a recording cannot be ended, torch leaves its stream in place
+            torch.cuda.set_stream(outer)  # if a recording fails, torch leaves its stream in place
 
     def replay() -> Tensor:
         graph.replay()
@@ -171,7 +171,7 @@ def _record(device: torch.device, run: Pass) -> Pass:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the one stream to record on: libraries keep a workspace for every stream that they have seen."""
+    """Return the one stream to record on, since libraries keep a workspace for every stream they have seen."""
     return torch.cuda.Stream(device)
 
 

@@ -1,6 +1,6 @@
-"""Heads beside the network's own: linear maps from its hidden states to numbers, such as the value of a state.
+"""Additional heads of the network: linear maps from its hidden states to numbers, such as the value of a state.
 
-They belong to the model: what trains, saves, copies or counts it sees them through `LanguageModel.parameters`.
+They belong to the model: `LanguageModel.parameters` includes them for training, saving, copying and counting.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FILE = "heads.safetensors"
 
 
 def new_head(width: int, device: torch.device, outputs: int = 1) -> nn.Linear:
-    """Return a head that gives 0 for every state (…, width), and a gradient."""
+    """Return a zero-initialised head, which gives 0 for every state (…, width) but has a gradient."""
     head = nn.Linear(width, outputs, device=device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -25,18 +25,18 @@ def new_head(width: int, device: torch.device, outputs: int = 1) -> nn.Linear:
 
 
 def values_of(head: nn.Module, states: Tensor) -> Tensor:
-    """Return one number a state: (n, width) to (n,)."""
+    """Return one number per state: (n, width) to (n,)."""
     return head(states.to(next(head.parameters()).dtype)).squeeze(-1)
 
 
 def save_heads(heads: nn.ModuleDict, folder: Path) -> None:
-    """Write the heads beside the network, where there are any."""
+    """Write the heads beside the network, if there are any."""
     if len(heads):
         save_file({name: tensor.contiguous() for name, tensor in heads.state_dict().items()}, folder / FILE)
 
 
 def load_heads(folder: Path, device: torch.device) -> nn.ModuleDict:
-    """Return the heads that `save_heads` wrote, none where it wrote none; raises `UserError` for another file."""
+    """Return the heads that `save_heads` wrote, if any; raise `UserError` for an invalid file."""
     heads = nn.ModuleDict()
     if not (folder / FILE).is_file():
         return heads

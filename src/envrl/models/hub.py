@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, by `huggingface_hub`: resumed, in its cache, and from that without a network."""
+"""Models of the Hugging Face hub, with `huggingface_hub`: downloads resume, and its cache works without a network."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from envrl.progress import Reporter, now_and_then
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
 _LEFT_OUT = ("*/*", "consolidated*", "*.gguf")
-"""Copies of the weights for other programs, which lie beside those that transformers reads."""
+"""Copies of the weights for other programs, beside those for transformers."""
 _SECONDS = 10.0
-"""How long the hub may take to answer what a name stands for."""
+"""Timeout of the hub's answer about a name."""
 
 
 def config_file(identifier: str, revision: str = "") -> Path:
     """Return a model's config.json in the hub's cache, of a revision (empty: the newest), in a folder named by commit.
 
-    The hub is asked unless the revision is a commit that is here. Raises `UserError` where there is no such model, or
-    the hub is out of reach and the cache has none.
+    The hub is asked unless the revision is a cached commit. Raises `UserError` if there is no such model, or the hub is
+    out of reach and the cache has no copy.
     """
     there = cached_folder(identifier, revision)
     if there is not None and there.name == revision:
         return there / "config.json"
     hub = _hub()
-    try:  # at first what fails at once; a download is tried again and again, for half a minute
+    try:  # first a call that fails at once: a download is retried for half a minute
         hub.HfApi().model_info(identifier, revision=revision or None, timeout=_SECONDS)
         return Path(hub.hf_hub_download(identifier, "config.json", revision=revision or None, etag_timeout=_SECONDS))
     except _failures() as error:
@@ -41,10 +41,10 @@ def config_file(identifier: str, revision: str = "") -> Path:
 
 
 def hub_folder(identifier: str, revision: str) -> Path:
-    """Return the folder of a model in the hub's cache, got first where it is not there; its name is the commit.
+    """Return the folder of a model in the hub's cache, downloaded first if necessary; its name is the commit.
 
-    Raises `UserError` where there is no such model, or the hub is out of reach and the cache is not whole, `RunError`
-    where the disk is full. What came of a download that broke off is kept, and the same call goes on from there.
+    Raises `UserError` if there is no such model, or the hub is out of reach and the cache is incomplete; `RunError` if
+    the disk is full. An interrupted download is kept, and the same call resumes it.
     """
     commit, reporter = config_file(identifier, revision).parent.name, Reporter()
     there = cached_folder(identifier, commit)
@@ -53,7 +53,7 @@ def hub_folder(identifier: str, revision: str) -> Path:
         return there
     try:
         _hub().HfApi().model_info(identifier, revision=commit, timeout=_SECONDS)  # see config_file
-        folder = _snapshot(identifier, commit, _TEXTS, reporter)  # before the weights: where those are, all is there
+        folder = _snapshot(identifier, commit, _TEXTS, reporter)  # weights last: a folder with them is complete
         folder = _snapshot(identifier, commit, ("*.safetensors",), reporter)
         if not any(folder.glob("*.safetensors")):
             folder = _snapshot(identifier, commit, ("*.bin",), reporter)
@@ -68,17 +68,17 @@ def hub_folder(identifier: str, revision: str) -> Path:
 
 
 def cached_folder(identifier: str, revision: str = "") -> Path | None:
-    """Return where a model lies in the hub's cache, whole or not; None where it is not there at all."""
+    """Return the folder of a model in the hub's cache, complete or not, or None if it is not there."""
     hub = _hub()
     try:
-        found = hub.try_to_load_from_cache(identifier, "config.json", revision=revision or None)
-    except (ValueError, OSError):  # no id of the hub
+        path = hub.try_to_load_from_cache(identifier, "config.json", revision=revision or None)
+    except (ValueError, OSError):  # not an id of the hub
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(path).parent if isinstance(path, str) else None
 
 
 def missing_parts(folder: Path) -> list[str]:
-    """Return the names of files that `from_pretrained` needs and a folder lacks: configuration, weights, tokenizer."""
+    """Return the files that `from_pretrained` needs and a folder lacks: configuration, weights, tokenizer."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     indices = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")][:1]
     if indices:
@@ -95,24 +95,24 @@ def missing_parts(folder: Path) -> list[str]:
 
 def _snapshot(identifier: str, commit: str, patterns: Sequence[str], reporter: Reporter) -> Path:
     hub = _hub()
-    asked = {
+    arguments = {
         "revision": commit,
         "allow_patterns": list(patterns),
         "ignore_patterns": list(_LEFT_OUT),
         "etag_timeout": _SECONDS,
     }
-    plan = hub.snapshot_download(identifier, dry_run=True, **asked)
+    plan = hub.snapshot_download(identifier, dry_run=True, **arguments)
     total = sum(file.file_size for file in plan if file.will_download)
     cache = Path(hub.constants.HF_HUB_CACHE)
     check_room(f"'{identifier}'", total, cache)
     blobs = cache / f"models--{identifier.replace('/', '--')}" / "blobs"
     with _quiet(hub), watched(identifier, blobs, total, reporter):
-        return Path(hub.snapshot_download(identifier, **asked))
+        return Path(hub.snapshot_download(identifier, **arguments))
 
 
 @contextmanager
 def watched(name: str, folder: Path, total: int, reporter: Reporter) -> Iterator[None]:
-    """Show how the files of a folder grow by `total` bytes, as somebody else writes them."""
+    """Show how the files of a folder grow by `total` bytes, while the block writes them."""
     before = _size(folder)
     with (
         reporter.phase(name, total / 1e6, unit="MB") as phase,
@@ -135,7 +135,7 @@ def _size(folder: Path) -> int:
 
 @contextmanager
 def _quiet(hub: Any) -> Iterator[None]:
-    """Have the hub's own bars off: there is a line of ours."""
+    """Hide the hub's own progress bars, in favour of our progress line."""
     off = hub.utils.are_progress_bars_disabled()
     hub.utils.disable_progress_bars()
     try:
@@ -154,7 +154,7 @@ def _hub() -> Any:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Return what `huggingface_hub` raises where it is not its own defect; its HTTP library's base is no OSError."""
+    """Return the exceptions of `huggingface_hub` for failed requests; its HTTP library's base is not an OSError."""
     from huggingface_hub import errors
 
     named = [getattr(errors, name, OSError) for name in ("HTTPError", "XetDownloadError", "RevisionResolutionError")]
@@ -162,7 +162,7 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _is_refused(error: Exception) -> bool:
-    """Return whether the hub answered that there is no such thing for us."""
+    """Return whether the hub answered that there is no such model or revision for this user."""
     from huggingface_hub import errors
 
     refusals = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
@@ -197,7 +197,7 @@ def _refusal(identifier: str, revision: str, error: Exception, cached: str = "th
 
 
 def _cause(error: Exception) -> Exception:
-    """Return what was the matter before `huggingface_hub` said that it could not go on without the hub."""
+    """Return the original error behind `huggingface_hub`'s error that it cannot continue without the hub."""
     cause = error.__cause__
     return cause if isinstance(cause, Exception) and not getattr(error, "response", None) else error
 
@@ -211,5 +211,5 @@ def _reason(error: Exception) -> str:
     answer = getattr(error, "response", None)
     if answer is not None:
         return f"it answers {answer.status_code} {answer.reason_phrase}"
-    said = " ".join(str(error).split())
-    return (said or type(error).__name__)[:120]
+    message = " ".join(str(error).split())
+    return (message or type(error).__name__)[:120]

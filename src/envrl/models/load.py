@@ -1,4 +1,4 @@
-"""A policy's network and codec as one thing: built, loaded from a folder, saved to one."""
+"""A policy's network and codec as one object: build it, load it from a folder, save it to one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from envrl.models.tokenizer import MARKS, Codec, forget_how_loaded, train_tokeni
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
-    """A causal language model, the codec of its tokenizer, and heads beside its own by name (`envrl.models.heads`)."""
+    """A causal language model, the codec of its tokenizer, and its additional heads by name (`envrl.models.heads`)."""
 
     network: PreTrainedModel
     codec: Codec
@@ -42,7 +42,7 @@ class LanguageModel:
 
     @property
     def context(self) -> int:
-        """The longest sequence that the network takes, tokens."""
+        """The longest sequence of the network, in tokens."""
         return longest_sequence(self.network)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -50,7 +50,7 @@ class LanguageModel:
         yield from (parameter for _, parameter in self.named_parameters())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the same with their names; those of the heads begin with "heads."."""
+        """Yield (name, parameter); the names of the heads begin with "heads."."""
         yield from self.network.named_parameters()
         yield from self.heads.named_parameters(prefix="heads")
 
@@ -61,17 +61,17 @@ class LanguageModel:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the torch device cpu, cuda or cuda:N; raises `UserError` where this machine has none such."""
+    """Return the torch device cpu, cuda or cuda:N; raise `UserError` if this machine does not have it."""
     match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
     if match is None:
         raise UserError(f"train.device must be 'cpu', 'cuda' or 'cuda:N', not '{name}'")
     if name == "cpu":
         return torch.device("cpu")
-    found = torch.cuda.device_count()
+    count = torch.cuda.device_count()
     index = int(match[1] or os.environ.get("LOCAL_RANK", "0"))  # of several processes each has a device of its own
-    if index >= found:
+    if index >= count:
         raise UserError(
-            f"train.device = '{name}' is not there: this machine has {found or 'no'} CUDA device{'s' * (found != 1)}; "
+            f"train.device = '{name}' is not there: this machine has {count or 'no'} CUDA device{'s' * (count != 1)}; "
             "use --train.device cpu"
         )
     return torch.device("cuda", index)
@@ -80,9 +80,9 @@ def find_device(name: str) -> torch.device:
 def build_model(
     config: ModelConfig, texts: Sequence[str], seed: int, device: str = "cpu", shape: str = ""
 ) -> LanguageModel:
-    """Build `model.preset` from scratch: a tokenizer trained on `texts` and a network drawn with `seed`.
+    """Build `model.preset` from scratch: a tokenizer trained on `texts`, and a network initialised with `seed`.
 
-    With `shape` the network is one of `SHAPES` in its place.
+    With `shape`, the network is that of `SHAPES` instead.
     """
     if config.preset not in PRESETS:
         raise UserError(f"unknown model.preset '{config.preset}'{suggest(config.preset, PRESETS)}")
@@ -100,7 +100,7 @@ def build_model(
 
 
 def load_policy(folder: str | Path, config: Config, device: str = "") -> LanguageModel:
-    """Load the model of a recipe, ready for its prompt format, on its device or another one."""
+    """Load the model in `folder` for a recipe's prompt format, on the recipe's device or another one."""
     marks, model = not config.rollout.is_chat, config.model
     named = (model.path, model.revision)
     return load_model(
@@ -109,7 +109,7 @@ def load_policy(folder: str | Path, config: Config, device: str = "") -> Languag
 
 
 def load_path(config: Config, device: str = "") -> LanguageModel:
-    """Load `model.path`, from the hub where it is an id of it, with a new adapter where the recipe asks for one."""
+    """Load `model.path`, from the hub if it is an id of it, with a new adapter if the recipe asks for one."""
     asked = config.model
     folder = model_folder(asked.path, asked.revision)
     model = load_policy(folder, config, device)
@@ -127,11 +127,11 @@ def load_model(
     chat_template: str = "",
     named: tuple[str, str] = ("", ""),
 ) -> LanguageModel:
-    """Load a folder that `transformers` wrote, ours or any causal language model's; raises `UserError` if it cannot.
+    """Load any causal language model in a folder of `transformers`' format; raise `UserError` if that fails.
 
-    With `marks` a tokenizer that lacks ours gets them as new special tokens, and with `chat_template` ("chatml") that
-    template and its tokens; the embedding gets new rows for them. `named` is the recipe's name and revision of the base
-    of an adapter.
+    With `marks`, a tokenizer without our marks gets them as new special tokens; with `chat_template` ("chatml"), it
+    gets that template and its tokens; the embedding gets new rows for them. `named` is the recipe's name and revision
+    of the base of an adapter.
     """
     path = Path(folder)
     check_folder(path)
@@ -139,7 +139,7 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         network = _load_network(base or path)
-    except Exception as error:  # of a folder of the user's transformers may raise anything
+    except Exception as error:  # transformers may raise anything for a user's folder
         if is_out_of_memory(error):
             raise
         raise UserError(f"the model in '{folder}' cannot be loaded: {_first_sentence(error)}") from error
@@ -151,7 +151,7 @@ def load_model(
         _add_chat_template(tokenizer)
     if len(tokenizer) > vocabulary_size(network):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # an adapter's base must have the same rows whenever it is loaded
+            torch.manual_seed(0)  # an adapter's base must get the same rows every time it is loaded
             network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if base is not None:
         load_adapter(network, path, base)
@@ -162,15 +162,15 @@ def load_model(
 
 
 def _add_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a tokenizer the one chat template that ships, `chatml`."""
+    """Give a tokenizer the built-in chat template `chatml`."""
     _add_tokens(tokenizer, CHATML_TOKENS)
     tokenizer.chat_template = CHATML
-    # Ours is saved as one that finds no special token in a text; but a chat is a text of them to whoever loads it.
+    # Tokenizers built here find no special tokens in texts; with a chat template, other programs need them found.
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = False
 
 
 def _end_chats(network: PreTrainedModel, codec: Codec) -> None:
-    """Have `generate` end where our chat template ends a response, too: a saved model says so to others."""
+    """Make `generate` also stop at the end of a response in our chat template, so that other programs do."""
     end = codec.tokenizer.get_vocab()[CHATML_TOKENS[1]]
     if network.generation_config is not None:
         network.generation_config.eos_token_id = sorted({*stops_of(network, codec), end})
@@ -183,7 +183,7 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> No
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Refuse a tokenizer that knows no words: transformers makes an empty one where its files are not there."""
+    """Refuse a tokenizer without vocabulary: transformers makes an empty one if its files are missing."""
     ids = tokenizer.encode("open 1", add_special_tokens=False)
     if not ids or all(i == tokenizer.unk_token_id for i in ids):
         raise UserError(
@@ -193,7 +193,7 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def _load_network(path: Path) -> PreTrainedModel:
-    """Load a network whose weights are all there and fit; transformers itself would draw missing ones at random."""
+    """Load a network; refuse missing or misshapen weights, which transformers would initialise at random."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         local_files_only=True,
@@ -212,16 +212,16 @@ def _load_network(path: Path) -> PreTrainedModel:
 def _first_sentence(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no entry {error}"
-    said = " ".join(str(error).split())
-    if "custom code" in said:
+    message = " ".join(str(error).split())
+    if "custom code" in message:
         return "it brings code of its own, which is not run; take a model whose code transformers has"
-    if kind := re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)Config'>", said):
+    if kind := re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)Config'>", message):
         return f"it is of the kind {kind[1]}, which is no causal language model"
-    return re.split(r"\.\s", said, maxsplit=1)[0].rstrip(".")[:300]
+    return re.split(r"\.\s", message, maxsplit=1)[0].rstrip(".")[:300]
 
 
 def save_model(model: LanguageModel, folder: Path) -> None:
-    """Write the weights and config.json, or an adapter alone, and the tokenizer, as `from_pretrained` reads them."""
+    """Write the weights and config.json (or only the adapter) and the tokenizer, in the format of `from_pretrained`."""
     if has_adapter(model.network):
         save_adapter(model.network, folder)
     else:

@@ -1,4 +1,4 @@
-"""Running out of memory: told from other failures, with what failed let go, so that less can be tried."""
+"""Detect that memory ran out, and release it, so that less can be tried."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SIGNS = (
     "cannot allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-"""What allocators that raise a plain `RuntimeError` say: torch's for the CPU, and cuBLAS for its workspace."""
+"""Messages of allocators that raise a plain `RuntimeError`: torch's for the CPU, and cuBLAS for its workspace."""
 
 
 class OutOfMemory(Exception):
-    """Memory ran out in work on `parts` things of at most `tokens` tokens each."""
+    """Memory ran out in work on `parts` rows or episodes of at most `tokens` tokens each."""
 
     def __init__(self, parts: int, tokens: int) -> None:
         super().__init__(f"memory ran out in work on {parts} parts of at most {tokens} tokens")
@@ -27,7 +27,7 @@ class OutOfMemory(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that an allocation failed."""
+    """Return whether an error means that an allocation failed."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign.lower() in str(error).lower() for sign in _SIGNS)
@@ -35,7 +35,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def counted_memory(parts: int, tokens: int) -> Iterator[None]:
-    """Raise `OutOfMemory(parts, tokens)` where an allocation fails inside the block."""
+    """Raise `OutOfMemory(parts, tokens)` if an allocation fails inside the block."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -45,7 +45,7 @@ def counted_memory(parts: int, tokens: int) -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Give back what failed work has left; to be called outside the `except` block, which still holds its tensors."""
+    """Release the memory of failed work. Call it outside the `except` block, which still holds the tensors."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Configurations of published models by name, from their config.json: what is known of a model before it is there."""
+"""Configurations of published models by name, from their config.json, which need no download."""
 
 from __future__ import annotations
 

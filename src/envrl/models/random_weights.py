@@ -1,4 +1,4 @@
-"""Networks with random weights, of published shapes, to measure with: speed and memory do not depend on weights."""
+"""Networks of published shapes with random weights, for benchmarks: speed and memory do not depend on the weights."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _SMALL = {
     "tie_word_embeddings": True,
 }
 SHAPES: Mapping[str, Mapping[str, Any]] = {"qwen2-100m": _SMALL, **PUBLISHED}
-"""Shapes by name: the published ones, and one of 100 million parameters for a CPU."""
+"""Shapes by name: the published ones, and a small one of 100 million parameters for a CPU."""
 
 
 def build_shape(name: str, pad: int, end: int, seed: int, device: torch.device) -> PreTrainedModel:
-    """Return a Qwen2 network of a shape of `SHAPES`, drawn with `seed` on the device that it is for.
+    """Return a Qwen2 network of a shape in `SHAPES`, initialised with `seed` on its device.
 
     Raises `UserError` for an unknown name.
     """

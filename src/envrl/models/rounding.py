@@ -1,9 +1,9 @@
-"""How far rounding alone moves a network's numbers: what two ways to compute the same are compared by.
+"""Measure the effect of rounding on a network's outputs, as the tolerance for comparing two ways to compute them.
 
-No fixed number serves: thirty layers of real weights round a hundred times as coarsely as a toy of two. A float64
-reference would say it, but needs twice or four times the weights' memory. So the network runs once more while every
-module's result is moved by a unit in its last place, up or down. The outcome is as far off as float64 shows the
-network's own pass to be (`tests/test_admission.py`), costs a pass, and is never zero by luck, as between two batches.
+No fixed tolerance works: thirty layers of real weights round a hundred times as coarsely as a toy of two. A float64
+reference would need two or four times the weights' memory. So the network runs once more while every module's result is
+moved by a unit in its last place, up or down. The difference is about the network's own error against float64
+(`tests/test_admission.py`), costs one pass, and is never zero by luck, as it may be between two batches.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 _COARSE_PRODUCTS = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
-"""Unit in the last place of what fp32 products are rounded to, by `torch.get_float32_matmul_precision()`."""
+"""The rounding unit of fp32 products by `torch.get_float32_matmul_precision()`."""
 
 
 def rounding_unit(model: nn.Module) -> float:
-    """Return the unit in the last place, relative to 1, of what a model computes in: weights, autocast, products."""
+    """Return the relative rounding unit of a model's computation, the largest of weights, autocast and products."""
     weight = next(model.parameters())
     kind = weight.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
@@ -27,17 +27,17 @@ def rounding_unit(model: nn.Module) -> float:
 
 
 def most_roundings(model: nn.Module) -> float:
-    """Return how many roundings (`roundings_apart`) two ways to compute the same may lie apart.
+    """Return the tolerance for two ways to compute the same outputs, in units of `roundings_apart`.
 
-    Measured between right ones: up to 1.2 in fp32, where sums of products round, too, in an order that is the
-    kernel's own; up to 0.5 in bf16, whose sums are fp32. Between wrong ones, in fp32: 49 and more (docs/models.md).
+    Measured between correct ones: up to 1.2 in fp32, where sums of products also round, in a kernel-dependent order; up
+    to 0.5 in bf16, whose sums are fp32. Between wrong ones, in fp32: 49 and more (docs/models.md).
     """
     return 10.0 if rounding_unit(model) <= torch.finfo(torch.float32).eps else 2.0
 
 
 @contextmanager
 def rounded_anew(model: nn.Module) -> Iterator[None]:
-    """Have each module without parts give results that are a unit in the last place off, up or down by a fixed seed."""
+    """Shift the result of each leaf module by a unit in its last place, up or down by a fixed seed, in the block."""
     unit = rounding_unit(model)
     generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
 
@@ -56,10 +56,10 @@ def rounded_anew(model: nn.Module) -> Iterator[None]:
 
 
 def roundings_apart(found: Sequence[Tensor], expected: Sequence[Tensor], anew: Sequence[Tensor]) -> float:
-    """Return how many roundings lie between `found` and `expected`, tensors (tokens, numbers) of like shapes.
+    """Return the distance of `found` from `expected`, tensors (tokens, numbers) of equal shapes, in roundings.
 
-    That is the largest root mean square of a token's differences, in units of the same between `anew`, which was
-    computed while `rounded_anew`, and `expected`.
+    That is the largest root mean square of a token's differences, divided by the same between `anew`, which was
+    computed inside `rounded_anew`, and `expected`.
     """
     gap, rounding = (
         max(float((one - other).float().norm(dim=-1).max()) for one, other in zip(each, expected, strict=True))

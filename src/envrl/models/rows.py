@@ -1,4 +1,4 @@
-"""Hidden states of whole rows, for training: rows as a tree where a model's layers allow it, else padded."""
+"""Hidden states of whole rows, for training: rows run as a tree if the model's layers allow it, else padded."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from envrl.types import IntArray
 
 @dataclass(frozen=True, slots=True)
 class RowStates:
-    """Last hidden states (those of all rows and any padding, width): token t of row r has `nodes[starts[r] + t]`."""
+    """Final hidden states (nodes or padded tokens, width); that of token t of row r is `nodes[starts[r] + t]`."""
 
     states: Tensor
     starts: Tensor
     nodes: Tensor
 
     def at(self, row_N: Tensor, token_N: Tensor) -> Tensor:
-        """Return the states (n, width) of these tokens of these rows."""
+        """Return the states (n, width) of token `token_N[i]` of row `row_N[i]`."""
         return self.states[self.nodes[self.starts[row_N] + token_N]]
 
 
@@ -46,11 +46,11 @@ def states_of_rows(
     asked: Sequence[IntArray] | None = None,
     checkpointing: bool = False,
 ) -> RowStates:
-    """Return the hidden states of rows of token ids, each seen by itself.
+    """Return the hidden states of rows of token ids, each row independent of the others.
 
-    What rows begin with alike is run once, where the model's layers allow it; `asked` are then the tokens of each row
-    whose states have to be right (default: all). With `checkpointing` the backward pass runs every layer again, and
-    only what enters the layers is kept until then.
+    Shared prefixes are run once if the model's layers allow it; then only the states of the `asked` tokens of each row
+    are valid (default: all). With `checkpointing` the backward pass runs every layer again, and only the layers' inputs
+    are kept until then.
     """
     tree = runs_as_tree(model) and not _hidden_by_window(model, max(map(len, rows)))
     laid = LaidRows.on(next(model.parameters()).device, tree_of(rows)) if tree else None
@@ -62,27 +62,26 @@ def states_of_rows(
 
 
 def token_wise_parts(model: PreTrainedModel) -> list[nn.Module]:
-    """Return what the last layer computes of each token for that token alone: no other token sees its result."""
+    """Return the modules of the last layer that act on each token alone, whose results no other token sees."""
     layers = getattr(model.get_decoder(), "layers", None)
     if not layers:
         return []
     attention = getattr(layers[-1], "self_attn", None)
     named = [(layers[-1], ("mlp", "feed_forward")), (attention, ("q_proj", "o_proj", "out_proj"))]
-    found = [getattr(owner, name, None) for owner, names in named for name in names]
-    return [part for part in found if isinstance(part, nn.Module)]
+    modules = [getattr(owner, name, None) for owner, names in named for name in names]
+    return [part for part in modules if isinstance(part, nn.Module)]
 
 
 def asked_nodes(tree: Tree, asked: Sequence[IntArray]) -> Indices | None:
-    """Return the nodes of the tokens asked for in each row, or None where they are most of all: choosing costs, too."""
+    """Return the nodes of each row's asked tokens, or None if these are at least half: selecting has a cost too."""
     nodes = np.unique(np.concatenate([b.path[places] for b, places in zip(tree.branches, asked, strict=True)]))
     return nodes if 2 * len(nodes) < len(tree.ids) else None
 
 
 def runs_as_tree(model: PreTrainedModel) -> bool:
-    """Return whether rows can be run as a tree: tried once, with a few short ones, in the present precision.
+    """Return whether rows can be run as a tree: tested once per model, with a few short rows in the current precision.
 
-    A layer that mixes neighbours in a way that is not known here fails it by its numbers: they differ by more than the
-    network's own rounding.
+    A model with a layer that mixes tokens in an unknown way fails: its states differ by more than the rounding.
     """
     if model not in _TRIED:
         _TRIED[model] = _agrees(model)
@@ -96,7 +95,7 @@ _TRIED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 def _agrees(model: PreTrainedModel) -> bool:
     generator = np.random.default_rng(0)
     first, *rows = (generator.integers(vocabulary_size(model), size=size, dtype=np.int32) for size in (11, 7, 7, 3))
-    # A fork behind one token and one behind six, a row that is the beginning of another, and one that is alone.
+    # A fork after one token and one after six, a row that is a prefix of another, and a row that shares nothing.
     rows += [first, np.concatenate([first[:6], rows[0]]), np.concatenate([first[:1], rows[1]]), first[:4]]
     device = next(model.parameters()).device
     laid = LaidRows.on(device, tree_of(rows))
@@ -141,9 +140,9 @@ def _as_tree(model: PreTrainedModel, rows: LaidRows) -> RowStates:
 
 @contextmanager
 def _tree_layers(model: PreTrainedModel, rows: LaidRows, asked: Tensor | None) -> Iterator[None]:
-    """Have attention and short convolutions go by these rows; attention is told of them as it is called.
+    """Make attention and short convolutions follow these rows in the block; attention gets them as an argument.
 
-    Where nodes are `asked` for, the last layer computes for those alone what no other one sees.
+    If nodes are `asked` for, the token-wise parts of the last layer compute only those.
     """
     convolutions = [layer for layer in model.modules() if type(layer).__name__.endswith("ShortConv")]
     parts: list[nn.Module] = []
@@ -162,23 +161,23 @@ def _tree_layers(model: PreTrainedModel, rows: LaidRows, asked: Tensor | None) -
 
 
 def _of_nodes(whole: Callable[[Tensor], Tensor], nodes: Tensor, states: Tensor) -> Tensor:
-    """Return what a part of a layer gives for these nodes of states (1, nodes, width), and zeros for the others."""
-    found = whole(states[:, nodes])
-    return found.new_zeros(1, states.shape[1], found.shape[2]).index_copy(1, nodes, found)
+    """Apply a module to these nodes of states (1, nodes, width); the result is 0 for the others."""
+    result = whole(states[:, nodes])
+    return result.new_zeros(1, states.shape[1], result.shape[2]).index_copy(1, nodes, result)
 
 
 def _short_convolution(layer: Any, laid: LaidRows, hidden_states: Tensor, **_: Any) -> Tensor:
-    """Return C ∘ conv(B ∘ x) of nodes (1, nodes, width) as LFM2 has it, over the last tokens of each one's own row."""
+    """Return LFM2's C ∘ conv(B ∘ x) of nodes (1, nodes, width), over the last tokens of each node's own row."""
     before, after, x = layer.in_proj(hidden_states[0]).chunk(3, dim=-1)
     inputs = before * x
     padded = torch.cat([inputs, inputs.new_zeros(1, inputs.shape[1])])
     kernel = cast(Tensor, layer.conv.weight)[:, 0].to(inputs.dtype)
-    found = inputs * kernel[:, -1]
+    result = inputs * kernel[:, -1]
     for distance in range(1, kernel.shape[1]):
-        found = found + padded[laid.before(distance)] * kernel[:, -1 - distance]
+        result = result + padded[laid.before(distance)] * kernel[:, -1 - distance]
     if layer.conv.bias is not None:
-        found = found + layer.conv.bias
-    return layer.out_proj(after * found)[None]
+        result = result + layer.conv.bias
+    return layer.out_proj(after * result)[None]
 
 
 @contextmanager
@@ -193,9 +192,9 @@ def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 @contextmanager
 def _recomputed_layers(model: PreTrainedModel, context: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Have each layer's forward pass run again in the backward pass, in a context that the first pass has as well.
+    """Recompute each layer's forward pass in the backward pass, inside the same context as the first one.
 
-    The network's own switch acts in training mode alone, which would switch dropout on as well.
+    The network's own gradient checkpointing works only in training mode, which would also enable dropout.
     """
     layers = [
         layer
@@ -223,6 +222,6 @@ def _recomputed_layers(model: PreTrainedModel, context: Callable[[], AbstractCon
 
 
 def _hidden_by_window(model: PreTrainedModel, longest: int) -> bool:
-    """Return whether some layer may see less than all of a row so long."""
+    """Return whether a sliding window may hide a part of a row of this length."""
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     return window is not None and longest > window

@@ -1,4 +1,4 @@
-"""Log-probs and entropies of tokens from hidden states; logits of a large vocabulary exist one chunk at a time."""
+"""Log-probs and entropies of tokens from hidden states; the logits of a large vocabulary are computed in chunks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from envrl.models.forward import log_softmax_and_entropy, logit_cap, logits_of, 
 from envrl.types import Ragged
 
 CHUNK = 1 << 27
-"""Most logits of one chunk: 883 tokens of a vocabulary of 151,936, half a GiB in fp32.
+"""Most logits of one chunk: 883 tokens with a vocabulary of 151,936, half a GiB in fp32.
 
-Larger chunks gain little; smaller ones add the gradient of the whole output matrix to its sum more often.
+Larger chunks gain little; smaller ones add up the gradient of the whole output matrix more often.
 """
 KEPT = CHUNK // 8
-"""Most logits that are kept from the forward to the backward pass, where more are computed twice."""
+"""Most logits that are kept for the backward pass; more are computed twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Log-probs (n,) and entropies (n,) of tokens, nats."""
+    """Log-probs (n,) and entropies (n,) of tokens, in nats."""
 
     logprobs: Tensor
     entropies: Tensor
@@ -42,9 +42,9 @@ def score_tokens(
 ) -> TokenScores:
     """Return the scores of target ids (n,) given the hidden states (n, width) before them, at a temperature.
 
-    `allowed` holds the ids that each target was drawn from, none for the whole vocabulary. Where there are many
-    logits they are made in chunks, and once more in the backward pass. `bf16` rounds what enters the products with the
-    output matrix; sums and logits stay fp32 (CUDA alone has such a product).
+    `allowed` holds the ids that each target was sampled from, an empty list for the whole vocabulary. Many logits are
+    computed in chunks, and again in the backward pass. `bf16` rounds the operands of the products with the output
+    matrix; sums and logits stay fp32 (only CUDA has such a product).
     """
     head = _head(model)
     if bf16 or targets.numel() * head.weight.shape[0] > KEPT:
@@ -55,7 +55,7 @@ def score_tokens(
 
 @torch.no_grad()
 def logits_in_chunks(model: PreTrainedModel, states: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield which of the hidden states (n, width) come next and their logits (some, vocabulary); no gradients."""
+    """Yield (slice, logits) of successive chunks of the hidden states (n, width), without gradients."""
     for part in _parts(states.shape[0], _head(model).weight.shape[0]):
         yield part, logits_of(model, states[part])
 
@@ -72,7 +72,7 @@ def _parts(tokens: int, vocabulary: int) -> list[slice]:
 def _score(
     logits: Tensor, targets: Tensor, allowed: Ragged | None, temperature: float, part: slice = slice(None)
 ) -> tuple[Tensor, Tensor]:
-    """Return log-probs and entropies of targets (n,) by their logits (n, vocabulary); they are `part` of `allowed`."""
+    """Return the log-probs and entropies of targets (n,) from logits (n, vocabulary); `part` selects from `allowed`."""
     logits = logits / temperature
     padded = None if allowed is None else _padded(allowed, part, logits.shape[1])
     if padded is None:
@@ -85,7 +85,7 @@ def _score(
 
 
 def _padded(allowed: Ragged, part: slice, vocabulary: int) -> np.ndarray | None:
-    """Return the allowed ids (tokens, most choices), -1 beyond a token's own; None where none of them is restricted."""
+    """Return the allowed ids (tokens, most choices), padded with -1; None if no token is restricted."""
     counts = np.diff(allowed.offsets)[part]
     if not counts.any():
         return None
@@ -99,17 +99,17 @@ def _padded(allowed: Ragged, part: slice, vocabulary: int) -> np.ndarray | None:
 
 
 def _product(left: Tensor, right: Tensor, bf16: bool) -> Tensor:
-    """Return left @ right in fp32 or what is more precise, of operands in bf16 where asked for."""
+    """Return left @ right at least in fp32, with operands rounded to bf16 if asked for."""
     if bf16:
         return torch.mm(left.bfloat16(), right.bfloat16(), out_dtype=torch.float32)
-    found = left @ right
-    return found.to(torch.promote_types(found.dtype, torch.float32))
+    product = left @ right
+    return product.to(torch.promote_types(product.dtype, torch.float32))
 
 
 class _InChunks(torch.autograd.Function):
-    """Scores whose logits are made chunk by chunk, in the forward pass and again in the backward pass.
+    """Scores from logits that are computed chunk by chunk, in the forward pass and again in the backward pass.
 
-    The gradient of the output matrix is summed in one place, which `torch.utils.checkpoint` would make anew each time.
+    The gradient of the output matrix accumulates in one buffer; `torch.utils.checkpoint` would allocate it per chunk.
     """
 
     @staticmethod
@@ -127,14 +127,14 @@ class _InChunks(torch.autograd.Function):
         ctx.save_for_backward(states, weight, bias, targets)
         ctx.rest = allowed, temperature, bf16, cap
         matrix = weight.bfloat16() if bf16 else weight
-        found = [
+        scores = [
             _score(
                 *(soft_capped(_logits(states[part], matrix, bias, bf16), cap), targets[part]),
                 *(allowed, temperature, part),
             )
             for part in _parts(len(targets), len(weight))
         ]
-        return torch.cat([logprobs for logprobs, _ in found]), torch.cat([entropies for _, entropies in found])
+        return torch.cat([logprobs for logprobs, _ in scores]), torch.cat([entropies for _, entropies in scores])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,6 +1,6 @@
-"""A cache of many live sequences of different lengths: keys and values by slot, and the states of short convolutions.
+"""A KV cache of many live sequences of different lengths, by slot, with the states of short convolutions.
 
-It takes the place of a `transformers` cache object, so the model's own code runs unchanged.
+It replaces a `transformers` cache object, so the model's own code runs unchanged.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _BLOCK = 128
 
 
 class SlotCache:
-    """Keys and values (slots, heads, positions, size) a layer, grown in blocks; every slot has its own length.
+    """Keys and values (slots, heads, positions, size) of each layer, grown in blocks; every slot has its own length.
 
-    A chunk of tokens is fed right-padded: what the padding writes lies beyond the slot's length, is masked, and is
-    overwritten by the tokens that come next.
+    A chunk of tokens is fed right-padded: padding is written beyond the slot's length, masked, and overwritten by the
+    next tokens.
     """
 
     is_compileable = False
@@ -35,7 +35,7 @@ class SlotCache:
         self._states: dict[int, Tensor] = {}
         self.capacity = 0
         self.arrangement = 0
-        """Another number whenever one of its tensors is another: what was recorded with the old ones is void then."""
+        """Changes whenever a tensor is replaced; a CUDA graph recorded with the old tensors is then void."""
         self._slots: Tensor | None = None
         self._positions = torch.zeros(0)
         self._counts = torch.zeros(0)
@@ -44,11 +44,11 @@ class SlotCache:
     def begin(
         self, counts: Tensor, width: int, slots: Tensor | None = None, visible: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Announce a chunk of `counts` tokens a slot, padded to `width`, for all slots or some of them.
+        """Begin a chunk of `counts` tokens per slot, padded to `width`, for all slots or some of them.
 
-        Return position ids (slots, width), none beyond its slot's last token, and the additive attention mask
-        (slots, 1, width, positions). `visible` is how many positions that is; left out it is the longest of these
-        slots and `width`, which a GPU has to be waited for. A fixed one makes a pass of fixed shapes.
+        Return position ids (slots, width), none beyond the slot's last token, and the additive attention mask
+        (slots, 1, width, positions). `visible` is that number of positions; the default, the longest of these slots
+        plus `width`, must wait for a GPU. A constant makes a pass of fixed shapes.
         """
         lengths = self.lengths if slots is None else self.lengths[slots]
         self._slots, self._counts = slots, counts
@@ -61,24 +61,24 @@ class SlotCache:
         return torch.minimum(self._positions, last[:, None]), mask[:, None]
 
     def windowed(self, mask: Tensor, window: int) -> Tensor:
-        """Return the announced chunk's mask with what lies `window` or more positions back hidden, too."""
+        """Return the chunk's mask with positions `window` or more back hidden too."""
         far = torch.arange(self._visible, device=self.device)[None, None, :] <= self._positions[:, :, None] - window
         return mask.masked_fill(far[:, None], -torch.inf)
 
     @property
     def ends(self) -> Tensor:
-        """How many positions the announced chunk's last token sees, in each of its slots (slots,)."""
+        """The number of positions that the chunk's last token sees in each of its slots (slots,)."""
         return (self.lengths if self._slots is None else self.lengths[self._slots]) + self._counts
 
     def commit(self) -> None:
-        """The chunk went through every layer: the slots are longer now."""
+        """End a chunk after it went through every layer: add its tokens to the slots' lengths."""
         if self._slots is None:
             self.lengths += self._counts
         else:
             self.lengths[self._slots] += self._counts
 
     def reserve(self, capacity: int) -> None:
-        """Grow, where there is no room for `capacity` positions a slot."""
+        """Grow the cache to at least `capacity` positions per slot."""
         if capacity <= self.capacity:
             return
         self.capacity = -(-max(capacity, 3 * self.capacity // 2) // _BLOCK) * _BLOCK
@@ -89,7 +89,7 @@ class SlotCache:
                 new[:, :, : old.shape[2]] = old
                 store[layer] = new
                 if self.device.type == "cpu":
-                    give_back_memory()  # what smaller ones leave has no room for one as large
+                    give_back_memory()  # a larger tensor does not fit in the memory of smaller ones
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store a chunk's keys and values (slots, heads, width, size); return those of all visible positions."""
@@ -108,14 +108,14 @@ class SlotCache:
         return result[0], result[1]
 
     def has_previous_state(self, layer_idx: int) -> bool:
-        """Return False, as `get_conv_state` returns None; transformers 5.17 asks so."""
+        """Return False, consistent with `get_conv_state`; transformers 5.17 calls this."""
         return False
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> None:
         """Return None, so that every chunk takes the path through `update_conv_state`, which knows slots' lengths."""
 
     def update_conv_state(self, inputs: Tensor, layer_idx: int, *, conv_kernel_size: int, **_: Any) -> Tensor:
-        """Put each slot's last inputs before the chunk's (slots, width, tokens) and keep the new last ones."""
+        """Return each slot's last inputs joined with the chunk's (slots, width, tokens); keep the new last ones."""
         before = conv_kernel_size - 1
         if layer_idx not in self._states:
             self._states[layer_idx] = inputs.new_zeros(len(self.lengths), inputs.shape[1], before)
@@ -123,11 +123,11 @@ class SlotCache:
         states = self._states[layer_idx]
         joined = torch.cat([states if self._slots is None else states[self._slots], inputs], dim=-1)
         last = self._counts[:, None, None] + torch.arange(before, device=self.device)
-        kept = joined.gather(2, last.expand(-1, inputs.shape[1], -1))
+        ends = joined.gather(2, last.expand(-1, inputs.shape[1], -1))
         if self._slots is None:
-            states.copy_(kept)
+            states.copy_(ends)
         else:
-            states[self._slots] = kept
+            states[self._slots] = ends
         return joined
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -135,28 +135,28 @@ class SlotCache:
 
     @property
     def has_states(self) -> bool:
-        """Whether convolutions have states here, which are kept for the end of a sequence alone."""
+        """True if there are convolution states, which exist only for the end of a sequence."""
         return bool(self._states)
 
     @property
     def slot_bytes(self) -> int:
-        """The most that a layer holds of a slot, bytes of keys and values."""
+        """The most bytes of keys and values that a layer holds for a slot."""
         pairs = zip(self._keys.values(), self._values.values(), strict=True)
         return max((keys[0].nbytes + values[0].nbytes for keys, values in pairs), default=0)
 
     def moment(self) -> list[Tensor]:
-        """Return copies of what a chunk changes for good: lengths and states. (Keys and values lie behind lengths.)"""
+        """Return a copy of lengths and states, to undo chunks. (Keys and values beyond the lengths do not matter.)"""
         return [kept.clone() for kept in (self.lengths, *self._states.values())]
 
     def go_back(self, moment: list[Tensor]) -> None:
-        """Be what `moment` returned before the chunks that came since; the slots are still the same."""
+        """Restore a copy from `moment`, to undo the chunks since; the slots must be the same."""
         for kept, earlier in zip((self.lengths, *self._states.values()), moment, strict=True):
             kept.copy_(earlier)
 
     def select(self, slots: Tensor) -> None:
-        """Be these slots, in this order; one may be named twice."""
+        """Keep these slots, in this order; a slot may occur twice."""
         self.arrangement += 1
-        empty = len(slots) <= len(self.lengths) and not bool(self.lengths[slots].any())  # nothing is worth copying then
+        empty = len(slots) <= len(self.lengths) and not bool(self.lengths[slots].any())  # then nothing needs copying
         self.lengths = self.lengths[slots]
         for store in (self._keys, self._values, self._states):
             for layer, old in store.items():
@@ -165,12 +165,12 @@ class SlotCache:
             self._forget_states(torch.arange(len(slots), device=self.device))
 
     def clear(self, slots: Tensor) -> None:
-        """Make these slots empty."""
+        """Empty these slots."""
         self.lengths[slots] = 0
         self._forget_states(slots)
 
     def cut(self, slot: int, count: int) -> None:
-        """Keep the first `count` tokens of a slot (not where there are states, which are kept for the end alone)."""
+        """Keep the first `count` tokens of a slot (not with states, which exist only for the end of a sequence)."""
         self.lengths[slot] = count
 
     def _forget_states(self, slots: Tensor) -> None:
@@ -178,7 +178,7 @@ class SlotCache:
             states[slots] = 0.0
 
     def copy(self, sources: Tensor, targets: Tensor, count: int | None = None) -> None:
-        """Make each target what its source is, or the first `count` tokens of it (not where there are states)."""
+        """Copy each source to its target, or the first `count` tokens of it (not with states)."""
         lengths = self.lengths[sources] if count is None else self.lengths.new_full(sources.shape, count)
         self.lengths[targets] = lengths
         longest = int(lengths.max())

@@ -1,4 +1,4 @@
-"""Texts as an encoding takes them."""
+"""Texts that can be encoded."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ _HALVES = re.compile("[\ud800-\udfff]")
 
 
 def encodable(text: str) -> str:
-    """Return a text in which every half of a surrogate pair, which no encoding has, is U+FFFD."""
+    """Return the text with every lone surrogate, which cannot be encoded, replaced by U+FFFD."""
     return text if text.isascii() else _HALVES.sub("\N{REPLACEMENT CHARACTER}", text)

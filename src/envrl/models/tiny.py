@@ -1,7 +1,7 @@
-"""The preset `tiny`: an LFM2 network of about a million parameters, from scratch.
+"""The preset `tiny`: an LFM2 network of about a million parameters, built from scratch.
 
-Its first layer is a short convolution: it hands every token its two predecessors, which is what copying "drawer 2" from
-an observation into a command needs, and what a small network of attention alone learns last (see docs/models.md).
+Its first layer is a short convolution, which gives every token its two predecessors: copying "drawer 2" from an
+observation into a command needs them, and a small network with attention only learns this last (see docs/models.md).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ PRESETS = ("tiny",)
 
 
 def build_tiny(config: ModelConfig, vocabulary: int, pad: int, end: int, seed: int) -> Lfm2ForCausalLM:
-    """Return a randomly initialised LFM2; weights are a function of (shape, seed), drawn with deviation 1/√width.
+    """Return a randomly initialised LFM2; weights are a function of (shape, seed), with standard deviation 1/√width.
 
-    Raises `UserError` where the width cannot be split into heads of an even width, as rotary positions need.
+    Raises `UserError` if the width does not split into heads of an even width, which rotary positions need.
     """
     if config.hidden_size % (2 * config.heads):
         raise UserError(

@@ -1,7 +1,7 @@
-"""A byte-level BPE tokenizer made from a world's own texts, and the codec through which the program uses any tokenizer.
+"""A byte-level BPE tokenizer trained on a world's texts, and the codec through which the program uses any tokenizer.
 
-Worlds of numbered things ("drawer 2") are copied from, so a name and its number must stay tokens of their own, equal
-wherever they stand. Everything between names may merge into phrases ("You arrive at"), which shortens episodes by half.
+Policies copy the names of numbered things ("drawer 2"), so a name and its number must be separate tokens, the same in
+every context. Everything between names may merge into phrases ("You arrive at"), which halves the length of episodes.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ MARKS = {
     "inverse": "<|inverse|>",
     "next": "<|next|>",
 }
-"""The special tokens of our formats. No text can produce one: the tokenizer never looks for them in its input."""
+"""The special tokens of the format `marks`. No text can produce one: the tokenizer does not look for them in texts."""
 
 _WORD = r"\p{L}+"
 _NUMBER = r" ?\p{N}+"
 
 
 def names_in(texts: Iterable[str]) -> list[str]:
-    """Return the words that stand before a number somewhere in the texts, sorted: the names of numbered things."""
-    found: set[str] = set()
+    """Return the words that occur before a number in the texts, sorted: the names of numbered things."""
+    words: set[str] = set()
     for text in texts:
-        found.update(re.findall(r"([^\W\d_]+) \d", text))
-    return sorted(name for name in found if name.isalpha())  # "m²" is a word to Python, but holds a number
+        words.update(re.findall(r"([^\W\d_]+) \d", text))
+    return sorted(name for name in words if name.isalpha())  # "m²" is a word to Python, but has a digit
 
 
 def split_pattern(names: Sequence[str]) -> str:
     """Return the regular expression of pre-tokens: numbers, names, and phrases without either.
 
-    Where a world numbers nothing, phrases are single words, since there is no telling what will be copied.
+    If a world numbers nothing, phrases are single words, since any word may be copied.
     """
     if not names:
         return rf"{_NUMBER}| ?{_WORD}|[^\p{{L}}\p{{N}}]+?(?= ?[\p{{L}}\p{{N}}])|[^\p{{L}}\p{{N}}]+"
@@ -64,7 +64,7 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer of at most `vocabulary` ids on texts; `decode(encode(x)) == x` for any text.
 
-    Without `phrases` no token goes beyond a word, as where the world numbers nothing.
+    Without `phrases` no token is longer than a word, as for a world that numbers nothing.
     """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -94,9 +94,9 @@ def train_tokenizer(
 
 
 class Codec:
-    """Text to ids and back; texts seen before are not encoded again.
+    """Text to ids and back, with a cache of encoded texts.
 
-    `marks` are the ids of our marks, empty for a tokenizer that has none (a chat model's own); `pad` fills rows.
+    `marks` are the ids of our marks, empty for a tokenizer without them (a chat model's own); `pad` is the padding id.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -117,7 +117,7 @@ class Codec:
         return tuple(self.tokenizer.encode(encodable(text), add_special_tokens=False, split_special_tokens=False))
 
     def tokens_within(self, text: str, start: int, stop: int) -> tuple[int, int]:
-        """Return the range of `encode_special(text)`'s tokens that hold characters `start:stop` of it."""
+        """Return the range of tokens of `encode_special(text)` that contain the characters `start:stop`."""
         if not self.tokenizer.is_fast:
             return self._tokens_between(text, start, stop)
         offsets = self.tokenizer(
@@ -127,14 +127,14 @@ class Codec:
         return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
     def _tokens_between(self, text: str, start: int, stop: int) -> tuple[int, int]:
-        """Return the same of a tokenizer in Python, which does not say where a token stands: those of neither side."""
+        """Return that range for a tokenizer in Python, which gives no offsets: all tokens but those on both sides."""
         ids = self.encode_special(text)
         before = common_prefix(ids, self.encode_special(text[:start]))
         behind = common_prefix(ids[::-1], self.encode_special(text[stop:])[::-1])
         return (before, len(ids) - behind) if before + behind < len(ids) else (0, 0)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids; our marks are left out, other special tokens are written."""
+        """Return the text of ids, without our marks but with other special tokens."""
         plain = [i for i in ids if i not in self.mark_ids]
         return str(self.tokenizer.decode(plain, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
@@ -143,6 +143,6 @@ class Codec:
 
 
 def forget_how_loaded(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Take off a tokenizer how it was loaded, which is no part of what is saved."""
+    """Remove a tokenizer's record of how it was loaded, which should not be saved."""
     for name in ("is_local", "local_files_only", "gguf_file"):
         tokenizer.init_kwargs.pop(name, None)

@@ -1,4 +1,4 @@
-"""Rows of token ids as a tree: what several begin with alike is there once (the nodes are what a network runs)."""
+"""Rows of token ids as a prefix tree: a shared prefix exists once. The network runs the nodes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """The nodes of one row: `path` (tokens of the row); from its place `shared` on they are its own, one by one."""
+    """The nodes of one row: `path` (tokens of the row); from index `shared` on they are its own, and consecutive."""
 
     path: Indices
     shared: int
 
     @property
     def own(self) -> slice:
-        """Which nodes no row before this one has."""
+        """The range of nodes that no earlier row has."""
         first = int(self.path[self.shared]) if self.shared < len(self.path) else 0
         return slice(first, first + len(self.path) - self.shared)
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Nodes of rows: their token `ids` and `positions` (nodes,), and each row's branch, in the rows' order."""
+    """The nodes of rows: their token `ids` and `positions` (nodes,), and each row's branch, in the rows' order."""
 
     ids: Indices
     positions: Indices
@@ -38,19 +38,19 @@ class Tree:
 
     @property
     def forks(self) -> bool:
-        """Whether any node is in several rows."""
+        """True if any node is in several rows."""
         return any(branch.shared for branch in self.branches)
 
     def before(self, distance: int) -> Indices:
-        """Return the node so many tokens before each node (nodes,), or the number of nodes where a row begins later."""
-        found = np.full(len(self.ids), len(self.ids), dtype=np.int64)
+        """Return the node `distance` tokens before each node (nodes,), or the number of nodes if there is none."""
+        nodes = np.full(len(self.ids), len(self.ids), dtype=np.int64)
         for branch in self.branches:
-            found[branch.path[distance:]] = branch.path[:-distance] if distance else branch.path
-        return found
+            nodes[branch.path[distance:]] = branch.path[:-distance] if distance else branch.path
+        return nodes
 
 
 def tree_of(rows: Sequence[IntArray]) -> Tree:
-    """Return the tree of rows; in lexicographic order a row has its longest beginning in common with the one before."""
+    """Return the tree of rows: in lexicographic order, each row shares its longest prefix with the row before it."""
     branches: dict[int, Branch] = {}
     parts, count = [], 0
     last, path = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What is optimised: advantages, losses and their weights over time, as pure functions; only `policy` needs torch."""
+"""The objective as pure functions: advantages, losses, and their weights over time. Only `policy` needs torch."""
 
 from __future__ import annotations
 

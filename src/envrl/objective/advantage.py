@@ -1,7 +1,7 @@
-"""Step advantages from step rewards: one pure function an estimator, in float64 and without torch.
+"""Step advantages from step rewards: one pure function per estimator, in float64, without torch.
 
-`ESTIMATORS[name](rewards, observations, ...)` is the public form; behind it each estimator sees the steps of all
-trajectories laid end to end (`Steps`) and returns one number a step. Suffix `_N`: over all steps.
+Call `ESTIMATORS[name](rewards, observations, ...)`. The registered function of an estimator takes the concatenated
+steps of all trajectories (`Steps`) and returns one number per step. Suffix `_N`: over all steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """All steps of one call, trajectory after trajectory; `offsets[i]:offsets[i + 1]` are those of trajectory i."""
+    """All steps of one call, concatenated; steps `offsets[i]:offsets[i + 1]` belong to trajectory i."""
 
     rewards_N: Array
     penalties_N: Array
@@ -42,7 +42,7 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """An advantage estimator as a recipe uses it; `knobs` are its settings with their defaults."""
+    """A registered advantage estimator; `knobs` are its settings with their defaults."""
 
     entry: Entry
 
@@ -62,13 +62,12 @@ class Estimator:
         final_observations: Sequence[str] | None = None,
         **knobs: Any,
     ) -> list[Array]:
-        """Return the advantage of every step: one float64 array a trajectory, in the shape of `rewards`.
+        """Return the advantage of every step: one float64 array per trajectory, in the shape of `rewards`.
 
-        `rewards` holds an array of step rewards a trajectory, `observations` the text before each step, `groups` an id
-        a trajectory (default: one group), `penalties` what is taken from a step's own score and from its own
-        discounted return (not from its neighbours'). `values`, `strata` and `final_observations` are data that other
-        estimators read; those of this module have no use for them. Raises `UserError` for shapes that do not agree, a
-        reward that is not finite, or an unknown setting.
+        `rewards` holds one array of step rewards per trajectory, `observations` the text before each step, `groups` one
+        id per trajectory (default: one group). `penalties` are subtracted from a step's own score and its own
+        discounted return, not from those of its neighbours. `values`, `strata` and `final_observations` are accepted
+        and ignored. Raises `UserError` for shapes that disagree, a reward that is not finite, or an unknown setting.
         """
         check_settings(f"the {self.entry.called}", knobs, self.knobs)
         steps = _lay_out(rewards, observations, groups, penalties)
@@ -77,7 +76,7 @@ class Estimator:
         return steps.per_trajectory(self._checked(advantages, len(steps.rewards_N)))
 
     def _checked(self, advantages: Any, count: int) -> Array:
-        """Return what the function gave as float64; raises `UserError` where it is not one finite number a step."""
+        """Return the function's result as float64; raise `UserError` if it is not one finite number per step."""
         try:
             advantages_N = np.asarray(advantages, dtype=np.float64)
         except (TypeError, ValueError):
@@ -96,7 +95,7 @@ class Estimator:
 
 
 ESTIMATORS = View("estimator", Estimator)
-"""Estimators by name: built in, of plug-ins, and registered by `envrl.register("estimator", name)`."""
+"""Estimators by name: the built-in ones and those that `envrl.register("estimator", name)` registered."""
 
 
 @register("estimator", "grpo", compares=True)
@@ -106,11 +105,11 @@ def grpo(
     baseline: Literal["trajectories", "steps"] = "trajectories",  # what counts once in the group's statistics
     std: bool = True,  # divide by the group's standard deviation
 ) -> Array:
-    """Group-relative advantage A = (R_i − p_{i,t} − μ) / (σ + ε), σ the sample deviation over the group.
+    """Group-relative advantage A = (R_i − p_{i,t} − μ) / (σ + ε), with σ the sample standard deviation of the group.
 
     `baseline` says what counts once in μ and σ: a trajectory (DeepSeekMath, arXiv 2402.03300, section 4.1) or a step
-    (the code of verl-agent). `std=False` leaves the division out (Dr.GRPO, arXiv 2503.20783). A pool of one member has
-    μ = 0 and σ = 1: the raw return.
+    (the code of verl-agent). `std=False` omits the division (Dr.GRPO, arXiv 2503.20783). A pool of one member has μ = 0
+    and σ = 1, which gives the raw return.
     """
     check_choice("grpo", "baseline", baseline, ("trajectories", "steps"))
     return _by_group(steps, baseline, lambda scores, pool: _normalise(scores, pool, std))
@@ -124,7 +123,8 @@ def rloo(
 ) -> Array:
     """Leave-one-out advantage A = n/(n−1) · (R_i − p_{i,t} − μ), which is R_i − mean of the others.
 
-    n is the size of the pool that `baseline` names; a pool of one gives the raw return (arXiv 2402.14740).
+    n is the size of the pool: trajectories or steps, by `baseline`. A pool of one gives the raw return (RLOO, arXiv
+    2402.14740).
     """
     check_choice("rloo", "baseline", baseline, ("trajectories", "steps"))
     return _by_group(steps, baseline, lambda scores, pool: _leave_one_out(len(pool)) * _normalise(scores, pool, False))
@@ -142,9 +142,9 @@ def gigpo(
 ) -> Array:
     """Group-in-group advantage A = A_grpo + w · A_step (arXiv 2505.10978, equations 3 to 8).
 
-    A_step is the discounted return from the step on, Σ_{k≥t} γ^{k−t} r_k, less the step's own penalty, normalised among
-    the steps of the group whose observation is the same text, repeats inside one trajectory included; a step alone in
-    its set gets 0. `step_norm="mean"` leaves out the division by σ there, `std=False` in the episode part.
+    A_step is the discounted return from the step on, Σ_{k≥t} γ^{k−t} r_k, minus the step's own penalty, normalised over
+    the steps of the group with the same observation text, including repeats within one trajectory; a step alone in its
+    set gets 0. `step_norm="mean"` omits the division by σ in A_step, `std=False` in A_grpo.
     """
     check_choice("gigpo", "step_norm", step_norm, ("mean_std", "mean"))
     check_range("gigpo", "gamma", gamma, 0.0, 1.0)
@@ -158,7 +158,7 @@ def gigpo(
 
 
 def discounted_returns(steps: Steps, gamma: float) -> Array:
-    """Return G_t = r_t + γ G_{t+1} of every step, penalties left out."""
+    """Return G_t = r_t + γ G_{t+1} for every step, without penalties."""
     returns_N = steps.rewards_N.copy()
     for start, stop in zip(steps.offsets[:-1], steps.offsets[1:], strict=True):
         for t in range(stop - 2, start - 1, -1):
@@ -167,12 +167,12 @@ def discounted_returns(steps: Steps, gamma: float) -> Array:
 
 
 def _by_group(steps: Steps, baseline: str, relative: Callable[[Array, Array], Array]) -> Array:
-    """Apply `relative(scores, pool)` to every group: its steps' scores, and those that count in its statistics."""
+    """Apply `relative(scores, pool)` to every group: the scores of its steps, and those that enter its statistics."""
     lengths = np.diff(steps.offsets)
     totals = np.array([rewards.sum() for rewards in steps.per_trajectory(steps.rewards_N)])
     scores_N = np.repeat(totals, lengths) - steps.penalties_N
-    # With penalties the steps of one trajectory differ in score; the published code lets the first of them stand for
-    # the trajectory, so the baseline sees a penalty of the first step and no other.
+    # With penalties the steps of one trajectory differ in score; the published code takes the score of the first step
+    # for the trajectory, so the baseline includes the penalty of the first step only.
     is_first_N = np.zeros(len(scores_N), dtype=bool)
     is_first_N[steps.offsets[:-1][lengths > 0]] = True
     advantages_N = np.zeros_like(scores_N)
@@ -185,9 +185,9 @@ def _by_group(steps: Steps, baseline: str, relative: Callable[[Array, Array], Ar
 def _normalise(scores: Array, pool: Array, std: bool) -> Array:
     """Return (scores − μ) / (σ + ε) with the statistics of the pool; a pool of one has μ = 0 and σ = 1.
 
-    In a pool of equal values σ is exactly 0 and μ exactly that value: the rounded mean of [0.1] * 3 is not 0.1, and
-    what is left over would be divided by ε. With `std` everything is 0 then, also a penalised step outside the pool,
-    which would otherwise get −p/ε.
+    For a pool of equal values, μ is exactly that value and σ exactly 0: the rounded mean of [0.1] * 3 is not 0.1, and
+    the remainder would be divided by ε. With `std` the result is then 0 everywhere, even for a penalised step outside
+    the pool, which would otherwise get −p/ε.
     """
     if len(pool) == 1:
         return scores / (1.0 + EPSILON) if std else scores.copy()
@@ -202,11 +202,11 @@ def _leave_one_out(count: int) -> float:
 
 
 def _sets(keys: Iterable[Hashable]) -> list[Indices]:
-    """Return the indices of equal keys, set by set, in order of first appearance."""
-    found: dict[Hashable, list[int]] = {}
+    """Return the indices of each distinct key, in order of first appearance."""
+    sets: dict[Hashable, list[int]] = {}
     for index, key in enumerate(keys):
-        found.setdefault(key, []).append(index)
-    return [np.array(indices, dtype=np.int64) for indices in found.values()]
+        sets.setdefault(key, []).append(index)
+    return [np.array(indices, dtype=np.int64) for indices in sets.values()]
 
 
 def _lay_out(
@@ -219,20 +219,20 @@ def _lay_out(
     if any(a.ndim != 1 for a in arrays):
         raise UserError("rewards must be one flat array of step rewards a trajectory")
     lengths = [len(a) for a in arrays]
-    taken = (
-        [np.zeros(n) for n in lengths] if penalties is None else [np.asarray(p, dtype=np.float64) for p in penalties]
-    )
+    if penalties is None:
+        penalties = [np.zeros(n) for n in lengths]
+    penalty_arrays = [np.asarray(p, dtype=np.float64) for p in penalties]
     _check_lengths("observations", [len(o) for o in observations], lengths)
-    _check_lengths("penalties", [p.size for p in taken], lengths)
+    _check_lengths("penalties", [p.size for p in penalty_arrays], lengths)
     ids = [0] * len(arrays) if groups is None else list(groups)
     if len(ids) != len(arrays):
         raise UserError(f"groups must hold an id a trajectory: {len(ids)} ids for {len(arrays)} trajectories")
-    for index, (reward, penalty) in enumerate(zip(arrays, taken, strict=True)):
+    for index, (reward, penalty) in enumerate(zip(arrays, penalty_arrays, strict=True)):
         if not (np.isfinite(reward).all() and np.isfinite(penalty).all()):
             raise UserError(f"trajectory {index} (counted from 0) has a reward or penalty that is not a finite number")
     return Steps(
         rewards_N=np.concatenate([np.zeros(0), *arrays]),
-        penalties_N=np.concatenate([np.zeros(0), *(p.reshape(-1) for p in taken)]),
+        penalties_N=np.concatenate([np.zeros(0), *(p.reshape(-1) for p in penalty_arrays)]),
         observations_N=tuple(str(text) for trajectory in observations for text in trajectory),
         groups_N=tuple(group for group, length in zip(ids, lengths, strict=True) for _ in range(length)),
         offsets=np.cumsum([0, *lengths]),

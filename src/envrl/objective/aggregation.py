@@ -1,4 +1,4 @@
-"""How tokens add up to a loss: loss = Σ_rows Σ_tokens weight · ℓ / Σ_rows share."""
+"""Aggregation of token losses: loss = Σ_rows Σ_tokens weight · ℓ / Σ_rows share."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ AGGREGATIONS = ("token_mean", "sequence_mean", "constant")
 def row_weights(
     counts: Sequence[int], aggregation: str, constant: float | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (weight of each of its tokens, share of the denominator) for rows with so many counted tokens.
+    """Return each row's (weight of a token, share of the denominator), given its number of counted tokens.
 
-    token_mean: 1 and the count, so every token weighs the same (DAPO, arXiv 2503.14476). sequence_mean: 1/count and 1,
-    so every row weighs the same (DeepSeekMath, arXiv 2402.03300). constant: 1 and the constant, the most tokens that a
-    row can have (Dr.GRPO, arXiv 2503.20783). A row without counted tokens has weight and share 0. Raises `UserError`
-    for an unknown aggregation and for "constant" without a positive constant.
+    token_mean: 1 and the count, so all tokens weigh the same (DAPO, arXiv 2503.14476). sequence_mean: 1/count and 1, so
+    all rows weigh the same (DeepSeekMath, arXiv 2402.03300). constant: 1 and the constant, the most tokens of a row
+    (Dr.GRPO, arXiv 2503.20783). A row without counted tokens has weight and share 0. Raises `UserError` for an unknown
+    aggregation and for "constant" without a positive constant.
     """
     check_choice("aggregation of the loss", "aggregation", aggregation, AGGREGATIONS)
     counts_R = np.asarray(counts, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The placebo of an auxiliary loss: the same rows with the same targets, but each row has another row's target."""
+"""The placebo of an auxiliary loss: the same rows and the same targets, but each row gets another row's target."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Placebo:
-    """Row i gets the target of row `source_N[i]`, a permutation.
+    """An exchange of targets: row i gets the target of row `source_N[i]`, a permutation.
 
-    `coincidences` rows have a target equal to their own; `other_length` rows one of another length.
+    `coincidences` counts the new targets that equal the row's own, `other_length` those of another length.
     """
 
     source_N: Indices
@@ -26,16 +26,16 @@ class Placebo:
 
 
 def derange(targets: Sequence[Hashable], lengths: Sequence[int], seed: int | Sequence[int]) -> Placebo:
-    """Exchange targets at random so that no row keeps its own text, among rows of equal length where possible.
+    """Exchange targets at random so that no row keeps its own text, among rows of equal length if possible.
 
-    `targets` are texts (or token ids as tuples), `lengths` their token counts; equal arguments give the equal result.
+    `targets` are texts (or token ids as tuples), `lengths` their token counts. Equal arguments give equal results.
 
-    Each bin of equal length is shuffled; then a row whose target still equals its own trades with a random row of its
-    bin for which the trade leaves neither with its own. Rows that no partner of their bin can help (a bin of one, a
-    text that fills more than half of its bin) trade with the nearest lengths. Every trade removes a coincidence and
-    adds none, and a partner exists as long as a text m times among n targets has more than max(0, 2m − n)
-    coincidences: that many remain, the fewest of any permutation, so none unless one text fills more than half of *all*
-    targets. Raises `UserError` where the two lists differ in length. Source: the shuffled-target control of arXiv
+    Each bin of equal length is shuffled. Then a row whose target still equals its own trades with a random row of its
+    bin such that neither gets its own target. A row without such a partner (in a bin of one, or with a text that fills
+    more than half of its bin) trades with a row of the nearest length. Every trade removes a coincidence and adds none,
+    and a partner exists as long as a text that occurs m times among n targets has more than max(0, 2m − n)
+    coincidences. So that many remain, the fewest of any permutation: none unless one text fills more than half of *all*
+    targets. Raises `UserError` if the two lists differ in length. Source: the shuffled-target control of arXiv
     2607.21273.
     """
     if len(targets) != len(lengths):
@@ -60,10 +60,10 @@ def derange(targets: Sequence[Hashable], lengths: Sequence[int], seed: int | Seq
 def _trade(
     rows: Indices, source_N: Indices, texts_N: Indices, lengths_N: Indices, generator: np.random.Generator
 ) -> None:
-    """Let each of the rows that has its own text trade sources with the nearest in length of them, in place."""
+    """Let each row that has its own text trade sources with a partner of the nearest length among `rows`, in place."""
     for row in rows[texts_N[source_N[rows]] == texts_N[rows]]:
         text, length = texts_N[row], lengths_N[row]
-        if texts_N[source_N[row]] != text:  # an earlier trade has helped it
+        if texts_N[source_N[row]] != text:  # an earlier trade resolved it
             continue
         partners = rows[(texts_N[rows] != text) & (texts_N[source_N[rows]] != text)]
         if not partners.size:

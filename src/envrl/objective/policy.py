@@ -1,6 +1,6 @@
-"""Policy losses, token by token (what the trainer uses) and of padded sequences (`LOSSES`); KL and entropy terms.
+"""Policy losses per token (`TOKEN_LOSSES`, for the trainer) and of padded sequences (`LOSSES`); KL and entropy.
 
-Suffix `_N`: over the counted tokens of a batch laid end to end; `_BT`: sequences by tokens, padded.
+Suffix `_N`: over the concatenated counted tokens of a batch; `_BT`: sequences by tokens, padded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from envrl.objective.checks import check_range
 from envrl.ranges import Fraction, NonNegative
 from envrl.registry import Entry, View, check_settings, register, told_of
 
-if TYPE_CHECKING:  # a recipe's settings are those of these signatures, and reading one takes no torch
+if TYPE_CHECKING:  # a recipe's settings are read from these signatures, without torch
     from torch import Tensor
 
 __all__ = [
@@ -32,11 +32,11 @@ __all__ = [
 ]
 
 LARGEST_LOG_RATIO = 20.0
-"""Log-ratios are cut here, so that exp() stays finite in float32 and 0 · inf never makes a NaN."""
+"""Log-ratios are clamped to ± this value, so that exp() stays finite in float32 and 0 · inf never makes a NaN."""
 
 
 class TokenLoss(NamedTuple):
-    """The loss of every token, and whether its gradient was cut off or its weight capped there (for clip fractions)."""
+    """The loss of every token, and whether its gradient was clipped or its weight capped (for the clip fraction)."""
 
     loss_N: Tensor
     clipped_N: Tensor
@@ -55,8 +55,8 @@ def ppo(
 ) -> TokenLoss:
     """Clipped surrogate max(−A r, −A clip(r, 1 − low, 1 + high)) with r = exp(logprob − old) of each token.
 
-    Where A < 0 and `dual_clip` = c (above 1; None or 0: off), at most −A c. Sources: PPO, arXiv 1707.06347, equation 7;
-    dual clip, arXiv 1912.09729; clip_high above clip_low, DAPO, arXiv 2503.14476. `row_N` is not needed.
+    `dual_clip` = c (above 1; None or 0: off) bounds it by −A c if A < 0. Sources: PPO, arXiv 1707.06347, equation 7;
+    dual clip, arXiv 1912.09729; clip_high above clip_low, DAPO, arXiv 2503.14476. `row_N` is not used.
     """
     ratio_N = _log_ratio(logprobs_N, old_logprobs_N).exp()
     return _surrogate(ratio_N, advantages_N, clip_low, clip_high, dual_clip)
@@ -73,11 +73,11 @@ def gspo(
     clip_high: NonNegative = 0.2,  # the ratio is clipped above at 1 + clip_high
     dual_clip: NonNegative = 0.0,  # bound of the loss where the advantage is negative, above 1; 0: off
 ) -> TokenLoss:
-    """The clipped surrogate with one ratio a sequence, s = exp(mean over its tokens of logprob − old).
+    """The clipped surrogate with one ratio per sequence, s = exp(mean over its tokens of logprob − old).
 
-    The value of every token's ratio is s; its gradient reaches the token through its own log-prob:
-    s_t = stop(s) · exp(logprob_t − stop(logprob_t)) (GSPO-token, arXiv 2507.18071, section 4.3). `row_N` says
-    to which row (counted from 0) each token belongs; a row's counted tokens must all be in the call.
+    Every token's ratio has the value s; its gradient flows through the token's own log-prob:
+    s_t = stop(s) · exp(logprob_t − stop(logprob_t)) (GSPO-token, arXiv 2507.18071, section 4.3). `row_N` is the row
+    (counted from 0) of each token; all counted tokens of a row must be in the same call.
     """
     log_ratio_N = (logprobs_N - old_logprobs_N).detach()
     rows = int(row_N.max()) + 1 if row_N.numel() else 0
@@ -101,8 +101,8 @@ def cispo(
 ) -> TokenLoss:
     """REINFORCE weighted by the clipped ratio, −stop(clip(r, 1 − low, 1 + high)) · A · logprob.
 
-    Every token keeps a gradient (MiniMax-M1, arXiv 2506.13585, equations 4 and 5). Where A < 0, `dual_clip` caps the
-    weight; it matters only below 1 + clip_high. `row_N` is not needed.
+    Every token keeps a gradient (MiniMax-M1, arXiv 2506.13585, equations 4 and 5). If A < 0, `dual_clip` caps the
+    weight; it has an effect only below 1 + clip_high. `row_N` is not used.
     """
     _check_clips(clip_low, clip_high, dual_clip)
     ratio_N = _log_ratio(logprobs_N, old_logprobs_N).exp().detach()
@@ -141,18 +141,19 @@ def _check_clips(clip_low: float, clip_high: float, dual_clip: float | None) -> 
 
 @dataclass(frozen=True, slots=True)
 class PolicyLoss:
-    """A policy loss as the trainer uses it: token by token."""
+    """A registered policy loss, per token."""
 
     entry: Entry
 
     def __call__(
         self, logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, row_N: Tensor, **knobs: Any
     ) -> TokenLoss:
-        """Return every token's loss; raises `UserError` for an unknown knob and where the function gives no such."""
+        """Return every token's loss; raise `UserError` for an unknown knob or a result of the wrong shape."""
         check_settings(f"the {self.entry.called}", knobs, self.entry.settings)
         with told_of(self.entry):
-            found = self.entry.target(logprobs_N, old_logprobs_N, advantages_N, row_N, **knobs)
-        loss = found if isinstance(found, TokenLoss) else TokenLoss(found, logprobs_N.new_zeros(len(logprobs_N)).bool())
+            loss = self.entry.target(logprobs_N, old_logprobs_N, advantages_N, row_N, **knobs)
+        if not isinstance(loss, TokenLoss):
+            loss = TokenLoss(loss, logprobs_N.new_zeros(len(logprobs_N)).bool())
         if getattr(loss.loss_N, "shape", None) != logprobs_N.shape:
             given = f"shape {tuple(loss.loss_N.shape)}" if hasattr(loss.loss_N, "shape") else f"{loss.loss_N!r:.60}"
             raise UserError(
@@ -162,12 +163,12 @@ class PolicyLoss:
 
 
 TOKEN_LOSSES = View("loss", PolicyLoss)
-"""Policy losses by name: built in, of plug-ins, and registered by `envrl.register("loss", name)`."""
+"""Policy losses per token, by name: the built-in ones and those that `envrl.register("loss", name)` registered."""
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceLoss:
-    """A policy loss of padded sequences: its token loss, aggregated."""
+    """A policy loss of padded sequences: the aggregated token losses."""
 
     entry: Entry
 
@@ -182,9 +183,9 @@ class SequenceLoss:
         constant: float | None = None,
         **knobs: Any,
     ) -> Tensor:
-        """Return the scalar loss of (sequences, tokens) tensors; what the mask leaves out is never touched.
+        """Return the scalar loss of (sequences, tokens) tensors; masked-out entries are never read.
 
-        `aggregation` and `constant` as in `row_weights`; the other knobs are those of the token loss. Without a single
+        `aggregation` and `constant` are as in `row_weights`; the other knobs are those of the token loss. Without any
         counted token the loss is 0. Raises `UserError` for an unknown knob, a value out of range or unequal shapes.
         """
         token_loss = PolicyLoss(self.entry)
@@ -207,15 +208,14 @@ class SequenceLoss:
 
 
 LOSSES = View("loss", SequenceLoss)
-"""The same of padded sequences."""
+"""Policy losses of padded sequences, by name."""
 
 
 def truncated_importance(old_logprobs_N: Tensor, sampled_logprobs_N: Tensor, cap: float) -> Tensor:
-    """Return min(exp(old − sampled), cap) of each token, without a gradient: it weighs the token's policy loss.
+    """Return each token's importance weight min(exp(old − sampled), cap), without a gradient.
 
-    It corrects, up to `cap`, for tokens being drawn from the sampler's distribution and not quite from the trainer's
-    (truncated importance sampling: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy
-    training").
+    It multiplies the token's policy loss, to correct for the difference between the sampler's and the trainer's
+    distribution (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy training").
     """
     return _log_ratio(old_logprobs_N, sampled_logprobs_N).exp().clamp(max=cap).detach()
 
@@ -223,7 +223,7 @@ def truncated_importance(old_logprobs_N: Tensor, sampled_logprobs_N: Tensor, cap
 def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
     """Return the k3 estimate of KL(policy ‖ reference) of each token, exp(d) − d − 1 with d = reference − logprob.
 
-    Never negative; unbiased as a value where tokens come from the policy, biased as a loss (Schulman, "Approximating KL
+    Never negative; for tokens from the policy it is unbiased as a value, biased as a loss (Schulman, "Approximating KL
     divergence", 2020; method of DeepSeekMath, arXiv 2402.03300, equation 4).
     """
     difference_N = (reference_logprobs_N - logprobs_N).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
@@ -231,8 +231,8 @@ def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
 
 
 def entropy(logprobs_NV: Tensor) -> Tensor:
-    """Return the entropy −Σ p log p (nats) of each row of log-probabilities; −inf marks what is ruled out."""
+    """Return the entropy −Σ p log p (nats) of each row of log-probabilities; −inf marks excluded tokens."""
     ruled_out_NV = logprobs_NV.isneginf()
-    # filled before exp(), so that neither 0 · inf nor its gradient ever arises
+    # filled before exp(), so that neither 0 · inf nor its gradient occurs
     filled_NV = logprobs_NV.masked_fill(ruled_out_NV, 0.0)
     return -(filled_NV.exp() * filled_NV).sum(-1)

@@ -1,4 +1,4 @@
-"""How the weight of an auxiliary loss changes over the updates of a run."""
+"""Schedules of the weight of an auxiliary loss over the updates of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 
 def weight_at(update: int, weight: float, schedule: str, length: int, floor: float = 0.0) -> float:
-    """Return λ(t) at update t, counted from 0: f + (λ − f) s(t), of weight λ and `floor` f.
+    """Return λ(t) = f + (λ − f) s(t) at update t (counted from 0), with weight λ and floor f.
 
     "cosine": s = ½ (1 + cos(π t / T)), "linear": s = 1 − t / T, both 0 from t = T = `length` on; "constant": s = 1.
     Raises `UserError` for an unknown schedule. Source: EnvRL, arXiv 2606.17680 (cosine, f = 0).

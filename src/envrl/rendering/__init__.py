@@ -1,1 +1,1 @@
-"""Episodes as text and tokens: prompts, and what a response says."""
+"""Render episodes as text and tokens: write prompts, parse responses."""

@@ -1,8 +1,8 @@
-"""The renderer of chat models: a prompt format, written by the model's own chat template.
+"""The renderer of chat models: a prompt format, written with the model's own chat template.
 
-No token is ever written again: a response stays the ids that were sampled, and what the template writes behind it is
-encoded by itself. Where the template writes what was fed in another way (thoughts stripped from earlier turns, turns
-cut at the context limit, a response trimmed), a new segment begins with the whole prompt.
+Nothing is ever re-tokenised: a response keeps its sampled ids, and the template's text after it is encoded by itself.
+If the template changes text that was fed before (thoughts stripped from earlier turns, turns cut at the context limit,
+a response trimmed), a new segment begins with the whole prompt.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from envrl.types import Action, Completion, Example, Ids, Observation, Pair, Tem
 
 
 class ChatRenderer:
-    """Chats as a prompt format asks for them: one that goes on with the episode, or one a step with the last turns."""
+    """Writes one chat that continues through the episode, or a new chat for each step with the last turns."""
 
     def __init__(self, template: ChatTemplate, form: Form, context: int) -> None:
         self.form, self.context = form, context
@@ -37,8 +37,8 @@ class ChatRenderer:
         self._system = (Message("system", form.system_message),) if form.system_message else ()
         self._check_system()
         self._opened, self._close = template.opened, _close_of(template)
-        # What the world and the model say is cleaned of special tokens' names, what the form says around it is not. A
-        # model may well have the tags that a response is written with as special tokens.
+        # Texts of the world and the model are cleaned of the names of special tokens; the format's own text is not,
+        # since some models have the format's tags as special tokens.
         written = self._opened + self._close + self._format.write("", "")
         self._tags = frozenset(name for name in template.special if name in written)
         self._clean, self._clean_response = cleaner(template.special), cleaner(template.special - self._tags)
@@ -48,9 +48,9 @@ class ChatRenderer:
     def prompt(
         self, past: Sequence[Transition], observation: Observation, segment: SegmentState, room: int
     ) -> Prompt | None:
-        """Return the next prompt, or None where it and `room` further tokens do not fit even without earlier turns.
+        """Return the next prompt, or None if it and `room` more tokens do not fit even without earlier turns.
 
-        A longest prompt (`rollout.prompt_tokens`, or what the context leaves) is kept to by cutting the oldest turns.
+        The oldest turns are cut to keep the prompt within `rollout.prompt_tokens` and the context.
         """
         limit = min(self.form.prompt_tokens or self.context, self.context - room)
         make = self._of_a_step if self.form.layout == "steps" else self._of_a_chat
@@ -70,7 +70,7 @@ class ChatRenderer:
     def _of_a_chat(
         self, past: Sequence[Transition], observation: Observation, segment: SegmentState, limit: int
     ) -> Prompt | None:
-        """Return what goes on from `segment`, or a new one; one that must be cut begins with the later half of it."""
+        """Continue `segment`, or open a new one; a prompt that is too long drops the older half of its turns."""
         text = self._render(self._chat(past, observation, segment.first))
         if segment.length and text.startswith(segment.text):
             behind = text[len(segment.text) :]
@@ -89,16 +89,16 @@ class ChatRenderer:
             text = self._render(self._chat(past, observation, first))
 
     def _chat(self, past: Sequence[Transition], observation: Observation, first: int) -> list[Message]:
-        """Return the chat from turn `first` on, up to where the model speaks."""
+        """Return the chat from turn `first` on, up to the model's next response."""
         shown = self.form.show_admissible
-        seen = [self._heard(each) for each in (*(step.observation for step in past[first:]), observation)]
+        seen = [self._cleaned(each) for each in (*(step.observation for step in past[first:]), observation)]
         messages = [*self._format.messages(self._task(past, observation), (), seen[0], shown)]
         for step, following in zip(past[first:], seen[1:], strict=True):
-            messages += [Message("assistant", self._said(step.action)), *self._format.follow_up(following, shown)]
+            messages += [Message("assistant", self._response(step.action)), *self._format.follow_up(following, shown)]
         return messages
 
     def _answer(self, behind: str, observation: Observation) -> tuple[int, int] | None:
-        """Return the tokens of the observation in what the chat went on with, None where the template altered it."""
+        """Return the token range of the observation in the continuation, or None if the template altered it."""
         text = f"{SEEN}{trim(self._clean(observation.text))}"
         place = behind.find(text)
         if place < 0 or len(text) == len(SEEN):
@@ -106,7 +106,7 @@ class ChatRenderer:
         return self._template.tokens_within(behind, place + len(SEEN), place + len(text))
 
     def respond(self, command: str) -> Ids:
-        """Return the format's shortest response that gives a command, any thought closed as soon as it is opened."""
+        """Return the format's shortest response with a command; any thought is empty."""
         if self._tags:
             written = self._codec.encode_special(self._format.write("", self._clean(command)))
         else:
@@ -114,11 +114,11 @@ class ChatRenderer:
         return (*self.lead, *written, self.end)
 
     def text_of(self, response: Ids) -> str:
-        """Return a response's text, its end included."""
+        """Return a response's text, including its end."""
         return self._codec.decode(response)
 
     def read(self, completion: Completion) -> Action:
-        """Return the command that a response holds, or its fault and no command; one that was cut off has a fault."""
+        """Parse a response into its command, or a fault and no command; a response that was cut off has a fault."""
         ids = completion.token_ids
         closed = ids[-1:] != () and ids[-1] in self.stops
         parsed = self._format.parse(self._codec.decode(ids[:-1] if closed else ids))
@@ -134,15 +134,15 @@ class ChatRenderer:
         )
 
     def rewrites(self, action: Action) -> bool:
-        """Return whether the tokenizer would write a response's text in other ids than those that were sampled."""
+        """Return whether the tokenizer would encode a response's text differently from its sampled ids."""
         return self._codec.encode_special(self.text_of(action.token_ids)) != action.token_ids
 
     def pair(self, name: str, example: Example) -> Pair:
-        """Return the chat that asks an auxiliary objective's question → its target."""
+        """Return an auxiliary objective's question as a chat, and its target."""
         transitions, clean = example.trajectory.transitions, self._clean
         past, observation = transitions[: example.step], transitions[example.step].observation
         task, turns, present = self._situation(past, observation)
-        asked = question_messages(
+        messages = question_messages(
             task if example.task else "",
             turns,
             present,
@@ -153,21 +153,21 @@ class ChatRenderer:
             question=example.question,
             summary=self._summary(past),
         )
-        return Pair(self._ids(asked, self._close), (*self._plain(trim(example.target)), self.end), example.weight)
+        return Pair(self._ids(messages, self._close), (*self._plain(trim(example.target)), self.end), example.weight)
 
     def _situation(
         self, past: Sequence[Transition], observation: Observation
     ) -> tuple[str, list[tuple[Observation, str]], Observation]:
-        """Return the task, the last turns of the `steps` layout, and the present observation, all cleaned."""
+        """Return the task, the last turns (layout `steps` only) and the current observation, all cleaned."""
         turns = last_turns(past, self.form.history) if self.form.layout == "steps" else []
-        heard = [(self._heard(seen), self._clean(said)) for seen, said in turns]
-        return self._task(past, observation), heard, self._heard(observation)
+        cleaned = [(self._cleaned(seen), self._clean(command)) for seen, command in turns]
+        return self._task(past, observation), cleaned, self._cleaned(observation)
 
     def _task(self, past: Sequence[Transition], observation: Observation) -> str:
         return self._clean(task_of(past, observation))
 
-    def _heard(self, observation: Observation) -> Observation:
-        """Return what prompts show of an observation, cleaned."""
+    def _cleaned(self, observation: Observation) -> Observation:
+        """Return an observation with the parts that prompts show, cleaned."""
         clean, text = self._clean, self._clean(observation.text)
         if not self.form.show_admissible or observation.admissible is None:
             return Observation(text)
@@ -177,8 +177,8 @@ class ChatRenderer:
     def _summary(self, past: Sequence[Transition]) -> str:
         return self._clean(next((step.action.summary for step in reversed(past) if step.action.summary), ""))
 
-    def _said(self, action: Action) -> str:
-        """Return the text of an earlier response, as the chat shows it: with the mark that its prompt ended with."""
+    def _response(self, action: Action) -> str:
+        """Return an earlier response as the chat shows it: with the thought mark that ended its prompt."""
         ids = action.token_ids
         if not ids:
             return self._opened + self._close + self._format.write("", self._clean(action.text))
@@ -191,12 +191,12 @@ class ChatRenderer:
         return self._template.render([*self._system, *messages])
 
     def _check_system(self) -> None:
-        """Raise `UserError` where the template does not write the system message that the recipe asks for."""
-        said = self.form.system_message
-        if not said:
+        """Raise `UserError` if the template does not write the recipe's system message."""
+        message = self.form.system_message
+        if not message:
             return
         try:
-            written = said.strip() in self._render([Message("user", "question")])
+            written = message.strip() in self._render([Message("user", "question")])
         except UserError:
             written = False
         if not written:
@@ -209,16 +209,16 @@ class ChatRenderer:
 
 
 def _format_of(form: Form, template: ChatTemplate) -> PromptFormat:
-    """Return the format that a form names, as a model with this template is asked and read."""
-    found = find_format(form.format, **form.format_settings)
+    """Return the prompt format that `form` names, adapted to the thoughts of this template's model."""
+    chat = find_format(form.format, **form.format_settings)
     if template.thought:
         thought = Thought(*template.thought, by="template" if template.opened else "model")
-        return with_thought(found, thought, summary=form.summary)
-    return with_summary(found) if form.summary else found
+        return with_thought(chat, thought, summary=form.summary)
+    return with_summary(chat) if form.summary else chat
 
 
 def _close_of(template: ChatTemplate) -> str:
-    """Return what ends an empty thought behind the mark that a prompt ends with, as the models themselves write one."""
+    """Return the text that closes the thought that a prompt opens, written as the models write an empty thought."""
     if not template.opened or not template.thought:
         return ""
     opening, closing = template.thought

@@ -1,11 +1,11 @@
-"""How an episode is written in tokens: marks around the world's texts, for the policy and for the two auxiliary tasks.
+"""Token layouts with special marks around the world's texts, for the policy and two auxiliary objectives.
 
     policy    <observation> s₀ <action> a₀ <end> <observation> s₁ <action> a₁ <end> …
               repeat_task: <observation> s₀ <task> task <action> a₀ <end> <observation> s₁ <task> task <action> …
     state     <state> <task> task <observation> sₜ <action> aₜ <next> sₜ₊₁ <end>
     inverse   <inverse> <task> task <observation> sₜ <next> sₜ₊₁ <action> aₜ <end>
 
-Each auxiliary task begins with a mark of its own, so that its form never leaks into the policy's.
+Each auxiliary objective begins with a mark of its own, so that its form never leaks into the policy's.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _TASK = re.compile(r"Your task is to: (.+)|Instruction: \[SEP\] (.+?) \[SEP\]") 
 
 
 def trim(text: str) -> str:
-    """Return an observation's text without what says nothing about the world (the banner of the original engine)."""
+    """Return an observation's text without the banner of the original ALFWorld engine."""
     return _BANNER.sub("", text)
 
 
 def task_text(first: Observation) -> str:
-    """Return the task's sentence from the first observation, or that whole text where none stands apart."""
-    found = _TASK.search(first.text)
-    return found[1] or found[2] if found else trim(first.text)
+    """Return the task's sentence from the first observation, or its whole text if there is no such sentence."""
+    match = _TASK.search(first.text)
+    return match[1] or match[2] if match else trim(first.text)
 
 
 def commands_ids(codec: Codec, observation: Observation, show: bool) -> Ids:
-    """Return the list of admissible commands as prompt tokens, empty where it is not shown."""
+    """Return the list of admissible commands as prompt tokens, empty if it is not shown."""
     if not show or observation.admissible is None:
         return ()
     listed = (*map(str, observation.templates), *observation.admissible)
@@ -43,13 +43,13 @@ def commands_ids(codec: Codec, observation: Observation, show: bool) -> Ids:
 
 
 def observation_ids(codec: Codec, observation: Observation, show_commands: bool = False, task: str = "") -> Ids:
-    """Return `<observation> text <action>`, before the last mark the commands and the task's sentence if asked for."""
+    """Return `<observation> text … <action>`, with the commands and the task's sentence after the text if asked for."""
     text = codec.encode(trim(observation.text))
     return (codec.marks["observation"], *text, *after_text(codec, observation, show_commands, task))
 
 
 def after_text(codec: Codec, observation: Observation, show_commands: bool, task: str) -> Ids:
-    """Return what stands behind an observation's text, up to the mark that asks for an action."""
+    """Return the tokens after an observation's text, up to the mark that asks for an action."""
     shown = commands_ids(codec, observation, show_commands)
     repeated = (codec.marks["task"], *codec.encode(task)) if task else ()
     return (*shown, *repeated, codec.marks["action"])

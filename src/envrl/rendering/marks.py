@@ -1,4 +1,4 @@
-"""The renderer with marks of our own, for models that learn it from demonstrations (`envrl.rendering.formats`)."""
+"""The renderer with special marks, for models that learn them from demonstrations (`envrl.rendering.formats`)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from envrl.types import Completion
 
 _ASKING = ("state", "inverse")
-"""Auxiliary objectives that have a mark of their own, which stands in place of the question."""
+"""Auxiliary objectives with a mark of their own, which replaces the question."""
 _ANSWER = re.compile(r"\S\s*\n\s*\S|(?:\A|\s)You\s")
-"""What a response holds that goes on beyond its command: another line, or a sentence that begins with "You"."""
+"""Matches a response that goes on after its command: another line, or a sentence that begins with "You"."""
 
 
 class MarksRenderer:
-    """`<observation> s₀ <action> a₀ <end> …`, the whole episode as one segment or every step as its own."""
+    """Writes `<observation> s₀ <action> a₀ <end> …`, the whole episode as one segment or each step as its own."""
 
     def __init__(self, codec: Codec, form: Form, context: int) -> None:
         self.form, self.context, self._codec = form, context, codec
@@ -32,7 +32,7 @@ class MarksRenderer:
     def prompt(
         self, past: Sequence[Transition], observation: Observation, segment: SegmentState, room: int
     ) -> Prompt | None:
-        """Return the next prompt, or None where it and `room` further tokens do not fit the context."""
+        """Return the next prompt, or None if it and `room` more tokens do not fit the context."""
         form, task = self.form, task_of(past, observation)
         fresh, answer = form.layout == "steps" or not past, None
         if form.layout == "steps":
@@ -40,7 +40,7 @@ class MarksRenderer:
         else:
             ids = observation_ids(self._codec, observation, form.show_admissible, task if form.repeat_task else "")
             words = len(self._codec.encode(trim(observation.text)))
-            answer = (1, 2 + words) if past else None  # the text and the mark that ends it
+            answer = (1, 2 + words) if past else None  # the text and the mark after it
         length = len(ids) + (0 if fresh else segment.length)
         return None if length + room > self.context else Prompt(ids, fresh, SegmentState(length), answer)
 
@@ -49,15 +49,15 @@ class MarksRenderer:
         return action_ids(self._codec, command)
 
     def text_of(self, response: Ids) -> str:
-        """Return nothing: a segment goes on by its marks, whatever it says."""
+        """Return the empty text: whether a segment continues does not depend on its text."""
         return ""
 
     def read(self, completion: Completion) -> Action:
-        """Return the command that a response holds: its text before the first mark.
+        """Parse a response: its command is the text before the first mark.
 
-        A response without the closing mark, or with another mark inside, is not well formed. It *imagines* an
-        observation where it was drawn freely and holds a mark that begins one (`<observation>` or `<next>`), text on a
-        second line, or a sentence that begins with "You".
+        A response without the closing mark, or with another mark inside, is not well formed. A response *imagines* an
+        observation if sampling was unrestricted and it has a mark that begins one (`<observation>` or `<next>`), text
+        on a second line, or a sentence that begins with "You".
         """
         marks, ids = self._codec.marks, completion.token_ids
         begins = {marks["observation"], marks["next"]}
@@ -75,14 +75,14 @@ class MarksRenderer:
         )
 
     def rewrites(self, action: Action) -> bool:
-        """Return whether the tokenizer would write a well-formed response in other ids than those that were sampled."""
+        """Return whether the tokenizer would encode a well-formed response differently from its sampled ids."""
         return action.well_formed and self.respond(action.text) != action.token_ids
 
     def pair(self, name: str, example: Example) -> Pair:
         """Return `<state> … sₜ <action> aₜ <next>` → `sₜ₊₁ <end>`, `<inverse> … sₜ <next> sₜ₊₁ <action>` → `aₜ <end>`.
 
-        An objective without a mark of its own begins with its question. The last mark asks for the command where what
-        followed is shown and the command is not, else for what comes next; the choices stand before it.
+        An objective without a mark of its own begins with its question. The prompt ends with the choices and a mark:
+        `<action>` if the example gives the following observation but not the command, else `<next>`.
         """
         marks, encode = self._codec.marks, self._codec.encode
         ids = [marks[name]] if name in _ASKING else [*encode(example.question)]
@@ -98,7 +98,7 @@ class MarksRenderer:
         return Pair(tuple(ids), (*encode(trim(example.target)), self.end), example.weight)
 
     def _situation(self, example: Example) -> Ids:
-        """Return what the policy's prompt says before the step, without the mark that asks for an action."""
+        """Return the policy's prompt before the step, without the mark that asks for an action."""
         transitions = example.trajectory.transitions
         past, observation = transitions[: example.step], transitions[example.step].observation
         steps = self.form.layout == "steps"
@@ -109,7 +109,7 @@ class MarksRenderer:
 
 
 def task_of(past: Sequence[Transition], observation: Observation) -> str:
-    """Return the task's sentence, which the first observation of the episode holds."""
+    """Return the task's sentence, read from the first observation of the episode."""
     return task_text(past[0].observation if past else observation)
 
 

@@ -1,4 +1,4 @@
-"""Prompts for a model whose tokens are not known: the messages of a chat, a turn at a time, and answers as text."""
+"""Prompts for a model behind an endpoint, whose tokens are unknown: one chat per turn, with responses as text."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from envrl.types import Action, Completion, Ids, Observation, Transition
 
 @dataclass(frozen=True, slots=True)
 class MessageWriter:
-    """Writes every turn as a chat of its own, with the last `history` turns in it; see `PromptWriter`.
+    """Writes every turn as a new chat that shows the last `history` turns; see `PromptWriter`.
 
-    A response at fault gives its world the empty command, which means nothing to it.
+    A malformed response becomes the empty command, which means nothing to the world.
     """
 
     form: PromptFormat
@@ -25,7 +25,7 @@ class MessageWriter:
     stops: frozenset[int] = frozenset()
 
     def prompt(self, past: Sequence[Transition], observation: Observation, segment: SegmentState, room: int) -> Prompt:
-        """Return the next chat; whether it fits the context is for the endpoint to say."""
+        """Return the next chat; only the endpoint knows whether it fits the context."""
         system = (Message("system", self.system_message),) if self.system_message else ()
         task, turns = task_of(past, observation), last_turns(past, self.history)
         messages = self.form.messages(task, turns, observation, self.show_admissible)
@@ -38,7 +38,7 @@ class MessageWriter:
         return ""
 
     def read(self, completion: Completion) -> Action:
-        """Return the command that a text holds, or its fault."""
+        """Parse a completion's text into its command, or its fault."""
         parsed = self.form.parse(completion.text)
         fault = parsed.fault or ("unclosed" if completion.cut else "")
         return Action("" if fault else parsed.command, fault=fault, imagined=fault == "imagined observation")

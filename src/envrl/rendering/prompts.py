@@ -1,6 +1,6 @@
-"""Prompt formats for chat models: what is asked in one user message a turn, and what of the response is the command.
+"""Prompt formats for chat models: the user message of each turn, and the form of the response.
 
-Pure functions of text; how a model's tokenizer writes a chat is the model's own affair.
+Pure functions of text; the model's chat template turns a chat into tokens.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from envrl.rendering.responses import (
 from envrl.types import Observation
 
 NO_COMMAND = "(none: the answer was not in the form that was asked for)"
-"""What the history shows in place of a command where the response was at fault."""
+"""Shown in the history in place of the command of a malformed response."""
 SEEN = "What you see now:\n"
-"""What stands before an observation."""
+"""The heading of an observation."""
 
 
 class Message(NamedTuple):
-    """One message of a chat: who says it ("system", "user" or "assistant"), and what."""
+    """One message of a chat: its role ("system", "user" or "assistant") and its content."""
 
     role: str
     content: str
@@ -42,9 +42,9 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """A form of prompts and responses: what it asks for, how a response is read, and how a well-formed one is written.
+    """A form of prompts and responses: the instruction `asks`, the parser of responses, and the writer of them.
 
-    `parse` never raises. `write(thought, command)` leaves the thought out where the form has no place for it.
+    `parse` never raises. `write(thought, command)` leaves the thought out if the form has no place for it.
     """
 
     name: str
@@ -62,14 +62,14 @@ class PromptFormat:
     ) -> tuple[Message, ...]:
         """Return the chat of one turn: a user message with the task, the last turns, the observation, its commands.
 
-        `history` holds (observation, command), oldest first; the command is empty where a response was at fault.
-        `summary` is what the model wrote down for itself in the turns before.
+        `history` holds (observation, command), oldest first; the command of a malformed response is empty. `summary` is
+        the model's own summary of the earlier turns.
         """
         parts = _situation(task, history, observation, summary)
         return (_user(*parts, *_commands(observation, show_admissible), self.asks),)
 
     def follow_up(self, observation: Observation, show_admissible: bool = True) -> tuple[Message, ...]:
-        """Return what a chat that goes on says after the model's response."""
+        """Return the messages that continue a chat after the model's response."""
         return (_user(_seen(observation), *_commands(observation, show_admissible)),)
 
 
@@ -85,7 +85,7 @@ def question_messages(
     question: str = "",
     summary: str = "",
 ) -> tuple[Message, ...]:
-    """Return the chat that asks a question about a step: its situation, what is told of the step, and the question."""
+    """Return a chat that asks about a step: its situation, the given parts of the step, and the question."""
     parts = [*_situation(task, history, observation, summary), *_commands(observation, show_admissible)]
     if command is not None:
         parts.append(f"Your command now: {command or NO_COMMAND}")
@@ -127,7 +127,7 @@ def _commands(observation: Observation, show: bool) -> list[str]:
 
 
 def with_summary(form: PromptFormat) -> PromptFormat:
-    """Return the format in which the model first sums up, for its own later turns, what it will need to know."""
+    """Return the format with a summary first, in which the model notes what its own later turns need to know."""
     asks = (
         "First write between <summary> and </summary> what you will need to know in later turns: it takes the place of "
         "all turns that are not shown any more. Behind it goes your answer.\n"
@@ -141,10 +141,10 @@ def with_summary(form: PromptFormat) -> PromptFormat:
 
 
 def with_thought(form: PromptFormat, thought: Thought, *, summary: bool = False) -> PromptFormat:
-    """Return the format as a model is read that thinks in marks of its own before it answers (`summary`: and sums up).
+    """Return the format for a model that thinks in marks of its own before it answers (`summary`: and summarises).
 
-    What stands in those marks is the thought that `tags` asks for, too. Where the template opens it, a response begins
-    with its end.
+    The text in those marks also counts as the thought that `tags` asks for. If the template opens the thought, a
+    response begins inside it.
     """
     inner = replace(form, parse=parse_think_or_act) if form.name == "tags" else form
     if thought.by == "template" and form.name == "tags":
@@ -155,7 +155,7 @@ def with_thought(form: PromptFormat, thought: Thought, *, summary: bool = False)
 
 
 def find_format(name: str, **settings: Any) -> PromptFormat:
-    """Return the format of a name, with its settings; raises `UserError` for an unknown one, or one that fails."""
+    """Return a format by name, with its settings; raise `UserError` if it is unknown or fails."""
     entry = find("format", name)
     with told_of(entry):
         form = entry.target(**settings)
@@ -165,7 +165,7 @@ def find_format(name: str, **settings: Any) -> PromptFormat:
 
 
 def _tried(entry: Entry, form: PromptFormat) -> PromptFormat:
-    """Return a user's format that reads what it writes; raises `UserError` for another one."""
+    """Return a user's format; raise `UserError` if it does not read what it writes."""
     if not isinstance(form.asks, str):
         raise UserError(f"the {entry.called} asks by {form.asks!r:.60}, which is no text")
     written = form.write("", "look")
@@ -175,7 +175,7 @@ def _tried(entry: Entry, form: PromptFormat) -> PromptFormat:
 
 
 def _guarded(entry: Entry, form: PromptFormat) -> PromptFormat:
-    """Return a user's format, whose mistakes are said in a sentence."""
+    """Return a user's format with its exceptions and wrong results turned into a `UserError`."""
 
     def parse(response: str) -> Parsed:
         with told_of(entry):
@@ -200,7 +200,7 @@ def _write_call(_: str, command: str) -> str:
 
 @register("format", "tags")
 def tags_format() -> PromptFormat:
-    """A thought and a command in tags: the published protocol's."""
+    """A thought and a command in tags, as in the published protocol."""
     return PromptFormat(
         "tags",
         "Think first about what you know and what the task still needs, between <think> and </think>. Then give one "
@@ -213,7 +213,7 @@ def tags_format() -> PromptFormat:
 
 @register("format", "action", bare=True)
 def action_format() -> PromptFormat:
-    """The command alone."""
+    """Only the command."""
     return PromptFormat(
         "action",
         "Answer with your command alone, on one line, without quotes or any other word.",
@@ -224,7 +224,7 @@ def action_format() -> PromptFormat:
 
 @register("format", "react")
 def react_format() -> PromptFormat:
-    """A thought and a command, a line each."""
+    """A thought and a command, one line each."""
     return PromptFormat(
         "react",
         "Answer in two lines, a thought and one command, and stop there; the world gives the next observation:\n"
@@ -236,7 +236,7 @@ def react_format() -> PromptFormat:
 
 @register("format", "json")
 def json_format() -> PromptFormat:
-    """A call of the tool `act`, one JSON object."""
+    """A call of the tool `act` as one JSON object."""
     return PromptFormat(
         "json",
         "Answer by calling the tool act, which takes your command, a string: one JSON object of just this form, "
@@ -248,7 +248,7 @@ def json_format() -> PromptFormat:
 
 @register("format", "plan")
 def plan_format() -> PromptFormat:
-    """The steps that are left, and the command that begins them, in tags."""
+    """A plan of the remaining steps, and the command that begins it, in tags."""
     return PromptFormat(
         "plan",
         "First write your plan, the steps that are left until the task is done, between <plan> and </plan>. Then give "
@@ -261,8 +261,8 @@ def plan_format() -> PromptFormat:
 
 @register("format", "marks")
 def marks_format() -> None:
-    """Marks of our own, which a model learns from demonstrations: no chat (`envrl.rendering.marks`)."""
+    """Not a chat: special marks that a model learns from demonstrations (`envrl.rendering.marks`)."""
 
 
 FORMATS = {name: find_format(name) for name in KINDS["format"].built_in if name != "marks"}
-"""Every chat format that ships by its name."""
+"""The built-in chat formats by name."""

@@ -1,4 +1,4 @@
-"""How episodes are written in tokens: what a renderer offers, whichever marks or chat template it writes with."""
+"""The renderer protocol, which writes episodes in tokens, with special marks or with a chat template."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from envrl.types import Completion
 
 MARKS = "marks"
-"""The format that is no chat: marks of our own."""
+"""The format with special marks, the only one that is not a chat."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What of an episode is written, and how; the keys are those of the recipe's `rollout`."""
+    """What prompts show of an episode, and how; most fields are keys of the recipe's `rollout` table."""
 
     layout: str = "concat"
     history: int = 2
@@ -38,7 +38,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class SegmentState:
-    """What a segment of an episode holds so far: its tokens' number, its text where that is needed, its first turn."""
+    """The state of an open segment: its number of tokens, its text if the renderer needs it, and its first turn."""
 
     length: int = 0
     text: str = ""
@@ -47,11 +47,11 @@ class SegmentState:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is to be fed before a response.
+    """The prompt of one response, as token ids.
 
-    `fresh`: it opens a new segment, since it does not go on from what was fed; `segment`: what the segment holds then;
-    `answer`: the range of `ids` that is the world's answer to the step before, where the segment holds that step;
-    `messages`: the chat, in place of `ids`, for a model whose tokens are not known.
+    `fresh`: it opens a new segment, instead of continuing the open one; `segment`: the state of the segment after it;
+    `answer`: the range of `ids` that is the world's answer to the previous step, if the segment holds that step;
+    `messages`: the chat, in place of `ids`, for a model whose tokens are unknown.
     """
 
     ids: Ids
@@ -62,44 +62,43 @@ class Prompt:
 
 
 class PromptWriter(Protocol):
-    """Writes prompts and reads responses.
+    """Writes prompts and parses responses.
 
-    `past` are the steps so far, oldest first; a step's action carries tokens where a model played it and none where a
-    script did.
+    `past` are the steps so far, oldest first; an action has tokens if a model played it, and none if a script did.
     """
 
     @property
     def stops(self) -> frozenset[int]:
-        """All ids at which a response ends."""
+        """The ids that end a response."""
         ...
 
     def prompt(
         self, past: Sequence[Transition], observation: Observation, segment: SegmentState, room: int
     ) -> Prompt | None:
-        """Return the next prompt, or None where it and `room` further tokens do not fit the context."""
+        """Return the next prompt, or None if it and `room` more tokens do not fit the context."""
         ...
 
     def respond(self, command: str) -> Ids:
-        """Return the response that is this command and nothing else, its end included; empty where ids are unknown."""
+        """Return the shortest response with this command, including its end; empty if token ids are unknown."""
         ...
 
     def text_of(self, response: Ids) -> str:
-        """Return a response's text as `SegmentState.text` counts it."""
+        """Return a response's text as it is appended to `SegmentState.text`."""
         ...
 
     def read(self, completion: Completion) -> Action:
-        """Return what a response does."""
+        """Parse a response into an action."""
         ...
 
 
 class Renderer(PromptWriter, Protocol):
-    """Writes episodes in the tokens of a model that is at hand: prompts, and the rows that it learns from."""
+    """A prompt writer with a local model's tokenizer; it also writes the rows of auxiliary objectives."""
 
     @property
     def form(self) -> Form: ...
     @property
     def context(self) -> int:
-        """The model's longest sequence, tokens."""
+        """The longest sequence of the model, in tokens."""
         ...
 
     @property
@@ -109,17 +108,17 @@ class Renderer(PromptWriter, Protocol):
 
     @property
     def lead(self) -> Ids:
-        """What stands before the command in every response of `respond`: the end of a thought that a prompt opens."""
+        """The tokens that begin every response of `respond`: the end of a thought that the prompt opens."""
         ...
 
     def rewrites(self, action: Action) -> bool:
-        """Return whether the tokenizer would write a response's text in other ids than those that were sampled."""
+        """Return whether the tokenizer would encode a response's text differently from its sampled ids."""
         ...
 
     def pair(self, name: str, example: Example) -> Pair:
-        """Return a row of the auxiliary objective `name` in tokens: situation and question → target.
+        """Return an example of the auxiliary objective `name` in tokens: situation and question → target.
 
-        The situation is the task and the observation before the step, in the layout `steps` the last turns and the
-        commands, too, where the policy's prompt has them.
+        The situation is the task and the observation before the step; in the layout `steps` also the last turns and the
+        commands, if the policy's prompt has them.
         """
         ...

@@ -1,6 +1,6 @@
-"""What a chat model's response does: one command, or a named fault. Every text is one or the other; nothing is guessed.
+"""Parse a chat model's response into one command or a named fault. Every text is one or the other; nothing is guessed.
 
-A blank thought counts: what is asked for is its marks.
+A blank thought is accepted: only its marks are required.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ FAULTS = {
     "not JSON": "it does not begin with a JSON value: a fence or a sentence before the object, a missing bracket",
     "wrong fields": 'it is JSON, and not just {"name": "act", "arguments": {"command": …}}',
 }
-"""Every fault of a response, and what it means."""
+"""Every fault of a response, with its meaning."""
 _IMAGINED = re.compile(r"<?[Oo]bservation\b|You\s")
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """The command that a response holds, or the fault (a key of `FAULTS`) for which it holds none; maybe a summary."""
+    """A parsed response: its command or its fault (a key of `FAULTS`), and its summary if it has one."""
 
     command: str = ""
     fault: str = ""
@@ -44,7 +44,7 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """How a model marks its thought, and who writes the first mark.
+    """The marks around a model's thought, and who writes the opening one.
 
     `by` "template": every prompt ends with it; "model": a response may begin with it; "unknown": one of the two.
     """
@@ -55,9 +55,9 @@ class Thought:
 
 
 def parse_thinking(response: str, parse: Callable[[str], Parsed], thought: Thought) -> Parsed:
-    """Read a model's own thought and behind it what `parse` reads; no thought need stand there but one of a template's.
+    """Skip the model's own thought and read the rest with `parse`.
 
-    `parse` reads the whole response where none does.
+    The thought is required only if the chat template opens it; without one `parse` reads the whole response.
     """
     text = response.strip()
     before, closed, rest = text.partition(thought.closing)
@@ -71,7 +71,7 @@ def parse_thinking(response: str, parse: Callable[[str], Parsed], thought: Thoug
 
 
 def parse_bare(response: str) -> Parsed:
-    """Read a response that is the command alone."""
+    """Read a response that is only the command."""
     first, *others = response.strip().splitlines() or [""]
     if not first:
         return Parsed(fault="empty")
@@ -132,7 +132,7 @@ def parse_json(response: str) -> Parsed:
 
 
 def parse_summary(response: str, parse: Callable[[str], Parsed]) -> Parsed:
-    """Read `<summary>…</summary>` and behind it what `parse` reads."""
+    """Read `<summary>…</summary>`, and the rest with `parse`."""
     text = response.strip()
     if not text:
         return Parsed(fault="empty")
@@ -146,7 +146,7 @@ def parse_summary(response: str, parse: Callable[[str], Parsed]) -> Parsed:
 
 
 def _tagged(response: str, lead: str, missing: str) -> Parsed:
-    """Read `<lead>…</lead><action>…</action>`; what stands inside the first part is free."""
+    """Read `<lead>…</lead><action>…</action>`; the text inside the first part is free."""
     text = response.strip()
     if not text:
         return Parsed(fault="empty")
@@ -160,7 +160,7 @@ def _tagged(response: str, lead: str, missing: str) -> Parsed:
 
 
 def _acted(text: str, *, stray: bool = False) -> Parsed:
-    """Read `<action>…</action>`; `stray`: other text stands before what was read already."""
+    """Read `<action>…</action>`; `stray`: there is other text before the part that was read already."""
     before, opened, rest = text.partition("<action>")
     if not opened:
         return Parsed(fault="no action")
@@ -175,7 +175,7 @@ def _acted(text: str, *, stray: bool = False) -> Parsed:
 
 
 def _command(text: str, *, after: str = "", more: bool = False) -> Parsed:
-    """Return a command given what stands behind it; `more`: another action stands there."""
+    """Check a command and the text `after` it; `more`: that text has another action."""
     command, after = text.strip(), after.strip()
     if not command:
         return Parsed(fault="no action")
@@ -191,7 +191,7 @@ def _command(text: str, *, after: str = "", more: bool = False) -> Parsed:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | None:
-    """Return an object, or None where it says a field twice."""
+    """Return a JSON object as a dict, or None if a field occurs twice."""
     return dict(pairs) if len({name for name, _ in pairs}) == len(pairs) else None
 
 

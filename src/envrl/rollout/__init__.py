@@ -1,1 +1,1 @@
-"""Playing: prompt formats, the batched sampler, and the runner that turns tasks into trajectories."""
+"""Rollouts: the samplers, and the runner that turns tasks into trajectories."""

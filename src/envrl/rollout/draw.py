@@ -1,4 +1,4 @@
-"""Drawing tokens from rows of log-probs: which ones stay under top-k and top-p, and which one a number falls on."""
+"""Sample tokens from rows of log-probs, under top-k and top-p."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 from envrl.models.devices import sent
 
 Choices = tuple[int, ...] | None
-"""The ids that a token may be drawn from; None: the whole vocabulary."""
+"""The ids that a token may be sampled from; None: the whole vocabulary."""
 
 _NONE = -1e29
-"""Log-probs below are those of padding."""
+"""Log-probs below this value belong to padding."""
 
 
 def kept(logprobs: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Return which choices (n, choices) stay: of the `top_k` most likely (0: all) the fewest that hold `top_p`.
+    """Return a mask (n, choices) of the fewest choices that hold `top_p`, of the `top_k` most likely (0: all).
 
-    Mass is counted after top-k has renormalised; the most likely choice always stays (Holtzman et al., ICLR 2020).
+    Top-p counts probability renormalised after top-k. The most likely choice always stays (Holtzman et al., ICLR 2020).
     """
     if top_k:
         values, order = logprobs.topk(min(top_k, logprobs.shape[1]), dim=-1)
@@ -32,12 +32,12 @@ def kept(logprobs: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def narrowed(logprobs: Tensor, stays: Tensor) -> Tensor:
-    """Return the log-probs (n, choices) of the distributions over the choices that stay."""
+    """Return the log-probs (n, choices), renormalised over the choices that stay."""
     return logprobs.masked_fill(~stays, 10 * _NONE).log_softmax(-1)
 
 
 def choose(logprobs: Tensor, numbers: NDArray[np.float64]) -> Tensor:
-    """Return the choice (n,) that each row's number in [0, 1) falls on, by inverse transform in the choices' order."""
+    """Return each row's sampled choice (n,), by inverse transform of its number in [0, 1) in the choices' order."""
     last = logprobs.shape[1] - 1 - (logprobs > _NONE).flip(-1).int().argmax(-1)
     cumulative = logprobs.to(torch.float64, copy=True).exp_().cumsum_(-1)
     targets = sent(numbers, logprobs.device)[:, None] * cumulative[:, -1:]
@@ -46,17 +46,17 @@ def choose(logprobs: Tensor, numbers: NDArray[np.float64]) -> Tensor:
 
 
 def taken(index: Tensor, logprobs: Tensor, ids: Tensor | None) -> tuple[list[int], list[float]]:
-    """Return the tokens of choices (n,) and their log-probs; `ids` are the choices' as `padded` gives them.
+    """Return the tokens of sampled choices (n,) and their log-probs; `ids` is the result of `padded`.
 
-    Both come in one copy: it is here that a GPU is waited for (and in `chosen`). Doubles hold either exactly.
+    One copy brings both to the CPU, exactly, as doubles. Only here and in `chosen` does the program wait for a GPU.
     """
     tokens = index if ids is None else ids.gather(1, index[:, None])[:, 0]
-    found = torch.stack([tokens.double(), logprobs.gather(1, index[:, None])[:, 0].double()]).tolist()
-    return [int(token) for token in found[0]], found[1]
+    both = torch.stack([tokens.double(), logprobs.gather(1, index[:, None])[:, 0].double()]).tolist()
+    return [int(token) for token in both[0]], both[1]
 
 
 def padded(choices: list[Choices], logits: Tensor) -> Tensor | None:
-    """Return each row's choices (n, most choices), -1 beyond its own; None where all have the whole vocabulary."""
+    """Return each row's choices (n, most choices), padded with -1; None if every row has the whole vocabulary."""
     vocabulary = logits.shape[1]
     if all(choice is None for choice in choices):
         return None
@@ -68,7 +68,7 @@ def padded(choices: list[Choices], logits: Tensor) -> Tensor | None:
 
 
 def chosen(choices: list[Choices], stays: Tensor, ids: Tensor | None) -> list[Choices]:
-    """Return those of each row's choices that stay; `ids` are the choices as `padded` gives them."""
+    """Return each row's choices that stay; `ids` is the result of `padded`."""
     rows, columns = (part.cpu().numpy() for part in stays.nonzero(as_tuple=True))
     tokens = columns if ids is None else ids.cpu().numpy()[rows, columns]
     ends = np.searchsorted(rows, np.arange(1, len(choices)))

@@ -1,4 +1,4 @@
-"""An episode's answers as the policy's own rows hold them: what is scored where state prediction is trained in pass."""
+"""The world's answers inside the policy's own rows, to score state prediction that is trained in the policy's pass."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from envrl.types import Pair, Trajectory, TrajectoryGroup
 
 
 def pairs_in_pass(trajectories: Sequence[Trajectory], renderer: Renderer) -> list[Pair]:
-    """Return (the policy's own sequence up to an answer → the answer), a pair a transition.
+    """Return one pair per transition: the policy's own sequence up to the world's answer, and that answer.
 
-    Where an answer begins a new segment, and so stands in no row, the pair is state prediction's own.
+    An answer that begins a new segment is in no row; its pair is the question of the `state` objective.
     """
     return [pair for trajectory in trajectories for pair in _of_episode(renderer, trajectory)]
 
 
 def _of_episode(renderer: Renderer, trajectory: Trajectory) -> Iterator[Pair]:
     transcript, steps = Transcript(), trajectory.transitions
-    asked = state([TrajectoryGroup(trajectory.task, (trajectory,))])
-    for number, (step, example) in enumerate(zip(steps, asked, strict=True)):
-        told = transcript.write(renderer, steps[:number], step)
-        following = renderer.prompt(steps[: number + 1], step.next_observation, transcript.segment, 0) if told else None
+    examples = state([TrajectoryGroup(trajectory.task, (trajectory,))])
+    for number, (step, example) in enumerate(zip(steps, examples, strict=True)):
+        fits = transcript.write(renderer, steps[:number], step)
+        following = renderer.prompt(steps[: number + 1], step.next_observation, transcript.segment, 0) if fits else None
         if following is None or following.answer is None:
             yield renderer.pair("state", example)
         else:

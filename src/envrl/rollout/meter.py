@@ -1,4 +1,4 @@
-"""What sampling costs: passes, tokens, and seconds by part."""
+"""The cost of sampling: forward passes, tokens, and seconds by part."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ Part = Literal["prefill", "decode", "replay", "record", "draw"]
 
 @dataclass(slots=True)
 class Meter:
-    """Counts of a sampler's work; `prefill` are passes with chunks, the others have a token a slot at most.
+    """Counts of a sampler's work. `wait` is called before the clock is read, since a GPU works asynchronously.
 
-    Of those, `replay` are passes from a CUDA graph, `record` those for which one was recorded, `decode` all others.
-    `wait` is called before a clock is read: a GPU's work goes on while the program does.
+    `prefill` passes feed some slot more than one token. The others feed each slot one token at most: `replay` passes
+    replay a CUDA graph, `record` passes record one, `decode` passes do neither.
     """
 
     wait: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.perf_counter
     passes: int = 0
     fed: int = 0
-    """Tokens that went through the network."""
+    """Tokens fed to the network, without padding."""
     cells: int = 0
-    """The same with padding."""
+    """Tokens fed to the network, padding included."""
     recorded: Recorded = field(default_factory=Recorded)
-    """Of the passes those that came from CUDA graphs."""
+    """Counts of the CUDA graphs and the passes that came from them."""
     seconds: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(get_args(Part), 0.0))
 
     @contextmanager
     def part(self, name: Part) -> Iterator[None]:
-        """Count the seconds of what is done in this context."""
+        """Count the seconds of the block as this part's."""
         began = self._time()
         yield
         self.seconds[name] += self._time() - began
 
     @contextmanager
     def a_pass(self, counts: list[int]) -> Iterator[None]:
-        """Count a pass with chunks of these lengths."""
+        """Count the block as one forward pass over chunks of these lengths."""
         self.passes += 1
         self.fed += sum(counts)
         self.cells += len(counts) * max(counts)

@@ -1,4 +1,4 @@
-"""The sampler that is built in: episodes in the slots of one cache, which keeps what of a prompt was run before."""
+"""The built-in sampler: each episode has a slot of one KV cache, so the known part of a prompt is not run again."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from envrl.types import Completion
 
 
 class OwnSampler:
-    """Draws from a model, or from a copy of it in another precision; see `Sampler`.
+    """Samples from a model, or from a copy of it in another precision; see `Sampler`.
 
-    What it holds is freed with the last episode. Slots are given up once a fifth of them is free: copying costs.
+    The KV cache is freed with the last episode. It shrinks only once a fifth of its slots is free: shrinking copies it.
     """
 
     def __init__(self, model: LanguageModel, precision: str = "fp32", meter: Meter | None = None) -> None:
@@ -32,7 +32,7 @@ class OwnSampler:
         self._asked: list[Request] = []
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take the weights where the model that is sampled is a copy; the trained one itself has them already."""
+        """Copy the weights if it samples from a copy of the model; the trained model itself has them already."""
         self.version = version
         if not self._is_copy:
             return
@@ -62,7 +62,7 @@ class OwnSampler:
         return {episodes[slot]: closed[slot].completion() for slot in sorted(closed) if slot in episodes}
 
     def _opened(self) -> SlotSampler:
-        """Return the slots, one for each episode; a new one takes the first that is free."""
+        """Return the slot sampler, after giving each new episode the first free slot."""
         new = [request.episode for request in self._asked if request.episode not in self._slot_of]
         slots = self._slots
         if slots is None:
@@ -86,7 +86,7 @@ class OwnSampler:
         return slots
 
     def _feed(self, slots: SlotSampler) -> None:
-        """Put what was asked for behind what of it each slot holds already."""
+        """Feed each slot the part of its prompt that its cache does not hold yet."""
         held = {}
         for request in self._asked:
             if request.settings != self._settings:
@@ -99,10 +99,10 @@ class OwnSampler:
         self._asked.clear()
 
     def _compact(self, slots: SlotSampler) -> None:
-        """Give up free slots once they are a fifth, or at once where the others hold nothing yet."""
-        going = sorted(self._slot_of.values())
-        held = any(slots.length(slot) for slot in going)
-        if len(going) <= (0.8 if held else 0.99) * len(slots):
-            slots.keep(going)
-            place = {slot: number for number, slot in enumerate(going)}
+        """Drop free slots once they are a fifth of all, or at once if the other slots are still empty."""
+        used = sorted(self._slot_of.values())
+        held = any(slots.length(slot) for slot in used)
+        if len(used) <= (0.8 if held else 0.99) * len(slots):
+            slots.keep(used)
+            place = {slot: number for number, slot in enumerate(used)}
             self._slot_of = {episode: place[slot] for episode, slot in self._slot_of.items()}

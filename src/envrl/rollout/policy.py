@@ -1,4 +1,4 @@
-"""What chooses the commands of episodes: a renderer that writes prompts, and a sampler that draws the responses."""
+"""The policy that plays episodes: a renderer that writes the prompts, and a sampler that draws the responses."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from envrl.rendering.renderer import PromptWriter
 from envrl.rollout.sampler import Sampler
 
-if TYPE_CHECKING:  # endpoints are played without torch
+if TYPE_CHECKING:  # endpoints play without torch
     from envrl.models.tokenizer import Codec
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A model that plays; with the `codec` of its tokenizer what it says can be restricted to the world's commands."""
+    """A model that plays. Restricting its responses to the world's commands needs the `codec` of its tokenizer."""
 
     renderer: PromptWriter
     sampler: Sampler

@@ -1,4 +1,4 @@
-"""What the model thinks that the world will answer."""
+"""The model's predictions of the world's answers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _SLOTS = 16
 def predict_targets(
     model: LanguageModel, pairs: Sequence[Pair], stops: frozenset[int], max_tokens: int = 96
 ) -> list[str]:
-    """Return the text that greedy decoding gives for each pair's prompt, up to a stop, a mark or `max_tokens`.
+    """Return the greedy completion of each pair's prompt as text, up to a stop, a mark or `max_tokens`.
 
-    Prompts that begin alike, as those of one episode do, follow each other in a slot: what they share is run once.
+    Prompts with a common prefix, such as those of one episode, follow each other in a slot, so the prefix is run once.
+    A prompt that does not fit the model's context with `max_tokens` gets an empty text.
     """
     prompts = [p for p in dict.fromkeys(pair.prompt for pair in pairs) if len(p) + max_tokens <= model.context]
     prompts.sort(key=order)
@@ -26,14 +27,14 @@ def predict_targets(
     slots = max(1, min(_SLOTS, len(prompts)))
     streams = [prompts[len(prompts) * slot // slots : len(prompts) * (slot + 1) // slots] for slot in range(slots)]
     sampler = SlotSampler(model, slots, 0.0, max_tokens, ends)
-    found: dict[Ids, str] = {}
+    texts: dict[Ids, str] = {}
     for turn in range(max(map(len, streams), default=0)):
-        asked = {slot: stream[turn] for slot, stream in enumerate(streams) if turn < len(stream)}
-        for slot, prompt in asked.items():
+        active = {slot: stream[turn] for slot, stream in enumerate(streams) if turn < len(stream)}
+        for slot, prompt in active.items():
             held = sampler.rewind(slot, prompt)
             sampler.ask(slot, prompt[held:], None, 0, turn)
         drafts = sampler.run()
-        for slot, prompt in asked.items():
+        for slot, prompt in active.items():
             ids = drafts[slot].token_ids
-            found[prompt] = model.codec.decode(ids[:-1] if ids and ids[-1] in ends else ids)
-    return [found.get(pair.prompt, "") for pair in pairs]
+            texts[prompt] = model.codec.decode(ids[:-1] if ids and ids[-1] in ends else ids)
+    return [texts.get(pair.prompt, "") for pair in pairs]

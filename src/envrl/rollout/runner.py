@@ -1,4 +1,4 @@
-"""Playing episodes, a batch of them at once; for scripts see `envrl.rollout.scripts`."""
+"""Play batches of episodes with a policy; for scripts see `envrl.rollout.scripts`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def play_episodes(
     watch: Callable[[float], None] = lambda _: None,
     ended: Callable[[Trajectory], None] = lambda _: None,
 ) -> list[Trajectory]:
-    """Play one episode for each (task, member), `settings.slots` at a time, and return trajectories in that order.
+    """Play one episode for each (task, member), `settings.slots` at a time; return the trajectories in that order.
 
-    What is drawn depends on (seed, update, task, member, turn, token) alone. `assignments`, one an episode, give each
-    its own length and start. `poll` is called every turn and may raise; `watch` is told how many episodes are played,
-    those under way by the share of their steps, and `ended` gets each when it is over.
+    Samples depend on (seed, update, task, member, turn, token) alone. `assignments`, one per episode, give the episodes
+    their own lengths and starts. `poll` is called every turn and may raise; `watch` gets the number of episodes played,
+    an unfinished one counted by its share of steps; `ended` gets each trajectory when it ends.
     """
     stats = stats or RolloutStats()
     worlds = vector_of(make_env)
@@ -68,19 +68,19 @@ def _play(
     watch: Callable[[float], None],
     ended: Callable[[Episode], None],
 ) -> None:
-    """Play these episodes to their ends."""
-    going, scheduler = episodes, EpisodeScheduler(policy, worlds, episodes, settings, stats)
+    """Play these episodes until all have ended."""
+    unfinished, scheduler = episodes, EpisodeScheduler(policy, worlds, episodes, settings, stats)
     try:
         while scheduler.ask():
             poll()
             scheduler.answer()
             watch(sum(1.0 if e.stop_reason else len(e.transitions) / e.max_steps for e in episodes))
-            for episode in (episode for episode in going if episode.stop_reason):
+            for episode in (episode for episode in unfinished if episode.stop_reason):
                 ended(episode)
-            going = [episode for episode in going if not episode.stop_reason]
+            unfinished = [episode for episode in unfinished if not episode.stop_reason]
     finally:
         scheduler.close()
-    for episode in going:  # of these the context was full
+    for episode in unfinished:  # these ended with a full context
         ended(episode)
 
 

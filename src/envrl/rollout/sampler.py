@@ -1,6 +1,6 @@
-"""Where tokens are drawn: what the episode loop asks of a sampler, whichever engine runs the model.
+"""The sampler protocol, through which the episode loop draws responses, whichever engine runs the model.
 
-A request says the whole prompt, so nothing of a sampler's cache is anybody else's business.
+A request holds the whole prompt, so only the sampler knows about its KV cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from envrl.errors import UserError
 from envrl.registry import Entry, register, told_of
 from envrl.types import Completion, Ids
 
-if TYPE_CHECKING:  # a recipe's settings are those of these signatures, and reading one takes no torch
+if TYPE_CHECKING:  # a recipe's settings are read from these signatures, without torch
     from torch import Tensor
 
     from envrl.models.load import LanguageModel
@@ -23,10 +23,10 @@ if TYPE_CHECKING:  # a recipe's settings are those of these signatures, and read
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How tokens are drawn.
+    """How tokens are sampled.
 
-    At `temperature` (0: the most likely token), of the `top_k` most likely ones (0: all), and of these of the fewest
-    that hold `top_p` of their mass. A free response ends with one of `stops` or after `max_tokens`.
+    At `temperature` (0: the most likely token), from the `top_k` most likely tokens (0: all), and of these from the
+    fewest that hold `top_p` of their mass. An unrestricted response ends with one of `stops` or after `max_tokens`.
     """
 
     temperature: float = 1.0
@@ -38,12 +38,11 @@ class SamplingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One response that is asked for.
+    """A request for one response.
 
-    `episode` names the sequence: what is asked of it next mostly begins with its prompt and its response, and is known
-    to until `release`. A restricted response is one of the ways through `restriction`, None for any text. What is drawn
-    depends on (`key`, `turn`, place in the response) alone. A chat that no tokenizer of ours writes has `messages`, and
-    no prompt.
+    `episode` identifies the sequence until `release`; its next prompt usually begins with this prompt and its response.
+    A restricted response is a path through `restriction`; None allows any text. Samples depend on (`key`, `turn`, place
+    in the response) alone. A chat whose template an endpoint applies has `messages` and no prompt.
     """
 
     episode: int
@@ -56,30 +55,30 @@ class Request:
 
 
 class Sampler(Protocol):
-    """Draws responses, many at once."""
+    """Samples responses, many at once."""
 
     def submit(self, request: Request) -> None:
-        """Ask for a response; each episode has one under way at most."""
+        """Ask for a response; each episode has at most one pending."""
         ...
 
     def poll(self, enough: int | None = None) -> dict[int, Completion | None]:
-        """Wait for at least `enough` responses (None: all that were asked for); return those by episode.
+        """Wait for at least `enough` responses (None: all that are pending); return the finished ones by episode.
 
-        None stands for a prompt that is longer than the model's context.
+        A response is None if its prompt is longer than the model's context.
         """
         ...
 
     def release(self, episode: int) -> None:
-        """Forget an episode, and what it has under way."""
+        """Forget an episode and its pending response."""
         ...
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Sample with these weights, by the names of `LanguageModel.named_parameters`, from now on."""
+        """From now on sample with these weights, named as in `LanguageModel.named_parameters`."""
         ...
 
 
 class GuardedSampler:
-    """A sampler of a user's, whose mistakes are said in a sentence."""
+    """Wraps a user's sampler, so that its exceptions become a `UserError`."""
 
     def __init__(self, entry: Entry, made: Sampler) -> None:
         self._entry, self._made = entry, made
@@ -105,7 +104,7 @@ class GuardedSampler:
 
 @register("sampler", "own")
 def own(model: LanguageModel, precision: str) -> Sampler:
-    """Return the sampler that is built in: in this process, with a cache that lives across an episode's turns."""
+    """Return the built-in sampler: in this process, with a KV cache that lives across an episode's turns."""
     from envrl.rollout.own_sampler import OwnSampler
 
     return OwnSampler(model, precision)

@@ -1,4 +1,4 @@
-"""The episodes that are played at a time, each in a world of its own: where one ends, the next that waits begins."""
+"""Schedule the episodes that are played at the same time: when one ends, the next one takes its world."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from envrl.rollout.trie import Commands
 from envrl.types import Action, Completion, Observation, Step, StopReason, Task, Transition
 
 _QUORUM = 0.25
-"""Share of the open responses that the worlds wait for where responses are free text, of unlike lengths. Without
-waiting, every response that closes costs a pass of its own for the prompt behind it; with waiting for all, passes run
-with few open responses left. Measured in docs/rollout.md."""
+"""Share of the pending responses to wait for before the worlds step, if responses are free text and vary in length.
+Without waiting, each finished response would cost a pass for the prompt that follows it; waiting for all would leave
+passes with few open responses. Measured in docs/rollout.md."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlaySettings:
-    """How episodes are played with a language model; the keys are those of the recipe's `rollout` and `env`."""
+    """How a language model plays episodes; the fields are keys of the recipe's `rollout` and `env` tables."""
 
     max_steps: int
     temperature: float
@@ -34,51 +34,51 @@ class PlaySettings:
     top_k: int = 0
     top_p: float = 1.0
     slots: int = 0
-    """Episodes that are played at a time; 0: all."""
+    """Episodes that are played at the same time; 0: all."""
     reward: str = "world"
     reward_scale: float = 1.0
 
 
 @dataclass(slots=True)
 class RolloutStats:
-    """What was counted while episodes were played."""
+    """Counts from playing episodes."""
 
     env: float = 0.0
     """Seconds in the worlds, by `clock`."""
     replaced: int = 0
-    """Worker processes that were replaced meanwhile."""
+    """Worker processes that were replaced."""
     mismatches: int = 0
-    """Steps whose recorded tokens are not those that the sampler was given and gave: a fault of the program."""
+    """Steps whose recorded tokens differ from the sampler's prompt and response: a bug in this program."""
     clock: Callable[[], float] = time.perf_counter
 
 
 @dataclass(slots=True)
 class Episode:
-    """An episode being played, and its tokens."""
+    """An episode in play, with its tokens."""
 
     task: Task
     member: int
     observation: Observation
     key: int = 0
-    """Decides, with turn and place, what is drawn for it."""
+    """Random key of its samples, together with the turn and the token's place."""
     max_steps: int = 0
-    """Steps after which it is cut off."""
+    """Number of steps after which it is cut off."""
     start: tuple[str, ...] = ()
     """Commands that are played before the policy's first."""
     number: int = 0
-    """Its place among all episodes that are played, by which the sampler knows it."""
+    """Its index among all episodes, which identifies it to the sampler."""
     slot: int = 0
     """The slot of its world."""
     prompt: Prompt | None = None
-    """What its next action is asked with."""
+    """The prompt of its next action."""
     transitions: list[Transition] = field(default_factory=list)
     transcript: Transcript = field(default_factory=Transcript)
     asked: bool = False
-    """Whether a response is under way."""
+    """True if a response is pending."""
     stop_reason: StopReason | None = None
 
     def advance(self, action: Action, step: Step | None, settings: PlaySettings) -> None:
-        """Record what the world answered, and see whether the episode is over."""
+        """Record the world's answer (None: the world failed), and set `stop_reason` if the episode is over."""
         if step is None:
             self.stop_reason = StopReason.SET_ASIDE
             return
@@ -101,12 +101,12 @@ class Episode:
 
 
 def room_for(observation: Observation, commands: Commands | None, settings: PlaySettings) -> int:
-    """Return how many tokens the longest response may take, given the restriction to commands."""
+    """Return the most tokens that a response may take; `commands` are those it is restricted to, if any."""
     return max(settings.response_tokens, commands.longest(observation) if commands else 0)
 
 
 class EpisodeScheduler:
-    """The episodes that are played at present, and those that wait for one of them to end."""
+    """Holds the episodes in play, and the queue of those that wait for a free world."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class EpisodeScheduler:
         self._open(self._playing)
 
     def ask(self) -> bool:
-        """Ask for the next action of every episode that has none under way; return whether any episode goes on."""
+        """Ask for the next action of every episode without a pending response; return whether any episode goes on."""
         self._write(self._idle())
         while self._waiting and (ended := [n for n, episode in enumerate(self._playing) if episode.stop_reason]):
             opened = []
@@ -151,7 +151,7 @@ class EpisodeScheduler:
         return bool(self._playing)
 
     def answer(self) -> None:
-        """Wait until enough responses are there, and carry out what they say."""
+        """Wait for enough responses, and step the worlds with their actions."""
         under_way = {episode.number: episode for episode in self._playing if episode.asked}
         enough = max(1, round(_QUORUM * len(under_way))) if self._commands is None else None
         completions = self._sampler.poll(enough)
@@ -173,7 +173,7 @@ class EpisodeScheduler:
                     episode.transcript.take_back()
 
     def close(self) -> None:
-        """Let the sampler forget every episode."""
+        """Release every episode from the sampler."""
         for episode in self._playing:
             self._release(episode)
 
@@ -191,7 +191,7 @@ class EpisodeScheduler:
         )
 
     def _record(self, episode: Episode, completion: Completion) -> None:
-        """Write down what the sampler was given and what it gave."""
+        """Add the prompt and the response to the transcript, and count a mismatch with the sampler's tokens."""
         prompt, response, transcript = episode.prompt, completion.token_ids, episode.transcript
         assert prompt is not None
         before = [] if prompt.fresh else transcript.ids
@@ -200,7 +200,7 @@ class EpisodeScheduler:
         self._stats.mismatches += transcript.ids != expected
 
     def _read(self, observation: Observation, completion: Completion) -> Action:
-        """Return what a response does; a restricted one says a command of the world's in the world's own text."""
+        """Parse a response into an action; a restricted response gives the command in the world's own text."""
         action = self._renderer.read(completion)
         if completion.free or self._commands is None:
             return action
@@ -208,11 +208,11 @@ class EpisodeScheduler:
         return action if command is None else replace(action, text=command, fault="", imagined=False)
 
     def _idle(self) -> list[Episode]:
-        """Return the episodes that go on and have no response under way."""
+        """Return the episodes that go on and have no pending response."""
         return [episode for episode in self._playing if not episode.stop_reason and not episode.asked]
 
     def _open(self, episodes: Sequence[Episode]) -> None:
-        """Start the worlds of these episodes, and play the commands that they start with, all of them at once."""
+        """Reset the worlds of these episodes and play their `start` commands, all episodes at once."""
         starts = [Start(episode.slot, episode.task, episode.task.seed) for episode in episodes]
         with self._in_worlds():
             for episode, observation in zip(episodes, self._worlds.reset(starts), strict=True):
@@ -222,9 +222,9 @@ class EpisodeScheduler:
                 self._play_start(episodes, turn)
 
     def _play_start(self, episodes: Sequence[Episode], turn: int) -> None:
-        going = [episode for episode in episodes if turn < len(episode.start) and not episode.stop_reason]
-        steps = self._worlds.step([(episode.slot, episode.start[turn]) for episode in going])
-        for episode, step in zip(going, steps, strict=True):
+        active = [episode for episode in episodes if turn < len(episode.start) and not episode.stop_reason]
+        steps = self._worlds.step([(episode.slot, episode.start[turn]) for episode in active])
+        for episode, step in zip(active, steps, strict=True):
             episode.advance(Action(episode.start[turn]), step, self._settings)
             if step is None:
                 continue
@@ -233,7 +233,7 @@ class EpisodeScheduler:
                 episode.stop_reason = StopReason.CONTEXT
 
     def _write(self, episodes: Sequence[Episode]) -> None:
-        """Write the prompts of these episodes; one is over where prompt and longest response do not fit the context."""
+        """Write the prompts of these episodes; end an episode if prompt and longest response exceed the context."""
         for episode in episodes:
             if episode.stop_reason:
                 continue
@@ -249,14 +249,14 @@ class EpisodeScheduler:
 
     @contextmanager
     def _in_worlds(self) -> Iterator[None]:
-        """Count the seconds of the block as the worlds'."""
+        """Count the seconds of the block as time in the worlds."""
         began = self._stats.clock()
         yield
         self._stats.env += self._stats.clock() - began
 
 
 def commands_of(policy: Policy, settings: PlaySettings) -> Commands | None:
-    """Return what restricts responses to the world's commands, None where they are any text."""
+    """Return the commands that responses are restricted to, or None if responses are free text."""
     if settings.actions == "free":
         return None
     if policy.codec is None:
@@ -265,7 +265,7 @@ def commands_of(policy: Policy, settings: PlaySettings) -> Commands | None:
 
 
 def _check(completions: Mapping[int, Completion | None], under_way: Mapping[int, Episode]) -> None:
-    """Raise `RunError` for what no sampler may give: it would stall the loop, or be recorded as something else."""
+    """Raise `RunError` for an invalid answer of the sampler, which would stall the loop or be recorded wrongly."""
     if not completions:
         raise RunError(f"the sampler gave none of the {len(under_way)} responses that it was asked for")
     for number, completion in completions.items():

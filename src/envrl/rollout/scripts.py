@@ -1,6 +1,6 @@
-"""Policies that are not models: random play (the floor), the walkthrough and the world's expert (the ceilings).
+"""Scripted policies: random play (the floor), the walkthrough and the world's expert (the ceilings).
 
-And how they are played, without torch.
+They play without torch.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from envrl.randomness import key_of
 from envrl.types import Action, Observation, StopReason, Task, Trajectory, Transition
 
 Script = Callable[[Observation], str]
-"""What is done at an observation; it may remember what it was shown."""
+"""A function from observation to command; it may remember earlier observations."""
 
 
 @runtime_checkable
 class HasWalkthrough(Protocol):
-    """A world that knows how its tasks are solved."""
+    """A world that knows the solution of each task."""
 
     def walkthrough(self, task: Task) -> Sequence[str]: ...
 
 
 @runtime_checkable
 class HasExpert(Protocol):
-    """A world with a scripted player that uses only what it sees; a fresh one is made for every episode."""
+    """A world with a scripted player that uses only its observations; each episode gets a fresh one."""
 
     def expert(self, seed: int) -> Script: ...
 
 
 def random_script(seed: int) -> Script:
-    """Return a script that draws uniformly from what the world would accept, hidden (`env.hide_admissible`) or not."""
+    """Return a script that draws uniformly from the admissible commands, even if `env.hide_admissible` hides them."""
     generator = random.Random(seed)
     return lambda observation: draw_command(observation.info.get("plain", observation), generator) or "look"
 
@@ -65,22 +65,22 @@ SCRIPTS: dict[str, Callable[[TextEnv, Task, int], Script]] = {
 
 
 def has_script(name: str, env: TextEnv) -> bool:
-    """Return whether the world has what the named script needs."""
+    """Return whether the world supports the named script."""
     needs: dict[str, type] = {"walkthrough": HasWalkthrough, "expert": HasExpert}
     return name not in needs or isinstance(env, needs[name])
 
 
 def make_script(name: str, env: TextEnv, task: Task, seed: int) -> Script:
-    """Return the named script for one episode of a task; raises `UserError` where the world has none such."""
+    """Return the named script for one episode of a task; raise `UserError` if the world does not support it."""
     if name not in SCRIPTS:
         raise UserError(f"unknown script '{name}'{suggest(name, SCRIPTS)}")
     return SCRIPTS[name](env, task, seed)
 
 
 def play_script(env: TextEnv, task: Task, script: Script, max_steps: int) -> Trajectory:
-    """Play one episode with a script (observation → command); its actions carry no tokens.
+    """Play one episode with a script; its actions have no tokens.
 
-    Raises what the world does, and `BadAnswer`.
+    Raises whatever the world raises, and `BadAnswer` if the world breaks its protocol.
     """
     observation = first_observation(env, task, task.seed)
     transitions: list[Transition] = []
@@ -99,10 +99,10 @@ def play_script(env: TextEnv, task: Task, script: Script, max_steps: int) -> Tra
 def attempt_script(
     env: TextEnv, task: Task, make: Callable[[], Script], max_steps: int, set_aside: dict[str, str] | None = None
 ) -> Trajectory:
-    """Play one episode with a script, once more where the world fails; set aside, without a step, where it fails again.
+    """Play one episode with a script, and retry if the world fails; if it keeps failing, set the task aside.
 
-    `make` returns the script anew; `set_aside` takes the task's id and what happened. Raises `UserError` where the
-    world does.
+    An episode that is set aside has no steps. `make` returns a fresh script; `set_aside` maps task ids to reasons and
+    gains an entry. A `UserError` of the world is raised at once.
     """
     reason = ""
     for _ in range(ATTEMPTS_HERE):
@@ -110,7 +110,7 @@ def attempt_script(
             return play_script(env, task, make(), max_steps)
         except UserError:
             raise
-        except (Exception, SystemExit) as error:  # a world may raise anything, or end the process
+        except (Exception, SystemExit) as error:  # a world may raise anything, or exit the process
             reason = what_happened(error)
     put_aside({} if set_aside is None else set_aside, task, ATTEMPTS_HERE, reason)
     return Trajectory(task, 0, (), (), StopReason.SET_ASIDE)

@@ -1,4 +1,4 @@
-"""Many sequences in the slots of one cache, which lives across turns: token ids in, token ids and log-probs out."""
+"""Sample many sequences at once, in slots of a KV cache that lives across turns: ids in; ids and log-probs out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from envrl.types import Completion
 
 @dataclass(slots=True)
 class Draft:
-    """A response in the making; `allowed[i]` is None where token i came from the whole vocabulary."""
+    """An unfinished response; `allowed[i]` is None if token i was sampled from the whole vocabulary."""
 
     node: Node | None
     token_ids: list[int] = field(default_factory=list)
@@ -35,22 +35,22 @@ class Draft:
     open: bool = True
 
     def completion(self) -> Completion:
-        """Return it as a sampler gives it."""
+        """Return the draft as a `Completion`."""
         return Completion(tuple(self.token_ids), tuple(self.logprobs), tuple(self.allowed), self.node is None)
 
 
 @dataclass(slots=True)
 class _Slot:
-    """A sequence: the tokens that wait to be fed, and the response that is being drawn in it."""
+    """A sequence: its tokens that wait to be fed, and the response that is being sampled."""
 
     pending: list[int] = field(default_factory=list)
     draft: Draft | None = None
     key: int = 0
     turn: int = 0
     fed: list[int] = field(default_factory=list)
-    """The tokens that the cache holds of it."""
+    """Its tokens in the cache."""
     opening: tuple[int, ...] = ()
-    """Those that it began with."""
+    """Its first prompt."""
 
     @property
     def open(self) -> bool:
@@ -60,10 +60,9 @@ class _Slot:
 class SlotSampler:
     """Samples responses for many sequences at once, each in a slot of the cache.
 
-    A free response ends with one of `stops`, ids or sequences of ids, or after
-    `max_tokens`; tokens that a trie leaves no choice about are taken without running the network. Each token is drawn
-    from the model's distribution at `temperature` (0: the most likely token), narrowed to the `top_k` most likely
-    choices (0: all), and of these to the fewest that hold `top_p` of their mass.
+    An unrestricted response ends with one of `stops` (ids or sequences of ids) or after `max_tokens`. A token that the
+    trie fixes is taken without running the network. Each other token is sampled at `temperature` (0: the most likely
+    token), from the `top_k` most likely choices (0: all), and of these from the fewest that hold `top_p` of their mass.
     """
 
     def __init__(
@@ -94,24 +93,24 @@ class SlotSampler:
         return len(self._slots)
 
     def length(self, slot: int) -> int:
-        """Return how many tokens a slot's sequence holds, those not fed yet included."""
+        """Return the number of tokens of a slot's sequence, including those not fed yet."""
         return len(self._slots[slot].fed) + len(self._slots[slot].pending)
 
     def is_open(self, slot: int) -> bool:
-        """Return whether a response is under way in a slot."""
+        """Return whether a slot has an unfinished response."""
         return self._slots[slot].open
 
     def forget(self, slots: Sequence[int]) -> None:
-        """Empty these slots; what they are asked next opens other sequences."""
+        """Empty these slots; each can then begin another sequence."""
         if used := [slot for slot in slots if self.length(slot)]:
             self._cache.clear(self._tensor(used))
         for slot in used:
             self._slots[slot] = _Slot()
 
     def rewind(self, slot: int, ids: Sequence[int]) -> int:
-        """Keep of a slot's sequence what `ids` begin with; return how many of `ids` it holds then.
+        """Cut a slot's sequence to its common prefix with `ids`; return the length of that prefix.
 
-        At least the last one is left to be run. (Where there are states of convolutions all stays or nothing.)
+        At least the last of `ids` is left to be run. A cache with convolution states keeps all of the sequence or none.
         """
         state = self._slots[slot]
         held = (*state.fed, *state.pending)
@@ -126,7 +125,7 @@ class SlotSampler:
         return count
 
     def extend(self, count: int) -> range:
-        """Open further empty slots behind the others; return them."""
+        """Append `count` empty slots; return them."""
         first = len(self)
         new = range(first, first + count)
         self._cache.select(self._tensor([*range(first), *[0] * count]))
@@ -135,20 +134,20 @@ class SlotSampler:
         return new
 
     def keep(self, slots: Sequence[int]) -> None:
-        """Drop all other sequences; the slots are renumbered in this order."""
+        """Keep only these slots, renumbered in this order."""
         self._cache.select(self._tensor(slots))
         self._slots = [self._slots[slot] for slot in slots]
 
     def ask(self, slot: int, prompt: Sequence[int], trie: Node | None, key: int, turn: int) -> None:
-        """Put a prompt behind a slot's sequence, to be fed and answered by `run`; (key, turn) decide what is drawn."""
+        """Append a prompt to a slot's sequence; `run` feeds and answers it. (key, turn) seed the random numbers."""
         state = self._slots[slot]
         state.pending.extend(prompt)
         state.draft, state.key, state.turn = Draft(trie), key, turn
 
     def run(self, enough: int | None = None) -> dict[int, Draft]:
-        """Draw tokens until `enough` responses (default: all) are closed; return those by slot.
+        """Sample tokens until `enough` responses (default: all) are finished; return the finished ones by slot.
 
-        The other slots go on where they are when it is called again.
+        The next call continues the unfinished ones.
         """
         closed: dict[int, Draft] = {}
         while (waiting := [number for number, slot in enumerate(self._slots) if slot.open]) and (
@@ -168,7 +167,7 @@ class SlotSampler:
         keys: NDArray[np.uint64],
         turn: int,
     ) -> list[Draft | None]:
-        """Ask every slot at once and draw all responses; a slot whose prompt is None rests."""
+        """Ask every slot and sample all responses; a slot whose prompt is None is skipped."""
         for slot, prompt in enumerate(prompts):
             if prompt is not None:
                 self.ask(slot, prompt, tries[slot], int(keys[slot]), turn)
@@ -177,7 +176,7 @@ class SlotSampler:
 
     @torch.no_grad()
     def _feed(self, waiting: list[int]) -> Tensor:
-        """Run the pending tokens of these slots; return the states (len(waiting), width) of the last ones."""
+        """Run the pending tokens of these slots; return the hidden states (len(waiting), width) of the last tokens."""
         weight = next(self.model.network.parameters())
         states = weight.new_zeros(len(self._slots), state_width(self.model.network))
         fresh = [slot for slot in waiting if not self._slots[slot].fed]
@@ -192,10 +191,10 @@ class SlotSampler:
         return states[self._tensor(waiting)]
 
     def _begin(self, fresh: list[int]) -> dict[int, int]:
-        """Return for each of these empty slots the one that is to be run for it: equal sequences are run once.
+        """Map each of these empty slots to the slot that is run for it: equal sequences are run once.
 
-        Left out are those that another slot has begun with before: they are copied from there at once, but for the last
-        token, which is still to be run. (The states of convolutions are kept for the end of a sequence alone.)
+        A slot whose prompt another slot began with is left out: all but its last token, which is still to be run, is
+        copied from there at once. (Not so with convolution states, which exist only for the end of a sequence.)
         """
         older = {slot.opening: number for number, slot in enumerate(self._slots) if slot.fed}
         first: dict[tuple[int, ...], int] = {}
@@ -209,7 +208,7 @@ class SlotSampler:
         return leaders
 
     def _copy(self, sources: dict[int, int], count: int | None = None) -> None:
-        """Copy to each of these slots the sequence of its source, or the first `count` tokens of it."""
+        """Copy to each of these slots the sequence of its source, or the first `count` tokens of that."""
         self._cache.copy(self._tensor(list(sources.values())), self._tensor(list(sources)), count)
         for number, source in sources.items():
             slot = self._slots[number]
@@ -217,9 +216,9 @@ class SlotSampler:
             del slot.pending[: len(slot.fed)]
 
     def _run(self, group: list[int], wanted: list[int], states: Tensor) -> None:
-        """Feed the pending tokens of the wanted slots; put the state after each one's last into its row of `states`.
+        """Feed the pending tokens of the wanted slots; write each one's last hidden state into its row of `states`.
 
-        Where a pass holds the whole group, the others in it feed what they have in place of padding.
+        If a pass includes the whole group, the other slots feed pending tokens of their own in place of padding.
         """
         lengths = {slot: len(self._slots[slot].pending) for slot in wanted}
         cached = max(len(self._slots[slot].fed) for slot in group)
@@ -227,16 +226,16 @@ class SlotSampler:
             busy = [slot for slot, length in lengths.items() if length > step.start]
             slots = group if step.whole else busy
             parts = [self._slots[slot].pending[: step.stop - step.start] for slot in slots]
-            found = self._pass(parts, slots)
+            hidden = self._pass(parts, slots)
             for slot, part in zip(slots, parts, strict=True):
                 self._slots[slot].fed += part
                 del self._slots[slot].pending[: len(part)]
             ends = {slot: (row, len(part) - 1) for row, (slot, part) in enumerate(zip(slots, parts, strict=True))}
             rows, columns = (self._tensor(part) for part in zip(*(ends[slot] for slot in busy), strict=True))
-            states[self._tensor(busy)] = found[rows, columns]
+            states[self._tensor(busy)] = hidden[rows, columns]
 
     def _pass(self, parts: list[list[int]], slots: list[int]) -> Tensor:
-        """Run one chunk a slot; return its hidden states (slots, longest, width), which hold until the next pass."""
+        """Run one chunk per slot; return the hidden states (slots, longest, width), valid until the next pass."""
         counts = [len(part) for part in parts]
         ids = np.full((len(parts), max(counts)), self.model.codec.pad, dtype=np.int64)
         for row, part in enumerate(parts):
@@ -259,7 +258,7 @@ class SlotSampler:
 
     @torch.no_grad()
     def _draw(self, waiting: list[int], states: Tensor) -> None:
-        """Draw one token for each slot behind its state, then take what its trie leaves no choice about."""
+        """Sample one token for each slot from its hidden state, then append the tokens that its trie fixes."""
         logits = logits_of(self.model.network, states)
         slots = [self._slots[number] for number in waiting]
         drafts = [slot.draft for slot in slots if slot.draft is not None]
@@ -274,8 +273,8 @@ class SlotSampler:
             stays = kept(logprobs, self.top_k, self.top_p)
             logprobs, choices = narrowed(logprobs, stays), chosen(choices, stays, ids)
         index = logprobs.argmax(-1) if greedy else choose(logprobs, self._numbers(slots))
-        tokens, found = taken(index, logprobs, ids)
-        for slot, draft, token, logprob, allowed in zip(slots, drafts, tokens, found, choices, strict=True):
+        tokens, drawn = taken(index, logprobs, ids)
+        for slot, draft, token, logprob, allowed in zip(slots, drafts, tokens, drawn, choices, strict=True):
             before = len(draft.token_ids)
             self._append(draft, token, logprob, allowed)
             while draft.open and draft.node is not None and len(draft.node) == 1:

@@ -1,4 +1,4 @@
-"""How many episodes are played at once: as many as asked for, fewer where memory runs out."""
+"""Split a batch of episodes into smaller parts if memory runs out."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from envrl.types import Trajectory
 
 
 class BatchSplitter:
-    """Plays episodes in as large parts as memory holds; once lowered their size stays so for the rest of the process.
+    """Plays episodes in parts that fit in memory; a lowered size stays for the rest of the process.
 
-    What is drawn in an episode does not depend on those beside it (`envrl.randomness`), so neither do results,
-    beyond rounding.
+    The samples of an episode do not depend on the episodes beside it (`envrl.randomness`), so the split changes results
+    by rounding only.
     """
 
     def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
@@ -21,9 +21,9 @@ class BatchSplitter:
         self.limit: int | None = None
 
     def play(self, count: int, play: Callable[[range], list[Trajectory]], at_once: int = 0) -> list[Trajectory]:
-        """Return the trajectories of episodes 0 to `count`; `play` plays a range, of at most `at_once` (0: any).
+        """Return the trajectories of episodes 0 to `count` - 1; `play` plays a range of at most `at_once` (0: any).
 
-        Raises `RunError` where a single episode does not fit.
+        Raises `RunError` if a single episode does not fit in memory.
         """
         played: list[Trajectory] = []
         while len(played) < count:

@@ -1,4 +1,4 @@
-"""Which tokens may come next when sampling is restricted to the commands that the world would accept."""
+"""Prefix trees of tokens, which restrict sampling to the commands that the world accepts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from envrl.models.tokenizer import Codec
     from envrl.rendering.renderer import Renderer
 
-Node = dict[int, "Node"]  # the next tokens and where they lead; a leaf is empty
+Node = dict[int, "Node"]  # maps each possible next token to its node; a leaf is empty
 
 
 def build_trie(sequences: Sequence[Sequence[int]]) -> Node:
@@ -29,19 +29,19 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> Node:
 
 
 Position = tuple[Ids, int | None]
-"""A place in a template: tokens still to come, and the number of the word that they end; -1: the first part, None: the
-last one."""
+"""A position in a template: the tokens to come, and the index of the word that they complete (-1: the first part,
+None: the last part)."""
 
 
 class FreeWords:
-    """A template in tokens: its first part, then some of its words in their order, each once at most, then its end.
+    """A template in tokens: its first part, then some of its words in order, each at most once, then its last part.
 
-    Where a word ends, any later one or the last part may begin. `words` are those that the tokenizer can write, `lead`
-    is what stands before the first part.
+    After a word, any later word or the last part may begin. `words` are those that the tokenizer can write; `lead` are
+    the tokens before the first part.
     """
 
     def __init__(self, codec: Codec, template: Template, end: int, lead: Ids = ()) -> None:
-        before = template.before.rstrip(" ")  # a blank belongs to the token behind it, as the tokenizer has it
+        before = template.before.rstrip(" ")  # the tokenizer joins a blank to the token after it
         blank = template.before[len(before) :]
         spelled = {word: (codec.encode(blank + word), codec.encode(f" {word}")) for word in template.words}
         spelled = {word: ways for word, ways in spelled.items() if all(ways)}
@@ -62,9 +62,9 @@ class FreeWords:
         return [*((self._later[number], number) for number in later), (self._end, None)]
 
     def command(self, ids: Ids) -> str | None:
-        """Return the command that was drawn as these tokens, None where they are no way through the template.
+        """Return the command of these tokens, or None if they are not a path through the template.
 
-        Its words are the template's own, whatever the tokenizer makes of blanks and letters.
+        The words are the template's own text, so the tokenizer's treatment of blanks and letters does not matter.
         """
         ways: dict[Position, tuple[int, ...]] = {place: _entered((), place[1]) for place in self.start}
         for token in ids:
@@ -89,9 +89,9 @@ def _entered(drawn: tuple[int, ...], word: int | None) -> tuple[int, ...]:
 
 
 def build_graph(sequences: Sequence[Ids], templates: Sequence[FreeWords]) -> Node:
-    """Return the graph of all token sequences that are one of `sequences` or follow a template.
+    """Return the graph of all token sequences that are in `sequences` or follow a template.
 
-    Like a prefix tree, but what can follow in the same way is one node, since templates have no list of sequences.
+    It is a prefix tree with equal continuations merged into one node, since a template has too many sequences to list.
     """
     nodes: dict[frozenset[tuple[int, Ids, int | None]], Node] = {}
     opening = [(number, *place) for number, template in enumerate(templates) for place in template.start]
@@ -118,9 +118,9 @@ def build_graph(sequences: Sequence[Ids], templates: Sequence[FreeWords]) -> Nod
 
 
 class Commands:
-    """What an observation accepts, in tokens: its `trie`, None for nothing, and the tokens of its `longest` command.
+    """The commands of an observation in tokens: their `trie` (None if there are none), and the `longest` one's length.
 
-    The renderer says what a command is as a response. What was asked before is not built again.
+    The renderer writes each command as a response. Results are cached.
     """
 
     def __init__(self, codec: Codec, renderer: Renderer) -> None:
@@ -136,9 +136,9 @@ class Commands:
         return self._lengths(observation.admissible or (), _with_words(observation))
 
     def command(self, observation: Observation, response: Ids) -> str | None:
-        """Return the command that a response says which followed the trie; None for one that did not.
+        """Return the command of a response that followed the trie, or None if it did not.
 
-        It is the world's own text, which a tokenizer need not give back: one may alter blanks or letters.
+        The result is the world's own text; decoding the tokens could change blanks or letters.
         """
         for command in observation.admissible or ():
             if self._respond(command) == response:

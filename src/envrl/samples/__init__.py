@@ -1,1 +1,1 @@
-"""From trajectories to the trainer's rows, and rows to micro-batches: pure functions."""
+"""Pure functions from trajectories to the trainer's rows, and from rows to micro-batches."""

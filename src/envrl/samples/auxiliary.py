@@ -1,5 +1,5 @@
-"""What all auxiliary objectives share: from what one yields to rows and terms, a fraction of it, without repeats, and
-with exchanged targets for a placebo."""
+"""Turn the examples of an auxiliary objective into rows and terms: sample a fraction, remove duplicates, and exchange
+targets for a placebo. All auxiliary objectives share this code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from envrl.types import Example, InPass, LossTerm, Pair, Row, Span, Trajectory
 
 
 class HowRows(Protocol):
-    """What a recipe says of an auxiliary objective's rows (`AuxiliaryConfig`)."""
+    """The settings of an auxiliary objective's rows (a part of `AuxiliaryConfig`)."""
 
     @property
     def fraction(self) -> float: ...
@@ -33,7 +33,7 @@ class HowRows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AuxiliaryRows:
-    """Rows of its own, terms of the policy's rows by episode and segment (both by number), and figures to log."""
+    """An objective's own rows, its terms in the policy's rows by episode and segment number, and figures to log."""
 
     rows: list[Row] = field(default_factory=list)
     in_pass: dict[int, dict[int, list[LossTerm]]] = field(default_factory=dict)
@@ -49,10 +49,10 @@ def auxiliary_rows(
     how: HowRows,
     key: int,
 ) -> AuxiliaryRows:
-    """Return what an auxiliary objective makes of an update's episodes; which part of it is a function of `key`.
+    """Return the rows and terms of an auxiliary objective for an update's episodes; `key` seeds the sampling.
 
-    `write` puts an example in tokens; one longer than the context is left out and counted. Examples are sampled one by
-    one, tokens of the policy's rows by episode, since a row costs the same however many of its tokens are predicted.
+    `write` encodes an example; one longer than the context is left out and counted. Examples are sampled one by one,
+    but tokens of the policy's rows by episode, since a row costs the same however many of its tokens are predicted.
     """
     examples: list[Example] = []
     parts: list[InPass] = []
@@ -69,11 +69,11 @@ def auxiliary_rows(
     if len(fitting) < len(pairs):
         figures[f"rows/{name}_too_long"] = len(pairs) - len(fitting)
     pairs = sample_share(fitting, how.fraction, key)
-    found = _found(parts, trajectories, how.fraction, key)
+    in_rows = _labels_of(parts, trajectories, how.fraction, key)
     if how.placebo:
-        pairs, found = _exchanged(name, pairs, found, key_of(key, "placebo"), figures)
+        pairs, in_rows = _exchange_targets(name, pairs, in_rows, key_of(key, "placebo"), figures)
     rows = pair_rows(pairs, name, how.tokens, how.aggregation)
-    in_pass = _terms(name, found, how)
+    in_pass = _terms(name, in_rows, how)
     figures[f"rows/{name}"] = len(rows) + sum(map(len, in_pass.values()))
     return AuxiliaryRows(rows, in_pass, figures)
 
@@ -81,7 +81,7 @@ def auxiliary_rows(
 def pair_rows(
     pairs: Sequence[Pair], component: str, tokens: str = "target", aggregation: str = "token_mean"
 ) -> list[Row]:
-    """Return one row a (prompt, target): a loss on the target's tokens, or on all but the first (`tokens = "all"`)."""
+    """Return one row per pair, with a loss on the target's tokens, or on all but the first token (`tokens = "all"`)."""
     rows = []
     for number, pair in enumerate(pairs):
         ids = np.array((*pair.prompt, *pair.target), dtype=np.int32)
@@ -92,8 +92,8 @@ def pair_rows(
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """Tokens of a policy's row that are to be predicted: where they stand, and what is to be predicted there."""
+class _Labels:
+    """Tokens to predict in a policy row: their place, and the target there."""
 
     episode: int
     segment: int
@@ -102,51 +102,51 @@ class _Found:
     weight: float
 
 
-def _found(parts: Sequence[InPass], trajectories: Sequence[Trajectory], fraction: float, key: int) -> list[_Found]:
-    """Return where the parts of a share of the episodes stand in their rows."""
+def _labels_of(parts: Sequence[InPass], trajectories: Sequence[Trajectory], fraction: float, key: int) -> list[_Labels]:
+    """Return the places of the parts in their rows, for a sampled fraction of the episodes."""
     if not parts:
         return []
     numbers = {id(trajectory): number for number, trajectory in enumerate(trajectories)}
     chosen = set(sample_share(range(len(trajectories)), fraction, key))
-    found: dict[tuple[int, int, int], _Found] = {}  # what is yielded twice counts once
+    labels: dict[tuple[int, int, int], _Labels] = {}  # a part that is yielded twice counts once
     for part in parts:
         number = numbers[id(part.trajectory)]
         for place, span in _spans(part) if number in chosen else ():
             token_ids = part.trajectory.segments[place].token_ids
             target = tuple(token_ids[span.start : span.stop].tolist())
-            found[number, place, span.start] = _Found(number, place, span.start, target, part.weight)
-    return list(found.values())
+            labels[number, place, span.start] = _Labels(number, place, span.start, target, part.weight)
+    return list(labels.values())
 
 
 def _spans(part: InPass) -> Iterator[tuple[int, Span]]:
-    """Yield where a part stands: the number of its segment, and its tokens there."""
+    """Yield the segment number and the token span of a part."""
     for place, segment in enumerate(part.trajectory.segments):
         spans = segment.answers if part.part == "observation" else segment.spans
         yield from ((place, span) for span in spans if span.step == part.step and span.stop > span.start)
 
 
-def _exchanged(
-    name: str, pairs: list[Pair], found: list[_Found], key: int, figures: dict[str, float]
-) -> tuple[list[Pair], list[_Found]]:
-    """Return the same with each one's target exchanged for another's; in the policy's rows only the labels are.
+def _exchange_targets(
+    name: str, pairs: list[Pair], labels: list[_Labels], key: int, figures: dict[str, float]
+) -> tuple[list[Pair], list[_Labels]]:
+    """Return the pairs and labels with exchanged targets; in the policy's rows only the labels change, not the tokens.
 
-    There a longer target is cut where its new place ends, and behind a shorter one nothing is predicted.
+    There a longer target is cut to its new place; after a shorter one nothing is predicted.
     """
-    targets = [*(pair.target for pair in pairs), *(each.target for each in found)]
+    targets = [*(pair.target for pair in pairs), *(each.target for each in labels)]
     exchange = derange(targets, [len(target) for target in targets], key)
     figures[f"placebo/{name}_targets"] = len(targets)
     figures[f"placebo/{name}_coincidences"] = exchange.coincidences
     figures[f"placebo/{name}_other_length"] = exchange.other_length
     new = [targets[source] for source in exchange.source_N]
     return [replace(pair, target=target) for pair, target in zip(pairs, new, strict=False)], [
-        replace(each, target=target[: len(each.target)]) for each, target in zip(found, new[len(pairs) :], strict=True)
+        replace(each, target=target[: len(each.target)]) for each, target in zip(labels, new[len(pairs) :], strict=True)
     ]
 
 
-def _terms(name: str, found: Sequence[_Found], how: HowRows) -> dict[int, dict[int, list[LossTerm]]]:
-    """Return one term a row: all that is predicted in it."""
-    by_row: dict[tuple[int, int], list[_Found]] = defaultdict(list)
-    for each in found:
+def _terms(name: str, in_rows: Sequence[_Labels], how: HowRows) -> dict[int, dict[int, list[LossTerm]]]:
+    """Return one term per row, with all tokens to predict in it, by episode and segment number."""
+    by_row: dict[tuple[int, int], list[_Labels]] = defaultdict(list)
+    for each in in_rows:
         by_row[each.episode, each.segment].append(each)
     terms: dict[int, dict[int, list[LossTerm]]] = defaultdict(dict)
     for (episode, segment), parts in by_row.items():

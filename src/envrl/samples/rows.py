@@ -1,4 +1,4 @@
-"""Rows of every component, made from what was recorded; nothing is tokenised here."""
+"""Make training rows from recorded trajectories; nothing is tokenised here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from envrl.types import LossTerm, Ragged, Row, Segment, Span, Trajectory
 
 
 def ragged(lists: Sequence[Sequence[int] | None]) -> Ragged:
-    """Return lists of ids laid end to end; None (the whole vocabulary) becomes an empty list."""
+    """Concatenate lists of ids; None (the whole vocabulary) becomes an empty list."""
     filled = [ids or () for ids in lists]
     offsets = np.cumsum([0, *map(len, filled)], dtype=np.int32)
     return Ragged(np.array([i for ids in filled for i in ids], dtype=np.int32), offsets)
@@ -28,7 +28,7 @@ def counted_term(
     streams: Mapping[str, NDArray[Any]] | None = None,
     allowed: Ragged | None = None,
 ) -> LossTerm:
-    """Return a component's term at these positions of a row; `factors` multiply their losses, and are not counted."""
+    """Return a component's term at these positions of a row; `factors` scale the losses, not the token count."""
     weights, shares = row_weights([len(positions)], aggregation)
     weights_T = np.full(len(positions), weights[0]) * np.asarray(factors)
     return LossTerm(
@@ -50,11 +50,11 @@ def policy_rows(
     idle: bool = False,
     stale: bool = False,
 ) -> list[Row]:
-    """Return a trajectory's policy rows, one a segment, with the terms that `in_pass` has for it, by its number.
+    """Return a trajectory's policy rows, one per segment, with the extra terms that `in_pass` has by segment number.
 
-    Tokens that the restriction left no choice about carry no gradient and are not counted. A segment whose advantages
-    are all 0 gets no policy term, so groups of equal returns cost nothing; with `idle` it gets one, which counts in the
-    denominator. `stale`: an earlier policy played it, whose log-probs go along.
+    Tokens that the restriction fixed have no gradient and are not counted. A segment whose advantages are all 0 gets no
+    policy term, so groups of equal returns cost nothing; with `idle` it gets one, which counts in the denominator.
+    `stale`: an earlier policy played the trajectory, so its log-probs become `old_logprobs`.
     """
     rows = []
     for number, segment in enumerate(trajectory.segments):
@@ -70,7 +70,7 @@ def policy_rows(
 
 
 def learns(row: Row) -> bool:
-    """Return whether a row has a policy's token with an advantage."""
+    """Return whether a row has a policy token with a non-zero advantage."""
     return any(term.component == "policy" and term.streams["advantages"].any() for term in row.terms)
 
 
@@ -99,5 +99,5 @@ def _policy_term(
 
 
 def places(spans: Iterable[Span]) -> list[int]:
-    """Return the positions of all tokens of these spans."""
+    """Return the positions of all tokens in these spans."""
     return [place for span in spans for place in range(span.start, span.stop)]

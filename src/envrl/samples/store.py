@@ -1,4 +1,4 @@
-"""Groups of episodes as JSON, exactly: what a replay keeps survives a checkpoint."""
+"""Save groups of episodes exactly as JSON, so that a replay's groups survive a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GROUP = "$group"
 def to_json(state: Any) -> Any:
     """Return a state (JSON that may hold `TrajectoryGroup`s anywhere) as plain JSON.
 
-    Of what a world says besides its text (`info`), what is no JSON becomes None. Raises `RunError` for anything else.
+    Values in an observation's `info` that are not JSON become None. Raises `RunError` for any other non-JSON value.
     """
     match state:
         case TrajectoryGroup():
@@ -31,7 +31,7 @@ def to_json(state: Any) -> Any:
 
 
 def from_json(state: Any) -> Any:
-    """Return what `to_json` was given; tuples come back as lists."""
+    """Return the state that `to_json` encoded; tuples come back as lists."""
     match state:
         case {"$group": group}:
             return msgspec.convert(group, TrajectoryGroup, dec_hook=_array, strict=False)

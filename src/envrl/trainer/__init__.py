@@ -1,1 +1,1 @@
-"""Updates, checkpoints, the warm start, and the loop."""
+"""The training loop of a run: rollouts, updates, evaluations, checkpoints."""

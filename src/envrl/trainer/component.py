@@ -1,4 +1,4 @@
-"""What a curriculum and a replay have in common: mistakes are told as theirs, and a state goes to the checkpoint."""
+"""The common base of curriculum and replay: it attributes their exceptions, and saves their state in checkpoints."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from envrl.samples.store import from_json, to_json
 
 
 class Component:
-    """A thing of a user's or ours that was made for a run; `make` makes it.
+    """An object of a registered class, built-in or a user's, that `make` creates for a run.
 
-    Raises `UserError` where it gives its state and does not take it up again, or the reverse.
+    Raises `UserError` if it has only one of `state()` and `load(state)`.
     """
 
     def __init__(self, entry: Entry, make: Callable[[], Any]) -> None:
@@ -26,12 +26,12 @@ class Component:
             raise UserError(f"the {entry.called} has {have} and no {lack}: a resumed run needs both")
 
     def do(self, work: Callable[[], Any]) -> Any:
-        """Return what the work gives; what it raises is told as the thing's."""
+        """Return the result of `work`; its exceptions become a `UserError` that names the object."""
         with told_of(self.entry):
             return work()
 
     def state(self) -> Any:
-        """Return what survives a checkpoint, as plain JSON; raises `UserError` where it is something else."""
+        """Return the object's state as plain JSON, None if it has none; raise `UserError` if it is not JSON."""
         if not isinstance(self.made, HasState):
             return None
         state = self.do(self.made.state)
@@ -41,6 +41,6 @@ class Component:
             raise UserError(f"the {self.entry.called} cannot be saved: {error}") from error
 
     def load(self, state: Any) -> None:
-        """Take up what a checkpoint holds."""
+        """Restore the state from a checkpoint."""
         if isinstance(self.made, HasState):
             self.do(lambda: self.made.load(from_json(state)))

@@ -1,4 +1,4 @@
-"""The evaluations of a run: which are due, each kept as it goes, and one line of eval.jsonl a split."""
+"""The evaluations of a run: each is saved as it goes, and writes one line of eval.jsonl per split."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from envrl.rollout.splitter import BatchSplitter
 
 @dataclass(frozen=True, slots=True)
 class Evaluations:
-    """What evaluates a run's model into its folder."""
+    """Evaluates a run's model and writes the results into its folder."""
 
     config: Config
     folder: Path
@@ -37,12 +37,12 @@ class Evaluations:
     file: JsonLines
 
     def due(self, update: int) -> bool:
-        """Return whether the run is evaluated at an update."""
+        """Return whether an evaluation is due at an update."""
         every = self.config.eval.every
         return self._at_an_end(update) or (every > 0 and update % every == 0)
 
     def run(self, model: LanguageModel, update: int) -> None:
-        """Evaluate every split at an update; one that the run of a shared warm start measured is taken from there."""
+        """Evaluate every split at an update; reuse the results of the run that shares its warm start."""
         known = shared_evaluations(self.config) if update == 0 else {}
         english = dict[str, float]()
         if set(self.config.eval.split) - set(known):

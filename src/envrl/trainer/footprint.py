@@ -1,4 +1,4 @@
-"""What an update was predicted to take of memory, from the batch that it really had; beside it stands what it took."""
+"""Predict an update's memory from its actual batch, to log beside the measured memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from envrl.types import Row, Trajectory
 def predicted_memory(
     config: Config, model: LanguageModel, played: Sequence[Trajectory], rows: Sequence[Row], budget: int, at_once: int
 ) -> int:
-    """Return the bytes that an update was to take: of tensors on a CUDA device, else of the whole process."""
+    """Return the predicted peak memory of an update in bytes: of tensors on a CUDA device, else of the process."""
     shape = shape_of(model.network.config.to_dict())
     segments = [segment for episode in played for segment in episode.segments]
     batches = pack(rows, budget, padded=shape.padded)

@@ -1,4 +1,4 @@
-"""What would go unnoticed: settings that have no effect, and updates in which nothing is learned from the returns."""
+"""Warnings about settings without effect, and about updates in which the policy learns nothing from the returns."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from envrl.config.schema import AuxiliaryConfig, Config
 from envrl.types import TrajectoryGroup, episodes_of
 
 LARGEST_SHARE = 0.25
-"""Of a placebo's targets, those that are the true one after all, above which the user is told."""
+"""Warn if more than this share of a placebo's targets equal the true ones."""
 PATIENCE = 3
-"""Updates in a row without a policy row after which the user is told why, and what to do."""
+"""After this many consecutive updates without a policy row, say why and what to do."""
 
 
 def idle_settings(config: Config) -> Iterator[str]:
-    """Yield a sentence for every auxiliary objective that a recipe names and that cannot learn anything."""
+    """Yield a warning for every auxiliary objective of the recipe that has no effect."""
     warm = config.warm_start
     for stage, key in (("", "auxiliary"), ("warm_start", "warm_start.auxiliary")):
-        weighed = {each.name: each.common for each in config.auxiliaries(stage)}
+        active = {each.name: each.common for each in config.auxiliaries(stage)}
         tables = {name.removeprefix(f"{key}.").partition(".")[0] for name in config.owned if name.startswith(f"{key}.")}
-        for name in sorted(tables - weighed.keys()):
+        for name in sorted(tables - active.keys()):
             yield f"[{key}.{name}] has no effect, since {key}.{name}.weight = 0: give it a weight, or leave it out"
-        for name, common in weighed.items():
+        for name, common in active.items():
             given = f"{key}.{name}.weight = {common.weight:g} has no effect, since"
             if stage and (warm.path or not warm.demonstrations):
                 if not warm.path:
@@ -33,7 +33,7 @@ def idle_settings(config: Config) -> Iterator[str]:
 
 
 def _ended(config: Config, name: str, common: AuxiliaryConfig) -> Iterator[str]:
-    """Yield a sentence where an objective never takes part, or its schedule ends long before the run."""
+    """Yield a warning if an objective never takes part, or its schedule ends long before the run."""
     updates = config.train.updates
     length = common.schedule_updates or updates
     if updates and common.every > updates:
@@ -49,7 +49,7 @@ def _ended(config: Config, name: str, common: AuxiliaryConfig) -> Iterator[str]:
 
 
 class IdleUpdates:
-    """Says of an update that no row of it learns from the returns, and after three in a row why, and what to do."""
+    """Reports each update in which no row learns from the returns; after every three in a row also what to do."""
 
     def __init__(self, config: Config, say: Callable[[str], None]) -> None:
         self._config, self._say = config, say
@@ -57,9 +57,9 @@ class IdleUpdates:
         self._said: set[str] = set()
 
     def observe(self, update: int, groups: Sequence[TrajectoryGroup], figures: Mapping[str, float]) -> None:
-        """Take note of an update: its groups of episodes, and what `build_batch` says of its rows."""
-        weighed = [key.removeprefix("weight/") for key, value in figures.items() if key.startswith("weight/") and value]
-        for name in weighed:
+        """Check an update: its groups of episodes, and the figures of `build_batch`."""
+        active = [key.removeprefix("weight/") for key, value in figures.items() if key.startswith("weight/") and value]
+        for name in active:
             if not figures[f"rows/{name}"]:
                 self._say_without_rows(update, name, figures.get(f"rows/{name}_too_long", 0.0))
             elif figures.get(f"placebo/{name}_coincidences", 0.0) > LARGEST_SHARE * figures.get(
@@ -71,7 +71,7 @@ class IdleUpdates:
             return
         self._in_a_row += 1
         why, remedies = _why(groups, self._config)
-        others = " (the auxiliary losses learn)" if any(figures[f"rows/{name}"] for name in weighed) else ""
+        others = " (the auxiliary losses learn)" if any(figures[f"rows/{name}"] for name in active) else ""
         self._say(f"update {update}: no row learns from the returns{others}: {why}")
         if self._in_a_row % PATIENCE == 0:
             self._say(f"the policy has learned nothing in {self._in_a_row} updates in a row, since {why}: {remedies}")
@@ -98,7 +98,7 @@ class IdleUpdates:
 
 
 def _why(groups: Sequence[TrajectoryGroup], config: Config) -> tuple[str, str]:
-    """Return why no row of these episodes learns from their returns, and what to do about it."""
+    """Return why no row of these episodes learns from their returns, and the remedies."""
     if not groups:
         return (
             f"the curriculum '{config.curriculum.name}' admitted none of the groups that were played",

@@ -1,4 +1,4 @@
-"""What can be refused of a run before torch is loaded, which takes seconds: names, splits, data, directories."""
+"""Checks of a run that need no torch, whose import takes seconds: names, splits, data, directories."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from envrl.rollout.scripts import make_script
 
 
 def check_directory(run: Path, resume: bool) -> None:
-    """Raise `UserError` where there is no run to resume, or something in the place of a new one."""
+    """Raise `UserError` if there is no run to resume, or a new run's directory is taken."""
     if not resume:
         check_new_run(run)
     elif not (run / "config.toml").is_file():
@@ -26,8 +26,8 @@ def check_directory(run: Path, resume: bool) -> None:
 
 
 def check_names(config: Config, make_env: Callable[[], TextEnv]) -> None:
-    """Raise `UserError` for an estimator, a format, a world or splits that are not there, or without tasks."""
-    # Of two short episodes: what its settings, or the function itself, cannot do is said before anything is played.
+    """Raise `UserError` for an unknown estimator, format, world or split, or a split without tasks."""
+    # Try the estimator on two short episodes, so that bad settings or a broken function fail before the first rollout.
     trial = ([[0.0, 1.0], [0.0]], [["a", "b"], ["a"]])
     ESTIMATORS[config.objective.estimator](*trial, **config.settings("estimator"))
     if config.rollout.is_chat:
@@ -39,9 +39,9 @@ def check_names(config: Config, make_env: Callable[[], TextEnv]) -> None:
 
 
 def pinned_model(config: Config) -> Config:
-    """Return the configuration with the revision of the model that it names, which the hub is asked for.
+    """Return the configuration with the revision of its model, which is looked up on the hub.
 
-    Raises `UserError` where there is no such model, or its folder lacks files.
+    Raises `UserError` if there is no such model, or its folder lacks files.
     """
     model = config.model
     if not model.path or config.warm_start.path:
@@ -52,7 +52,7 @@ def pinned_model(config: Config) -> Config:
 
 
 def check_demonstrator(config: Config, make_env: Callable[[], TextEnv]) -> None:
-    """Raise `UserError` where a warm start has no tasks to imitate, or nobody who plays them."""
+    """Raise `UserError` if a warm start has no tasks left to imitate, or the world lacks the demonstrator."""
     demonstrator, held_out = config.warm_start.demonstrator, config.warm_start.held_out
     with opened(make_env()) as env:
         tasks = listed_tasks(env, config.env.split, config.env.name)

@@ -1,6 +1,6 @@
-"""A run from its first file to its last: warm start, then update after update, evaluations and checkpoints between.
+"""The training loop: warm start, then updates, with evaluations and checkpoints between them.
 
-`train` reads top to bottom; everything that a resumed run needs is in `RunState` (`envrl.trainer.state`).
+Start reading at `train`. `RunState` (`envrl.trainer.state`) holds everything that a resumed run needs.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from envrl.trainer.tasks import Tasks
 
 
 def train(config: Config, run: Path | str, resume: bool = False, reporter: Reporter | None = None) -> Path:
-    """Train a recipe into the directory `run`, or go on with it bit for bit; return the directory.
+    """Train a recipe into the directory `run`, or resume it bit for bit; return the directory.
 
-    Raises `UserError` (bad configuration, data or directory), `RunError` (disk full, diverged) and `Interrupted` once
+    Raises `UserError` (bad configuration, data or directory), `RunError` (disk full, diverged), and `Interrupted` after
     the checkpoint is saved.
     """
     run, reporter = Path(run), reporter or Reporter(silent=not ranks.is_first())
@@ -71,7 +71,7 @@ def _train(config: Config, run: Path, resume: bool, reporter: Reporter) -> Path:
 
 
 class Run:
-    """One process's work on a run directory."""
+    """The work of one process on a run directory."""
 
     def __init__(self, config: Config, folder: Path, make_env: Worlds, reporter: Reporter, stop: StopRequest) -> None:
         self.config, self.folder, self.make_env, self.reporter, self.stop = config, folder, make_env, reporter, stop
@@ -83,7 +83,7 @@ class Run:
         self.idle = IdleUpdates(config, reporter.say)
 
     def go(self) -> Path:
-        """Bring the run to its last update."""
+        """Train up to the last update."""
         latest = latest_checkpoint(self.checkpoints)
         if ranks.is_first():
             settle_checkpoints(self.checkpoints, self.config.checkpoint.keep)
@@ -106,7 +106,7 @@ class Run:
         except Interrupted:
             path = self._save(state)
             raise Interrupted(f"interrupted; saved {path}: go on with --resume") from None
-        except KeyboardInterrupt:  # a second Ctrl-C may come inside a step: what is in memory is nobody's state
+        except KeyboardInterrupt:  # a second Ctrl-C may come inside a step, so the state in memory is not valid
             raise Interrupted(f"interrupted; {self.folder} goes on from its last checkpoint with --resume") from None
         finally:
             self.metrics.close()
@@ -149,7 +149,7 @@ class Run:
         with self.reporter.phase("update", updates, state.update) as phase:
             while True:
                 if not state.evaluated:
-                    if state.update:  # an evaluation may take longer than many updates, and may not survive
+                    if state.update:  # an evaluation may take long, and be killed
                         self._save(state)
                     self._evaluate(state)
                     if state.update == 0:
@@ -163,7 +163,7 @@ class Run:
                 phase.show(state.update + 1, self._update(state))
 
     def _update(self, state: RunState) -> dict[str, float]:
-        """Play, mix, make rows, learn, log: update number `state.update + 1`."""
+        """Run update `state.update + 1`: play, mix in replayed groups, make rows, learn, log."""
         number, laps = state.update + 1, Laps()
         reset_peak_memory(state.model.device)
         self.engine.publish(self.policy.sampler, number)
@@ -185,7 +185,7 @@ class Run:
         return few(record)
 
     def _components(self) -> dict[str, Any]:
-        """Return the states of curriculum and replay between two updates: an interrupted one leaves no trace."""
+        """Return the states of curriculum and replay between two updates, so an interrupted update leaves no trace."""
         return {"curriculum": self.tasks.state(), "replay": self.replay.state()}
 
     def _load(self, state: RunState) -> None:

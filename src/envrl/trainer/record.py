@@ -1,4 +1,4 @@
-"""An update's line of metrics.jsonl, and what of it fits on a progress line."""
+"""An update's line in metrics.jsonl, and its short form for the progress line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from envrl.types import StopReason, TrajectoryGroup, episodes_of
 
 
 class Laps:
-    """Seconds of an update by phase; those of the worlds, which the rollout's stats count, stand apart."""
+    """Seconds of an update by phase; time in the worlds comes from the rollout stats and is separate."""
 
     def __init__(self) -> None:
         self.stats = RolloutStats()
@@ -36,13 +36,13 @@ class Laps:
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes to a phase."""
+        """Add the duration of the block to a phase."""
         began = time.perf_counter()
         yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
 
     def seconds(self) -> dict[str, float]:
-        """Return the phases' seconds, and the total since the laps began."""
+        """Return the seconds of each phase, and the total since the start."""
         rollout = self._seconds["rollout"] - self.stats.env
         return {
             **self._seconds,
@@ -62,7 +62,7 @@ class UpdateLog:
     splitter: BatchSplitter
     engine: Engine
     workers: int
-    """Processes that play the world."""
+    """Number of worker processes that run the worlds."""
 
     def write(
         self,
@@ -73,7 +73,7 @@ class UpdateLog:
         figures: Mapping[str, float],
         laps: Laps,
     ) -> dict[str, Any]:
-        """Append an update's line and return it; the state's counts of steps and tokens go up by the update's."""
+        """Append an update's line and return it; add the update's episodes, steps and tokens to `state`."""
         of_play = played_figures(played.groups, self.renderer)
         state.env_steps += of_play["train/steps"]
         state.tokens += of_play["tokens"]
@@ -101,7 +101,7 @@ class UpdateLog:
         return record
 
     def _memory(self, model: LanguageModel, played: Played, batch: UpdateBatch) -> dict[str, int]:
-        """Return the update's peak in bytes, the predicted one, and how much of the batch was held at once."""
+        """Return the measured and predicted peak of the update in bytes, and the sizes in force."""
         at_once = min(self.splitter.limit or played.episodes, played.episodes)
         budget = self.engine.micro_batch_tokens
         episodes = episodes_of(played.groups)
@@ -114,7 +114,7 @@ class UpdateLog:
 
 
 def played_figures(groups: Sequence[TrajectoryGroup], renderer: Renderer) -> dict[str, Any]:
-    """Return what an update's line says of the episodes that it played."""
+    """Return an update's metrics of the episodes that it played."""
     trajectories = episodes_of(groups)
     steps = [step for trajectory in trajectories for step in trajectory.transitions]
     sampled = [step.action for step in steps if step.action.token_ids]
@@ -134,7 +134,7 @@ def played_figures(groups: Sequence[TrajectoryGroup], renderer: Renderer) -> dic
 
 
 def few(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures that fit on a progress line: success, entropy, and the losses beside the policy's."""
+    """Return the figures for the progress line: success, entropy, and all losses but the policy's."""
     wanted = {
         "train/success_rate": "success",
         "entropy": "entropy",

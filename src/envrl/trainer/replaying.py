@@ -1,4 +1,4 @@
-"""What an update learns from besides what it played: the recipe's replay, looked at as it works."""
+"""The recipe's replay, with checks of its results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Replaying(Component):
         super().__init__(entry, lambda: entry.target(plan_of(config), **config.settings("replay")))
 
     def mix(self, groups: Sequence[TrajectoryGroup], update: int) -> list[TrajectoryGroup]:
-        """Return the groups that an update learns from; raises `UserError` where the replay gives something else."""
+        """Return the groups that an update learns from; raise `UserError` if the replay returns anything else."""
         mixed = self.do(lambda: list(self.made.mix(groups, update)))
         for group in mixed:
             if not isinstance(group, TrajectoryGroup):

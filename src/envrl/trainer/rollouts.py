@@ -1,4 +1,4 @@
-"""The episodes of an update: what the curriculum assigns, played with the policy, as groups."""
+"""Play the episodes that the curriculum assigns to an update, and return them as groups."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from envrl.types import StopReason, Trajectory, TrajectoryGroup
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """An update's whole groups, those of them that the policy learns from, and how many episodes were played."""
+    """An update's complete groups, those that the curriculum admitted, and the number of episodes played."""
 
     groups: list[TrajectoryGroup]
     admitted: list[TrajectoryGroup]
@@ -31,7 +31,7 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """What plays an update's episodes."""
+    """Plays the episodes of an update."""
 
     config: Config
     make_env: Worlds
@@ -42,9 +42,9 @@ class Rollouts:
     reporter: Reporter
 
     def play(self, update: int, stats: RolloutStats) -> Played:
-        """Play an update, further rounds of it as long as the curriculum refuses groups (`ROUNDS` at most).
+        """Play an update, in more rounds as long as the curriculum refuses groups (at most `ROUNDS`).
 
-        Raises `RunError` where the world failed in every task.
+        Raises `RunError` if every group of a round has an episode in which the world failed.
         """
         met = Counter[str]()
         groups: list[TrajectoryGroup] = []
@@ -94,7 +94,8 @@ class Rollouts:
         parts = ranks.gather((mine, drawn, stats.mismatches, stats.replaced))
         if len(parts) == 1:
             return list(drawn)
-        stats.mismatches, stats.replaced = (sum(part[which] for part in parts) for which in (2, 3))
+        stats.mismatches = sum(mismatches for _, _, mismatches, _ in parts)
+        stats.replaced = sum(replaced for *_, replaced in parts)
         found = {
             place: episode for places, episodes, *_ in parts for place, episode in zip(places, episodes, strict=True)
         }
@@ -102,7 +103,7 @@ class Rollouts:
 
 
 def as_groups(trajectories: Sequence[Trajectory], numbers: Sequence[int]) -> list[TrajectoryGroup]:
-    """Return episodes as their groups, in order, given the number of each one's group."""
+    """Return the episodes as groups, given each episode's group number, in order of first appearance."""
     groups: dict[int, TrajectoryGroup] = {}
     for trajectory, number in zip(trajectories, numbers, strict=True):
         group = groups.get(number) or TrajectoryGroup(trajectory.task, (), trajectory.policy_version)
@@ -113,9 +114,9 @@ def as_groups(trajectories: Sequence[Trajectory], numbers: Sequence[int]) -> lis
 def whole_groups(
     groups: Sequence[TrajectoryGroup], world: str = "", set_aside: Mapping[str, str] | None = None
 ) -> list[TrajectoryGroup]:
-    """Return the groups without an episode that was set aside; raises `RunError` if none is left.
+    """Return the groups in which no episode was set aside; raise `RunError` if none is left.
 
-    `set_aside` holds what the world did at the last attempt, by the task's id.
+    `set_aside` holds the reason of the last failure, by task id.
     """
     whole = [group for group in groups if all(e.stop_reason is not StopReason.SET_ASIDE for e in group.trajectories)]
     if not whole:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the run to stop where its state is whole, a second stops it at once."""
+"""Ctrl-C and SIGTERM: the first one stops the run at the next consistent state, a second one at once."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from envrl.errors import Interrupted
 
 
 class StopRequest:
-    """Whether the user asked to stop; `poll` raises `Interrupted` then."""
+    """A flag that the user asked to stop, after which `poll` raises `Interrupted`."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def poll(self) -> None:
-        """Raise `Interrupted` once a stop was asked for; called between turns and micro-batches, not inside a step."""
+        """Raise `Interrupted` if a stop was requested; called between turns and micro-batches, not inside a step."""
         if self.requested:
             raise Interrupted("interrupted")
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Catch SIGINT and SIGTERM while the block runs; outside the main thread nothing is caught."""
+    """Catch SIGINT and SIGTERM while the block runs; outside the main thread catch nothing."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

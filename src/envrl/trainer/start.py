@@ -1,4 +1,4 @@
-"""Before a run: everything that can be refused is refused here, while nothing is written yet."""
+"""Check everything before a run starts, so that bad input is refused before anything is written."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ from envrl.types import TrajectoryGroup
 
 
 def new_config(config: Config) -> Config:
-    """Return the configuration that a new run is made with, whatever comes later.
+    """Return the configuration that a new run keeps to its end.
 
-    Threads and precision are fixed, and the revision of a model that the hub or `envrl models` names.
+    It fixes the number of threads, the precision, and the revision of a model from the hub or `envrl models`.
     """
     threads = config.train.threads or usable_threads()
-    prepare_torch(threads)  # what is faster is measured with as many
+    prepare_torch(threads)  # the speed of each precision is measured with the same number
     return with_precision(pinned_model(replace(config, train=replace(config.train, threads=threads))))
 
 
 def resumed_config(run: Path, config: Config) -> Config:
-    """Return the configuration that an existing run goes on with; raises `UserError` where it is another run's."""
+    """Return the configuration to resume a run with; raise `UserError` if it differs from the run's."""
     check_directory(run, resume=True)
     file = run / "config.toml"
     _refuse_older(file)
     stored = load_recipe(str(file))
-    if not config.train.threads:  # whatever this machine has, the run keeps the number that it was started with
+    if not config.train.threads:  # the run keeps its number of threads, whatever this machine has
         config = replace(config, train=replace(config.train, threads=stored.train.threads))
     config = in_place_of_auto(config, stored.train.precision, stored.rollout.precision)
     if not config.model.revision:
@@ -102,10 +102,10 @@ def check_alike(config: Config, make_env: Callable[[], TextEnv]) -> None:
 
 
 def _refuse_older(file: Path) -> None:
-    """Refuse to go on with a run of an older version, whose configuration says less than today's."""
+    """Raise `UserError` for a run of an older version, whose configuration lacks settings."""
     try:
         older = is_older(tomllib.loads(file.read_text(encoding="utf-8")))
-    except ValueError:  # `load_recipe` says better what is wrong
+    except ValueError:  # `load_recipe` has the better error message
         return
     if older:
         raise UserError(
@@ -115,7 +115,7 @@ def _refuse_older(file: Path) -> None:
 
 
 def _without_moved_base(run: Path, config: Config, changed: list[str]) -> list[str]:
-    """Return the changed keys without `model.path` where that names the same base at another place."""
+    """Return the changed keys, without `model.path` if it is the same base model at another place."""
     saved = [run / "checkpoints" / "latest", run / FOLDER]
     adapters = [folder for folder in saved if folder.is_dir()]
     if not adapters:
@@ -125,9 +125,9 @@ def _without_moved_base(run: Path, config: Config, changed: list[str]) -> list[s
 
 
 def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start: bool) -> None:
-    """Refuse what only the program knows to be wrong: unknown names, data, models and devices that are not there.
+    """Refuse what the schema cannot check: unknown names, and data, models and devices that are missing.
 
-    `warm_start` says whether that stage still lies ahead.
+    `warm_start` is True if that stage is still to come.
     """
     check_names(config, make_env)
     for sentence in idle_settings(config):
@@ -155,7 +155,7 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
 
 
 def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
-    """Refuse what fails where it is first asked for: a curriculum, a replay, an auxiliary objective of a user's."""
+    """Refuse a curriculum, a replay or a user's auxiliary objective that fails on its first use."""
     with opened(make_env()) as env:
         tasks = listed_tasks(env, config.env.split, config.env.name)
         curriculum = Tasks(tasks, config)
@@ -170,9 +170,9 @@ def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
 
 
 def _check_model(folder: str | Path, config: Config, make_env: Callable[[], TextEnv]) -> None:
-    """Refuse a model that cannot play as the recipe says; it is loaded again later, when something is written.
+    """Refuse a model that cannot play the recipe; the run loads it again later.
 
-    It is loaded where it will run: there its passes are cheap, and there our cache is tried on it (`admit_once`).
+    It is loaded on the device of the run: there its passes are fast, and the KV cache is tried on it (`admit_once`).
     """
     try:
         model = load_policy(folder, config)
@@ -192,7 +192,7 @@ def _check_model(folder: str | Path, config: Config, make_env: Callable[[], Text
 
 
 def _warn_of_marks(model: LanguageModel, folder: str | Path, config: Config) -> None:
-    """Say that a chat model is played in marks that it was never taught."""
+    """Warn if the format is `marks` and the chat model was never taught them."""
     warm, tokens = config.warm_start, Path(folder) / "tokenizer.json"
     known = tokens.is_file() and MARKS["end"] in tokens.read_text(encoding="utf-8", errors="replace")
     taught = known or warm.path or warm.demonstrations
@@ -206,7 +206,7 @@ def _warn_of_marks(model: LanguageModel, folder: str | Path, config: Config) -> 
 
 
 def _check_context(config: Config, folder: str | Path, context: int) -> None:
-    """Refuse prompts and responses that the model has no room for."""
+    """Refuse token budgets of prompt and response that exceed the model's context."""
     prompt, response = config.rollout.prompt_tokens, config.rollout.response_tokens
     if prompt + response > context or response >= context:
         asked = f"rollout.prompt_tokens = {prompt} and " if prompt else ""
@@ -217,10 +217,10 @@ def _check_context(config: Config, folder: str | Path, context: int) -> None:
 
 
 def _warn_of_other_origin(source: Path, config: Config) -> None:
-    """Say which of this run's settings a shared warm start leaves without effect."""
+    """Warn about settings of this run that have no effect, since the shared warm start was made with others."""
     try:
         made = load_run(source.parent)
-    except UserError:  # it lies elsewhere now, or another version wrote it
+    except UserError:  # the folder was moved, or another version wrote it
         return
     idle = [
         key
@@ -236,7 +236,7 @@ def _warn_of_other_origin(source: Path, config: Config) -> None:
 
 @contextmanager
 def held_run(run: Path, config: Config, make_env: Callable[[], TextEnv], resume: bool) -> Iterator[None]:
-    """Make the run directory, or take up the one that is there (noting added updates), and hold its lock."""
+    """Create the run directory, or reopen it (recording a raised train.updates), and hold its lock."""
     splits = (config.env.split, *config.eval.split)
     if not ranks.is_first():
         ranks.wait()  # until the first has made it, or refused to
@@ -256,5 +256,5 @@ def held_run(run: Path, config: Config, make_env: Callable[[], TextEnv], resume:
             yield
         except UserError:
             if not resume and not any((run / name).exists() for name in (FOLDER, PARTIAL)):
-                shutil.rmtree(run)  # the input was wrong after all, and nothing has been learned yet
+                shutil.rmtree(run)  # the input was wrong after all, and nothing is trained yet
             raise

@@ -1,4 +1,4 @@
-"""What a run is made of between two updates, in memory and in a checkpoint."""
+"""The state of a run between two updates, in memory and in a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from envrl.models.load import LanguageModel, load_policy, save_model
 
 @dataclass(slots=True)
 class RunState:
-    """The network, its optimiser's moments, and counters; everything random is a function of these and the seed.
+    """The model, its optimiser, and counters; everything random is a function of these and the seed.
 
-    `evaluated` says whether the evaluation due at this update is done; the offsets are bytes of the .jsonl files;
+    `evaluated` is False while an evaluation is due at this update; the offsets are bytes of the .jsonl files;
     `components` are the states of curriculum and replay at this update, as JSON.
     """
 
@@ -45,7 +45,7 @@ def fresh_state(model: LanguageModel, config: Config) -> RunState:
 
 
 def read_state(checkpoint: Path, config: Config) -> RunState:
-    """Return the state that a (verified) checkpoint holds."""
+    """Return the state in a (verified) checkpoint."""
     state = fresh_state(load_policy(checkpoint, config), config)
     tensors, meta = load_state(checkpoint / "state")
     state.optimizer.restore(tensors)
@@ -69,6 +69,6 @@ def write_state(folder: Path, state: RunState, keep: int, moments: Mapping[str, 
 
 
 def is_finished(checkpoint: Path, updates: int) -> bool:
-    """Return whether a checkpoint is that of a run of so many updates at its end."""
+    """Return whether a checkpoint is the end of a run of `updates` updates, with its evaluation done."""
     _, meta = load_state(checkpoint / "state")
     return bool(meta["update"] >= updates and meta["evaluated"])

@@ -1,4 +1,4 @@
-"""An update's episodes: what the recipe's curriculum assigns, looked at before anything is played."""
+"""The recipe's curriculum, with checks of its assignments before they are played."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from envrl.trainer.component import Component
 from envrl.types import Assignment, Task, TrajectoryGroup
 
 ROUNDS = 5
-"""How often an update plays for a curriculum that refuses what was played."""
+"""The most rounds that an update plays if the curriculum refuses groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class Playing:
-    """One episode to be played: the number of its group, what was assigned, and its member of the task's episodes."""
+    """One episode to play: its group number, its assignment, and its number among the task's episodes."""
 
     group: int
     assignment: Assignment
@@ -27,7 +27,7 @@ class Playing:
 
 
 def plan_of(config: Config) -> Plan:
-    """Return what a recipe says of its updates."""
+    """Return the plan of a recipe's updates."""
     rollout = config.rollout
     most = rollout.max_steps or config.env.max_steps
     return Plan(config.seed, rollout.tasks, rollout.group_size, most, config.train.updates)
@@ -44,14 +44,14 @@ class Tasks(Component):
 
     @property
     def refuses(self) -> bool:
-        """Whether the curriculum may refuse groups."""
+        """True if the curriculum may refuse groups."""
         return isinstance(self.made, Admits)
 
     def next(self, update: int, met: Counter[str]) -> list[Playing]:
-        """Return the episodes of an update, group after group; `met` counts those of each task that it had before.
+        """Return the episodes of an update, group by group; `met` counts each task's episodes in it so far.
 
-        What is sampled is keyed by the task and the member: a task that is drawn again has further members. Raises
-        `UserError` where the curriculum gives nothing, or what cannot be played.
+        Samples depend on task and member, so a task that is assigned again continues its member numbers. Raises
+        `UserError` if the curriculum gives no assignment, or one that cannot be played.
         """
         assigned = self.do(lambda: list(self.made.next(update)))
         if not assigned:
@@ -66,14 +66,14 @@ class Tasks(Component):
         return playing
 
     def admitted(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
-        """Return the groups that the policy is to learn from."""
+        """Return the groups that the curriculum admits for learning."""
         curriculum = self.made
         if not isinstance(curriculum, Admits):
             return list(groups)
         return self.do(lambda: [group for group in groups if curriculum.admit(group)])
 
     def observe(self, groups: Sequence[TrajectoryGroup]) -> None:
-        """Tell the curriculum what was played."""
+        """Pass the played groups to the curriculum."""
         curriculum = self.made
         if isinstance(curriculum, Observes):
             self.do(lambda: curriculum.observe(groups))

@@ -1,5 +1,5 @@
-"""Objectives beside the policy's: a file each, a function of an update's groups of episodes.
+"""Auxiliary objectives beside the policy loss: one file and one function each.
 
-It yields `Example`s, which become rows of their own, or `InPass`, tokens of the policy's own rows. Weight, schedule,
-fraction and placebo are not its business: they are the same for all (`envrl.samples.auxiliary`).
+The function takes an update's groups of episodes and yields `Example`s, which become rows of their own, or `InPass`,
+tokens of the policy's own rows. Weight, schedule, fraction and placebo are common to all (`envrl.samples.auxiliary`).
 """

@@ -21,7 +21,7 @@ def inverse(
     commands: bool = True,  # it lists the admissible commands where the policy's prompt does
     last: bool = True,  # an episode's last transition is asked about, too
 ) -> Iterator[Example]:
-    """Yield … sₜ, sₜ₊₁ → aₜ, the parsed command, for every transition, won or lost (EnvRL, arXiv 2606.17680)."""
+    """Yield … sₜ, sₜ₊₁ → aₜ, the parsed command, for every transition of every episode (EnvRL, arXiv 2606.17680)."""
     for trajectory, step, transition in steps_of(groups, last):
         yield Example(
             trajectory,
@@ -36,7 +36,7 @@ def inverse(
 
 
 def listed(trajectory: Trajectory, step: int) -> tuple[str, ...]:
-    """Return the commands that the world would have accepted and the one that was given, in a drawn order."""
+    """Return the admissible commands and the one that was given, shuffled."""
     transition = trajectory.transitions[step]
     commands = list(dict.fromkeys([*(transition.observation.admissible or ()), transition.action.text]))
     Random(f"{trajectory.task.id}#{trajectory.member}/{step}").shuffle(commands)

@@ -18,7 +18,7 @@ def state(
     commands: bool = True,  # it lists the admissible commands where the policy's prompt does
     last: bool = True,  # an episode's last transition is asked about, too
 ) -> Iterator[Example]:
-    """Yield … sₜ, aₜ → sₜ₊₁ for every transition, won or lost (EnvRL, arXiv 2606.17680).
+    """Yield … sₜ, aₜ → sₜ₊₁ for every transition of every episode (EnvRL, arXiv 2606.17680).
 
     The target is the observation's text without the list of commands.
     """
@@ -35,12 +35,12 @@ def state(
 
 
 def steps_of(groups: Sequence[TrajectoryGroup], last: bool) -> Iterator[tuple[Trajectory, int, Transition]]:
-    """Yield every transition of these groups with its episode and its number there, `last` ones only if asked for."""
+    """Yield (episode, step, transition) for every transition; the last one of an episode only if `last`."""
     for trajectory in episodes_of(groups):
         for step, transition in enumerate(trajectory.transitions[: None if last else -1]):
             yield trajectory, step, transition
 
 
 def in_tag(text: str, tag: str) -> str:
-    """Return a text between a tag and its end, or as it is where there is none."""
+    """Return a text between <TAG> and </TAG>, or the bare text if the tag is empty."""
     return f"<{tag}>{text}</{tag}>" if tag else text
