@@ -93,7 +93,8 @@ class Shards(nn.Module):
     def scale(self, parameters: Sequence[Tensor], limit: float, norm: float) -> None:
         parts = [cast(DTensor, p.grad).to_local() for p in parameters if p.grad is not None]
         factor = torch.clamp(limit / (torch.tensor(norm) + 1e-6), max=1.0)
-        torch._foreach_mul_(parts, factor.to(parts[0].device))
+        for part in parts:
+            part.mul_(factor.to(part.device))
 
 
 class ShardedEngine:
