@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 from envrl.errors import UserError
 from envrl.processes import end_with
 
 _LAUNCHER = "ENVRL_LAUNCHER"
+_PATIENCE = 3600
+"""Seconds that the processes have for finishing an update and saving it, after which they are killed."""
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
     """Run `envrl train` with these arguments in so many processes; return the status of the first that failed, or 0.
 
-    Ctrl-C goes to each of them, which stop together between two updates; SIGTERM is passed on. Where one dies the
-    others are ended.
+    Ctrl-C and SIGTERM are passed on to them: they stop together between two updates. Where one dies the others are
+    ended.
     """
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # torchrun's; each process says itself what went wrong
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in ("torch.distributed.elastic", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # each process says itself what went wrong
     os.environ[_LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    newer: dict[str, Any] = {"shutdown_timeout": _PATIENCE}  # where torch has no such setting it is half a minute
+    known = {field.name for field in fields(LaunchConfig)}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -37,7 +39,8 @@ def launch(arguments: Sequence[str], count: int) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         run_id=str(os.getpid()),
-        signals_to_handle="SIGTERM",
+        signals_to_handle="SIGINT,SIGTERM",
+        **{name: value for name, value in newer.items() if name in known},
     )
     try:
         elastic_launch(config, sys.executable)("-m", "envrl", "train", *arguments)
@@ -49,8 +52,6 @@ def launch(arguments: Sequence[str], count: int) -> int:
         return status if status > 0 else 1
     except SignalException:  # they were told, and have saved
         return 130
-    finally:
-        signal.signal(signal.SIGINT, before)
     return 0
 
 
