@@ -51,7 +51,7 @@ bench-trl: install
 
 # One process a core: tests are quick to share, and each is alone with its thread.
 test: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations=20 --durations-min=5
 
 # What needs no model, no kill and no second process: for whoever works on it.
 test-quick: install

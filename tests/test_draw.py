@@ -17,7 +17,7 @@ from envrl.config.schema import ModelConfig
 from envrl.engine.update import LossSettings, policy_logprobs
 from envrl.models.load import LanguageModel, build_model
 from envrl.randomness import key_of
-from envrl.rollout.draw import choose, kept, narrowed
+from envrl.rollout.draw import choose, renormalised, top_choices
 from envrl.rollout.slot_sampler import Draft, SlotSampler
 from envrl.rollout.trie import build_trie
 from envrl.samples.rows import policy_rows
@@ -46,15 +46,15 @@ def model() -> LanguageModel:
     ],
 )
 def test_what_stays_by_hand(top_k: int, top_p: float, staying: list[int]) -> None:
-    assert kept(LOGPROBS, top_k, top_p)[0].nonzero()[:, 0].tolist() == staying
+    assert top_choices(LOGPROBS, top_k, top_p)[0].nonzero()[:, 0].tolist() == staying
 
 
 @given(st.integers(0, 6), st.floats(0.05, 1.0), st.integers(0, 10**6))
 def test_what_stays_is_the_least_set_and_its_distribution_sums_to_one(top_k: int, top_p: float, seed: int) -> None:
     logprobs = torch.from_numpy(np.random.default_rng(seed).normal(0, 2, (3, 9))).log_softmax(-1)
     logprobs[1, 6:] = -1e30  # padding
-    stays = kept(logprobs, top_k, top_p)
-    probabilities = narrowed(logprobs, stays).exp()
+    stays = top_choices(logprobs, top_k, top_p)
+    probabilities = renormalised(logprobs, stays).exp()
     assert torch.allclose(probabilities.sum(-1), torch.ones(3, dtype=torch.float64))
     assert not stays[1, 6:].any()
     for row, mask, found in zip(logprobs.exp(), stays, probabilities, strict=True):
@@ -73,7 +73,7 @@ def test_a_number_falls_on_the_choice_that_covers_it() -> None:
     rows = LOGPROBS.expand(6, -1)
     assert choose(rows, np.array([0.0, 0.0999, 0.1001, 0.4999, 0.5001, 1 - 2**-53])).tolist() == [0, 0, 1, 1, 2, 3]
     stays = torch.tensor([[False, True, True, False]]).expand(4, -1)
-    found = choose(narrowed(rows[:4], stays), np.array([0.0, 0.66, 0.67, 1 - 2**-53]))
+    found = choose(renormalised(rows[:4], stays), np.array([0.0, 0.66, 0.67, 1 - 2**-53]))
     assert found.tolist() == [1, 1, 2, 2], "two thirds and one third; what does not stay is never drawn"
 
 

@@ -21,7 +21,7 @@ from envrl.envs.webshop.analysis import analyze, stem, words
 from envrl.envs.webshop.index import stored_length
 from envrl.envs.webshop.nouns import title_nouns
 from envrl.envs.webshop.reward import COLORS
-from envrl.envs.webshop.similarity import alike
+from envrl.envs.webshop.similarity import similar
 from envrl.envs.webshop.visit import parse_action
 
 Files = dict[str, Any]
@@ -77,7 +77,7 @@ def test_likeness_is_thefuzz(raw: Files) -> None:
             mixed = draw.sample(first.split(), len(first.split()))
             second = " ".join(mixed[: draw.randint(0, 4)]) + draw.choice(("", "s", " é", " x", f" {second}"))
         expected = fuzz.token_set_ratio(first, second)
-        assert alike(first, second) == (expected > 85), (first, second)
+        assert similar(first, second) == (expected > 85), (first, second)
         above += expected > 85
     assert above > 500
 

@@ -9,7 +9,7 @@ from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
 from envrl.envs.registry import maker
 from envrl.envs.settings import WorldSettings, set_maker
-from envrl.registry import find, told_of
+from envrl.registry import blame, find
 from envrl.rendering.marks import MarksRenderer
 from envrl.rendering.renderer import MARKS, Form, Renderer
 
@@ -98,7 +98,7 @@ def sampler_of(model: LanguageModel, config: Config) -> Sampler:
     from envrl.rollout.sampler import GuardedSampler
 
     entry = find("sampler", config.rollout.sampler)
-    with told_of(entry):
+    with blame(entry):
         sampler = entry.target(model, config.rollout.precision, **config.settings("sampler"))
     return sampler if entry.ships else GuardedSampler(entry, sampler)
 

@@ -392,7 +392,7 @@ def _meanings(function: Callable[..., Any]) -> dict[str, str]:
 
 
 @contextmanager
-def told_of(entry: Entry) -> Iterator[None]:
+def blame(entry: Entry) -> Iterator[None]:
     """Turn an exception that a user's thing raises in the block into a `UserError` that says what failed, and where."""
     try:
         yield

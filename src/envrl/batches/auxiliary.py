@@ -11,7 +11,7 @@ from envrl.config.schema import Auxiliary
 from envrl.errors import UserError, suggest
 from envrl.objective.schedule import weight_at
 from envrl.randomness import key_of
-from envrl.registry import Entry, find, told_of
+from envrl.registry import Entry, blame, find
 from envrl.rendering.renderer import Renderer
 from envrl.samples.auxiliary import AuxiliaryRows, auxiliary_rows
 from envrl.types import Example, InPass, Part, Trajectory, TrajectoryGroup, episodes_of
@@ -83,7 +83,7 @@ def _yielded(
 ) -> Iterator[Example | InPass]:
     """Yield the objective's examples of these groups, each checked."""
     known = {id(trajectory) for trajectory in episodes_of(groups)}
-    with told_of(entry):
+    with blame(entry):
         made = iter(entry.target(groups, **settings))
         while (each := next(made, _END)) is not _END:
             yield _checked(entry, each, known)

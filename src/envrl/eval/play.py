@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from envrl import ranks
 from envrl.envs.protocol import TextEnv
 from envrl.eval.kept import Kept
 from envrl.eval.split import BATCH
@@ -26,7 +27,7 @@ class Player:
 
     Each episode is kept when it ends, and only missing ones are played. But the log-probs of an episode depend by
     rounding on the rest of its batch; to avoid that (`whole_batches`), a batch is kept only when all of it has ended,
-    and else played again as a whole.
+    and else played again as a whole. Of several processes each plays its share, and the first one keeps the episodes.
     """
 
     policy: Policy
@@ -42,16 +43,17 @@ class Player:
 
     def play(self, name: str, chosen: Chosen, settings: PlaySettings) -> list[Trajectory]:
         """Return the episodes of these tasks; those that are kept already are not played again."""
-        actions, left = settings.actions, self._left(chosen, settings.actions)
+        actions, left = settings.actions, ranks.gather(self._left(chosen, settings.actions))[0]
         done = len(chosen) - sum(map(len, left))
         with self.reporter.phase(name, len(chosen), done, unit="episodes") as phase:
             for batch in left:
-                play = partial(self._play, phase, done, batch, settings)
-                for trajectory in self.splitter.play(len(batch), play):
-                    self.kept.add(actions, self.split, trajectory)
+                mine = batch[ranks.number() :: ranks.count()]
+                parts = ranks.gather(self.splitter.play(len(mine), partial(self._play, phase, done, mine, settings)))
+                for place in range(len(batch)):
+                    self.kept.add(actions, self.split, parts[place % len(parts)][place // len(parts)])
                 self.kept.sync()
                 done += len(batch)
-        return self.kept.find(actions, self.split, chosen)
+        return ranks.gather(self.kept.find(actions, self.split, chosen))[0]
 
     def _left(self, chosen: Chosen, actions: str) -> list[Chosen]:
         """Return the episodes that are still to be played, in batches."""

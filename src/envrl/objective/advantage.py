@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from envrl.errors import UserError
 from envrl.objective.checks import check_choice, check_range
 from envrl.ranges import Fraction, NonNegative
-from envrl.registry import Entry, View, check_settings, register, told_of
+from envrl.registry import Entry, View, blame, check_settings, register
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -71,7 +71,7 @@ class Estimator:
         """
         check_settings(f"the {self.entry.called}", knobs, self.knobs)
         steps = _lay_out(rewards, observations, groups, penalties)
-        with told_of(self.entry):
+        with blame(self.entry):
             advantages = self.entry.target(steps, **knobs)
         return steps.per_trajectory(self._checked(advantages, len(steps.rewards_N)))
 

@@ -13,7 +13,7 @@ from envrl.errors import UserError
 from envrl.objective.aggregation import row_weights
 from envrl.objective.checks import check_range
 from envrl.ranges import Fraction, NonNegative
-from envrl.registry import Entry, View, check_settings, register, told_of
+from envrl.registry import Entry, View, blame, check_settings, register
 
 if TYPE_CHECKING:  # a recipe's settings are read from these signatures, without torch
     from torch import Tensor
@@ -150,7 +150,7 @@ class PolicyLoss:
     ) -> TokenLoss:
         """Return every token's loss; raise `UserError` for an unknown knob or a result of the wrong shape."""
         check_settings(f"the {self.entry.called}", knobs, self.entry.settings)
-        with told_of(self.entry):
+        with blame(self.entry):
             loss = self.entry.target(logprobs_N, old_logprobs_N, advantages_N, row_N, **knobs)
         if not isinstance(loss, TokenLoss):
             loss = TokenLoss(loss, logprobs_N.new_zeros(len(logprobs_N)).bool())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from envrl.errors import UserError
-from envrl.registry import KINDS, Entry, find, register, told_of
+from envrl.registry import KINDS, Entry, blame, find, register
 from envrl.rendering.formats import trim
 from envrl.rendering.responses import (
     Parsed,
@@ -157,7 +157,7 @@ def with_thought(form: PromptFormat, thought: Thought, *, summary: bool = False)
 def find_format(name: str, **settings: Any) -> PromptFormat:
     """Return a format by name, with its settings; raise `UserError` if it is unknown or fails."""
     entry = find("format", name)
-    with told_of(entry):
+    with blame(entry):
         form = entry.target(**settings)
     if not isinstance(form, PromptFormat):
         raise UserError(f"the {entry.called} is no chat: it gives {type(form).__name__}, and not a PromptFormat")
@@ -178,14 +178,14 @@ def _guarded(entry: Entry, form: PromptFormat) -> PromptFormat:
     """Return a user's format with its exceptions and wrong results turned into a `UserError`."""
 
     def parse(response: str) -> Parsed:
-        with told_of(entry):
+        with blame(entry):
             parsed = form.parse(response)
         if not isinstance(parsed, Parsed):
             raise UserError(f"the {entry.called} reads a response as {type(parsed).__name__}, and not as Parsed")
         return parsed
 
     def write(thought: str, command: str) -> str:
-        with told_of(entry):
+        with blame(entry):
             written = form.write(thought, command)
         if not isinstance(written, str):
             raise UserError(f"the {entry.called} writes a response as {written!r:.60}, which is no text")

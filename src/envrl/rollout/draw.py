@@ -16,7 +16,7 @@ _NONE = -1e29
 """Log-probs below this value belong to padding."""
 
 
-def kept(logprobs: Tensor, top_k: int, top_p: float) -> Tensor:
+def top_choices(logprobs: Tensor, top_k: int, top_p: float) -> Tensor:
     """Return a mask (n, choices) of the fewest choices that hold `top_p`, of the `top_k` most likely (0: all).
 
     Top-p counts probability renormalised after top-k. The most likely choice always stays (Holtzman et al., ICLR 2020).
@@ -31,7 +31,7 @@ def kept(logprobs: Tensor, top_k: int, top_p: float) -> Tensor:
     return torch.zeros_like(logprobs, dtype=torch.bool).scatter_(1, order, stays)
 
 
-def narrowed(logprobs: Tensor, stays: Tensor) -> Tensor:
+def renormalised(logprobs: Tensor, stays: Tensor) -> Tensor:
     """Return the log-probs (n, choices), renormalised over the choices that stay."""
     return logprobs.masked_fill(~stays, 10 * _NONE).log_softmax(-1)
 
@@ -45,10 +45,11 @@ def choose(logprobs: Tensor, numbers: NDArray[np.float64]) -> Tensor:
     return torch.minimum(index, last)
 
 
-def taken(index: Tensor, logprobs: Tensor, ids: Tensor | None) -> tuple[list[int], list[float]]:
+def sampled_tokens(index: Tensor, logprobs: Tensor, ids: Tensor | None) -> tuple[list[int], list[float]]:
     """Return the tokens of sampled choices (n,) and their log-probs; `ids` is the result of `padded`.
 
-    One copy brings both to the CPU, exactly, as doubles. Only here and in `chosen` does the program wait for a GPU.
+    One copy brings both to the CPU, exactly, as doubles. Only here and in
+    `remaining_choices` does the program wait for a GPU.
     """
     tokens = index if ids is None else ids.gather(1, index[:, None])[:, 0]
     both = torch.stack([tokens.double(), logprobs.gather(1, index[:, None])[:, 0].double()]).tolist()
@@ -67,7 +68,7 @@ def padded(choices: list[Choices], logits: Tensor) -> Tensor | None:
     return sent(ids, logits.device)
 
 
-def chosen(choices: list[Choices], stays: Tensor, ids: Tensor | None) -> list[Choices]:
+def remaining_choices(choices: list[Choices], stays: Tensor, ids: Tensor | None) -> list[Choices]:
     """Return each row's choices that stay; `ids` is the result of `padded`."""
     rows, columns = (part.cpu().numpy() for part in stays.nonzero(as_tuple=True))
     tokens = columns if ids is None else ids.cpu().numpy()[rows, columns]

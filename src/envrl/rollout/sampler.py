@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from envrl.errors import UserError
-from envrl.registry import Entry, register, told_of
+from envrl.registry import Entry, blame, register
 from envrl.types import Completion, Ids
 
 if TYPE_CHECKING:  # a recipe's settings are read from these signatures, without torch
@@ -86,19 +86,19 @@ class GuardedSampler:
             raise UserError(f"the {entry.called} has no {lacks[0]}(): it gives a {type(made).__name__}")
 
     def submit(self, request: Request) -> None:
-        with told_of(self._entry):
+        with blame(self._entry):
             self._made.submit(request)
 
     def poll(self, enough: int | None = None) -> dict[int, Completion | None]:
-        with told_of(self._entry):
+        with blame(self._entry):
             return self._made.poll(enough)
 
     def release(self, episode: int) -> None:
-        with told_of(self._entry):
+        with blame(self._entry):
             self._made.release(episode)
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        with told_of(self._entry):
+        with blame(self._entry):
             self._made.load(weights, version)
 
 

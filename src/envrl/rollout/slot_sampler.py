@@ -16,7 +16,7 @@ from envrl.models.graphs import PassGraph, recorder
 from envrl.models.load import LanguageModel
 from envrl.models.slots import SlotCache
 from envrl.randomness import uniforms
-from envrl.rollout.draw import Choices, choose, chosen, kept, narrowed, padded, taken
+from envrl.rollout.draw import Choices, choose, padded, remaining_choices, renormalised, sampled_tokens, top_choices
 from envrl.rollout.meter import Meter
 from envrl.rollout.passes import COSTS, plan_passes
 from envrl.rollout.trie import Node
@@ -270,10 +270,10 @@ class SlotSampler:
         logprobs = (logits if greedy else logits.div_(self.temperature)).log_softmax(-1)
         del logits
         if not greedy and (self.top_k or self.top_p < 1):
-            stays = kept(logprobs, self.top_k, self.top_p)
-            logprobs, choices = narrowed(logprobs, stays), chosen(choices, stays, ids)
+            stays = top_choices(logprobs, self.top_k, self.top_p)
+            logprobs, choices = renormalised(logprobs, stays), remaining_choices(choices, stays, ids)
         index = logprobs.argmax(-1) if greedy else choose(logprobs, self._numbers(slots))
-        tokens, drawn = taken(index, logprobs, ids)
+        tokens, drawn = sampled_tokens(index, logprobs, ids)
         for slot, draft, token, logprob, allowed in zip(slots, drafts, tokens, drawn, choices, strict=True):
             before = len(draft.token_ids)
             self._append(draft, token, logprob, allowed)

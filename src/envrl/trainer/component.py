@@ -7,7 +7,7 @@ from typing import Any
 
 from envrl.curriculum import HasState
 from envrl.errors import RunError, UserError
-from envrl.registry import Entry, told_of
+from envrl.registry import Entry, blame
 from envrl.samples.store import from_json, to_json
 
 
@@ -27,7 +27,7 @@ class Component:
 
     def do(self, work: Callable[[], Any]) -> Any:
         """Return the result of `work`; its exceptions become a `UserError` that names the object."""
-        with told_of(self.entry):
+        with blame(self.entry):
             return work()
 
     def state(self) -> Any:

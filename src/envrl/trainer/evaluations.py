@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from envrl import ranks
 from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
-from envrl.eval.kept import kept_by_run
+from envrl.eval.kept import Kept, kept_by_run
 from envrl.eval.language import figures_of_english
 from envrl.eval.split import evaluate_split, spread
 from envrl.eval.trajectories import write_trajectories
@@ -61,7 +63,8 @@ class Evaluations:
         name = f"{update:06d}-{split}"
         about = {"update": update, "split": split}
         lists = config.rollout.show_admissible
-        with kept_by_run(self.folder / "eval" / f"{name}.jsonl", about, lists=lists) as kept:
+        file = self.folder / "eval" / f"{name}.jsonl"
+        with kept_by_run(file, about, lists=lists) if ranks.is_first() else nullcontext(Kept(lists=lists)) as kept:
             record, played = evaluate_split(
                 model,
                 self.make_env,
@@ -75,7 +78,7 @@ class Evaluations:
                 kept=kept,
                 whole_batches=True,
             )
-        if last and config.train.trajectories:
+        if last and config.train.trajectories and ranks.is_first():
             shown = spread(played, 2 * config.train.trajectories, lambda trajectory: trajectory.task.kind)
             with self.reporter.phase("writing episodes down"):
                 write_trajectories(self.folder, f"eval-{name}", update, shown, model, self.renderer, config)

@@ -29,7 +29,7 @@ from envrl.registry import find
 from envrl.rollout.splitter import BatchSplitter
 from envrl.trainer.evaluations import Evaluations
 from envrl.trainer.idle import IdleUpdates
-from envrl.trainer.record import Laps, UpdateLog, few
+from envrl.trainer.record import Laps, UpdateLog, progress_figures
 from envrl.trainer.replaying import Replaying
 from envrl.trainer.rollouts import Rollouts
 from envrl.trainer.signals import StopRequest, stop_on_signals
@@ -60,7 +60,7 @@ def _train(config: Config, run: Path, resume: bool, reporter: Reporter) -> Path:
         check_inputs(config, make_env, warm_start=not (run / FOLDER).exists())
     with held_run(run, config, make_env, resume), stop_on_signals() as stop:
         try:
-            return Run(config, run, make_env, reporter, stop).go()
+            return Run(config, run, make_env, reporter, stop).finish()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -82,7 +82,7 @@ class Run:
         self.splitter = BatchSplitter(reporter.say)
         self.idle = IdleUpdates(config, reporter.say)
 
-    def go(self) -> Path:
+    def finish(self) -> Path:
         """Train up to the last update."""
         latest = latest_checkpoint(self.checkpoints)
         if ranks.is_first():
@@ -116,7 +116,9 @@ class Run:
     def _start(self) -> LanguageModel:
         with self.reporter.phase("warm start", 1) as phase:
             hooks = Hooks(
-                self.stop.poll, lambda done, total, figures: phase.show(done, few(figures), total), self.reporter
+                self.stop.poll,
+                lambda done, total, figures: phase.show(done, progress_figures(figures), total),
+                self.reporter,
             )
             if not ranks.is_first():  # one process imitates; the others load what it has learned
                 ranks.wait()
@@ -182,7 +184,7 @@ class Run:
         record = self.log.write(state, number, played, batch, figures, laps)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.engine.skips
         state.evaluated, state.components = not self.evaluations.due(number), self._components()
-        return few(record)
+        return progress_figures(record)
 
     def _components(self) -> dict[str, Any]:
         """Return the states of curriculum and replay between two updates, so an interrupted update leaves no trace."""
@@ -195,9 +197,7 @@ class Run:
     def _evaluate(self, state: RunState) -> None:
         self.evals.truncate(state.eval_offset)
         self.engine.publish(self.policy.sampler, state.update)
-        if ranks.is_first():
-            self.evaluations.run(state.model, state.update)
-        ranks.wait()
+        self.evaluations.run(state.model, state.update)
         state.eval_offset, state.evaluated = self.evals.offset, True
 
     def _save(self, state: RunState) -> Path:

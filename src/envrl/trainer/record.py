@@ -133,7 +133,7 @@ def played_figures(groups: Sequence[TrajectoryGroup], renderer: Renderer) -> dic
     }
 
 
-def few(record: Mapping[str, Any]) -> dict[str, float]:
+def progress_figures(record: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures for the progress line: success, entropy, and all losses but the policy's."""
     wanted = {
         "train/success_rate": "success",

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from envrl.envs.webshop.nouns import title_nouns
-from envrl.envs.webshop.similarity import alike
+from envrl.envs.webshop.similarity import similar
 from envrl.errors import UserError
 
 _COLOR_LIST = (
@@ -86,7 +86,7 @@ def _levels(record: Mapping[str, Any]) -> set[str]:
 
 
 def _has_attribute(product: Mapping[str, Any], wanted: str) -> bool:
-    if any(alike(attribute, wanted) for attribute in product["attributes"]):
+    if any(similar(attribute, wanted) for attribute in product["attributes"]):
         return True
     texts = (product["name"], " ".join(product["bullet_points"]), product["description"])
     return any(wanted in text.lower() for text in texts)
@@ -99,13 +99,13 @@ def _option_hits(wanted: Sequence[str] | Mapping[str, str], options: Mapping[str
     compares value with value, whole, of the same group where it is named.
     """
     if fixes and isinstance(wanted, Mapping):
-        return sum(name in options and alike(options[name], value) for name, value in wanted.items())
+        return sum(name in options and similar(options[name], value) for name, value in wanted.items())
     if fixes:
-        return sum(any(alike(value, goal) for value in options.values()) for goal in wanted)
+        return sum(any(similar(value, goal) for value in options.values()) for goal in wanted)
     named = isinstance(wanted, Mapping)
     goals = [_color_of_pair(pair) for pair in wanted.items()] if named else [_color(value) for value in wanted]
     chosen = [_color(value) for value in options.values()]
-    return sum(any(alike(value, goal) for value in chosen) for goal in goals)
+    return sum(any(similar(value, goal) for value in chosen) for goal in goals)
 
 
 def _color(text: str) -> str:

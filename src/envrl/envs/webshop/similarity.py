@@ -11,7 +11,7 @@ _NOT_WORD = re.compile(r"\W")
 _LATIN_1 = dict.fromkeys(range(128, 256))
 
 
-def alike(first: str, second: str) -> bool:
+def similar(first: str, second: str) -> bool:
     """Return whether the likeness of two texts' word sets, 0 to 100, is above 85.
 
     With I the common words, sorted, and A, B = I and the rest of either, sorted: the best of r(I, A), r(I, B) and
