@@ -259,7 +259,7 @@ def test_failures_are_sentences_and_nothing_is_written(
     """Every episode's first turn is answered well; then the endpoint fails: three have ended, and that is said."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server.plan, server.otherwise = [server.otherwise] * 10, behaviour
-    arguments = ["m", "--base-url", server.address, "--env", "boxes", "--split", "valid_a", "--concurrency", "4"]
+    arguments = ["m", "--base-url", server.address, "--env", "boxes", "--split", "valid_a", "--concurrency", "1"]
     options = options if "--retries" in options else [*options, "--retries", "0"]
     assert main(["eval", *arguments, "--json", str(tmp_path / "record.json"), *options]) == end
     printed = capsys.readouterr()
@@ -270,6 +270,28 @@ def test_failures_are_sentences_and_nothing_is_written(
     assert re.search(f"^envrl: the endpoint {server.address} .*{said}", printed.err), printed.err
     assert KEY not in printed.err
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_openai
+def test_what_was_sent_when_another_question_failed_is_still_answered_and_kept(
+    server: ChatServer, tmp_path: Path
+) -> None:
+    """Four are under way; one is refused at once, and the others answer when nothing else is asked any more."""
+    refused, file = threading.Event(), tmp_path / "kept.jsonl"
+
+    def refuse(handler: Handler) -> None:
+        status(400, "no")(handler)
+        refused.set()
+
+    def late(handler: Handler) -> None:
+        assert refused.wait(30)
+        server.otherwise(handler)
+
+    server.plan = [refuse, late, late, late]
+    with pytest.raises(UserError, match="refuses the request"):
+        measured(server, concurrency=4, episodes_to=file)
+    assert len(server.asked) == 4
+    assert sum("answer" in json.loads(line) for line in file.read_text().splitlines()) == 3
 
 
 @needs_openai

@@ -193,7 +193,9 @@ def test_what_an_endpoint_has_answered_is_never_asked_again(
         server.asked.clear()
         server.plan, server.otherwise = [good] * 12, status(503)
         assert main([*command, "--episodes-to", str(file)]) == 1
-        assert " of 3 episodes so far, 10 planned" in capsys.readouterr().out
+        ended = sum("task" in line for line in lines(file))
+        assert 1 <= ended < 10, "which questions were the twelve depends on the endpoint's pace"
+        assert f" of {ended} episodes so far, 10 planned" in capsys.readouterr().out
         answered = [line["answer"] for line in lines(file) if "answer" in line]
         assert len(answered) == len(set(answered)) == 12
         server.asked.clear()

@@ -132,7 +132,7 @@ class Client:
         self._turnstile = asyncio.Semaphore(endpoint.concurrency)
         self._asked: dict[int, asyncio.Task[Reply | None]] = {}
         self._sent: set[int] = set()
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
 
     def ask(self, number: int, question: Question) -> None:
         """Ask a question; it is sent once fewer than `concurrency` are being answered."""
@@ -153,9 +153,14 @@ class Client:
 
     async def _put(self, number: int, question: Question) -> Reply | None:
         async with self._turnstile:
+            if self._failure is not None:
+                raise asyncio.CancelledError
             self._sent.add(number)
             try:
                 reply = await _ask(self._openai, self._client, self._endpoint, question)
+            except Exception as error:
+                self._failure = self._failure or error
+                raise
             finally:
                 self._sent.discard(number)
             self._keep(question, reply)
@@ -173,16 +178,14 @@ class Client:
         return replies
 
     def _collect(self) -> dict[int, Reply | None]:
-        """Return the replies so far, and remember the first failure."""
+        """Return the replies so far."""
         replies: dict[int, Reply | None] = {}
         for number, task in [(number, task) for number, task in self._asked.items() if task.done()]:
             del self._asked[number]
             if task.cancelled():
                 continue
-            if (error := task.exception()) is None:
+            if task.exception() is None:
                 replies[number] = task.result()
-            elif self._failure is None:
-                self._failure = error
         return replies
 
     async def _finish(self) -> dict[int, Reply | None]:
