@@ -73,6 +73,14 @@ def exact_policy(folder: Path, config: Config) -> LanguageModel:
     return model
 
 
+def held_bytes(engine: Any) -> list[int]:
+    """Return the bytes that this process holds of what is trained: weights, and moments."""
+    inner = getattr(engine, "_inner", engine)
+    local = lambda t: t.to_local() if hasattr(t, "to_local") else t  # noqa: E731
+    weights = sum(local(p).nbytes for p in inner.model.parameters())
+    return [weights, sum(local(t).nbytes for t in inner.optimizer.tensors().values() if t.ndim)]
+
+
 def work(case: str, folder: Path, engine: str) -> None:
     config = config_of(case)
     model = model_of(case, config)
@@ -93,10 +101,11 @@ def work(case: str, folder: Path, engine: str) -> None:
     if case == "heads":
         tables["values"] = made.values(rows, "value")
     moments = made.state()
+    held = ranks.gather(held_bytes(made))
     if ranks.is_first():
         name = f"{case}-{ranks.count() if engine == 'sharded' else 0}"
         plain = {table: {origin: v.tolist() for origin, v in found.items()} for table, found in tables.items()}
-        (folder / f"{name}.json").write_text(json.dumps({"updates": updates, "tables": plain}))
+        (folder / f"{name}.json").write_text(json.dumps({"updates": updates, "tables": plain, "held": held}))
         weights = {f"weight {n}": p.detach().numpy() for n, p in model.named_parameters()}
         np.savez(folder / f"{name}.npz", **weights, **{f"moment {n}": t.numpy() for n, t in moments.items()})
 

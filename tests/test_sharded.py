@@ -63,3 +63,12 @@ def test_three_updates_are_those_of_the_local_engine(case: str, count: int, fold
     assert found["arrays"].keys() == expected["arrays"].keys()
     for name, array in expected["arrays"].items():
         assert np.abs(found["arrays"][name] - array).max() < 1e-9, name
+
+
+@pytest.mark.parametrize(("case", "count"), [("few", 1), ("few", 2), ("few", 4), ("untied", 2)])
+def test_a_process_holds_its_share_of_weights_and_moments(case: str, count: int, folder: Path) -> None:
+    """All of them together hold each number once; one holds more by what a vector does not divide evenly."""
+    held, ((weights, moments),) = figures(folder, case, count)["held"], figures(folder, case, 0)["held"]
+    assert moments == 2 * weights
+    assert [sum(part) for part in zip(*held, strict=True)] == [weights, moments]
+    assert max(part for part, _ in held) <= 1.05 * weights / count
