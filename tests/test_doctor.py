@@ -314,3 +314,30 @@ def test_a_machine_of_unknown_memory_is_no_error(
 def test_long_lines_are_wrapped_and_paths_left_whole() -> None:
     path = "/" + "x" * 120
     assert wrapped(f"in {path} it lies", "  head  ").splitlines() == ["  head  in", f"  {path}", "  it lies"]
+
+
+def test_several_processes_share_weights_gradients_and_moments() -> None:
+    """Of a Qwen2.5-7B in 1 and 8: what is sharded is an eighth, what plays is whole, episodes are dealt out."""
+    config = load_recipe("qwen2.5-7b-alfworld-grpo", [("train.engine", "sharded")])
+    shape = recipe_shape(config)
+    one, eight = (estimate(config, shape, DEVICE, cuda=True, processes=count) for count in (1, 8))
+    assert one.load.slots == 8 * eight.load.slots == 128
+    for part in ("a shard of them", "Adam's moments", "a second model", "gradients"):
+        assert eight.memory.phases["update"][part] == -(-one.memory.phases["update"][part] // 8)
+    for part in ("weights", "weights to sample", "whole for a pass", "activations"):
+        assert eight.memory.phases["update"][part] == one.memory.phases["update"][part]
+    layer = 3 * 3584 * 18944 + 2 * 3584 * (3584 + 512)  # gate, up, down; q and o, k and v
+    assert eight.memory.phases["update"]["whole for a pass"] == pytest.approx(
+        4 * (2 * 2 * 152064 * 3584 + 3 * layer), rel=0.001
+    ), "embedding and output with their gradients, two layers and the gradient of one"
+    assert eight.hours["updates"] < one.hours["updates"]
+
+
+def test_processes_in_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "qwen2.5-1.5b-alfworld-grpo", "--processes", "4"])
+    printed = capsys.readouterr().out
+    assert "in each of 4 processes" in printed
+    assert "\n4 devices" in printed
+    assert main(["doctor", "--processes", "4"]) == 2
+    assert main(["doctor", "household-demo", "--processes", "0"]) == 2
+    assert main(["doctor", "household-demo", "--processes", "2", "--train.engine", "local"]) == 2

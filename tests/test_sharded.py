@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sharded_worker import CASES
+from envrl.costs.memory import Load, footprint
+from envrl.costs.shape import shape_of
+from sharded_worker import CASES, config_of, model_of
 
 HERE = Path(__file__).parent
 FEW = ("few", "heads")
@@ -72,3 +74,14 @@ def test_a_process_holds_its_share_of_weights_and_moments(case: str, count: int,
     assert moments == 2 * weights
     assert [sum(part) for part in zip(*held, strict=True)] == [weights, moments]
     assert max(part for part, _ in held) <= 1.05 * weights / count
+
+
+@pytest.mark.parametrize(("case", "count"), [("few", 2), ("few", 4), ("untied", 2)])
+def test_the_doctor_predicts_what_a_process_holds(case: str, count: int, folder: Path) -> None:
+    """The test's numbers have 8 bytes, those of a run 4."""
+    network = model_of(case, config_of(case)).network
+    load = Load(micro_batch=100, scored=50, slots=4, positions=100, chunk=20, fed=80, later=8, processes=count)
+    predicted = footprint(shape_of(network.config.to_dict()), load).phases["update"]
+    for weights, moments in figures(folder, case, count)["held"]:
+        assert predicted["a shard of them"] == pytest.approx(weights / 2, rel=0.05)
+        assert predicted["Adam's moments"] == pytest.approx(moments / 2, rel=0.05)

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from envrl.cli.arguments import Parser, add_plugin, check_output, split_overrides
+from envrl.cli.arguments import Parser, add_plugin, check_output, split_overrides, whole_number
 from envrl.cli.installed import Finding, findings
+from envrl.cli.launch import check_count
+from envrl.config.check import check_processes
 from envrl.config.keys import KEYS
 from envrl.config.load import load_recipe
 from envrl.errors import UserError
@@ -18,19 +20,22 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser(
         "doctor",
         "What is installed and found; with a recipe, whether it fits, its hours, and what to change.",
-        usage="[RECIPE] [--section.key value ...] [--json FILE]",
+        usage="[RECIPE] [--section.key value ...] [--processes N] [--json FILE]",
         epilog="--section.key value sets a key of the recipe, as for 'envrl train'",
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a TOML file, or the name of a recipe that ships")
     add_plugin(parser)
     parser.add_argument("--accelerators", metavar="FILE", type=Path, help="a table of accelerators of your own")
+    parser.add_argument(
+        "--processes", metavar="N", type=whole_number, help="each on a device of its own (docs/scale.md)"
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all findings to this file")
     overrides, rest = split_overrides(arguments, KEYS)
     values = parser.parse(rest, also=[f"--{key}" for key in KEYS])
     if values.json is not None:
         check_output(values.json, "--json", ".json")
     if values.recipe is None:
-        for name, value in (*overrides, ("accelerators", values.accelerators)):
+        for name, value in (*overrides, ("accelerators", values.accelerators), ("processes", values.processes)):
             if value is not None:
                 raise UserError(f"--{name} is about a recipe; name one: envrl doctor RECIPE --{name} {value}")
         found = list(findings())
@@ -39,7 +44,13 @@ def run(arguments: Sequence[str]) -> int:
 
     from envrl.cli.judged import judge
 
-    judged = judge(load_recipe(values.recipe, overrides, values.plugin), values.accelerators)
+    if values.processes is not None:
+        check_count(values.processes)
+        if "train.engine" not in dict(overrides):
+            overrides = [*overrides, ("train.engine", "sharded")]
+    config = load_recipe(values.recipe, overrides, values.plugin)
+    check_processes(config, values.processes or 1)
+    judged = judge(config, values.accelerators, values.processes or 1)
     print("\n".join([*sections(judged.findings), *judged.lines]))
     return _finish(judged.findings, judged.record, values.json)
 

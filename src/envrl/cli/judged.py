@@ -29,8 +29,8 @@ class Judged:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def judge(config: Config, table: Path | None = None) -> Judged:
-    """Return what a recipe needs and what this machine has of it."""
+def judge(config: Config, table: Path | None = None, processes: int = 1) -> Judged:
+    """Return what a recipe needs, in so many processes with a device each, and what this machine has of it."""
     from envrl.models.runtime import with_precision
 
     devices, noted = accelerators(table)
@@ -42,17 +42,19 @@ def judge(config: Config, table: Path | None = None) -> Judged:
         return judged
     cuda = config.train.device.startswith("cuda")
     here, size = _this_machine(config, devices)
+    if not cuda:  # the processes share it
+        size /= processes
     judged.findings += _precision(config, here)
     config, elsewhere = with_precision(config), with_precision(config, "cuda")
-    found = estimate(config, shape, here, cuda=cuda)
-    judged.findings += _room(config, shape, found, here, size, cuda)
+    found = estimate(config, shape, here, cuda=cuda, processes=processes)
+    judged.findings += _room(config, shape, found, here, size, cuda, processes)
     judged.lines += [
         "",
         *memory_table(found),
         "",
         *_hours(found, here),
         "",
-        *_elsewhere(elsewhere, shape, devices, noted),
+        *_elsewhere(elsewhere, shape, devices, noted, processes),
     ]
     judged.record = {
         "parameters": shape.parameters,
@@ -63,7 +65,8 @@ def judge(config: Config, table: Path | None = None) -> Judged:
         "device_memory": size,
         "hours": found.hours,
         "seconds": {"rollout": found.times.rollout, "update": found.times.update},
-        "accelerators": [_record(elsewhere, shape, device) for device in devices],
+        "accelerators": [_record(elsewhere, shape, device, processes) for device in devices],
+        **({"processes": processes} if processes > 1 else {}),
     }
     return judged
 
@@ -182,17 +185,20 @@ def _precision(config: Config, here: Accelerator) -> Iterator[Finding]:
 
 
 def _room(
-    config: Config, shape: Shape, found: Estimate, here: Accelerator, size: float, cuda: bool
+    config: Config, shape: Shape, found: Estimate, here: Accelerator, size: float, cuda: bool, processes: int
 ) -> Iterator[Finding]:
     section = "memory and time"
-    takes = f"{_gib(found.bytes)} GiB at the peak ({found.memory.largest})"
-    room = f"{_gib(size)} GiB on {here.name}" + (f", {USABLE:.0%} of it usable" if cuda else " free")
+    each = f" in each of {processes} processes" if processes > 1 else ""
+    takes = f"{_gib(found.bytes)} GiB at the peak{each} ({found.memory.largest})"
+    room = f"{_gib(size)} GiB on {here.name}" + (
+        f", {USABLE:.0%} of it usable" if cuda else f" free{' for one' if each else ''}"
+    )
     if cuda and not size:
         yield Finding(section, "memory", None, f"{takes}; there is no {here.name} to compare it with")
     else:
         yield Finding(section, "memory", found.fits(size), f"{takes}, of {room}")
     if size and not found.fits(size):
-        cure = remedy(config, shape, here, size, cuda=cuda)
+        cure = remedy(config, shape, here, size, cuda=cuda, processes=processes)
         for change in cure.changes:
             yield Finding(section, "  change", None, _advice(change))
         if not cure.enough:
@@ -243,14 +249,15 @@ def _hours(found: Estimate, here: Accelerator) -> list[str]:
     return [*map(wrapped, (*lines, told))]
 
 
-def _elsewhere(config: Config, shape: Shape, devices: Sequence[Accelerator], noted: str) -> list[str]:
-    lines = [f"{'elsewhere':<14}{'GiB':>7}{'needs':>8}{'fits':>6}{'time':>10}{'USD':>7}  to fit"]
+def _elsewhere(config: Config, shape: Shape, devices: Sequence[Accelerator], noted: str, processes: int) -> list[str]:
+    title = f"{processes} devices" if processes > 1 else "elsewhere"
+    lines = [f"{title:<14}{'GiB':>7}{'needs':>8}{'fits':>6}{'time':>10}{'USD':>7}  to fit"]
     for device in devices:
-        found = estimate(config, shape, device, cuda=True)
+        found = estimate(config, shape, device, cuda=True, processes=processes)
         size = device.memory * GIB
         fits = found.fits(size)
-        fitting = "" if fits else _to_fit(remedy(config, shape, device, size, cuda=True))
-        cost = found.total_hours * device.price
+        fitting = "" if fits else _to_fit(remedy(config, shape, device, size, cuda=True, processes=processes))
+        cost = found.total_hours * device.price * processes
         head = (
             f"  {device.name:<12}{device.memory:>7.1f}{found.bytes / GIB:>8.1f}{'yes' if fits else 'no':>6}"
             f"{_time(found.total_hours):>10}{cost:>7.{0 if cost >= 10 else 2}f}  "
@@ -271,15 +278,15 @@ def _to_fit(cure: Remedy) -> str:
     return ", ".join(f"{change.key} {change.value}" for change in cure.changes)
 
 
-def _record(config: Config, shape: Shape, device: Accelerator) -> dict[str, Any]:
-    found = estimate(config, shape, device, cuda=True)
+def _record(config: Config, shape: Shape, device: Accelerator, processes: int) -> dict[str, Any]:
+    found = estimate(config, shape, device, cuda=True, processes=processes)
     return {
         "name": device.name,
         "memory": device.memory * GIB,
         "peak": found.bytes,
         "fits": found.fits(device.memory * GIB),
         "hours": found.total_hours,
-        "cost": found.total_hours * device.price,
+        "cost": found.total_hours * device.price * processes,
     }
 
 

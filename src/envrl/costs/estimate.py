@@ -91,28 +91,40 @@ def recipe_shape(config: Config) -> Shape:
     return known
 
 
-def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool) -> Estimate:
-    """Return what a recipe asks of a device."""
+def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool, processes: int = 1) -> Estimate:
+    """Return what a recipe asks of a device, or of each of several that share it (`train.engine = "sharded"`).
+
+    What the processes tell each other is not counted in the hours.
+    """
     work = workload(config)
     load = memory_load(config, work, shape, cuda)
+    if config.train.engine == "sharded":
+        alone = config.warm_start.demonstrations > 0 and not config.warm_start.path
+        load = replace(_share(load, processes), processes=processes, alone_first=alone)
     passes = _passes(config, work)
     scored = work.trained * load.scored / load.micro_batch
     times = update_times(shape, work, load, passes, scored, device)
     hours = {
         "warm start": _warm_start_seconds(config, shape, work, load, device) / 3600,
-        "updates": config.train.updates * times.total / 3600,
-        "evaluations": _evaluated(config) / work.episodes * times.rollout * _stretch(config) / 3600,
+        "updates": config.train.updates * times.total / processes / 3600,
+        "evaluations": _evaluated(config) / work.episodes * times.rollout * _stretch(config) / processes / 3600,
     }
     return Estimate(
         shape,
         work,
         load,
-        footprint(shape, load, _evaluation_load(config, shape, load)),
+        footprint(shape, load, _share(_evaluation_load(config, shape, load), processes)),
         PROCESS["cuda" if cuda else "cpu"],
         times,
         hours,
         config.checkpoint.keep,
     )
+
+
+def _share(load: Load, processes: int) -> Load:
+    """Return what one of several processes plays."""
+    slots = max(1, ceil(load.slots / processes))
+    return replace(load, slots=slots, fed=ceil(load.fed / processes), later=ceil(load.later / processes))
 
 
 def _evaluation_load(config: Config, shape: Shape, load: Load) -> Load:
@@ -170,14 +182,16 @@ class Remedy:
     enough: bool
 
 
-def remedy(config: Config, shape: Shape, device: Accelerator, memory: float, *, cuda: bool) -> Remedy:
+def remedy(
+    config: Config, shape: Shape, device: Accelerator, memory: float, *, cuda: bool, processes: int = 1
+) -> Remedy:
     """Return what to change until the run fits or nothing is left to try: first what leaves results as they are."""
     chosen: dict[str, Change] = {}
-    now = estimate(config, shape, device, cuda=cuda)
+    now = estimate(config, shape, device, cuda=cuda, processes=processes)
     while not now.fits(memory):
         for key, value, harmless in _candidates(config, now, cuda):
             smaller = override(config, [(key, value)])
-            then = estimate(smaller, shape, device, cuda=cuda)
+            then = estimate(smaller, shape, device, cuda=cuda, processes=processes)
             if then.excess(memory) < 0.95 * now.excess(memory):
                 saved = now.saved(then) + (chosen[key].saves if key in chosen else 0)
                 chosen[key] = Change(key, value, saved, harmless)
@@ -188,7 +202,7 @@ def remedy(config: Config, shape: Shape, device: Accelerator, memory: float, *, 
     while SLOTS in chosen and now.fits(memory):  # what came later may have made room for more of them again
         more_slots = 2 * now.load.slots
         larger = override(config, [(SLOTS, str(more_slots))])
-        more = estimate(larger, shape, device, cuda=cuda)
+        more = estimate(larger, shape, device, cuda=cuda, processes=processes)
         if not more.fits(memory) or more_slots >= now.work.episodes:
             break
         saved = chosen[SLOTS].saves + now.saved(more)

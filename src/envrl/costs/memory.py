@@ -8,7 +8,7 @@ peaks. tests/test_memory.py compares both with what a pass really allocates.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from envrl.costs.shape import Shape
@@ -53,6 +53,10 @@ class Load:
     """Whether the sampler has weights and a cache of its own in bf16."""
     cuda: bool = False
     sees: int = 0
+    processes: int = 0
+    """Over how many processes weights, gradients and moments are sharded; 0: not at all."""
+    alone_first: bool = False
+    """Whether the first of them imitates alone before, with all of the weights, gradients and moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +83,31 @@ def footprint(shape: Shape, load: Load, evaluation: Load | None = None) -> Footp
     """Return what a run's phases hold: a rollout, a micro-batch's two passes, the optimiser's step, an evaluation."""
     trained = trainable(shape, load.lora_rank)
     adapters = trained if load.lora_rank else 0
+    weights = FULL * (shape.parameters + adapters)
+
+    def share(size: int) -> int:
+        return ceil(size / max(load.processes, 1))
+
     resident = {
-        "weights": FULL * (shape.parameters + adapters),
-        "Adam's moments": 2 * FULL * trained,
-        "a second model": FULL * shape.parameters * load.copies,
+        "weights": weights,
+        "a shard of them": share(weights) if load.processes else 0,
+        "Adam's moments": share(2 * FULL * trained),
+        "a second model": share(FULL * shape.parameters * load.copies),
         "weights to sample": HALF * (shape.parameters + adapters) if load.sampling_bf16 else 0,
     }
-    gradients = {"gradients": FULL * trained}
+    gradients = {"gradients": share(FULL * trained)}
 
     def playing(load: Load) -> dict[str, int]:
         return {"keys and values": cache_bytes(shape, load), "sampling": sampling_bytes(shape, load)}
 
-    phases = {
+    phases: dict[str, Mapping[str, int]] = {
         "rollout": resident | playing(load),
-        "update": resident | gradients | pass_parts(shape, load),
-        "optimiser step": resident | gradients | {"temporary": 0 if load.cuda else FULL * trained},
+        "update": resident | gradients | gathered_parts(shape, load) | pass_parts(shape, load),
+        "optimiser step": resident | gradients | {"temporary": 0 if load.cuda else share(FULL * trained)},
         **({"evaluation": resident | playing(evaluation)} if evaluation else {}),
     }
+    if load.processes and load.alone_first:
+        phases["warm start"] = footprint(shape, replace(load, processes=0, sampling_bf16=False)).phases["update"]
     return Footprint({name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()})
 
 
@@ -113,6 +125,19 @@ def trainable(shape: Shape, lora_rank: int) -> int:
     return lora_rank * (
         shape.attention_layers * per_attention + shape.convolutions * per_convolution + shape.layers * per_layer
     )
+
+
+def gathered_parts(shape: Shape, load: Load) -> dict[str, int]:
+    """Return what of the shards is whole during a pass: embedding and output throughout, and two layers at a time.
+
+    Their gradients are whole until they are summed over the processes.
+    """
+    if not load.processes:
+        return {}
+    ends = shape.embedding_count * (1 if shape.tied else 2)
+    layer = ceil((shape.parameters - ends) / shape.layers)
+    gradients = 0 if load.lora_rank else ends + layer
+    return {"whole for a pass": FULL * (ends + 2 * layer + gradients)}
 
 
 # --- the update ------------------------------------------------------------------------------------------------------
