@@ -48,6 +48,11 @@ class Optimizer:
             for name, value in entry.items()
         }
 
+    def forget(self) -> None:
+        """Free the moments."""
+        for part in self._parts:
+            part.state.clear()
+
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the state that `tensors` returned."""
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self._parts]

@@ -182,4 +182,5 @@ def _sharded(optimizer: Optimizer, model: LanguageModel, config: Config, mesh: D
     made = adamw(model, config.train.learning_rate, config.train.weight_decay)
     known = optimizer.tensors()
     made.restore({name: distribute_tensor(t, mesh, [Shard(0)]) if t.ndim else t for name, t in known.items()})
+    optimizer.forget()  # whole, they would take as much again on every process
     return made
