@@ -39,7 +39,7 @@ def number() -> int:
 
 def is_first() -> bool:
     """Return whether this process writes the run's files and speaks to the user."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return expected() == 1 or int(os.environ.get("RANK", "0")) == 0  # a scheduler may set RANK alone
 
 
 @contextmanager
