@@ -109,6 +109,19 @@ def test_a_run_goes_on_in_any_number_of_processes(count: int, runs: Path, tmp_pa
     assert len(found) == 4
 
 
+def test_a_run_of_another_engine_is_refused(runs: Path, tmp_path: Path) -> None:
+    """In one process, and in several, whose configurations are compared with that of an engine of one process."""
+    shutil.copytree(runs / "half", tmp_path / "half", symlinks=True)
+    config = tmp_path / "half" / "config.toml"
+    config.write_text(config.read_text().replace('engine = "sharded"', 'engine = "local"'))
+    begin = [sys.executable, "-m", "envrl"]
+    again = command(tmp_path / "half", "--resume", "--processes", 2, **{"train.updates": 2})
+    done = subprocess.run(begin + again, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "was started with another configuration (other values of train.engine" in done.stderr
+    assert "were started together" not in done.stderr
+
+
 def children(of: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
 
