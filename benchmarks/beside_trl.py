@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from envrl.batches.batch import build_batch, step_advantages
 from envrl.bench.flops import batch_flops, row_flops
 from envrl.bench.measure import Bench, deal_returns, spread
 from envrl.bench.train import arms
@@ -35,15 +36,14 @@ from envrl.cli.arguments import Parser, check_output, split_overrides, whole_num
 from envrl.config.keys import KEYS
 from envrl.config.load import load_recipe
 from envrl.config.schema import Config
+from envrl.engine.local import loss_settings
+from envrl.engine.optimizer import BETAS, adamw
+from envrl.engine.update import accumulate, clip_gradient, micro_batches
 from envrl.errors import UserError
 from envrl.files import write_json
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import with_precision
 from envrl.samples.packing import tokens_run
-from envrl.batches.batch import build_batch, step_advantages
-from envrl.engine.local import loss_settings
-from envrl.engine.optimizer import BETAS, adamw
-from envrl.engine.update import accumulate, clip_gradient, micro_batches
 from envrl.types import LossTerm, Row, TrajectoryGroup, episodes_of
 
 BUDGETS = (1024, 2048, 4096, 8192)

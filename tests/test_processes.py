@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from envrl.cli.launch import _cause
 from envrl.cli.main import main
 from envrl.models.checkpoints import verify_checkpoint
 
@@ -109,6 +110,61 @@ def test_a_run_goes_on_in_any_number_of_processes(count: int, runs: Path, tmp_pa
     assert len(found) == 4
 
 
+def test_a_run_of_another_engine_is_refused(runs: Path, tmp_path: Path) -> None:
+    """In one process, and in several, whose configurations are compared with that of an engine of one process."""
+    shutil.copytree(runs / "half", tmp_path / "half", symlinks=True)
+    config = tmp_path / "half" / "config.toml"
+    config.write_text(config.read_text().replace('engine = "sharded"', 'engine = "local"'))
+    begin = [sys.executable, "-m", "envrl"]
+    again = command(tmp_path / "half", "--resume", "--processes", 2, **{"train.updates": 2})
+    done = subprocess.run(begin + again, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "was started with another configuration (other values of train.engine" in done.stderr
+    assert "were started together" not in done.stderr
+
+
+BREAKS = """
+import os
+
+import envrl
+
+
+@envrl.register("curriculum", "breaks")
+class Breaks:
+    def __init__(self, tasks, plan):
+        self.tasks, self.plan = tasks, plan
+
+    def next(self, update):
+        if update == 2 and os.environ["RANK"] == "0":
+            raise ValueError("no more")
+        return [envrl.Assignment(task, self.plan.group_size) for task in self.tasks[: self.plan.tasks]]
+
+    def state(self):
+        return None
+
+    def load(self, state): ...
+"""
+
+
+def test_where_one_process_fails_the_run_has_its_status_and_sentence(tmp_path: Path) -> None:
+    (tmp_path / "breaks.py").write_text(BREAKS)
+    plugin = ["--processes", 2, "--plugin", tmp_path / "breaks.py"]
+    begin = [sys.executable, "-m", "envrl", *command(tmp_path / "run", *plugin, **{"curriculum.name": "breaks"})]
+    done = subprocess.run(begin, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "the curriculum 'breaks' failed (breaks.py" in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert "torch/distributed" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [([(5, 1), (6, 2)], 2), ([(5, 1), (6, -9)], -9), ([(5, -15), (6, 1)], -15), ([(5, -15), (6, 2)], 2)],
+)
+def test_the_status_is_that_of_the_process_that_failed(ends: list[tuple[int, int]], status: int) -> None:
+    assert _cause(ends) == status
+
+
 def children(of: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
 
@@ -144,7 +200,8 @@ def test_a_run_that_is_stopped_or_loses_a_process_has_a_good_checkpoint(how: str
         os.kill(ranks[1], signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
-    assert how == "killed" or "Traceback" not in said, said[-3000:]
+    assert "Traceback" not in said, said[-3000:]
+    assert "torch/distributed" not in said
     assert process.returncode == (130 if how == "ctrl-c" else 1), said[-3000:]
     verify_checkpoint(run / "checkpoints" / "latest")
     state = json.loads((run / "checkpoints" / "latest" / "state.json").read_text())

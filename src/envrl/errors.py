@@ -14,6 +14,10 @@ class RunError(Exception):
     """The run could not go on (a full disk, a diverged loss); one sentence; exit status 1."""
 
 
+class OthersEnded(RunError):
+    """Another process of the same run has ended, and said why; exit status 1."""
+
+
 class Interrupted(Exception):
     """A Ctrl-C or SIGTERM, raised where the run's state is whole; exit status 130 once the checkpoint is saved."""
 

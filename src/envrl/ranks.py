@@ -14,10 +14,15 @@ from datetime import timedelta
 from importlib import import_module
 from typing import Any, TypeVar
 
+from envrl.errors import OthersEnded
+
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=2)
 """How long one waits for the others: the first evaluates alone. One that dies is seen at once, by its connection."""
+
+_LOST = ("gloo/transport", "remote process exited")
+"""What gloo and NCCL say where the connection to another process is lost."""
 
 
 def expected() -> int:
@@ -39,14 +44,14 @@ def number() -> int:
 
 def is_first() -> bool:
     """Return whether this process writes the run's files and speaks to the user."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return expected() == 1 or int(os.environ.get("RANK", "0")) == 0  # a scheduler may set RANK alone
 
 
 @contextmanager
 def joined(device: str, *, alone: bool = False) -> Iterator[None]:
     """Be one of the processes while the block runs: over gloo on CPUs, NCCL on GPUs.
 
-    `alone`: make the group of a single process, too.
+    `alone`: make the group of a single process, too. Raises `OthersEnded` where another one ends before this one.
     """
     if expected() == 1 and not alone:
         yield
@@ -60,6 +65,10 @@ def joined(device: str, *, alone: bool = False) -> Iterator[None]:
     dist.init_process_group(backend, timeout=PATIENCE, **options)
     try:
         yield
+    except RuntimeError as error:
+        if not any(mark in str(error) for mark in _LOST):
+            raise
+        raise OthersEnded("another process of the run has ended, so it cannot go on: go on with --resume") from error
     finally:
         _CHANNEL.clear()
         dist.destroy_process_group()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -17,16 +19,16 @@ _PATIENCE = 3600
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
-    """Run `envrl train` with these arguments in so many processes; return the status of the first that failed, or 0.
+    """Run `envrl train` with these arguments in so many processes; return the status of the one that failed, or 0.
 
     Ctrl-C and SIGTERM are passed on to them: they stop together between two updates. Where one dies the others are
     ended.
     """
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # torchrun's; each process says itself what went wrong
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    _silence()
     os.environ[_LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     newer: dict[str, Any] = {"shutdown_timeout": _PATIENCE}  # where torch has no such setting it is half a minute
@@ -45,14 +47,29 @@ def launch(arguments: Sequence[str], count: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "envrl", "train", *arguments)
     except ChildFailedError as error:
-        failures = error.failures.values()
-        status = min(failures, key=lambda failure: failure.timestamp).exitcode
+        status = _cause([(failure.timestamp, failure.exitcode) for failure in error.failures.values()])
         if status < 0:
             print(f"envrl: a process of the run was ended by signal {-status}; go on with --resume", file=sys.stderr)
         return status if status > 0 else 1
     except SignalException:  # they were told, and have saved
         return 130
     return 0
+
+
+def _silence() -> None:
+    """Keep torchrun's log off the terminal, where LOGLEVEL is not set: each process says itself what went wrong."""
+    if "LOGLEVEL" not in os.environ:  # too late for the variable: some of its modules are loaded by now
+        for name in logging.root.manager.loggerDict:
+            if name.startswith("torch.distributed.elastic"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _cause(ends: Sequence[tuple[int, int]]) -> int:
+    """Return the status behind the (time, status) of processes that failed.
+
+    Those that lost the others (1), or were told to stop for it, may end before the one that failed.
+    """
+    return min(ends, key=lambda end: (end[1] in (1, -signal.SIGTERM), end[0]))[1]
 
 
 def was_launched() -> bool:

@@ -6,13 +6,14 @@ import errno
 import io
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 
 from envrl import __version__, ranks
-from envrl.errors import Interrupted, RunError, UserError, suggest
+from envrl.errors import Interrupted, OthersEnded, RunError, UserError, suggest
 
 COMMANDS = {
     "train": "train an agent by a recipe, or go on with a run",
@@ -32,6 +33,9 @@ COMMANDS = {
 _NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 """What a file's name alone is to blame for."""
 _SHOWN = 100  # characters of a file's name in a message
+_LAST_WORDS = 5.0
+"""Seconds that a process has for ending with its own status, before one that lost it ends: the launcher, or torchrun,
+stops all others once one has ended, and takes the first one's status for the run's."""
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -50,6 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else DONE
     except UserError as error:
         return _say(error, WRONG_INPUT)
+    except OthersEnded as error:
+        if ranks.is_first():
+            _say(error, FAILED)
+        with suppress(KeyboardInterrupt):
+            time.sleep(_LAST_WORDS)
+        return FAILED
     except RunError as error:
         return _say(error, FAILED)
     except (Interrupted, KeyboardInterrupt) as error:

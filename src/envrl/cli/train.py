@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         if "train.engine" not in dict(overrides):
             overrides = [*overrides, ("train.engine", "sharded")]
     config = load_recipe(values.recipe, overrides, values.plugin)
-    check_processes(config, values.processes or 1)
+    check_processes(config, values.processes or ranks.expected())
     name = Path(values.recipe).stem
     if values.quick:
         full, config, name = config, _lowered(config, overrides), f"{name}-quick"
@@ -69,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
 def _without_processes(arguments: Sequence[str]) -> list[str]:
     """Return the command line that each of the processes has."""
     left = [argument for argument in arguments if not argument.startswith("--processes=")]
-    if "--processes" in left:
+    while "--processes" in left:
         place = left.index("--processes")
         del left[place : place + 2]
     engine = any(argument.partition("=")[0] == "--train.engine" for argument in left)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
-from envrl import ranks
 from envrl.config.schema import Auxiliary, AuxiliaryConfig, Config
 from envrl.errors import UserError, suggest
 from envrl.registry import KINDS, find
@@ -29,7 +28,6 @@ def check_together(config: Config) -> None:
             f"the sampler '{config.rollout.sampler}' gives no log-probs, so nothing can be trained with it: 'envrl "
             "eval MODEL --base-url ADDRESS' plays with a model behind an endpoint"
         )
-    check_processes(config, ranks.expected())
     _check_model(config)
     check_world(config)
     _check_learning(config)

@@ -12,6 +12,7 @@ from typing import Any
 from envrl import ranks
 from envrl.batches.batch import build_batch
 from envrl.build import env_maker, form_of, policy_of, renderer_of
+from envrl.config.check import check_processes
 from envrl.config.schema import Config
 from envrl.engine.checkpoint import latest_checkpoint, settle_checkpoints
 from envrl.engine.protocol import Engine
@@ -44,6 +45,7 @@ def train(config: Config, run: Path | str, resume: bool = False, reporter: Repor
     Raises `UserError` (bad configuration, data or directory), `RunError` (disk full, diverged), and `Interrupted` after
     the checkpoint is saved.
     """
+    check_processes(config, ranks.expected())
     run, reporter = Path(run), reporter or Reporter(silent=not ranks.is_first())
     with ranks.joined(config.train.device, alone=config.train.engine == "sharded"), warnings.catch_warnings():
         if not ranks.is_first():

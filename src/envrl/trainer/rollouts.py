@@ -67,6 +67,8 @@ class Rollouts:
     def _round(self, playing: Sequence[Playing], update: int, stats: RolloutStats) -> list[TrajectoryGroup]:
         settings = training_settings(self.config)
 
+        here = RolloutStats(clock=stats.clock)
+
         def play(part: range) -> list[Trajectory]:
             some = [playing[mine[i]] for i in part]
             return play_episodes(
@@ -78,24 +80,25 @@ class Rollouts:
                 assignments=[each.assignment for each in some],
                 seed=self.config.seed,
                 update=update,
-                stats=stats,
+                stats=here,
                 poll=self.poll,
                 watch=lambda done: phase.show(part.start + done),
             )
 
         mine = [place for place, each in enumerate(playing) if each.group % ranks.count() == ranks.number()]
         with self.reporter.phase("playing", len(mine), unit="episodes") as phase:
-            drawn = self._gathered(mine, self.splitter.play(len(mine), play), stats)
+            drawn = self._gathered(mine, self.splitter.play(len(mine), play), here, stats)
         return as_groups(drawn, [each.group for each in playing])
 
     @staticmethod
-    def _gathered(mine: Sequence[int], drawn: Sequence[Trajectory], stats: RolloutStats) -> list[Trajectory]:
-        """Return the episodes of all processes in order, and count what befell in each."""
-        parts = ranks.gather((mine, drawn, stats.mismatches, stats.replaced))
-        if len(parts) == 1:
-            return list(drawn)
-        stats.mismatches = sum(mismatches for _, _, mismatches, _ in parts)
-        stats.replaced = sum(replaced for *_, replaced in parts)
+    def _gathered(
+        mine: Sequence[int], drawn: Sequence[Trajectory], here: RolloutStats, stats: RolloutStats
+    ) -> list[Trajectory]:
+        """Return a round's episodes of all processes in order, and count what befell in each."""
+        parts = ranks.gather((mine, drawn, here.mismatches, here.replaced))
+        stats.env += here.env
+        stats.mismatches += sum(mismatches for _, _, mismatches, _ in parts)
+        stats.replaced += sum(replaced for *_, replaced in parts)
         found = {
             place: episode for places, episodes, *_ in parts for place, episode in zip(places, episodes, strict=True)
         }

@@ -1,0 +1,44 @@
+"""Which of the processes that train together this one is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from envrl import ranks
+from envrl.rollout.scheduler import RolloutStats
+from envrl.trainer.rollouts import Rollouts
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"RANK": "1"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "1"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, False),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+    ],
+)
+def test_a_single_process_writes_its_files_whatever_rank_it_is_given(
+    variables: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler may set RANK without WORLD_SIZE: a run that took that for its own wrote nothing, with status 0."""
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert ranks.is_first() is first
+
+
+def test_each_round_of_an_update_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes, this one with 1 mismatch and 1 replaced worker a round, the other with 2 and 3."""
+    others: tuple[Any, ...] = ([1], ["second"], 2, 3)
+    monkeypatch.setattr(ranks, "gather", lambda mine: [mine, others])
+    stats = RolloutStats()
+    for _ in range(2):
+        here: Any = RolloutStats(env=0.5, mismatches=1, replaced=1)
+        first: Any = ["first"]
+        assert Rollouts._gathered([0], first, here, stats) == ["first", "second"]
+    assert (stats.env, stats.mismatches, stats.replaced) == (1.0, 6, 8)
