@@ -165,6 +165,48 @@ def test_the_status_is_that_of_the_process_that_failed(ends: list[tuple[int, int
     assert _cause(ends) == status
 
 
+SHORT_OF_MEMORY = """
+import torch
+
+import envrl
+from envrl import ranks
+from envrl.engine import update
+
+whole = update.micro_loss
+
+
+def limited(model, rows, *rest):
+    if ranks.number() == 1 and len(rows) > 2:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return whole(model, rows, *rest)
+
+
+update.micro_loss = limited
+
+
+@envrl.register("estimator", "unused")
+def unused(steps): ...
+"""
+
+
+def test_memory_that_runs_out_in_one_process_halves_the_budget_of_all(runs: Path, tmp_path: Path) -> None:
+    """One process has room for two rows at a time; the run goes on from its last checkpoint, and learns the same."""
+    plugin = tmp_path / "short.py"
+    plugin.write_text(SHORT_OF_MEMORY)
+    asked = command(tmp_path / "run", "--processes", 2, "--plugin", plugin, **{"train.micro_batch_tokens": 400})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "envrl", *asked], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "envrl: memory ran out in one of the 2 processes" in done.stderr
+    assert "train.micro_batch_tokens = 200\n" in done.stderr
+    assert "Traceback" not in done.stderr
+    found, expected = lines(tmp_path / "run"), lines(runs / "two")
+    assert [line["tokens"] for line in found] == [line["tokens"] for line in expected]
+    assert found[-1]["loss/inverse"] == pytest.approx(expected[-1]["loss/inverse"], rel=1e-3)
+
+
 def children(of: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
 

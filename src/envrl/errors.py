@@ -14,6 +14,10 @@ class RunError(Exception):
     """The run could not go on (a full disk, a diverged loss); one sentence; exit status 1."""
 
 
+class MemoryShort(RunError):
+    """Memory ran out in one of several processes, and all of them can go on from the last checkpoint with less."""
+
+
 class OthersEnded(RunError):
     """Another process of the same run has ended, and said why; exit status 1."""
 

@@ -18,6 +18,8 @@ from envrl.errors import OthersEnded
 
 T = TypeVar("T")
 
+BUDGET = "ENVRL_MICRO_BATCH_TOKENS"
+"""The environment variable with the token budget of processes that were started again with less."""
 PATIENCE = timedelta(days=2)
 """How long one waits for the others: the first evaluates alone. One that dies is seen at once, by its connection."""
 

@@ -10,20 +10,38 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from envrl import ranks
 from envrl.errors import UserError
 from envrl.processes import end_with
 
+AGAIN = 75
+"""The status of a process whose memory ran out where less can be tried (EX_TEMPFAIL of BSD's sysexits)."""
 _LAUNCHER = "ENVRL_LAUNCHER"
 _PATIENCE = 3600
 """Seconds that the processes have for finishing an update and saving it, after which they are killed."""
 
 
-def launch(arguments: Sequence[str], count: int) -> int:
+def launch(arguments: Sequence[str], count: int, budget: int) -> int:
     """Run `envrl train` with these arguments in so many processes; return the status of the one that failed, or 0.
 
     Ctrl-C and SIGTERM are passed on to them: they stop together between two updates. Where one dies the others are
-    ended.
+    ended. Where memory runs out in one, all of them go on from the last checkpoint with half the token `budget`.
     """
+    while (status := _start(arguments, count)) == AGAIN:
+        budget //= 2
+        os.environ[ranks.BUDGET] = str(budget)
+        arguments = [*arguments, *(["--resume"] if "--resume" not in arguments else [])]
+        print(
+            f"envrl: memory ran out in one of the {count} processes; they go on from the last checkpoint with "
+            f"train.micro_batch_tokens = {budget}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return status
+
+
+def _start(arguments: Sequence[str], count: int) -> int:
+    """Run the processes once; return the status of the one that failed, or 0."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

@@ -13,7 +13,8 @@ from contextlib import suppress
 from importlib import import_module
 
 from envrl import __version__, ranks
-from envrl.errors import Interrupted, OthersEnded, RunError, UserError, suggest
+from envrl.cli.launch import AGAIN, was_launched
+from envrl.errors import Interrupted, MemoryShort, OthersEnded, RunError, UserError, suggest
 
 COMMANDS = {
     "train": "train an agent by a recipe, or go on with a run",
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(KeyboardInterrupt):
             time.sleep(_LAST_WORDS)
         return FAILED
+    except MemoryShort as error:
+        return AGAIN if was_launched() else _say(error, FAILED)
     except RunError as error:
         return _say(error, FAILED)
     except (Interrupted, KeyboardInterrupt) as error:

@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
         config = pinned_model(config)
 
     if values.processes is not None:
-        return launch(_without_processes(arguments), values.processes)
+        return launch(_without_processes(arguments), values.processes, config.train.micro_batch_tokens)
     end_with_launcher()
 
     from envrl.trainer.loop import train

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
 from envrl import ranks
 from envrl.engine.update import LossSettings
-from envrl.errors import RunError
+from envrl.errors import MemoryShort, RunError
 from envrl.models.out_of_memory import OutOfMemory, release_memory
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ class Budget:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
-        self.limit: int | None = None
+        self.limit: int | None = int(os.environ.get(ranks.BUDGET, "0")) or None
 
     def tokens(self, settings: LossSettings) -> int:
         """Return the current budget."""
@@ -49,16 +50,16 @@ class Budget:
                 rows, longest = error.parts, error.tokens
             undo()
             release_memory()
-            if ranks.count() > 1:  # the others are inside a pass that this process has left
-                raise RunError(
-                    f"memory ran out in {name} in process {ranks.number()} of {ranks.count()}, on {rows} rows of at "
-                    f"most {longest} tokens; the last checkpoint is kept: start again with a train.micro_batch_tokens "
-                    f"lower than {budget}, or {ADVICE}"
-                )
             if rows <= 1 or budget <= 1:
                 raise RunError(
                     f"memory ran out in {name} on a single row of {longest} tokens; the weights are untouched and the "
                     f"last checkpoint is kept: {ADVICE}"
+                )
+            if ranks.count() > 1:  # the others are inside a pass that this process has left
+                raise MemoryShort(
+                    f"{name}: memory ran out in process {ranks.number()} of {ranks.count()} on {rows} rows of at most "
+                    f"{longest} tokens; the last checkpoint is kept: go on from it with half the token budget, "
+                    f"{ranks.BUDGET}={budget // 2} in the environment and --resume"
                 )
             self.limit = budget // 2
             self.say(
