@@ -260,6 +260,10 @@ def test_a_run_that_is_stopped_or_loses_a_process_has_a_good_checkpoint(how: str
         (["--processes", "0"], "--processes must be at least 1, not 0"),
         (["--processes", "2", "--train.engine", "local"], "train.engine = 'local' is an engine of one"),
         (["--processes", "two"], "must be a whole number"),
+        (
+            ["--processes", "2", "--model.path", "m", "--model.lora_rank", "4", "--objective.kl_weight", "0.1"],
+            "cannot keep KL to the start of an adapter yet",
+        ),
     ],
 )
 def test_mistakes_are_sentences(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from envrl import ranks
+from envrl.errors import UserError
 from envrl.rollout.scheduler import RolloutStats
 from envrl.trainer.rollouts import Rollouts
 
@@ -42,3 +43,11 @@ def test_each_round_of_an_update_is_counted_once(monkeypatch: pytest.MonkeyPatch
         first: Any = ["first"]
         assert Rollouts._gathered([0], first, here, stats) == ["first", "second"]
     assert (stats.env, stats.mismatches, stats.replaced) == (1.0, 6, 8)
+
+
+def test_processes_that_cannot_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match=r"MASTER_ADDR expected.*start them with torchrun"), ranks.joined("cpu"):
+        pass

@@ -14,7 +14,7 @@ from datetime import timedelta
 from importlib import import_module
 from typing import Any, TypeVar
 
-from envrl.errors import OthersEnded
+from envrl.errors import OthersEnded, UserError
 
 T = TypeVar("T")
 
@@ -64,7 +64,13 @@ def joined(device: str, *, alone: bool = False) -> Iterator[None]:
     store = dist.HashStore() if expected() == 1 else None
     options: dict[str, Any] = {"store": store, "rank": 0, "world_size": 1} if store else {}
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE, **options)
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE, **options)
+    except ValueError as error:  # a variable of torchrun's is missing
+        raise UserError(
+            f"WORLD_SIZE = {expected()} says that several processes train together, and they cannot find each other "
+            f"({error}): start them with torchrun or --processes"
+        ) from error
     try:
         yield
     except RuntimeError as error:

@@ -28,6 +28,11 @@ def check_together(config: Config) -> None:
             f"the sampler '{config.rollout.sampler}' gives no log-probs, so nothing can be trained with it: 'envrl "
             "eval MODEL --base-url ADDRESS' plays with a model behind an endpoint"
         )
+    if config.train.engine == "sharded" and config.model.lora_rank and config.objective.kl_weight:
+        raise UserError(
+            "train.engine = 'sharded' cannot keep KL to the start of an adapter yet: set objective.kl_weight = 0, or "
+            "model.lora_rank = 0"
+        )
     _check_model(config)
     check_world(config)
     _check_learning(config)
