@@ -207,6 +207,32 @@ def test_memory_that_runs_out_in_one_process_halves_the_budget_of_all(runs: Path
     assert found[-1]["loss/inverse"] == pytest.approx(expected[-1]["loss/inverse"], rel=1e-3)
 
 
+DICE = """
+import random
+
+import envrl
+
+
+@envrl.register("curriculum", "dice")
+class Dice:
+    def __init__(self, tasks, plan):
+        self.tasks, self.plan = tasks, plan
+
+    def next(self, update):
+        return [envrl.Assignment(task, self.plan.group_size) for task in random.sample(self.tasks, self.plan.tasks)]
+"""
+
+
+def test_a_curriculum_that_plans_otherwise_in_each_process_is_refused(tmp_path: Path) -> None:
+    plugin = tmp_path / "dice.py"
+    plugin.write_text(DICE)
+    asked = command(tmp_path / "run", "--processes", 2, "--plugin", plugin, "--curriculum.name", "dice")
+    done = subprocess.run([sys.executable, "-m", "envrl", *asked], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "the curriculum 'dice' plans other episodes in each process" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def children(of: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
 

@@ -86,12 +86,7 @@ class Run:
 
     def finish(self) -> Path:
         """Train up to the last update."""
-        latest = latest_checkpoint(self.checkpoints)
-        if ranks.is_first():
-            settle_checkpoints(self.checkpoints, self.config.checkpoint.keep)
-        if latest is not None:  # it may have been caught while it was replaced, and has its name back now
-            latest = latest.with_name(latest.name.removeprefix(".old-"))
-        latest = ranks.gather(latest)[0]
+        latest = ranks.gather(self._settled() if ranks.is_first() else None)[0]
         if latest is not None and is_finished(latest, self.config.train.updates):
             self.reporter.say(f"{self.folder} is finished: {self.config.train.updates} updates")
             return self.folder
@@ -114,6 +109,13 @@ class Run:
             self.metrics.close()
             self.evals.close()
         return self.folder
+
+    def _settled(self) -> Path | None:
+        """Finish what a killed writer began; return the latest checkpoint."""
+        latest = latest_checkpoint(self.checkpoints)
+        settle_checkpoints(self.checkpoints, self.config.checkpoint.keep)
+        # It may have been caught while it was replaced, and has its name back now.
+        return latest and latest.with_name(latest.name.removeprefix(".old-"))
 
     def _start(self) -> LanguageModel:
         with self.reporter.phase("warm start", 1) as phase:

@@ -10,7 +10,7 @@ from envrl import ranks
 from envrl.build import training_settings
 from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
-from envrl.errors import RunError
+from envrl.errors import RunError, UserError
 from envrl.progress import Reporter
 from envrl.rollout.policy import Policy
 from envrl.rollout.runner import play_episodes
@@ -85,6 +85,11 @@ class Rollouts:
                 watch=lambda done: phase.show(part.start + done),
             )
 
+        if any(plan != playing for plan in ranks.gather(list(playing))):
+            raise UserError(
+                f"update {update}: the curriculum '{self.config.curriculum.name}' plans other episodes in each process; "
+                "let what it draws depend on plan.seed and the update alone"
+            )
         mine = [place for place, each in enumerate(playing) if each.group % ranks.count() == ranks.number()]
         with self.reporter.phase("playing", len(mine), unit="episodes") as phase:
             drawn = self._gathered(mine, self.splitter.play(len(mine), play), here, stats)
