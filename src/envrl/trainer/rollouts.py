@@ -87,8 +87,8 @@ class Rollouts:
 
         if any(plan != playing for plan in ranks.gather(list(playing))):
             raise UserError(
-                f"update {update}: the curriculum '{self.config.curriculum.name}' plans other episodes in each process; "
-                "let what it draws depend on plan.seed and the update alone"
+                f"update {update}: the curriculum '{self.config.curriculum.name}' plans other episodes in each "
+                "process; let what it draws depend on plan.seed and the update alone"
             )
         mine = [place for place, each in enumerate(playing) if each.group % ranks.count() == ranks.number()]
         with self.reporter.phase("playing", len(mine), unit="episodes") as phase:
