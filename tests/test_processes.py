@@ -233,6 +233,18 @@ def test_a_curriculum_that_plans_otherwise_in_each_process_is_refused(tmp_path: 
     assert "Traceback" not in done.stderr
 
 
+def test_the_launcher_leaves_its_own_process_as_it_was(tmp_path: Path) -> None:
+    """Where a program launches two runs one after the other, it is none of the first one's processes."""
+    plugin = tmp_path / "dice.py"
+    plugin.write_text(DICE.replace("self.tasks, self.plan = tasks, plan", "raise SystemExit"))
+    before, handlers = dict(os.environ), [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    asked = command(tmp_path / "run", "--processes", 1, "--plugin", plugin, "--curriculum.name", "dice")
+    assert main(asked) == 2
+    assert dict(os.environ) == before
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert not (tmp_path / "run").exists()
+
+
 def children(of: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
 

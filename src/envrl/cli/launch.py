@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -27,9 +27,10 @@ def launch(arguments: Sequence[str], count: int, budget: int) -> int:
     Ctrl-C and SIGTERM are passed on to them: they stop together between two updates. Where one dies the others are
     ended. Where memory runs out in one, all of them go on from the last checkpoint with half the token `budget`.
     """
-    while (status := _start(arguments, count)) == AGAIN:
+    ours = {_LAUNCHER: str(os.getpid()), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    while (status := _start(arguments, count, ours)) == AGAIN:
         budget //= 2
-        os.environ[ranks.BUDGET] = str(budget)
+        ours[ranks.BUDGET] = str(budget)
         arguments = [*arguments, *(["--resume"] if "--resume" not in arguments else [])]
         print(
             f"envrl: memory ran out in one of the {count} processes; they go on from the last checkpoint with "
@@ -40,15 +41,13 @@ def launch(arguments: Sequence[str], count: int, budget: int) -> int:
     return status
 
 
-def _start(arguments: Sequence[str], count: int) -> int:
-    """Run the processes once; return the status of the one that failed, or 0."""
+def _start(arguments: Sequence[str], count: int, variables: Mapping[str, str]) -> int:
+    """Run the processes once, with these environment variables; return the status of the one that failed, or 0."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _silence()
-    os.environ[_LAUNCHER] = str(os.getpid())
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     newer: dict[str, Any] = {"shutdown_timeout": _PATIENCE}  # where torch has no such setting it is half a minute
     known = {field.name for field in fields(LaunchConfig)}
     config = LaunchConfig(
@@ -62,6 +61,8 @@ def _start(arguments: Sequence[str], count: int) -> int:
         signals_to_handle="SIGINT,SIGTERM",
         **{name: value for name, value in newer.items() if name in known},
     )
+    before, handlers = dict(os.environ), {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    os.environ |= variables
     try:
         elastic_launch(config, sys.executable)("-m", "envrl", "train", *arguments)
     except ChildFailedError as error:
@@ -71,6 +72,11 @@ def _start(arguments: Sequence[str], count: int) -> int:
         return status if status > 0 else 1
     except SignalException:  # they were told, and have saved
         return 130
+    finally:  # this process is none of them, and torch leaves variables and handlers of its own behind
+        os.environ.clear()
+        os.environ |= before
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
     return 0
 
 
