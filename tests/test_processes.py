@@ -17,6 +17,7 @@ import pytest
 from envrl.cli.launch import _cause
 from envrl.cli.main import main
 from envrl.models.checkpoints import verify_checkpoint
+from test_sharded import launch
 
 SETTINGS = {
     "model.hidden_size": 32,
@@ -242,6 +243,18 @@ def test_the_launcher_leaves_its_own_process_as_it_was(tmp_path: Path) -> None:
     assert main(asked) == 2
     assert dict(os.environ) == before
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_recipes_are_refused(tmp_path: Path) -> None:
+    script = tmp_path / "unlike.py"
+    asked = command(tmp_path / "run", "--train.engine", "sharded")
+    script.write_text(
+        f"import os, sys\nfrom envrl.cli.main import main\nsys.exit(main([*{asked}, '--seed', os.environ['RANK']]))\n"
+    )
+    done = launch(2, script=str(script))
+    assert done.returncode != 0
+    assert "process 1 has another recipe than process 0: other values of seed" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
