@@ -21,7 +21,7 @@ T = TypeVar("T")
 BUDGET = "ENVRL_MICRO_BATCH_TOKENS"
 """The environment variable with the token budget of processes that were started again with less."""
 PATIENCE = timedelta(days=2)
-"""How long one waits for the others: the first evaluates alone. One that dies is seen at once, by its connection."""
+"""How long one waits for the others: the first imitates alone. One that dies is seen at once, by its connection."""
 
 _LOST = ("gloo/transport", "remote process exited")
 """What gloo and NCCL say where the connection to another process is lost."""

@@ -44,7 +44,7 @@ class LocalEngine:
         reference: Placed | None = None,
     ) -> None:
         """`reference`: the model that RL starts from, where KL is weighed; left out it is loaded from the run."""
-        self.config, self.model, self.poll, self.placement = config, model, poll, placement
+        self.config, self.model, self.poll = config, model, poll
         self.optimizer, self.policy = optimizer, Placed(model, placement)
         self.guard = Guard(model, optimizer, config.train.max_grad_norm, run, say, placement)
         self.reference = reference
@@ -79,7 +79,7 @@ class LocalEngine:
         """Return the values of a component's head for the state before each of its tokens, by row origin."""
         settings = loss_settings(self.config, {})
         return self.guard.budget.run(
-            "values", settings, lambda within: head_values(self.model, rows, component, within, self.placement)
+            "values", settings, lambda within: head_values(self.model, rows, component, within, self.policy.placement)
         )
 
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:

@@ -16,10 +16,6 @@ T = TypeVar("T")
 class Placement(Protocol):
     """Deals rows out to processes, and puts together what each of them found."""
 
-    def mine(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows that this process runs."""
-        ...
-
     def passes(self, rows: Sequence[Row], batches: Callable[[Sequence[Row]], list[list[Row]]]) -> list[list[Row]]:
         """Return the micro-batches of this process; an empty one where another process has more."""
         ...
@@ -43,9 +39,6 @@ class Placement(Protocol):
 
 class OnePlace:
     """Everything in this process."""
-
-    def mine(self, rows: Sequence[Row]) -> list[Row]:
-        return list(rows)
 
     def passes(self, rows: Sequence[Row], batches: Callable[[Sequence[Row]], list[list[Row]]]) -> list[list[Row]]:
         return batches(rows)

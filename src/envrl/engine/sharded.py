@@ -56,9 +56,8 @@ class Shards(nn.Module):
 
     def forward(self, work: Callable[[], T]) -> T:
         found = work()
-        if torch.is_grad_enabled() and isinstance(
-            found, Tensor
-        ):  # gradients are summed for the same weights everywhere
+        # Gradients are summed, so each process must have one for the same weights.
+        if torch.is_grad_enabled() and isinstance(found, Tensor):
             found = found + 0.0 * sum(weight.flatten()[0] for weight in self._perhaps_unused())
         return cast(T, found)
 
@@ -69,13 +68,9 @@ class Shards(nn.Module):
         weights = [*self.heads.parameters(), *([] if tied or output is None else output.parameters())]
         return [weight for weight in weights if weight.requires_grad]
 
-    def mine(self, rows: Sequence[Row]) -> list[Row]:
-        return deal(rows, ranks.count())[ranks.number()]
-
     def passes(self, rows: Sequence[Row], batches: Callable[[Sequence[Row]], list[list[Row]]]) -> list[list[Row]]:
-        every = [batches(part) for part in deal(rows, ranks.count())]
-        mine = every[ranks.number()]
-        return mine + [[]] * (max(map(len, every)) - len(mine))
+        mine = batches(deal(rows, ranks.count())[ranks.number()])
+        return mine + [[]] * (max(ranks.gather(len(mine))) - len(mine))
 
     def run(self, work: Callable[[], T]) -> T:
         found = self(work)
