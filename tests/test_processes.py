@@ -324,3 +324,16 @@ def test_processes_of_an_engine_for_one_are_refused(
     )
     assert main(command(tmp_path / "run", "--processes", 2)) == 2
     assert "leave it out under torchrun" in capsys.readouterr().err
+
+
+def test_two_processes_play_ahead_what_one_does(tmp_path: Path) -> None:
+    """What the threads that play tell each other is not taken for what the trainers do."""
+    settings = {"rollout.ahead": 1, "train.updates": 3, "eval.every": 0, "objective.idle_rows": "count"}
+    train(tmp_path / "two", "--processes", 2, **settings)
+    train(tmp_path / "one", **settings)
+    two, one = lines(tmp_path / "two"), lines(tmp_path / "one")
+    assert [line.get("staleness", 0.0) for line in two] == [0.0, 1.0, 1.0]
+    for line, other in zip(two, one, strict=True):
+        for key in ("tokens", "train/steps", "train/return", "rows/idle"):
+            assert line[key] == other[key]
+        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
