@@ -16,6 +16,7 @@ from chat_models import CHATML, make_tokenizer, save_chat_model
 from envrl.cli.main import main
 from envrl.rollout.scripts import SCRIPTS
 from test_docs import NAMES, PAGES, ROOT, commands_in, example_folder, install_plug_in, is_form
+from warm import envrl
 
 _NAMED = "names a command; its arguments stand elsewhere"
 _CUDA = "needs a GPU"
@@ -201,12 +202,17 @@ def _run(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         shutil.rmtree("results")
         shutil.copytree(ROOT / "results", "results")
         arguments = ["compare", *sorted(glob(command.split()[-1]))]
-    status = main(small(arguments) if len(arguments) > 1 else arguments)
-    said = capsys.readouterr()
-    if arguments[0] == "doctor":
-        assert status == (not said.out.rstrip().endswith("nothing to mend")), command
+    typed = small(arguments) if len(arguments) > 1 else arguments
+    if "--processes" in arguments and arguments[0] == "train":
+        done = envrl(*typed)
+        status, out, err = done.returncode, done.stdout, done.stderr
     else:
-        assert status == 0, f"{command}\n{said.err[-2000:]}"
+        status = main(typed)
+        out, err = capsys.readouterr()
+    if arguments[0] == "doctor":
+        assert status == (not out.rstrip().endswith("nothing to mend")), command
+    else:
+        assert status == 0, f"{command}\n{err[-2000:]}"
 
 
 def test_what_is_exempt_stands_on_a_page() -> None:
