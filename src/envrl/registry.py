@@ -63,6 +63,7 @@ KINDS = {
             "household": "envrl.envs.household.world:household",
             "mixture": "envrl.envs.mixture:Mixture",
             "household-textworld": "envrl.envs.household.original:household_textworld",
+            "openenv": "envrl.envs.adapters.openenv_world:openenv",
             "scienceworld": "envrl.envs.adapters.scienceworld_world:scienceworld",
             "sokoban": "envrl.envs.adapters.sokoban:sokoban",
             "textworld": "envrl.envs.adapters.textworld_world:textworld",

@@ -21,6 +21,7 @@ EXTRA_OF_WORLD = {
     "babyai": "minigrid",
     "frozenlake": "gymnasium",
     "household-textworld": "alfworld-textworld",
+    "openenv": "openenv",
     "scienceworld": "scienceworld",
     "sokoban": "gymnasium",
     "textworld": "textworld",
