@@ -67,6 +67,7 @@ KINDS = {
             "scienceworld": "envrl.envs.adapters.scienceworld_world:scienceworld",
             "sokoban": "envrl.envs.adapters.sokoban:sokoban",
             "textworld": "envrl.envs.adapters.textworld_world:textworld",
+            "verifiers": "envrl.envs.adapters.verifiers_world:verifiers",
             "webshop": "envrl.envs.webshop.world:webshop",
         },
     ),

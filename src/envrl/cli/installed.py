@@ -25,6 +25,7 @@ EXTRA_OF_WORLD = {
     "scienceworld": "scienceworld",
     "sokoban": "gymnasium",
     "textworld": "textworld",
+    "verifiers": "verifiers",
 }
 """The extra that a world of another package needs."""
 
