@@ -30,6 +30,8 @@ EXEMPT = {
     "envrl models get Qwen/Qwen2.5-1.5B-Instruct": "downloads from the hub; test_hub.py runs it against a small one",
     "envrl train household-demo --model.path Qwen/Qwen2.5-0.5B-Instruct --rollout.format action "
     "--rollout.repeat_task false --run runs/qwen-small": "downloads from the hub; test_hub.py trains on a small one",
+    "envrl panel runs/demo": "plays 1,000 games; test_panel.py runs it on few",
+    "envrl panel runs/demo alfworld": "plays 274 games; test_panel.py runs it on few",
     "envrl bench rollout qwen2.5-1.5b-alfworld-grpo --env.name household --shape qwen2.5-1.5b --train.device cuda "
     "--json figures.json": _CUDA,
 }
