@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -128,21 +133,54 @@ def test_mistakes_are_sentences(model: LanguageModel, arguments: dict[str, Any],
 
 
 PAGE = (Path(__file__).parents[1] / "docs" / "other-stacks.md").read_text(encoding="utf-8")
-EXAMPLES = dict(re.findall(r"<!-- stack: (\w+) -->\n```python\n(.*?)```", PAGE, re.S))
+EXAMPLES = dict(re.findall(r"<!-- file: (\w+)_example.py -->\n```python\n(.*?)```", PAGE, re.S))
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_its_examples_run(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if name == "trl":
-        pytest.importorskip("trl", reason="needs TRL: pip install 'envrl[trl]'")
+@pytest.fixture
+def example_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_chat_model("qwen2", tmp_path / "FOLDER")
     monkeypatch.chdir(tmp_path)
-    exec(compile(EXAMPLES[name], f"the example {name}", "exec"), {"__name__": "__main__"})
+    return tmp_path
+
+
+def run_example(name: str) -> dict[str, Any]:
+    names = {"__name__": name}
+    exec(compile(EXAMPLES[name], f"the example {name}", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("name", ["rows", "trl"])
+def test_examples_run(name: str, example_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "trl":
+        pytest.importorskip("trl", reason="needs TRL: pip install 'envrl[trl]'")
+    run_example(name)
     said = capsys.readouterr().out
     for objective in ("state", "inverse"):
         assert re.search(rf"{objective}\W+(\d+\.\d+)", said), said
+
+
+def test_the_plug_in_of_verl_plays_and_installs_its_loss(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("verl", reason="verl is not installed (docs/other-stacks.md says how it is on a CPU)")
+    from verl.trainer.ppo import core_algos
+    from verl.trainer.ppo.ray_trainer import RayPPOTrainer
+
+    monkeypatch.setattr(RayPPOTrainer, "_update_actor", before := RayPPOTrainer._update_actor)  # restored afterwards
+    monkeypatch.setattr(core_algos, "POLICY_LOSS_REGISTRY", dict(core_algos.POLICY_LOSS_REGISTRY))
+    names = run_example("verl")
+    assert "envrl" in core_algos.POLICY_LOSS_REGISTRY
+    assert RayPPOTrainer._update_actor is not before
+    loop = object.__new__(names["HouseholdLoop"])
+    loop.tokenizer = model.codec.tokenizer
+
+    class Server:
+        async def generate(self, **asked: Any) -> Any:
+            return SimpleNamespace(token_ids=loop.tokenizer.encode("look\n", add_special_tokens=False))
+
+    loop.server_manager = Server()
+    output = asyncio.run(loop.run({"temperature": 1.0}, task=3, raw_prompt=[]))
+    assert len(output.response_mask) == len(output.response_ids)
+    rows = auxiliary_rows("state", [output.extra_fields["episode"]], loop.tokenizer, deduplicate=False, longest=4096)
+    assert len(rows) == 10
 
 
 # --- TRL -------------------------------------------------------------------------------------------------------------
@@ -252,3 +290,163 @@ def test_two_steps_of_trl_on_one_generation_share_its_rows(model: LanguageModel,
             logits = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             expected = float(auxiliary_loss(logits, batch))
             assert steps.logs[number][f"loss/{name}"] == pytest.approx(expected, rel=1e-6)
+
+
+# --- verl ------------------------------------------------------------------------------------------------------------
+
+
+def own_loss(
+    old_log_prob: torch.Tensor,
+    log_prob: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A policy loss with the signature of verl 0.9.1, core_algos.PolicyLossFn: the ratio times the advantage."""
+    losses = -(log_prob - old_log_prob).exp() * advantages
+    return (losses * response_mask).sum() / config.global_batch_info["batch_num_tokens"], {"actor/ppo_kl": 0.0}
+
+
+def verl_batch(samples: int = 4, prompt: int = 5, response: int = 6) -> dict[str, torch.Tensor]:
+    """A padded batch as verl's trainer has it before it updates the actor."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 40, (samples, prompt + response), generator=generator)
+    present = torch.ones(samples, prompt + response, dtype=torch.long)
+    for number in range(samples):
+        present[number, : number % 3] = 0
+        present[number, prompt + response - number % 2 :] = 0
+    return {
+        "prompts": ids[:, :prompt],
+        "responses": ids[:, prompt:],
+        "input_ids": ids,
+        "attention_mask": present,
+        "position_ids": (present.cumsum(1) - 1).clamp(min=0),
+        "response_mask": present[:, prompt:],
+        "old_log_probs": -torch.rand(samples, response, generator=generator),
+        "advantages": torch.randn(samples, response, generator=generator) * present[:, prompt:],
+        "token_level_scores": torch.zeros(samples, response),
+    }
+
+
+def response_logprobs(network: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return log-probs of the response tokens, as verl's engine hands them to a loss."""
+    logits = network(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], position_ids=batch["position_ids"]
+    ).logits
+    logprobs = logits[:, :-1].log_softmax(-1).gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+    return logprobs[:, -batch["responses"].shape[1] :]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_verls_loss_gets_ours_added_and_is_otherwise_what_it_was(model: LanguageModel, steps: int) -> None:
+    """With marked rows among its samples: base loss + Σ λ L, in parts by sample; two ranks count twice."""
+    from envrl.stacks.verl import policy_loss, with_rows
+
+    texts, network = [as_text(each) for each in played(4)], model.network
+    made = {name: auxiliary_rows(name, texts, model.codec.tokenizer, longest=4096) for name in WEIGHTS}
+    plain = verl_batch()
+    batch = with_rows(plain, made, WEIGHTS, 0, multiple=8, steps=steps)
+    count = len(batch["responses"])
+    assert count % 8 == 0
+    assert count >= 4 + sum(map(len, made.values()))
+    assert {len(value) for value in batch.values()} == {count}
+    assert batch["response_mask"].sum() == plain["response_mask"].sum()
+    config = SimpleNamespace(global_batch_info={"dp_size": 1, "batch_num_tokens": int(plain["response_mask"].sum())})
+
+    def loss_of(some: Mapping[str, torch.Tensor], loss: Any) -> torch.Tensor:
+        given = {"old_log_prob": some["old_log_probs"], "log_prob": response_logprobs(network, some)}
+        given |= {name: some[name] for name in ("advantages", "response_mask")}
+        return loss(**given, config=config)[0]
+
+    base = loss_of(plain, own_loss)
+    expected = base
+    for name, rows in made.items():
+        rows_batch = collate(rows)
+        logits = network(input_ids=rows_batch.input_ids, attention_mask=rows_batch.attention_mask).logits
+        expected = expected + steps * WEIGHTS[name] * auxiliary_loss(logits, rows_batch)
+    ours = partial(policy_loss, base=own_loss)
+    torch.testing.assert_close(loss_of(batch, ours), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss_of(plain, ours), base)
+    halves = [{name: value[part::2] for name, value in batch.items()} for part in (0, 1)]
+    torch.testing.assert_close(sum(loss_of(half, ours) for half in halves), expected, rtol=1e-5, atol=1e-6)
+    config.global_batch_info["dp_size"] = 2
+    torch.testing.assert_close(loss_of(batch, ours) - base, 2 * (expected - base), rtol=1e-5, atol=1e-6)
+
+
+def test_an_update_of_verls_own_trainer(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`RayPPOTrainer._update_actor` and `ppo_loss` themselves; only the workers are ours, one on the CPU."""
+    pytest.importorskip("verl", reason="verl is not installed (docs/other-stacks.md says how it is on a CPU)")
+    from omegaconf import OmegaConf
+    from verl.protocol import DataProto
+    from verl.trainer.ppo import core_algos
+    from verl.trainer.ppo.ray_trainer import RayPPOTrainer
+    from verl.utils import tensordict_utils as tu
+    from verl.workers.config import FSDPActorConfig, PolicyLossConfig
+    from verl.workers.utils.losses import ppo_loss
+
+    from envrl.stacks.verl import install
+
+    network, found = model.network, list[float]()
+    monkeypatch.setattr(RayPPOTrainer, "_update_actor", RayPPOTrainer._update_actor)  # restored afterwards
+    monkeypatch.setattr(core_algos, "POLICY_LOSS_REGISTRY", dict(core_algos.POLICY_LOSS_REGISTRY))
+
+    class Workers:
+        world_size = 2
+
+        def update_actor(self, data: Any) -> Any:
+            assert len(data) == tu.get(data, "mini_batch_size"), "one optimiser step"
+            logprobs = []
+            for ids in data["input_ids"].unbind():
+                logits = network(input_ids=ids[None]).logits[0]
+                logprobs.append(logits.log_softmax(-1).gather(-1, ids.roll(-1)[:, None])[:, 0])
+            tokens = int(data["loss_mask"].sum())
+            tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=tokens)
+            actor = {"strategy": "fsdp", "rollout_n": 2, "ppo_micro_batch_size_per_gpu": 1}
+            config = FSDPActorConfig(**actor, policy_loss=PolicyLossConfig(loss_mode=loss_mode))
+            loss, metrics = ppo_loss(
+                config, {"log_probs": torch.nested.as_nested_tensor(logprobs, layout=torch.jagged)}, data
+            )
+            found.append(float(loss))
+            assert ("actor/auxiliary" in metrics) == (loss_mode == "envrl")
+            return tu.get_tensordict({}, {"metrics": {"loss": float(loss), "mfu": 0.0}})
+
+    actor = {
+        "ppo_mini_batch_size": 2,
+        "calculate_entropy": False,
+        "entropy_coeff": 0.0,
+        "ppo_epochs": 1,
+        "shuffle": False,
+    }
+    actor |= {"data_loader_seed": 1, "loss_agg_mode": "token-mean", "policy_loss": {"loss_mode": "envrl"}}
+    rollout = {"multi_turn": {"enable": True}, "temperature": 1.0, "n": 2}
+    trainer = SimpleNamespace(
+        config=OmegaConf.create({"actor_rollout_ref": {"actor": actor, "rollout": rollout}}),
+        actor_rollout_wg=Workers(),
+        tokenizer=model.codec.tokenizer,
+        global_steps=1,
+        total_training_steps=2,
+    )
+    texts, plain = [as_text(each) for each in played(4)], verl_batch()
+    episodes = np.empty(4, dtype=object)
+    episodes[:] = texts
+    loss_mode = "vanilla"
+    RayPPOTrainer._update_actor(trainer, DataProto.from_dict(plain, {"episode": episodes}))
+    loss_mode = "envrl"
+    install({name: Objective(weight=weight, rows={"longest": 4096}) for name, weight in WEIGHTS.items()})
+    RayPPOTrainer._update_actor(trainer, DataProto.from_dict(plain, {"episode": episodes}))
+    expected = found[0]
+    for name, weight in WEIGHTS.items():
+        batch = collate(auxiliary_rows(name, texts, model.codec.tokenizer, longest=4096))
+        logits = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        expected += weight * float(auxiliary_loss(logits, batch))
+    assert found[1] == pytest.approx(expected, rel=1e-5)
+    assert trainer.config.actor_rollout_ref.actor.ppo_mini_batch_size == 2
+    for key, value, message in (
+        ("loss_agg_mode", "seq-mean-token-mean", "take token-mean"),
+        ("policy_loss", {"loss_mode": "vanilla"}, "loss_mode=envrl"),
+    ):
+        trainer.config.actor_rollout_ref.actor[key] = value
+        with pytest.raises(UserError, match=message):
+            RayPPOTrainer._update_actor(trainer, DataProto.from_dict(plain, {"episode": episodes}))
