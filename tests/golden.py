@@ -20,6 +20,8 @@ FILE = Path(__file__).with_name("golden.json")
 SHORT = {
     "env.max_steps": 10,
     "env.subgoal_reward": 0.3,
+    "model.hidden_size": 64,
+    "model.layers": 3,
     "train.threads": 1,
     "train.updates": 3,
     "train.trajectories": 0,
@@ -31,10 +33,10 @@ SHORT = {
     "rollout.max_steps": 10,
     "eval.every": 2,
     "eval.split": "valid_seen",
-    "eval.episodes": 4,
-    "eval.final": 6,
-    "eval.free_episodes": 2,
-    "eval.probe_episodes": 2,
+    "eval.episodes": 2,
+    "eval.final": 4,
+    "eval.free_episodes": 1,
+    "eval.probe_episodes": 1,
     "checkpoint.every": 10,
 }
 

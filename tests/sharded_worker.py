@@ -27,7 +27,7 @@ from envrl.types import Row
 from test_graphs import qwen
 from test_update import AUXILIARY, VARIANTS, exact, make_model, make_rows
 
-TRAIN = {"micro_batch_tokens": 150, "epochs": 2, "learning_rate": 1e-3, "max_grad_norm": 0.5}
+TRAIN = {"micro_batch_tokens": 300, "epochs": 2, "learning_rate": 1e-3, "max_grad_norm": 0.5}
 CASES: dict[str, dict[str, Any]] = {
     **VARIANTS,
     "sequence_mean": {**VARIANTS["sequence_mean"], "train": {"minibatches": 2}},

@@ -17,7 +17,7 @@ import pytest
 from envrl.cli.launch import _cause
 from envrl.cli.main import main
 from envrl.models.checkpoints import verify_checkpoint
-from test_sharded import launch
+from warm import envrl, together
 
 SETTINGS = {
     "model.hidden_size": 32,
@@ -52,11 +52,7 @@ def command(run: Path, *others: object, **settings: object) -> list[str]:
 
 
 def train(run: Path, *others: object, **settings: object) -> None:
-    begin = [sys.executable, "-m", "envrl"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        begin + command(run, *others, **settings), capture_output=True, text=True, env=environment, timeout=300
-    )
+    done = envrl(*command(run, *others, **settings))
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -116,9 +112,7 @@ def test_a_run_of_another_engine_is_refused(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "half", tmp_path / "half", symlinks=True)
     config = tmp_path / "half" / "config.toml"
     config.write_text(config.read_text().replace('engine = "sharded"', 'engine = "local"'))
-    begin = [sys.executable, "-m", "envrl"]
-    again = command(tmp_path / "half", "--resume", "--processes", 2, **{"train.updates": 2})
-    done = subprocess.run(begin + again, capture_output=True, text=True, timeout=300)
+    done = envrl(*command(tmp_path / "half", "--resume", "--processes", 2, **{"train.updates": 2}))
     assert done.returncode == 2
     assert "was started with another configuration (other values of train.engine" in done.stderr
     assert "were started together" not in done.stderr
@@ -150,8 +144,7 @@ class Breaks:
 def test_where_one_process_fails_the_run_has_its_status_and_sentence(tmp_path: Path) -> None:
     (tmp_path / "breaks.py").write_text(BREAKS)
     plugin = ["--processes", 2, "--plugin", tmp_path / "breaks.py"]
-    begin = [sys.executable, "-m", "envrl", *command(tmp_path / "run", *plugin, **{"curriculum.name": "breaks"})]
-    done = subprocess.run(begin, capture_output=True, text=True, timeout=300)
+    done = envrl(*command(tmp_path / "run", *plugin, **{"curriculum.name": "breaks"}))
     assert done.returncode == 2, done.stderr[-3000:]
     assert "the curriculum 'breaks' failed (breaks.py" in done.stderr
     assert "Traceback" not in done.stderr, done.stderr
@@ -195,10 +188,7 @@ def test_memory_that_runs_out_in_one_process_halves_the_budget_of_all(runs: Path
     plugin = tmp_path / "short.py"
     plugin.write_text(SHORT_OF_MEMORY)
     asked = command(tmp_path / "run", "--processes", 2, "--plugin", plugin, **{"train.micro_batch_tokens": 400})
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "envrl", *asked], capture_output=True, text=True, env=environment, timeout=300
-    )
+    done = envrl(*asked)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "envrl: memory ran out in one of the 2 processes" in done.stderr
     assert "train.micro_batch_tokens = 200\n" in done.stderr
@@ -227,8 +217,7 @@ class Dice:
 def test_a_curriculum_that_plans_otherwise_in_each_process_is_refused(tmp_path: Path) -> None:
     plugin = tmp_path / "dice.py"
     plugin.write_text(DICE)
-    asked = command(tmp_path / "run", "--processes", 2, "--plugin", plugin, "--curriculum.name", "dice")
-    done = subprocess.run([sys.executable, "-m", "envrl", *asked], capture_output=True, text=True, timeout=300)
+    done = envrl(*command(tmp_path / "run", "--processes", 2, "--plugin", plugin, "--curriculum.name", "dice"))
     assert done.returncode == 2, done.stderr[-3000:]
     assert "the curriculum 'dice' plans other episodes in each process" in done.stderr
     assert "Traceback" not in done.stderr
@@ -237,7 +226,7 @@ def test_a_curriculum_that_plans_otherwise_in_each_process_is_refused(tmp_path: 
 def test_the_launcher_leaves_its_own_process_as_it_was(tmp_path: Path) -> None:
     """Where a program launches two runs one after the other, it is none of the first one's processes."""
     plugin = tmp_path / "dice.py"
-    plugin.write_text(DICE.replace("self.tasks, self.plan = tasks, plan", "raise SystemExit"))
+    plugin.write_text(f'import os\n\nif "RANK" in os.environ:\n    raise ValueError\n{DICE}')
     before, handlers = dict(os.environ), [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     asked = command(tmp_path / "run", "--processes", 1, "--plugin", plugin, "--curriculum.name", "dice")
     assert main(asked) == 2
@@ -252,7 +241,7 @@ def test_processes_with_other_recipes_are_refused(tmp_path: Path) -> None:
     script.write_text(
         f"import os, sys\nfrom envrl.cli.main import main\nsys.exit(main([*{asked}, '--seed', os.environ['RANK']]))\n"
     )
-    done = launch(2, script=str(script))
+    done = together(2, str(script))
     assert done.returncode != 0
     assert "process 1 has another recipe than process 0: other values of seed" in done.stderr
     assert not (tmp_path / "run").exists()
@@ -263,7 +252,7 @@ def children(of: int) -> list[int]:
 
 
 def begun(run: Path) -> subprocess.Popen[str]:
-    """Start a long run in two processes, and wait for its first update."""
+    """Start a long run in two processes, as a shell does, and wait for its first update."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     long = command(run, "--processes", 2, **{"train.updates": 500, "checkpoint.every": 1, "eval.every": 0})
     process = subprocess.Popen(
@@ -335,3 +324,16 @@ def test_processes_of_an_engine_for_one_are_refused(
     )
     assert main(command(tmp_path / "run", "--processes", 2)) == 2
     assert "leave it out under torchrun" in capsys.readouterr().err
+
+
+def test_two_processes_play_ahead_what_one_does(tmp_path: Path) -> None:
+    """What the threads that play tell each other is not taken for what the trainers do."""
+    settings = {"rollout.ahead": 1, "train.updates": 3, "eval.every": 0, "objective.idle_rows": "count"}
+    train(tmp_path / "two", "--processes", 2, **settings)
+    train(tmp_path / "one", **settings)
+    two, one = lines(tmp_path / "two"), lines(tmp_path / "one")
+    assert [line.get("staleness", 0.0) for line in two] == [0.0, 1.0, 1.0]
+    for line, other in zip(two, one, strict=True):
+        for key in ("tokens", "train/steps", "train/return", "rows/idle"):
+            assert line[key] == other[key]
+        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)

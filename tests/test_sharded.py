@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,31 +13,18 @@ import pytest
 from envrl.costs.memory import Load, footprint
 from envrl.costs.shape import shape_of
 from sharded_worker import CASES, config_of, model_of
+from warm import together
 
-HERE = Path(__file__).parent
 FEW = ("few", "heads")
-
-
-def launch(count: int, *arguments: str, script: str = "sharded_worker.py") -> subprocess.CompletedProcess[str]:
-    """Run a script in so many processes, as torchrun does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    begin = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", str(port)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*begin, str(HERE / script), *arguments], capture_output=True, text=True, env=environment, timeout=300
-    )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the local engine and 1, 2 and 4 processes wrote down of every case."""
     folder = tmp_path_factory.mktemp("sharded")
-    local = [sys.executable, str(HERE / "sharded_worker.py"), "local", str(folder), *CASES]
-    begun = [subprocess.run(local, capture_output=True, text=True, timeout=600)]
-    begun += [launch(2, "sharded", str(folder), *CASES)]
-    begun += [launch(count, "sharded", str(folder), *FEW) for count in (1, 4)]
+    begun = [together(1, "sharded_worker.py", "local", folder, *CASES)]
+    begun += [together(2, "sharded_worker.py", "sharded", folder, *CASES)]
+    begun += [together(count, "sharded_worker.py", "sharded", folder, *FEW) for count in (1, 4)]
     assert [done.returncode for done in begun] == [0] * 4, [done.stderr[-3000:] for done in begun]
     return folder
 

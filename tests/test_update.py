@@ -309,6 +309,38 @@ def test_truncated_importance_weighs_each_token_by_what_the_sampler_missed(tmp_p
     assert not torch.allclose(gradient(model), found, rtol=1e-2, atol=1e-5), "without a cap nothing is weighed"
 
 
+@pytest.mark.parametrize(("cap", "mask"), [(0.0, 0.0), (1.5, 0.0), (0.0, 1.5), (3.0, 2.0)])
+def test_what_an_earlier_policy_played_is_weighed_by_how_its_probability_changed(cap: float, mask: float) -> None:
+    """ρ times the token's own gradient, ρ at most the cap and inside the mask: as rows whose weights say the same."""
+    config = tiny(objective={"aggregation": "token_mean"})
+    model = make_model(config)
+    rows = [row for row in make_rows(model, config) if row.terms[0].component == "policy"]
+    gaps = np.linspace(-1.0, 1.5, sum(len(row.terms[0].positions_T) for row in rows))
+    unclipped = LossSettings({"policy": 1.0}, knobs={"clip_low": 1.0, "clip_high": 1e6})
+    rows = as_sampled(rows, gaps, policy_logprobs(model, rows, unclipped))
+    ratios, start, stale, weighted = np.exp(gaps), 0, [], []
+    expected_N = np.minimum(ratios, cap or np.inf)
+    if mask:
+        expected_N = expected_N * ((ratios <= mask) & (ratios >= 1 / mask))
+    for row in rows:
+        term = row.terms[0]
+        own = expected_N[start : start + len(term.positions_T)].astype(np.float32)
+        start += len(own)
+        weighted.append(replace(row, terms=(replace(term, weights_T=term.weights_T * own),)))
+        streams = {**term.streams, "old_logprobs": term.streams["sampled_logprobs"]}
+        stale.append(replace(row, terms=(replace(term, streams=streams),)))
+    totals, _ = accumulate(model, stale, replace(unclipped, importance_cap=cap, importance_mask=mask))
+    found, figures = gradient(model), totals.figures()
+    accumulate(model, weighted, unclipped)
+    assert torch.allclose(gradient(model), found, rtol=1e-4, atol=1e-6)
+    assert figures["effective_sample_size"] == pytest.approx(ratios.mean() ** 2 / (ratios**2).mean(), rel=1e-4)
+    assert "sampler_mismatch" not in figures, "nobody knows it: the weights that played are gone"
+    if mask:
+        assert figures["importance_masked"] == pytest.approx(((ratios > mask) | (ratios < 1 / mask)).mean(), abs=1e-6)
+    if cap:
+        assert figures["importance_capped"] == pytest.approx((ratios > cap).mean(), abs=1e-6)
+
+
 def test_the_largest_mismatch_of_an_update_is_that_of_all_its_steps(tmp_path: Path) -> None:
     config = tiny(train={"minibatches": 3, "micro_batch_tokens": 64}, objective={"importance_cap": 5.0})
     model = make_model(config)

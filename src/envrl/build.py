@@ -100,7 +100,7 @@ def sampler_of(model: LanguageModel, config: Config) -> Sampler:
     entry = find("sampler", config.rollout.sampler)
     with blame(entry):
         sampler = entry.target(model, config.rollout.precision, **config.settings("sampler"))
-    return sampler if entry.ships else GuardedSampler(entry, sampler)
+    return sampler if entry.ships else GuardedSampler(entry, sampler, model)
 
 
 def policy_of(model: LanguageModel, config: Config, renderer: Renderer) -> Policy:

@@ -66,6 +66,12 @@ class Reporter:
             else:
                 print(text, file=sys.stderr, flush=True)
 
+    @property
+    def innermost(self) -> Phase | None:
+        """The phase that was begun last and is under way."""
+        with self._lock:
+            return self._phases[-1] if self._phases else None
+
     @contextmanager
     def phase(self, name: str, total: float = 0, done: float = 0, unit: str = "") -> Iterator[Phase]:
         """Show a phase of `total` units (0: unknown), `done` of them finished earlier, within the phase under way."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
@@ -78,7 +79,7 @@ def joined(device: str, *, alone: bool = False) -> Iterator[None]:
             raise
         raise OthersEnded("another process of the run has ended, so it cannot go on: go on with --resume") from error
     finally:
-        _CHANNEL.clear()
+        _CHANNEL.__dict__.clear()
         dist.destroy_process_group()
 
 
@@ -87,11 +88,26 @@ def gather(thing: T) -> list[T]:
     group = _group()
     if group is None or group.get_world_size() == 1:
         return [thing]
-    if not _CHANNEL:
-        _CHANNEL.append(group.new_group(backend="gloo", timeout=PATIENCE))  # what is no tensor lies on no GPU
+    if not hasattr(_CHANNEL, "group"):
+        channel()()
     found: list[Any] = [None] * group.get_world_size()
-    group.all_gather_object(found, thing, group=_CHANNEL[0])
+    group.all_gather_object(found, thing, group=_CHANNEL.group)
     return found
+
+
+def channel() -> Callable[[], None]:
+    """Make a connection among all processes, which call this at the same point, for what is gathered in one thread.
+
+    Return a function to call in that thread: what two threads gather must not be mistaken for one another.
+    """
+    group = _group()
+    made = group.new_group(backend="gloo", timeout=PATIENCE) if group else None  # what is no tensor lies on no GPU
+
+    def join() -> None:
+        if made is not None:
+            _CHANNEL.group = made
+
+    return join
 
 
 def wait() -> None:
@@ -99,7 +115,7 @@ def wait() -> None:
     gather(None)
 
 
-_CHANNEL: list[Any] = []
+_CHANNEL = threading.local()
 
 
 def _group() -> Any:

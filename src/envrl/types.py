@@ -180,7 +180,8 @@ class StopReason(StrEnum):
 class Trajectory:
     """One episode, recorded once: its text is never tokenised again.
 
-    `policy_version` is the update that it was played for.
+    `policy_version` is the update that began with the weights which played it: its own, or with `rollout.ahead` an
+    earlier one.
     """
 
     task: Task

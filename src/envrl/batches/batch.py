@@ -70,4 +70,7 @@ def build_batch(groups: Sequence[TrajectoryGroup], config: Config, renderer: Ren
     if config.objective.idle_rows == "count":
         figures["rows/idle"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
         figures["rows/idle"] -= figures["rows/policy"]
+    staleness = [update - trajectory.policy_version for trajectory in episodes_of(groups)]
+    if any(staleness):
+        figures["staleness"] = float(np.mean(staleness))
     return UpdateBatch([*rows, *auxiliary.rows], weights, figures | auxiliary.figures)

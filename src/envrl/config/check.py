@@ -118,6 +118,11 @@ def _check_learning(config: Config) -> None:
             f"objective.importance_cap must be at least 1, or 0 to switch it off, not {objective.importance_cap}: a "
             "lower one would shrink tokens that sampler and trainer agree on"
         )
+    if 0.0 < objective.importance_mask <= 1.0:
+        raise UserError(
+            f"objective.importance_mask must be above 1, or 0 to switch it off, not {objective.importance_mask}: it is "
+            "the factor by which a token's probability may have changed, either way"
+        )
     if rollout.repeat_task and rollout.layout == "steps":
         raise UserError(
             "rollout.repeat_task = true needs rollout.layout = 'concat': every prompt of the layout 'steps' begins "

@@ -76,6 +76,7 @@ class RolloutConfig:
     top_k: Count = 0  # sampling is narrowed to the most likely tokens, this many; 0: off
     top_p: Rate = 1.0  # and of these to the fewest that hold this share of their probability; 1: off
     sampler: str = "own"  # what draws the tokens
+    ahead: Count = 0  # updates played ahead, beside learning, with the weights of that many updates before; 0: off
     format: str = "marks"  # our marks | chats (docs/prompts.md): tags, action, react, json, plan
     layout: Literal["concat", "steps"] = "concat"  # the whole episode is one sequence | every step is its own
     history: Count = 2  # steps layout: earlier turns in the prompt
@@ -105,6 +106,7 @@ class ObjectiveConfig:
     aggregation: Literal["token_mean", "sequence_mean"] = "sequence_mean"  # of the policy loss
     idle_rows: Literal["skip", "count"] = "skip"  # without advantage: left out | in the denominator, KL and entropy
     importance_cap: NonNegative = 0.0  # tokens weigh trainer's over sampler's probability, at most this; 0: off
+    importance_mask: NonNegative = 0.0  # tokens whose probability changed by more than this factor do not learn; 0: off
     kl_weight: Weight = 0.0  # KL to the policy that RL started from, k3 estimator
     entropy_weight: Weight = 0.0  # of the entropy bonus; 0: off
 

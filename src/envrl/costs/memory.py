@@ -55,6 +55,8 @@ class Load:
     sees: int = 0
     processes: int = 0
     """Over how many processes weights, gradients and moments are sharded; 0: not at all."""
+    ahead: int = 0
+    """How many updates are played ahead, while another is learned from."""
     alone_first: bool = False
     """Whether the first of them imitates alone before, with all of the weights, gradients and moments."""
 
@@ -85,6 +87,9 @@ def footprint(shape: Shape, load: Load, evaluation: Load | None = None) -> Footp
     adapters = trained if load.lora_rank else 0
     weights = FULL * (shape.parameters + adapters)
 
+    sampled = HALF if load.sampling_bf16 else FULL
+    copies = load.ahead or int(load.sampling_bf16)  # the sampler's, and those that wait for their turn to play
+
     def share(size: int) -> int:
         return ceil(size / max(load.processes, 1))
 
@@ -93,21 +98,24 @@ def footprint(shape: Shape, load: Load, evaluation: Load | None = None) -> Footp
         "a shard of them": share(weights) if load.processes else 0,
         "Adam's moments": share(2 * FULL * trained),
         "a second model": share(FULL * shape.parameters * load.copies),
-        "weights to sample": HALF * (shape.parameters + adapters) if load.sampling_bf16 else 0,
+        "weights to sample": sampled * (shape.parameters + adapters) * copies,
     }
     gradients = {"gradients": share(FULL * trained)}
 
     def playing(load: Load) -> dict[str, int]:
         return {"keys and values": cache_bytes(shape, load), "sampling": sampling_bytes(shape, load)}
 
+    beside = playing(load) if load.ahead else {}
+    step = {"temporary": 0 if load.cuda else share(FULL * trained)}
     phases: dict[str, Mapping[str, int]] = {
         "rollout": resident | playing(load),
-        "update": resident | gradients | gathered_parts(shape, load) | pass_parts(shape, load),
-        "optimiser step": resident | gradients | {"temporary": 0 if load.cuda else share(FULL * trained)},
+        "update": resident | gradients | gathered_parts(shape, load) | pass_parts(shape, load) | beside,
+        "optimiser step": resident | gradients | step | beside,
         **({"evaluation": resident | playing(evaluation)} if evaluation else {}),
     }
     if load.processes and load.alone_first:
-        phases["warm start"] = footprint(shape, replace(load, processes=0, sampling_bf16=False)).phases["update"]
+        alone = replace(load, processes=0, sampling_bf16=False, ahead=0)
+        phases["warm start"] = footprint(shape, alone).phases["update"]
     return Footprint({name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()})
 
 

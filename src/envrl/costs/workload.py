@@ -191,4 +191,5 @@ def trained_how(config: Config) -> dict[str, Any]:
         "lora_rank": rank,
         "copies": int(config.objective.kl_weight > 0 and not rank),
         "sampling_bf16": config.rollout.precision == "bf16",
+        "ahead": config.rollout.ahead,
     }

@@ -18,7 +18,7 @@ from envrl.engine.update import LossSettings, OldLogprobs, head_values, policy_l
 from envrl.models.adapters import has_adapter, other_adapter, read_adapter
 from envrl.models.load import LanguageModel, load_policy
 from envrl.randomness import key_of
-from envrl.rollout.sampler import Sampler
+from envrl.rollout.sampler import TakesWeights
 from envrl.types import Row
 
 
@@ -67,7 +67,7 @@ class LocalEngine:
         """The token budget of a micro-batch: the recipe's, or a lower one if memory ran out."""
         return self.guard.budget.limit or self.config.train.micro_batch_tokens
 
-    def publish(self, sampler: Sampler, version: int) -> None:
+    def publish(self, sampler: TakesWeights, version: int) -> None:
         """Load the current weights into a sampler."""
         sampler.load(self.model.named_parameters(), version)
 
@@ -129,6 +129,7 @@ def loss_settings(config: Config, weights: Mapping[str, float]) -> LossSettings:
         micro_batch_tokens=train.micro_batch_tokens,
         checkpointing=train.checkpointing,
         importance_cap=objective.importance_cap,
+        importance_mask=objective.importance_mask,
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from envrl.config.schema import Config
 from envrl.registry import register
-from envrl.rollout.sampler import Sampler
+from envrl.rollout.sampler import TakesWeights
 from envrl.types import FloatArray, Row
 
 if TYPE_CHECKING:  # a recipe's settings are those of these signatures, and reading one takes no torch
@@ -53,7 +53,7 @@ class Engine(Protocol):
         """Return the optimiser's moments and step counts by name, whole, as `Optimizer.restore` takes them."""
         ...
 
-    def publish(self, sampler: Sampler, version: int) -> None:
+    def publish(self, sampler: TakesWeights, version: int) -> None:
         """Load the current weights into a sampler, as policy version `version`."""
         ...
 

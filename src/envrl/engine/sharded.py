@@ -27,7 +27,7 @@ from envrl.errors import UserError
 from envrl.models.adapters import has_adapter
 from envrl.models.load import LanguageModel, load_policy
 from envrl.models.rows import runs_as_tree
-from envrl.rollout.sampler import Sampler
+from envrl.rollout.sampler import TakesWeights
 from envrl.types import Row
 
 T = TypeVar("T")
@@ -152,7 +152,7 @@ class ShardedEngine:
         """Return what the head of a component gives for the state before each of its tokens, by row origin."""
         return self._inner.values(rows, component)
 
-    def publish(self, sampler: Sampler, version: int) -> None:
+    def publish(self, sampler: TakesWeights, version: int) -> None:
         """Give a sampler the present weights."""
         sampler.load(self.whole.named_parameters(), version)
 

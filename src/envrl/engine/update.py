@@ -22,7 +22,7 @@ from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import counted_memory
 from envrl.models.rows import RowStates, runs_as_tree, states_of_rows
 from envrl.models.scores import TokenScores, score_tokens
-from envrl.objective.policy import TOKEN_LOSSES, kl_k3, truncated_importance
+from envrl.objective.policy import TOKEN_LOSSES, importance_ratio, kl_k3, stale_importance, truncated_importance
 from envrl.samples.packing import denominators, pack
 from envrl.types import IntArray, LossTerm, Ragged, Row
 
@@ -39,7 +39,9 @@ class LossSettings:
     micro_batch_tokens: int = 16384
     checkpointing: bool = False
     importance_cap: float = 0.0
-    """Cap of a token's importance weight exp(old − sampled log-prob); 0: no importance weights."""
+    """Cap of a token's importance weight (`truncated_importance`, `stale_importance`); 0: no importance weights."""
+    importance_mask: float = 0.0
+    """Factor by which a token's probability may differ from the sampled one for it to learn; 0: any."""
 
 
 @dataclass(slots=True)
@@ -79,8 +81,14 @@ class Totals:
         return float(self.sums[name]) / max(self.counts[name], 1)
 
     def figures(self) -> dict[str, float]:
-        """Return the mean of every summed quantity and the maximum of every other one."""
-        return {name: self.mean(name) for name in self.sums} | {name: float(x) for name, x in self.largest.items()}
+        """Return the mean of every summed quantity and the maximum of every other one.
+
+        Of the importance ratios ρ it is their effective sample size as a share of the tokens, (mean ρ)² / mean ρ².
+        """
+        means = {name: self.mean(name) for name in self.sums}
+        if "ratio" in means:
+            means["effective_sample_size"] = means.pop("ratio") ** 2 / means.pop("ratio_squared")
+        return means | {name: float(x) for name, x in self.largest.items()}
 
 
 def precision_context(precision: str, device: torch.device) -> torch.autocast | nullcontext[None]:
@@ -234,22 +242,36 @@ def _policy_part(
     policy_rows = [row for row in rows if any(term.component == "policy" for term in row.terms)]
     advantages = _stream(rows, "policy", "advantages", device)
     sampled = _stream(rows, "policy", "sampled_logprobs", device)
-    before = _before(policy_rows, scores.logprobs.detach(), old)
+    current = scores.logprobs.detach()
+    before, stale = _before(policy_rows, current, old)
     losses, clipped = TOKEN_LOSSES[settings.policy_loss](
         scores.logprobs, before, advantages, row_numbers(rows, "policy", device), **settings.knobs
     )
-    mismatch = before - sampled
+    ratio = importance_ratio(before if stale is None else torch.where(stale, current, before), sampled)
     if settings.importance_cap:
-        importance = truncated_importance(before, sampled, settings.importance_cap)
+        cap = settings.importance_cap
+        importance = truncated_importance(before, sampled, cap)
+        if stale is not None:
+            importance = torch.where(stale, stale_importance(current, sampled, cap), importance)
         losses = importance * losses
         totals.add("importance", importance)
-        totals.add("importance_capped", (importance == settings.importance_cap).float())
+        totals.add("importance_capped", (ratio > cap).float())
+    if settings.importance_mask:
+        kept = (ratio <= settings.importance_mask) & (ratio >= 1.0 / settings.importance_mask)
+        losses = torch.where(kept, losses, 0.0)
+        totals.add("importance_masked", (~kept).float())
+    mismatch = before - sampled
+    if stale is not None:
+        totals.add("ratio", ratio[stale])
+        totals.add("ratio_squared", ratio[stale].square())
+        mismatch = mismatch[~stale]
     part = (weights_N * losses).sum() * settings.weights.get("policy", 1.0)
     totals.add("loss/policy", losses)
     totals.add("clip_fraction", clipped.float())
     totals.add("entropy", scores.entropies)
-    totals.add("sampler_mismatch", mismatch.abs())
-    totals.add_largest("sampler_mismatch_max", mismatch.abs())
+    if mismatch.numel():
+        totals.add("sampler_mismatch", mismatch.abs())
+        totals.add_largest("sampler_mismatch_max", mismatch.abs())
     if settings.weights.get("entropy"):
         part = part - settings.weights["entropy"] * (weights_N * scores.entropies).sum()
     if reference is not None:
@@ -259,21 +281,22 @@ def _policy_part(
     return part
 
 
-def _before(rows: Sequence[Row], current: Tensor, old: OldLogprobs | None) -> Tensor:
-    """Return the old log-probs in the policy ratios: those under the policy before the batch's first step.
+def _before(rows: Sequence[Row], current: Tensor, old: OldLogprobs | None) -> tuple[Tensor, Tensor | None]:
+    """Return the old log-probs in the policy ratios, and which tokens an earlier policy played (None: no token).
 
-    `current` are the log-probs of this pass, which are the old ones if the batch has a single step (`old` is None). A
-    row that an earlier policy played has its own (`old_logprobs`).
+    The old log-probs are those under the policy before the batch's first step. `current` are the log-probs of this
+    pass, which are the old ones if the batch has a single step (`old` is None). A row that an earlier policy played has
+    its own (`old_logprobs`).
     """
     terms = [term for row in rows for term in row.terms if term.component == "policy"]
     before = current if old is None else _lookup(rows, old, current.device)
-    if not any("old_logprobs" in term.streams for term in terms):
-        return before
-    parts = before.split([len(term.positions_T) for term in terms])
-    recorded = (term.streams.get("old_logprobs") for term in terms)
-    return torch.cat(
-        [part if own is None else torch.from_numpy(own).to(part) for part, own in zip(parts, recorded, strict=True)]
-    )
+    recorded = [term.streams.get("old_logprobs") for term in terms]
+    if all(own is None for own in recorded):
+        return before, None
+    counts = [len(term.positions_T) for term in terms]
+    stale = torch.from_numpy(np.repeat([own is not None for own in recorded], counts)).to(current.device)
+    parts = zip(before.split(counts), recorded, strict=True)
+    return torch.cat([part if own is None else torch.from_numpy(own).to(part) for part, own in parts]), stale
 
 
 def _lookup(rows: Sequence[Row], table: OldLogprobs, device: torch.device) -> Tensor:

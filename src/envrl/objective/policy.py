@@ -25,9 +25,11 @@ __all__ = [
     "cispo",
     "entropy",
     "gspo",
+    "importance_ratio",
     "kl_k3",
     "ppo",
     "row_weights",
+    "stale_importance",
     "truncated_importance",
 ]
 
@@ -217,7 +219,21 @@ def truncated_importance(old_logprobs_N: Tensor, sampled_logprobs_N: Tensor, cap
     It multiplies the token's policy loss, to correct for the difference between the sampler's and the trainer's
     distribution (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy training").
     """
-    return _log_ratio(old_logprobs_N, sampled_logprobs_N).exp().clamp(max=cap).detach()
+    return importance_ratio(old_logprobs_N, sampled_logprobs_N).clamp(max=cap)
+
+
+def stale_importance(logprobs_N: Tensor, sampled_logprobs_N: Tensor, cap: float) -> Tensor:
+    """Return the importance weight min(1, cap / ratio) of each token that an earlier policy sampled.
+
+    It has no gradient. The loss of such a token has ratio = exp(logprob − sampled) in it: times this weight it is
+    truncated at the cap.
+    """
+    return (cap / importance_ratio(logprobs_N, sampled_logprobs_N)).clamp(max=1.0)
+
+
+def importance_ratio(logprobs_N: Tensor, sampled_logprobs_N: Tensor) -> Tensor:
+    """Return each token's exp(logprob − sampled), without a gradient."""
+    return _log_ratio(logprobs_N, sampled_logprobs_N).exp().detach()
 
 
 def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:

@@ -157,7 +157,8 @@ def split_curve(run: RunData) -> Callable[[Curve], str]:
 def phases(run: RunData) -> dict[str, list[Point]]:
     """Return the seconds of each phase over updates; what no phase accounts for is "other"."""
     names = ["rollout", "env", "rows", "update"]
-    found = {name for record in run.metrics for name in _seconds(record)} - {"total"}
+    beside = {"total", "ahead"}  # episodes are played ahead while the other phases go on
+    found = {name for record in run.metrics for name in _seconds(record)} - beside
     names = [name for name in names if name in found] + sorted(found - set(names))
     layers: dict[str, list[Point]] = {name: [] for name in [*names, "other"]}
     for record in run.metrics:

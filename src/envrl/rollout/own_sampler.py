@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
-from envrl.models.copies import sampling_copy
+from envrl.models.copies import copy_weights, sampling_copy
 from envrl.models.load import LanguageModel
 from envrl.rollout.meter import Meter
 from envrl.rollout.sampler import Request, SamplingSettings
@@ -25,21 +24,15 @@ class OwnSampler:
         self.model = sampling_copy(model, precision)
         self.meter = meter or Meter()
         self.version = 0
-        self._is_copy = self.model is not model
         self._slots: SlotSampler | None = None
         self._settings = SamplingSettings()
         self._slot_of: dict[int, int] = {}
         self._asked: list[Request] = []
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Copy the weights if it samples from a copy of the model; the trained model itself has them already."""
+        """Copy the weights, except those that are the sampled model's own."""
         self.version = version
-        if not self._is_copy:
-            return
-        mine = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, weight in weights:
-                mine[name].copy_(weight)
+        copy_weights(weights, self.model)
 
     def submit(self, request: Request) -> None:
         self._asked.append(request)

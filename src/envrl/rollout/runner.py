@@ -23,6 +23,7 @@ def play_episodes(
     assignments: Sequence[Assignment] | None = None,
     seed: int,
     update: int = 0,
+    version: int | None = None,
     stats: RolloutStats | None = None,
     poll: Callable[[], None] = lambda: None,
     watch: Callable[[float], None] = lambda _: None,
@@ -31,10 +32,12 @@ def play_episodes(
     """Play one episode for each (task, member), `settings.slots` at a time; return the trajectories in that order.
 
     Samples depend on (seed, update, task, member, turn, token) alone. `assignments`, one per episode, give the episodes
-    their own lengths and starts. `poll` is called every turn and may raise; `watch` gets the number of episodes played,
-    an unfinished one counted by its share of steps; `ended` gets each trajectory when it ends.
+    their own lengths and starts. `version` is the policy version to record, by default the update. `poll` is called
+    every turn and may raise; `watch` gets the number of episodes played, an unfinished one counted by its share of
+    steps; `ended` gets each trajectory when it ends.
     """
     stats = stats or RolloutStats()
+    version = update if version is None else version
     worlds = vector_of(make_env)
     replaced = worlds.replaced
     given = assignments or [Assignment(task, 1) for task in tasks]
@@ -51,11 +54,11 @@ def play_episodes(
         for number, (task, member, assigned) in enumerate(zip(tasks, members, given, strict=True))
     ]
     try:
-        _play(policy, worlds, episodes, settings, stats, poll, watch, lambda episode: ended(_finish(episode, update)))
+        _play(policy, worlds, episodes, settings, stats, poll, watch, lambda episode: ended(_finish(episode, version)))
     finally:
         worlds.finish()
     stats.replaced += worlds.replaced - replaced
-    return [_finish(episode, update) for episode in episodes]
+    return [_finish(episode, version) for episode in episodes]
 
 
 def _play(
@@ -84,7 +87,7 @@ def _play(
         ended(episode)
 
 
-def _finish(episode: Episode, update: int) -> Trajectory:
+def _finish(episode: Episode, version: int) -> Trajectory:
     episode.transcript.close()
     return Trajectory(
         episode.task,
@@ -92,5 +95,5 @@ def _finish(episode: Episode, update: int) -> Trajectory:
         tuple(episode.transitions),
         tuple(episode.transcript.segments),
         episode.stop_reason or StopReason.MAX_STEPS,
-        policy_version=update,
+        policy_version=version,
     )

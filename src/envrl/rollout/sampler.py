@@ -54,7 +54,15 @@ class Request:
     messages: tuple[Message, ...] = ()
 
 
-class Sampler(Protocol):
+class TakesWeights(Protocol):
+    """Takes the weights of a policy version."""
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """From now on sample with these weights, named as in `LanguageModel.named_parameters`."""
+        ...
+
+
+class Sampler(TakesWeights, Protocol):
     """Samples responses, many at once."""
 
     def submit(self, request: Request) -> None:
@@ -72,16 +80,12 @@ class Sampler(Protocol):
         """Forget an episode and its pending response."""
         ...
 
-    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """From now on sample with these weights, named as in `LanguageModel.named_parameters`."""
-        ...
-
 
 class GuardedSampler:
-    """Wraps a user's sampler, so that its exceptions become a `UserError`."""
+    """Wraps a user's sampler of a model, so that its exceptions become a `UserError`."""
 
-    def __init__(self, entry: Entry, made: Sampler) -> None:
-        self._entry, self._made = entry, made
+    def __init__(self, entry: Entry, made: Sampler, model: LanguageModel) -> None:
+        self._entry, self._made, self._model = entry, made, model
         if lacks := [name for name in ("submit", "poll", "release", "load") if not hasattr(made, name)]:
             raise UserError(f"the {entry.called} has no {lacks[0]}(): it gives a {type(made).__name__}")
 
@@ -98,8 +102,11 @@ class GuardedSampler:
             self._made.release(episode)
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        from envrl.models.copies import copy_weights
+
+        copy_weights(weights, self._model)  # unless it is the trained model itself, which has them
         with blame(self._entry):
-            self._made.load(weights, version)
+            self._made.load(self._model.named_parameters(), version)
 
 
 @register("sampler", "own")

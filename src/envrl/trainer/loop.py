@@ -22,17 +22,20 @@ from envrl.errors import Interrupted, RunError
 from envrl.eval.trajectories import write_shown
 from envrl.files import JsonLines, NoLines
 from envrl.imitation.warm_start import FOLDER, Hooks, warm_start
+from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.runtime import give_back_memory, prepare_torch, reset_peak_memory
 from envrl.progress import Reporter
 from envrl.registry import find
+from envrl.rollout.policy import Policy
 from envrl.rollout.splitter import BatchSplitter
+from envrl.trainer.ahead import PlayAhead
 from envrl.trainer.evaluations import Evaluations
 from envrl.trainer.idle import IdleUpdates
 from envrl.trainer.record import Laps, UpdateLog, progress_figures
 from envrl.trainer.replaying import Replaying
-from envrl.trainer.rollouts import Rollouts
+from envrl.trainer.rollouts import Played, Rollouts
 from envrl.trainer.signals import StopRequest, stop_on_signals
 from envrl.trainer.start import check_alike, check_inputs, held_run, new_config, resumed_config
 from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, write_state
@@ -96,19 +99,28 @@ class Run:
         else:
             with self.reporter.phase("loading the checkpoint"):
                 state = read_state(latest, self.config)
-                self._load(state)
         self._make_ready(state)
+        if latest is not None:
+            self._load(state)
         try:
-            self._updates(state)
-        except Interrupted:
-            path = self._save(state)
-            raise Interrupted(f"interrupted; saved {path}: go on with --resume") from None
+            self._work(state)
         except KeyboardInterrupt:  # a second Ctrl-C may come inside a step, so the state in memory is not valid
             raise Interrupted(f"interrupted; {self.folder} goes on from its last checkpoint with --resume") from None
         finally:
+            if self.ahead is not None:
+                self.ahead.close()
             self.metrics.close()
             self.evals.close()
         return self.folder
+
+    def _work(self, state: RunState) -> None:
+        try:
+            self._updates(state)
+        except Interrupted:
+            if self.ahead is not None:
+                self.reporter.say("interrupted: what is played ahead is played to its end (Ctrl-C again: stop at once)")
+            path = self._save(state)
+            raise Interrupted(f"interrupted; saved {path}: go on with --resume") from None
 
     def _settled(self) -> Path | None:
         """Finish what a killed writer began; return the latest checkpoint."""
@@ -139,7 +151,7 @@ class Run:
         self.metrics.truncate(state.metrics_offset)
         self.evals.truncate(state.eval_offset)
         self.renderer = renderer_of(state.model, form_of(config))
-        self.policy = policy_of(state.model, config, self.renderer)
+        self.policy = self._policy(state.model)
         shared = (self.policy, self.splitter, poll, self.reporter)
         self.rollouts = Rollouts(config, self.make_env, self.tasks, *shared)
         self.evaluations = Evaluations(config, self.folder, self.make_env, self.renderer, *shared, self.evals)
@@ -148,7 +160,18 @@ class Run:
             config, state.model, state.optimizer, self.folder, poll, self.reporter.say, **config.settings("engine")
         )
         self.engine.skips = state.skips
+        self.ahead = None
+        if config.rollout.ahead:
+            device = state.model.device
+            self.ahead = PlayAhead(config, self.rollouts, self.engine, device, poll, self.reporter)
         self.log = UpdateLog(config, self.metrics, self.renderer, self.splitter, self.engine, self.make_env.workers)
+
+    def _policy(self, model: LanguageModel) -> Policy:
+        """Return the policy of training and evaluation: the trained model's, or that of a copy which plays ahead."""
+        if not self.config.rollout.ahead:
+            return policy_of(model, self.config, self.renderer)
+        apart = sampling_copy(model, self.config.rollout.precision, apart=True)
+        return policy_of(apart, self.config, renderer_of(apart, form_of(self.config)))
 
     def _updates(self, state: RunState) -> None:
         updates = self.config.train.updates
@@ -172,9 +195,8 @@ class Run:
         """Run update `state.update + 1`: play, mix in replayed groups, make rows, learn, log."""
         number, laps = state.update + 1, Laps()
         reset_peak_memory(state.model.device)
-        self.engine.publish(self.policy.sampler, number)
         with laps.of("rollout"):
-            played = self.rollouts.play(number, laps.stats)
+            played = self._play(number, laps)
         with laps.of("rows"):
             groups = self.replay.mix(played.admitted, number)
             batch = build_batch(groups, self.config, self.renderer, number)
@@ -190,13 +212,28 @@ class Run:
         state.evaluated, state.components = not self.evaluations.due(number), self._components()
         return progress_figures(record)
 
+    def _play(self, number: int, laps: Laps) -> Played:
+        if self.ahead is None:
+            self.engine.publish(self.policy.sampler, number)
+            return self.rollouts.play(number, laps.stats)
+        found = self.ahead.play(number, laps.stats)
+        laps.add("ahead", found.seconds)
+        return found.played
+
     def _components(self) -> dict[str, Any]:
-        """Return the states of curriculum and replay between two updates, so an interrupted update leaves no trace."""
-        return {"curriculum": self.tasks.state(), "replay": self.replay.state()}
+        """Return the states of curriculum and replay between two updates, so an interrupted update leaves no trace.
+
+        A curriculum that plans ahead is asked where the state is saved (`PlayAhead.state`).
+        """
+        replay = {"replay": self.replay.state()}
+        return replay if self.config.rollout.ahead else {"curriculum": self.tasks.state(), **replay}
 
     def _load(self, state: RunState) -> None:
-        self.tasks.load(state.components["curriculum"])
         self.replay.load(state.components["replay"])
+        if self.ahead is not None:
+            self.ahead.load(state.components)
+        else:
+            self.tasks.load(state.components["curriculum"])
 
     def _evaluate(self, state: RunState) -> None:
         self.evals.truncate(state.eval_offset)
@@ -206,6 +243,8 @@ class Run:
 
     def _save(self, state: RunState) -> Path:
         self.metrics.sync()
+        if self.ahead is not None:
+            state.components |= self.ahead.state(state.update)
         moments = self.engine.state()
         if ranks.is_first():
             write_state(self.checkpoints, state, self.config.checkpoint.keep, moments)

@@ -39,7 +39,11 @@ class Laps:
         """Add the duration of the block to a phase."""
         began = time.perf_counter()
         yield
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
+        self.add(name, time.perf_counter() - began)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add seconds to a phase."""
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each phase, and the total since the start."""

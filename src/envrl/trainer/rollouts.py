@@ -41,10 +41,11 @@ class Rollouts:
     poll: Callable[[], None]
     reporter: Reporter
 
-    def play(self, update: int, stats: RolloutStats) -> Played:
+    def play(self, update: int, stats: RolloutStats, version: int | None = None) -> Played:
         """Play an update, in more rounds as long as the curriculum refuses groups (at most `ROUNDS`).
 
-        Raises `RunError` if every group of a round has an episode in which the world failed.
+        `version` is that of the policy, the update's own by default. Raises `RunError` if every group of a round has an
+        episode in which the world failed.
         """
         met = Counter[str]()
         groups: list[TrajectoryGroup] = []
@@ -52,7 +53,7 @@ class Rollouts:
         wanted = episodes = 0
         for _ in range(ROUNDS):
             playing = self.tasks.next(update, met)
-            drawn = self._round(playing, update, stats)
+            drawn = self._round(playing, update, stats, version)
             whole = whole_groups(drawn, self.config.env.name, self.make_env.vector().set_aside)
             wanted, episodes = wanted or len(drawn), episodes + len(playing)
             self.tasks.observe(whole)
@@ -64,9 +65,10 @@ class Rollouts:
             self.reporter.say(f"update {update}: the curriculum refused all {len(groups)} groups of {ROUNDS} rounds")
         return Played(groups, admitted[:wanted], episodes)
 
-    def _round(self, playing: Sequence[Playing], update: int, stats: RolloutStats) -> list[TrajectoryGroup]:
+    def _round(
+        self, playing: Sequence[Playing], update: int, stats: RolloutStats, version: int | None
+    ) -> list[TrajectoryGroup]:
         settings = training_settings(self.config)
-
         here = RolloutStats(clock=stats.clock)
 
         def play(part: range) -> list[Trajectory]:
@@ -80,6 +82,7 @@ class Rollouts:
                 assignments=[each.assignment for each in some],
                 seed=self.config.seed,
                 update=update,
+                version=version,
                 stats=here,
                 poll=self.poll,
                 watch=lambda done: phase.show(part.start + done),

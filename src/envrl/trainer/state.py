@@ -20,7 +20,7 @@ class RunState:
     """The model, its optimiser, and counters; everything random is a function of these and the seed.
 
     `evaluated` is False while an evaluation is due at this update; the offsets are bytes of the .jsonl files;
-    `components` are the states of curriculum and replay at this update, as JSON.
+    `components` are the states of curriculum and replay at this update, and the episodes played ahead of it, as JSON.
     """
 
     model: LanguageModel
