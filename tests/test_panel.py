@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from boxes import THINGS, Boxes, register, tiny
+from chat_models import save_chat_model
 from chat_server import chat_server, opens_boxes
 from envrl.cli.main import main
 from envrl.config.schema import Config, EnvConfig
@@ -92,7 +93,7 @@ def test_a_record_is_the_evaluation_with_what_it_depends_on(
     assert record["asked"] == {"target": str(run)}
     weights = record["agent"]["weights_sha256"]
     assert len(weights) == 64
-    assert {"envrl", "torch", "transformers", "tokenizers", "numpy"} == set(record["packages"])
+    assert {"envrl", "envrl source", "torch", "transformers", "tokenizers", "numpy"} == set(record["packages"])
     assert record["sampling"] == {
         "temperature": 0.4,
         "seed": 0,
@@ -204,7 +205,7 @@ def test_a_record_is_played_again_from_the_file_alone(
     shows(run, "boxes.toml", "--actions", "free")
     (here / "boxes.toml").unlink()
     assert main(["panel", "--repeat", "a.json", "--json", "b.json"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "all 17 games end as they did, 17 of them by the same commands"
+    assert capsys.readouterr().out.splitlines()[-1] == "all 17 games end as they did; 17 by the same commands"
     was, now = read_record(here / "a.json"), read_record(here / "b.json")
     assert now.outcomes == was.outcomes
     assert now.prompt == was.prompt
@@ -236,6 +237,24 @@ def test_a_model_that_moved_is_named_and_other_weights_are_refused(
     capsys.readouterr()
     assert main(["panel", str(weights), "--repeat", "a.json"]) == 2
     assert "holds other weights than the record's" in capsys.readouterr().err
+
+
+def test_a_chat_model_is_asked_again_as_it_was(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_chat_model("qwen2", here / "chat")
+    options = ("--format", "action", "--show-admissible", "no", "--history", "1", "--max-tokens", "6")
+    record = shows("chat", "boxes.toml", *options, "--system-message", "Be brief.")
+    prompt = record["prompt"]
+    assert (prompt["format"], prompt["layout"], prompt["history"]) == ("action", "steps", 1)
+    assert (prompt["show_admissible"], prompt["system_message"]) == (False, "Be brief.")
+    assert "Be brief." in prompt["example"]
+    assert "Your task: open the box." in prompt["example"]
+    assert "open box 1\n" not in prompt["example"].partition("Command: look")[0]
+    assert (record["sampling"]["actions"], record["sampling"]["response_tokens"]) == ("free", 6)
+    assert main(["panel", "--repeat", "a.json", "--json", "b.json"]) == 0
+    assert read_record(here / "b.json").prompt == read_record(here / "a.json").prompt
+    assert "all 17 games end as they did; 17 by" in capsys.readouterr().out
+    assert main(["panel", "chat", "boxes.toml", *options, "--json", "c.json"]) == 0
+    assert json.loads((here / "c.json").read_text())["prompt"]["sha256"] != prompt["sha256"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="openai is not installed")

@@ -16,7 +16,7 @@ from envrl.config.load import override
 from envrl.config.plugins import load_plugins
 from envrl.config.schema import Config, EnvConfig
 from envrl.envs.answers import opened
-from envrl.envs.data import VARIABLES, data_folder
+from envrl.envs.data import VARIABLES, data_folder, fingerprint_of
 from envrl.errors import UserError, suggest
 from envrl.eval.client import Endpoint
 from envrl.eval.contents import contents_sha256
@@ -95,7 +95,8 @@ def play_panel(
         agent={**played.agent, **({"plugins": list(loaded)} if loaded else {})},
         prompt=dict(played.prompt),
         sampling=dict(played.sampling),
-        packages={name: _version(name) for name in ("envrl", "numpy", *played.packages)},
+        packages={"envrl source": _source_sha256()}
+        | {name: _version(name) for name in ("envrl", "numpy", *played.packages)},
         machine={"python": platform.python_version(), "processor": platform.machine(), **played.machine},
         results=list(played.results),
         outcomes=[_outcome(split, each) for split, some in played.episodes.items() for each in some],
@@ -259,3 +260,9 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
+
+
+def _source_sha256() -> str:
+    """Return a SHA-256 over the names and contents of this package's own files, which a version number may not tell."""
+    root = Path(__file__).parents[1]
+    return fingerprint_of(root, (path.relative_to(root).as_posix() for path in root.rglob("*.py")))

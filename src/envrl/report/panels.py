@@ -43,12 +43,8 @@ def agreement_lines(before: PanelRecord, after: PanelRecord) -> list[str]:
     """Return whether a repeat ended as before, in words: what is not as it was then, and the games that differ."""
     found = agreement(before, after)
     lines = [f"not as then: {', '.join(other)}"] if (other := _other(before, after)) else []
-    same = found.episodes - len(found.changed)
-    lines.append(
-        f"{same} of {found.episodes} games end as they did, {found.same_commands} of them by the same commands"
-        if found.changed
-        else f"all {found.episodes} games end as they did, {found.same_commands} of them by the same commands"
-    )
+    same = f"{found.episodes - len(found.changed)} of" if found.changed else "all"
+    lines.append(f"{same} {found.episodes} games end as they did; {found.same_commands} by the same commands")
     for was, now in found.changed[:_SHOWN]:
         lines.append(f"  {was.split} {was.task}: {_ended(was)} then, {_ended(now)} now")
     if len(found.changed) > _SHOWN:

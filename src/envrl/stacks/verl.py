@@ -22,8 +22,11 @@ from envrl.stacks.rows import AuxiliaryRow, Episode, Objective, auxiliary_rows
 LOSS = "envrl"
 """The name in `actor.policy_loss.loss_mode`."""
 PREDICTED = 1.0
-_READ = ("prompts", "responses", "input_ids", "attention_mask", "position_ids", "response_mask")
-_READ = (*_READ, "old_log_probs", "advantages", "ref_log_prob", "rollout_is_weights")
+_READ = (
+    *("prompts", "responses", "input_ids", "attention_mask", "position_ids", "response_mask"),
+    *("old_log_probs", "advantages", "ref_log_prob", "rollout_is_weights"),
+)
+"""What verl's actor reads of a batch."""
 
 
 def policy_loss(
