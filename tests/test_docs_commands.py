@@ -38,6 +38,8 @@ EXEMPT = {
     "--rollout.repeat_task false --run runs/qwen-small": "downloads from the hub; test_hub.py trains on a small one",
     "envrl train qwen2.5-1.5b-alfworld-grpo --run runs/served --rollout.sampler server --rollout.server.folder "
     "/shared/weights --rollout.actions free --rollout.ahead 1": "needs a server; test_server_sampler.py has one",
+    "envrl panel runs/demo": "plays 1,000 games; test_panel.py runs it on few",
+    "envrl panel runs/demo alfworld": "plays 274 games; test_panel.py runs it on few",
     "envrl bench rollout qwen2.5-1.5b-alfworld-grpo --env.name household --shape qwen2.5-1.5b --train.device cuda "
     "--json figures.json": _CUDA,
 }
