@@ -24,6 +24,9 @@ BUDGET = "ENVRL_MICRO_BATCH_TOKENS"
 PATIENCE = timedelta(days=2)
 """How long one waits for the others: the first imitates alone. One that dies is seen at once, by its connection."""
 
+OTHERS_ENDED = "another process of the run has ended, so it cannot go on: go on with --resume"
+"""What a process says that has lost another one."""
+
 _LOST = ("gloo/transport", "remote process exited")
 """What gloo and NCCL say where the connection to another process is lost."""
 
@@ -77,7 +80,7 @@ def joined(device: str, *, alone: bool = False) -> Iterator[None]:
     except RuntimeError as error:
         if not any(mark in str(error) for mark in _LOST):
             raise
-        raise OthersEnded("another process of the run has ended, so it cannot go on: go on with --resume") from error
+        raise OthersEnded(OTHERS_ENDED) from error
     finally:
         _CHANNEL.__dict__.clear()
         dist.destroy_process_group()
