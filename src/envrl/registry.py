@@ -125,6 +125,7 @@ KINDS = {
         {
             "own": "envrl.rollout.sampler:own",
             "endpoint": "envrl.eval.endpoint_sampler:EndpointSampler",
+            "server": "envrl.serving.sampler:server",
         },
     ),
     "replay": Kind(

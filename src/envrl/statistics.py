@@ -45,3 +45,26 @@ def pooled(samples: Sequence[tuple[float, float, int]]) -> tuple[float, float, i
     centre = math.fsum(mean * count for mean, _, count in samples) / total
     squares = math.fsum((n - 1) * s * s + n * (mean - centre) ** 2 for mean, s, n in samples)
     return centre, math.sqrt(squares / (total - 1)) if total > 1 else 0.0, total
+
+
+def paired_interval(gained: int, lost: int, trials: int, z: float = Z95) -> tuple[float, float]:
+    """Return the normal interval of a difference of two proportions on the same trials; (-1, 1) without trials.
+
+    d ± z √(b + c − (b − c)²/n) / n, d = (b − c)/n, of n trials b `gained` and c `lost` (Newcombe, Statistics in
+    Medicine 17, 1998, method 1 of paired data).
+    """
+    if trials == 0:
+        return -1.0, 1.0
+    difference = (gained - lost) / trials
+    half = z * math.sqrt(gained + lost - (gained - lost) ** 2 / trials) / trials
+    return difference - half, difference + half
+
+
+def sign_test(gained: int, lost: int) -> float:
+    """Return the exact two-sided p of as many trials gained and lost, or more unequal ones, by a fair coin.
+
+    min(1, 2 Σ_{k ≤ min(b, c)} C(b + c, k) / 2^{b + c}) (McNemar's exact test).
+    """
+    trials = gained + lost
+    tail = sum(math.comb(trials, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**trials)

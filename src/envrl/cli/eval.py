@@ -11,18 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from envrl.cli.arguments import Parser, add_plugin, check_output, names, number, split_overrides, whole_number
+from envrl.cli.asking import (
+    PROMPTING,
+    add_chat,
+    add_endpoint,
+    check_with_endpoint,
+    check_without_endpoint,
+    given,
+    print_so_far,
+)
 from envrl.cli.words import evaluation_lines
-from envrl.config.keys import KEYS, describe, parse_value
+from envrl.config.keys import KEYS
 from envrl.config.plugins import load_plugins
 from envrl.errors import UserError
 
-_ASKING = ("key_variable", "concurrency", "timeout", "retries", "price")
-"""The options that an endpoint alone has."""
-_PROMPTING = ("format", "show_admissible", "history", "max_tokens", "system_message", "template_arguments")
-"""The options that say how any chat model is asked."""
 _MEASURED = ("free", "probe")
 """The options that only a model whose weights are here has."""
 
@@ -48,13 +51,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(values: argparse.Namespace, settings: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    for name in _ASKING:
-        if getattr(values, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} is for a model behind an endpoint; name it by --base-url")
-    for name in _PROMPTING:
-        if getattr(values, name) is not None and values.format is None:
-            raise UserError(f"--{name.replace('_', '-')} is for a chat model; name its --format too")
-
+    check_without_endpoint(values)
     from envrl.eval.evaluate import evaluate
 
     return evaluate(
@@ -62,14 +59,13 @@ def _evaluate(values: argparse.Namespace, settings: Sequence[tuple[str, str]]) -
         temperature=values.temperature,
         actions=values.actions,
         settings=settings,
-        **_given(values, (*_PROMPTING, *_MEASURED)),
+        **given(values, (*PROMPTING, *_MEASURED)),
         **_played(values),
     )
 
 
 def _evaluate_endpoint(values: argparse.Namespace, settings: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    if values.actions is not None:
-        raise UserError("--actions means nothing to an endpoint, whose model writes freely; leave it out")
+    check_with_endpoint(values.actions)
     for name in _MEASURED:
         if getattr(values, name) is not None:
             raise UserError(f"--{name} is measured of a model whose weights are here, not of an endpoint; leave it out")
@@ -78,27 +74,14 @@ def _evaluate_endpoint(values: argparse.Namespace, settings: Sequence[tuple[str,
     from envrl.eval.endpoint import evaluate_endpoint
 
     fields = ("temperature", "max_tokens", "key_variable", "concurrency", "timeout", "retries", "template_arguments")
-    endpoint = Endpoint(model=values.target, base_url=values.base_url, **_given(values, fields))
-    asked = _given(values, ("format", "show_admissible", "history", "system_message", "price"))
+    endpoint = Endpoint(model=values.target, base_url=values.base_url, **given(values, fields))
+    asked = given(values, ("format", "show_admissible", "history", "system_message", "price"))
     return evaluate_endpoint(endpoint, settings=settings, **_played(values), **asked)
 
 
 def _played(values: argparse.Namespace) -> dict[str, Any]:
     shared = ("env", "data", "split", "episodes", "seed", "protocol", "episodes_to")
-    return {**{name: getattr(values, name) for name in shared}, "so_far": partial(_so_far, values.episodes_to)}
-
-
-def _so_far(file: Path | None, records: Sequence[dict[str, Any]]) -> None:
-    """Print what is known of an evaluation that breaks off."""
-    lines = [line for record in records for line in evaluation_lines(record)]
-    where = f"kept in {file}: the same command goes on from there" if file else "not kept: name a file by --episodes-to"
-    if lines:
-        print("\n".join([*lines, f"broken off; {where}"]), flush=True)
-
-
-def _given(values: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]:
-    """Return the options that were given; the defaults of the others are the functions' own."""
-    return {name: getattr(values, name) for name in options if getattr(values, name) is not None}
+    return {**{name: getattr(values, name) for name in shared}, "so_far": partial(print_so_far, values.episodes_to)}
 
 
 def _parser() -> Parser:
@@ -127,48 +110,11 @@ def _parser() -> Parser:
     parser.add_argument("--protocol", choices=("whole", "published"), help="published: 128 draws of each split")
     add("--json", metavar="FILE", type=Path, help="write all measurements to this file")
     add("--episodes-to", metavar="FILE", type=Path, help="keep episodes here as they end, and go on from it (.jsonl)")
-    _add_endpoint(parser)
+    add_chat(parser)
+    add_endpoint(parser).add_argument(
+        "--price", metavar="IN,OUT", type=_price, help="of a million prompt and a million completion tokens"
+    )
     return parser
-
-
-def _add_endpoint(parser: Parser) -> None:
-    """Add the options of docs/prompts.md, absent (None) unless they are given."""
-    add = parser.add_argument_group("a chat model that is no run's").add_argument
-    add("--format", metavar="NAME", help="of the prompt: tags, action, react, json, plan (an endpoint: tags)")
-    add("--show-admissible", metavar="yes|no", type=_yes_or_no, help="list the accepted commands (default: yes)")
-    add("--history", metavar="N", type=whole_number, help="turns in the prompt (default: 2)")
-    add("--max-tokens", metavar="N", type=whole_number, help="of a response (default: 512)")
-    add("--system-message", metavar="TEXT", help="said before everything else (default: the chat template's own)")
-    about = """of the chat template, such as '{"enable_thinking": false}'"""
-    add("--template-arguments", metavar="JSON", type=_table, help=about)
-    add = parser.add_argument_group("a chat model behind an OpenAI-compatible endpoint").add_argument
-    add("--base-url", metavar="URL", help="its address, such as http://localhost:8000/v1")
-    add("--key-variable", metavar="NAME", help="the environment variable with its key (default: OPENAI_API_KEY)")
-    add("--concurrency", metavar="N", type=whole_number, help="requests at once (default: 8)")
-    add("--timeout", metavar="SECONDS", type=number, help="that a request may take (default: 120)")
-    add("--retries", metavar="N", type=whole_number, help="of a request that failed (default: 5)")
-    add("--price", metavar="IN,OUT", type=_price, help="of a million prompt and a million completion tokens")
-
-
-def _yes_or_no(text: str) -> bool:
-    if text not in ("yes", "no"):
-        raise argparse.ArgumentTypeError(f"must be yes or no, not '{text}'")
-    return text == "yes"
-
-
-def _table(text: str) -> dict[str, Any]:
-    key = KEYS["model.template_arguments"]
-    try:
-        return msgspec.convert(parse_value(text, key.annotation), key.annotation)
-    except msgspec.ValidationError:
-        raise argparse.ArgumentTypeError(f"must be {describe(key.annotation)}, not '{text}'") from None
-
-
-def _price(text: str) -> tuple[float, float]:
-    prices = text.split(",")
-    if len(prices) != 2:
-        raise argparse.ArgumentTypeError(f"must be two numbers with a comma between them, not '{text}'")
-    return number(prices[0]), number(prices[1])
 
 
 def _episodes(text: str) -> int | None:
@@ -177,3 +123,10 @@ def _episodes(text: str) -> int | None:
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be 'all' or a whole number of at least 1, not '{text}'")
     return int(text)
+
+
+def _price(text: str) -> tuple[float, float]:
+    prices = text.split(",")
+    if len(prices) != 2:
+        raise argparse.ArgumentTypeError(f"must be two numbers with a comma between them, not '{text}'")
+    return number(prices[0]), number(prices[1])

@@ -19,6 +19,7 @@ from envrl.errors import Interrupted, MemoryShort, OthersEnded, RunError, UserEr
 COMMANDS = {
     "train": "train an agent by a recipe, or go on with a run",
     "eval": "success rate of a run, a checkpoint, a model, or a script, with a 95 % interval",
+    "panel": "a model on a pinned set of tasks, as one record that can be had again",
     "report": "one self-contained HTML file about a run",
     "compare": "several runs as one table, seeds together",
     "export": "the model of a run as a folder that transformers loads; a LoRA adapter is merged",

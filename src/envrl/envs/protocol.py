@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from envrl.types import Observation, Step, Task
@@ -59,6 +59,18 @@ class HasFingerprint(Protocol):
 
     def fingerprint(self, split: str) -> str:
         """Return a SHA-256 over the content of the files that a split is made of, the same wherever they lie."""
+        ...
+
+
+@runtime_checkable
+class HasContents(Protocol):
+    """A world that can say what its tasks are made of."""
+
+    def contents(self, tasks: Sequence[Task]) -> Iterable[Any]:
+        """Yield the content of each task, then what they share, as JSON's values or frozen records of such.
+
+        Equal contents play alike, wherever and in whatever files the data lies.
+        """
         ...
 
 

@@ -90,7 +90,8 @@ class _Moment(NamedTuple):
 def with_settings(env: TextEnv, settings: WorldSettings) -> TextEnv:
     """Return the world with the settings applied: itself where they change nothing.
 
-    The result has `save` and `load`, `walkthrough`, `expert`, `subgoals`, `fingerprint` and `close` where `env` does.
+    The result has `save` and `load`, `walkthrough`, `expert`, `subgoals`, `fingerprint`, `contents` and `close` where
+    `env` does.
     Its expert sees what the world itself says; its walkthrough repeats what fails, for episodes reset with `task.seed`.
     Raises `UserError` for settings out of range, and where sub-goals are to be paid in a world that names none.
     """
@@ -120,7 +121,7 @@ class SetWorld:
     def __init__(self, inner: TextEnv, settings: WorldSettings) -> None:
         self.inner, self.settings = inner, settings
         self._now: _Moment | None = None
-        for name in ("subgoals", "fingerprint", "slow", "close"):
+        for name in ("subgoals", "fingerprint", "contents", "slow", "close"):
             if hasattr(inner, name):
                 setattr(self, name, getattr(inner, name))
         # Set on the instance, so that a world that offers none of them is not taken for one that does.

@@ -60,13 +60,14 @@ def evaluate_endpoint(
     settings: Sequence[tuple[str, str]] = (),
     episodes_to: str | Path | None = None,
     so_far: SoFar = lambda _: None,
+    played: Callable[[str, Sequence[Trajectory]], None] = lambda *_: None,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Return one record per split, with the keys of `evaluate` and those of the requests (docs/evaluation.md).
 
     `price` is the cost of a million prompt and of a million completion tokens; all else is as for `evaluate`. The file
-    `episodes_to` also keeps every answer, so no question is asked twice. Raises `UserError` for invalid arguments, and
-    `RunError` if the endpoint fails.
+    `episodes_to` also keeps every answer, so no question is asked twice; `played` gets each split's episodes. Raises
+    `UserError` for invalid arguments, and `RunError` if the endpoint fails.
     """
     config = with_settings(Config(), env, data, split, endpoint.temperature, "free", seed, protocol)
     config = with_world_settings(config, settings)
@@ -78,7 +79,7 @@ def evaluate_endpoint(
     with opened(make_env()) as world:
         check_splits(world, config, episodes)
     writer = MessageWriter(form, history, show_admissible, system_message)
-    played = {
+    about = {
         "agent": endpoint.model,
         "base_url": endpoint.base_url,
         "env": config.env.name,
@@ -92,13 +93,14 @@ def evaluate_endpoint(
         "max_tokens": endpoint.max_tokens,
         **said_before(system_message, endpoint.template_arguments),
     }
-    evaluation = played | world_options(config) | {"version": _VERSION}
+    evaluation = about | world_options(config) | {"version": _VERSION}
     with (
         kept_in(episodes_to, evaluation, lists=show_admissible) as kept,
         connected(endpoint, kept.add_answer) as client,
     ):
-        here = _Evaluation(client, writer, make_env, config, episodes or 0, price, kept, reporter or Reporter())
-        return each_split(config.eval.split, here.measure, here.ended, so_far, played | drawn(config))
+        counts = (episodes or 0, price, kept, played, reporter or Reporter())
+        here = _Evaluation(client, writer, make_env, config, *counts)
+        return each_split(config.eval.split, here.measure, here.ended, so_far, about | drawn(config))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class _Evaluation:
     episodes: int
     price: tuple[float, float] | None
     kept: Kept
+    played: Callable[[str, Sequence[Trajectory]], None]
     reporter: Reporter
 
     def measure(self, split: str) -> dict[str, Any]:
@@ -131,6 +134,7 @@ class _Evaluation:
                 f"no episode of the split '{split}' can begin: every first prompt is longer than the endpoint's model "
                 "takes; lower max_tokens, leave the commands out of the prompt (show_admissible), or ask another model"
             )
+        self.played(split, played)
         seconds = {"total": time.perf_counter() - began, "env": stats.env}
         return {**self._record(split, played, sampler.usage), "seconds": seconds}
 

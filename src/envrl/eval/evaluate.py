@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from envrl.build import env_maker, env_options
@@ -18,7 +19,7 @@ from envrl.envs.settings import WorldSettings
 from envrl.errors import UserError, suggest
 from envrl.eval.data import warn_of_other_data
 from envrl.eval.kept import kept_in
-from envrl.eval.record import SoFar, each_split, summarize
+from envrl.eval.record import Evaluated, Prompts, SoFar, each_split, summarize
 from envrl.eval.split import SCRIPT, chosen_tasks, evaluate_script, evaluate_split
 from envrl.models.bases import check_base
 from envrl.models.checkpoints import MANIFEST, holds_adapter, latest_checkpoint, verify_checkpoint, weights_hash
@@ -26,6 +27,7 @@ from envrl.models.find import is_hub_id, model_folder, named_models, pinned_revi
 from envrl.progress import Reporter
 from envrl.rendering.prompts import find_format
 from envrl.rollout.scripts import SCRIPTS
+from envrl.types import Trajectory
 
 if TYPE_CHECKING:
     from envrl.models.load import LanguageModel
@@ -85,46 +87,71 @@ def evaluate(
     Raises `UserError`.
     """
     load_plugins(map(str, plugins))
-    resolved = find_target(target)
-    resolved, settings = with_base(resolved, settings)
+    resolved, settings = with_base(find_target(target), settings)
     config = with_settings(resolved.config, env, data, split, temperature, actions, seed, protocol)
     config = with_world_settings(config, settings)
     if format is not None:
-        config = _as_chat(resolved, config, format, show_admissible, history, max_tokens, actions)
-        rollout = replace(config.rollout, system_message=system_message)
-        asked = replace(config.model, template_arguments=dict(template_arguments or {}))
-        config = replace(config, rollout=rollout, model=asked)
-    if not resolved.script:
-        check_world(config)
-        check_format(config)
+        chat = (format, show_admissible, history, max_tokens, system_message, template_arguments or {})
+        config = as_chat(resolved, config, *chat, actions=actions)
     if resolved.script and (temperature is not None or actions is not None):
         raise UserError(f"temperature and actions mean nothing to the script '{resolved.script}'; leave them out")
-    _check_measured(resolved, config, free, probe)
+    return evaluate_as(
+        resolved,
+        config,
+        episodes=episodes,
+        free=free,
+        probe=probe,
+        episodes_to=episodes_to,
+        so_far=so_far,
+        reporter=reporter,
+    ).records
+
+
+def evaluate_as(
+    agent: Target,
+    config: Config,
+    *,
+    episodes: int | None = None,
+    free: int | None = None,
+    probe: int | None = None,
+    episodes_to: str | Path | None = None,
+    so_far: SoFar = lambda _: None,
+    reporter: Reporter | None = None,
+    depends: Mapping[str, Any] | None = None,
+) -> Evaluated:
+    """Evaluate an agent by a configuration; `depends` is `depends_on` where it is known, all else as for `evaluate`."""
+    if not agent.script:
+        check_world(config)
+        check_format(config)
+    _check_measured(agent, config, free, probe)
     make_env = env_maker(config)
     with opened(make_env()) as world:
         check_splits(world, config, episodes)
-        if resolved.run:
-            warn_of_other_data(resolved.run, config.env.name, world, config.eval.split)
+        if agent.run:
+            warn_of_other_data(agent.run, config.env.name, world, config.eval.split)
     reporter = reporter or Reporter()
-    model, english = None, dict[str, float]()
-    if not resolved.script:
+    model, english, prompts = None, dict[str, float](), Prompts()
+    if not agent.script:
         from envrl.eval.language import figures_of_english
+        from envrl.eval.prompts import model_prompts
 
         with reporter.phase("loading the model"):
-            model = _loaded(resolved, config)
-            _check_room(model, make_env, config, episodes or 0, bare=format is not None)
-        english = figures_of_english(model, config, reporter)
-    agent = resolved.script or resolved.name or str(resolved.folder)
-    about = {"agent": agent, **_played(resolved, config)}
+            model = _loaded(agent, config)
+            _check_room(model, make_env, config, episodes or 0, bare=not agent.run and config.rollout.is_chat)
+        english, prompts = figures_of_english(model, config, reporter), model_prompts(model, config)
+    about = {"agent": agent.script or agent.name or str(agent.folder), **_played(agent, config)}
     counts = {"episodes": episodes or 0, "reporter": reporter}
-    evaluation = _keeps(resolved, config) if episodes_to else {}
-    with kept_in(episodes_to, evaluation, lists=config.rollout.show_admissible) as kept:
+    depends = depends_on(agent, config) if depends is None and episodes_to else depends or {}
+    played: dict[str, Sequence[Trajectory]] = {}
+    with kept_in(episodes_to, depends, lists=config.rollout.show_admissible) as kept:
 
         def measure(split: str) -> dict[str, Any]:
             if model is None:
-                return evaluate_script(resolved.script, make_env, split, config, kept=kept, **counts)[0]
+                record, played[split] = evaluate_script(agent.script, make_env, split, config, kept=kept, **counts)
+                return record
             measured = {"free": free, "probed": probe}
-            return evaluate_split(model, make_env, split, config, kept=kept, **measured, **counts)[0] | english
+            record, played[split] = evaluate_split(model, make_env, split, config, kept=kept, **measured, **counts)
+            return record | english
 
         def ended(split: str) -> tuple[int, dict[str, Any]]:
             with opened(make_env()) as world:
@@ -132,11 +159,15 @@ def evaluate(
             actions = SCRIPT if model is None else config.rollout.actions
             return len(chosen), {"split": split, **summarize(kept.find(actions, split, chosen))}
 
-        return each_split(config.eval.split, measure, ended, so_far, about)
+        records = each_split(config.eval.split, measure, ended, so_far, about)
+    return Evaluated(records, played, prompts)
 
 
-def find_target(target: str | Path) -> Target:
-    """Resolve a target, and verify its files if it has a manifest; raise `UserError` if there is no such target."""
+def find_target(target: str | Path, revision: str = "") -> Target:
+    """Resolve a target, and verify its files if it has a manifest; raise `UserError` if there is no such target.
+
+    `revision` is that of a model by name or of the hub; empty: the present one.
+    """
     if str(target) in SCRIPTS:
         return Target(str(target), Path(), Config())
     folder = Path(target)
@@ -146,7 +177,7 @@ def find_target(target: str | Path) -> Target:
             raise UserError(f"the run '{folder}' has no checkpoint yet; go on with it by --resume")
         return Target("", latest, load_run(folder), folder)
     if not folder.exists():
-        return _named_model(str(target))
+        return _named_model(str(target), revision)
     if not (folder / "config.json").is_file() and not holds_adapter(folder):
         raise UserError(
             f"the folder '{target}' is neither a run (config.toml), nor a model that transformers loads (config.json)"
@@ -161,7 +192,7 @@ def find_target(target: str | Path) -> Target:
     return Target("", folder, Config())
 
 
-def _named_model(name: str) -> Target:
+def _named_model(name: str, revision: str) -> Target:
     """Return the model of a name in `envrl models` or an id of the hub."""
     if not is_hub_id(name) and name not in named_models():
         hint = suggest(name, [*SCRIPTS, *named_models()])
@@ -170,7 +201,7 @@ def _named_model(name: str) -> Target:
             f"of 'envrl models list' or the hub, nor random, walkthrough or expert"
             f"{hint if 'did you mean' in hint else ''}"
         )
-    revision = pinned_revision(name)
+    revision = pinned_revision(name, revision)
     model = replace(Config().model, path=name, revision=revision)
     return Target("", model_folder(name, revision), replace(Config(), model=model), name=name)
 
@@ -287,14 +318,17 @@ def _check_room(
         check_room(model, make_env, tasks, config, given)
 
 
-def _as_chat(
+def as_chat(
     target: Target,
     config: Config,
     format: str,
-    show_admissible: bool,
-    history: int,
-    max_tokens: int,
-    actions: str | None,
+    show_admissible: bool = True,
+    history: int = 2,
+    max_tokens: int = 512,
+    system_message: str = "",
+    template_arguments: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    actions: str | None = None,
 ) -> Config:
     """Return the configuration of a chat model without a run: one chat per turn, which shows the last turns."""
     find_format(format)
@@ -310,8 +344,10 @@ def _as_chat(
         show_admissible=show_admissible,
         response_tokens=max_tokens,
         actions=actions or "free",
+        system_message=system_message,
     )
-    return replace(config, rollout=rollout, model=replace(config.model, path=str(target.folder)))
+    model = replace(config.model, path=str(target.folder), template_arguments=dict(template_arguments))
+    return replace(config, rollout=rollout, model=model)
 
 
 def said_before(system_message: str, template_arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -357,7 +393,7 @@ def _played(target: Target, config: Config) -> dict[str, Any]:
     return played
 
 
-def _keeps(target: Target, config: Config) -> dict[str, Any]:
+def depends_on(target: Target, config: Config) -> dict[str, Any]:
     """Return everything that an episode depends on, except its task, its member and the restriction of its actions."""
     about = {"env": config.env.name, "max_steps": config.env.max_steps, **world_settings(config)}
     about |= {**world_options(config), "seed": config.eval.seed}

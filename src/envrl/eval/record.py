@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from envrl.errors import RunError
 from envrl.statistics import deviation, mean_interval, wilson
@@ -42,6 +43,25 @@ def action_rates(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "imagined_observation_rate": sum(step.action.imagined for step in steps) / count,
         **{f"fault/{fault.replace(' ', '_')}": faults[fault] / count for fault in sorted(faults)},
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The prompts of an example that is the same for every agent: as they were said, and a SHA-256 of them.
+
+    Nothing for a script, which has none.
+    """
+
+    said: str = ""
+    sha256: str = ""
+
+
+class Evaluated(NamedTuple):
+    """An evaluation: a record for each split, the episodes by split, and how the agent was asked."""
+
+    records: list[dict[str, Any]]
+    episodes: Mapping[str, Sequence[Trajectory]]
+    prompts: Prompts
 
 
 SoFar = Callable[[Sequence[dict[str, Any]]], None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -88,6 +88,10 @@ class Household:
     def problem(self, task: Task) -> Problem:
         """Return a task's facts, walkthrough included."""
         return self._source.game(task).problem
+
+    def contents(self, tasks: Sequence[Task]) -> Iterator[Problem]:
+        """Yield each game's facts, whatever else its file holds."""
+        return map(self.problem, tasks)
 
     def walkthrough(self, task: Task) -> tuple[str, ...]:
         """Return commands that win the game at the last of them."""

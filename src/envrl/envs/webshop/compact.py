@@ -19,8 +19,9 @@ Everything else, rewards included, is the world behind it: a command is translat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from envrl.envs.webshop.pages import ITEM_BUTTONS, Page, group_of
 from envrl.envs.webshop.products import Product
@@ -65,6 +66,10 @@ class CompactShop:
         """Go back to a saved state."""
         visit, self._page = state
         self.world.load(visit)
+
+    def contents(self, tasks: Sequence[Task]) -> Iterator[Any]:
+        """Yield the contents of the world behind it."""
+        return self.world.contents(tasks)
 
     def subgoals(self) -> frozenset[str]:
         """Return what has been reached in the world behind it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, overload
@@ -111,6 +111,12 @@ class WebShop:
     def goal(self, task: Task) -> Goal:
         """Return what a task asks for, which the shopper does not see."""
         return self._goal(task)
+
+    def contents(self, tasks: Sequence[Task]) -> Iterator[Any]:
+        """Yield each task's goal, then the catalogue, which every search goes through: products with their prices."""
+        yield from map(self._goal, tasks)
+        for product in self.shop.products:
+            yield product, self.shop.price(product.asin)
 
     def subgoals(self) -> frozenset[str]:
         """Return what has been reached of: the wanted product found, and opened; each wanted option chosen."""
