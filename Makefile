@@ -49,9 +49,10 @@ bench-trl: install
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beside_trl.py household-demo
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beside_trl.py household-demo --shape qwen2-100m --rollout.tasks 1 --rollout.max_steps 5
 
-# One process a core: tests are quick to share, and each is alone with its thread.
+# One process a core: tests are quick to share, and each is alone with its thread. Files go out in the order of
+# tests/conftest.py, the long ones first; by itself xdist would begin with those of many tests.
 test: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations=20 --durations-min=5
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=20 --durations-min=5
 
 # What needs no model, no kill and no second process: for whoever works on it.
 test-quick: install

@@ -51,11 +51,13 @@ SLOW = {
         "out_of_memory",
         "panel",
         "pool",
+        "processes",
         "qwen",
         "real_model",
         "registry",
         "resume",
         "settings",
+        "sharded",
         "slots",
         "stacks",
         "states",
@@ -69,8 +71,14 @@ SLOW = {
 """Files that take more than some seconds: `make test-quick` leaves them out."""
 
 
+LONG = ["processes", "docs_commands", "real_model", "resume", "sharded", "golden", "training", "original", "graphs"]
+"""Files of more than twenty seconds, which come first: one that came last would keep one process busy alone."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of all other files as quick."""
+    """Put the long files first, and mark the tests of those that are not slow as quick."""
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
     for item in items:
         if item.path.stem not in SLOW:
             item.add_marker(pytest.mark.quick)

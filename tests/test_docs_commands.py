@@ -16,9 +16,11 @@ from chat_models import CHATML, make_tokenizer, save_chat_model
 from envrl.cli.main import main
 from envrl.rollout.scripts import SCRIPTS
 from test_docs import NAMES, PAGES, ROOT, commands_in, example_folder, install_plug_in, is_form
+from warm import envrl
 
 _NAMED = "names a command; its arguments stand elsewhere"
 _CUDA = "needs a GPU"
+_SERVER = "needs a server, or is one; test_openenv.py has both"
 __all__ = ["example_folder"]  # a fixture of test_docs
 EXEMPT = {
     "envrl bench train": _NAMED,
@@ -28,8 +30,14 @@ EXEMPT = {
     "envrl data get webshop --full": "downloads; the files of the full shop are larger than a test may take",
     "envrl models get Qwen/Qwen2.5-0.5B-Instruct": "downloads from the hub; test_hub.py runs it against a small one",
     "envrl models get Qwen/Qwen2.5-1.5B-Instruct": "downloads from the hub; test_hub.py runs it against a small one",
+    "envrl serve household --split valid_seen --port 8000": _SERVER,
+    "envrl serve household": _SERVER,
+    "envrl check-env openenv --env.openenv.address http://127.0.0.1:8000": _SERVER,
+    "envrl play openenv --env.openenv.address http://127.0.0.1:8000 --split valid_seen": _SERVER,
     "envrl train household-demo --model.path Qwen/Qwen2.5-0.5B-Instruct --rollout.format action "
     "--rollout.repeat_task false --run runs/qwen-small": "downloads from the hub; test_hub.py trains on a small one",
+    "envrl train qwen2.5-1.5b-alfworld-grpo --run runs/served --rollout.sampler server --rollout.server.folder "
+    "/shared/weights --rollout.actions free --rollout.ahead 1": "needs a server; test_server_sampler.py has one",
     "envrl panel runs/demo": "plays 1,000 games; test_panel.py runs it on few",
     "envrl panel runs/demo alfworld": "plays 274 games; test_panel.py runs it on few",
     "envrl bench rollout qwen2.5-1.5b-alfworld-grpo --env.name household --shape qwen2.5-1.5b --train.device cuda "
@@ -201,12 +209,17 @@ def _run(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         shutil.rmtree("results")
         shutil.copytree(ROOT / "results", "results")
         arguments = ["compare", *sorted(glob(command.split()[-1]))]
-    status = main(small(arguments) if len(arguments) > 1 else arguments)
-    said = capsys.readouterr()
-    if arguments[0] == "doctor":
-        assert status == (not said.out.rstrip().endswith("nothing to mend")), command
+    typed = small(arguments) if len(arguments) > 1 else arguments
+    if "--processes" in arguments and arguments[0] == "train":
+        done = envrl(*typed)
+        status, out, err = done.returncode, done.stdout, done.stderr
     else:
-        assert status == 0, f"{command}\n{said.err[-2000:]}"
+        status = main(typed)
+        out, err = capsys.readouterr()
+    if arguments[0] == "doctor":
+        assert status == (not out.rstrip().endswith("nothing to mend")), command
+    else:
+        assert status == 0, f"{command}\n{err[-2000:]}"
 
 
 def test_what_is_exempt_stands_on_a_page() -> None:

@@ -54,7 +54,8 @@ def together(count: int, script: str, *arguments: object) -> subprocess.Complete
 def _done(environments: list[Mapping[str, str]], argv: list[str]) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
         said = [Path(folder) / name for name in ("out", "err")]
-        asked = [argv, [{**os.environ, "OMP_NUM_THREADS": "1", **each} for each in environments], *map(str, said)]
+        whole = [{**os.environ, "OMP_NUM_THREADS": "1", **each} for each in environments]
+        asked = [os.getcwd(), argv, whole, *map(str, said)]
         server = _server()
         assert server.stdin is not None
         assert server.stdout is not None
@@ -85,11 +86,12 @@ def _serve() -> None:
         import_module(name)
     gc.freeze()
     for line in sys.stdin:
-        argv, environments, out, err = json.loads(line)
+        folder, argv, environments, out, err = json.loads(line)
         begun = []
         for environment in environments:
             child = os.fork()
             if child == 0:
+                os.chdir(folder)
                 _become(argv, environment, out, err)
             begun.append(child)
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in begun]), flush=True)

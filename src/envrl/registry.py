@@ -63,9 +63,11 @@ KINDS = {
             "household": "envrl.envs.household.world:household",
             "mixture": "envrl.envs.mixture:Mixture",
             "household-textworld": "envrl.envs.household.original:household_textworld",
+            "openenv": "envrl.envs.adapters.openenv_world:openenv",
             "scienceworld": "envrl.envs.adapters.scienceworld_world:scienceworld",
             "sokoban": "envrl.envs.adapters.sokoban:sokoban",
             "textworld": "envrl.envs.adapters.textworld_world:textworld",
+            "verifiers": "envrl.envs.adapters.verifiers_world:verifiers",
             "webshop": "envrl.envs.webshop.world:webshop",
         },
     ),
@@ -123,6 +125,7 @@ KINDS = {
         {
             "own": "envrl.rollout.sampler:own",
             "endpoint": "envrl.eval.endpoint_sampler:EndpointSampler",
+            "server": "envrl.serving.sampler:server",
         },
     ),
     "replay": Kind(

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from envrl.errors import UserError, suggest
 
@@ -97,6 +97,25 @@ def add_plugin(parser: Parser) -> None:
         default=[],
         help="a Python file that registers further worlds, estimators, losses (docs/extend.md); can be repeated",
     )
+
+
+def world_settings(overrides: Sequence[tuple[str, str]], worlds: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the settings of worlds by name and key, from `--env.NAME.KEY value`; raises `UserError` for other keys."""
+    from envrl.build import env_options
+    from envrl.config.load import override
+    from envrl.config.schema import Config
+
+    found: dict[str, dict[str, Any]] = {name: {} for name in worlds}
+    for key, _ in overrides:
+        if not any(key.startswith(f"env.{name}.") for name in worlds):
+            raise UserError(f"--{key} is no setting of the world: those are --env.{worlds[0]}.KEY (docs/recipes.md)")
+    for name in worlds:
+        own = [(key, value) for key, value in overrides if key.startswith(f"env.{name}.")]
+        if own:
+            given = {key.rpartition(".")[2] for key, _ in own}
+            options = env_options(override(Config(), [("env.name", name), *own]))
+            found[name] = {key: value for key, value in options.items() if key in given}
+    return found
 
 
 def check_output(path: Path, option: str, suffix: str = "") -> None:

@@ -21,9 +21,11 @@ EXTRA_OF_WORLD = {
     "babyai": "minigrid",
     "frozenlake": "gymnasium",
     "household-textworld": "alfworld-textworld",
+    "openenv": "openenv",
     "scienceworld": "scienceworld",
     "sokoban": "gymnasium",
     "textworld": "textworld",
+    "verifiers": "verifiers",
 }
 """The extra that a world of another package needs."""
 

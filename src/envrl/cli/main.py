@@ -28,6 +28,7 @@ COMMANDS = {
     "data": "downloaded data: what there is, getting it, checking it",
     "models": "models by name, and any of the hub: where they lie, getting them, checking them",
     "check-env": "the contract test of any world",
+    "serve": "a world as an OpenEnv server",
     "bench": "throughput, as JSON",
     "doctor": "what is installed and found; whether a recipe fits, its hours, what to change",
 }

@@ -28,6 +28,11 @@ def check_together(config: Config) -> None:
             f"the sampler '{config.rollout.sampler}' gives no log-probs, so nothing can be trained with it: 'envrl "
             "eval MODEL --base-url ADDRESS' plays with a model behind an endpoint"
         )
+    if config.rollout.actions != "free" and not find("sampler", config.rollout.sampler).traits.get("restricts", True):
+        raise UserError(
+            f"rollout.sampler = '{config.rollout.sampler}' cannot restrict sampling to the admissible commands: set "
+            "rollout.actions = 'free'"
+        )
     if config.train.engine == "sharded" and config.model.lora_rank and config.objective.kl_weight:
         raise UserError(
             "train.engine = 'sharded' cannot keep KL to the start of an adapter yet: set objective.kl_weight = 0, or "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from envrl.envs.answers import answer, first_observation, listed_tasks, what_happened
 from envrl.envs.check import ODD_COMMANDS, STEPS, spread
@@ -68,6 +69,7 @@ def compare_envs(
     second: TextEnv | str,
     *,
     data: str | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
     split: str = "train",
     episodes: int = 8,
     seed: int = 0,
@@ -77,11 +79,12 @@ def compare_envs(
 
     A game takes up to `steps` commands: the beginning of a walkthrough where the first world has one, then what is
     admissible, was admissible before, is malformed or means nothing. Compared are texts, admissible commands and their
-    order, reward, done and success. Raises `UserError` for an unknown world or split, missing data, or other tasks.
+    order, reward, done and success. `settings` are those of the worlds that are given by name. Raises `UserError` for
+    an unknown world or split, missing data, or other tasks.
     """
-    options = {"data": data} if data else {}
+    shared, own = {"data": data} if data else {}, settings or {}
     names = tuple(env if isinstance(env, str) else type(env).__name__ for env in (first, second))
-    one, other = (make(env, **options) if isinstance(env, str) else env for env in (first, second))
+    one, other = (make(env, **shared, **own.get(env, {})) if isinstance(env, str) else env for env in (first, second))
     listed = listed_tasks(one, split, names[0])
     ids, others = {task.id for task in listed}, {task.id for task in listed_tasks(other, split, names[1])}
     if ids != others or not ids:

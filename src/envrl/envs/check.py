@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -95,15 +95,21 @@ class _Subject:
 
 
 def check_env(
-    env: TextEnv | str, *, data: str | None = None, split: str = "train", episodes: int = 8, seed: int = 0
+    env: TextEnv | str,
+    *,
+    data: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    split: str = "train",
+    episodes: int = 8,
+    seed: int = 0,
 ) -> Report:
     """Return which parts of the contract a world keeps, tried on `episodes` tasks spread over a split.
 
-    `env` is a world, or the name of one (then more is tried: a second instance beside the first). Raises `UserError`
-    for an unknown world or split, or missing data.
+    `env` is a world, or the name of one (then more is tried: a second instance beside the first), which is made with
+    these settings. Raises `UserError` for an unknown world or split, or missing data.
     """
     if isinstance(env, str):
-        name, another = env, _factory(env, data)
+        name, another = env, _factory(env, data, settings or {})
         world = another()
     else:
         name, another, world = type(env).__name__, None, env
@@ -121,8 +127,8 @@ def spread(tasks: Sequence[Task], count: int) -> tuple[Task, ...]:
     return tuple(tasks[index * len(tasks) // count] for index in range(count))
 
 
-def _factory(name: str, data: str | None) -> Callable[[], TextEnv]:
-    options = {"data": data} if data else {}
+def _factory(name: str, data: str | None, settings: Mapping[str, Any]) -> Callable[[], TextEnv]:
+    options = {**settings, **({"data": data} if data else {})}
     return lambda: make(name, **options)
 
 

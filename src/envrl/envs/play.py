@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TextIO
+from typing import Any, TextIO
 
 from envrl.envs.answers import answer, first_observation, listed_tasks, opened, what_happened
 from envrl.envs.protocol import TextEnv
@@ -25,16 +26,18 @@ def play(
     split: str = "train",
     index: int = 0,
     data: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     input: TextIO | None = None,
     output: TextIO | None = None,
 ) -> bool:
     """Let a person play one task, `task` or number `index` of a split; returns whether it was done successfully.
 
-    `env` is a world or the name of one. The game ends when the task is done, with `quit`, or with the input. Raises
-    `UserError` for an unknown world, split or index, or missing data.
+    `env` is a world or the name of one, which is made with these settings. The game ends when the task is done, with
+    `quit`, or with the input. Raises `UserError` for an unknown world, split or index, or missing data.
     """
     name = env if isinstance(env, str) else type(env).__name__
-    own = make(env, **({"data": data} if data else {})) if isinstance(env, str) else None
+    options = {**(settings or {}), **({"data": data} if data else {})}
+    own = make(env, **options) if isinstance(env, str) else None
     with opened(own) if own is not None else nullcontext(env) as world:
         assert not isinstance(world, str)
         task = _task(world, split, index, name) if task is None else task

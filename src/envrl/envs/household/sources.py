@@ -104,12 +104,10 @@ class GameFiles:
         return json.loads(path.read_bytes())
 
     def game(self, task: Task) -> Game:
-        path = f"{self._root}/{task.id}"
         try:
-            status = os.stat(path)
+            return game_of_file(f"{self._root}/{task.id}")
         except OSError as error:
             raise UserError(f"there is no game '{task.id}' in '{self._root}'; take one of env.tasks(split)") from error
-        return _game_of_file(path, status.st_mtime_ns, status.st_size)
 
 
 class GeneratedGames:
@@ -134,6 +132,15 @@ class GeneratedGames:
 
     def game(self, task: Task) -> Game:
         return _generated_game(task.id)
+
+
+def game_of_file(path: str) -> Game:
+    """Return the game of a `game.tw-pddl`, shared by all who play it; raises `OSError` where there is no such file.
+
+    A file that has changed is read again; a damaged one raises `UserError`.
+    """
+    status = os.stat(path)
+    return _game_of_file(path, status.st_mtime_ns, status.st_size)
 
 
 def _game_paths(folder: Path, split: str) -> list[str]:

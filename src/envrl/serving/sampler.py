@@ -1,0 +1,49 @@
+"""The sampler `server` as recipes know it: its settings, and what is checked of them before a run begins."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from envrl.errors import UserError
+from envrl.ranges import AboveZero, Positive
+from envrl.registry import register
+from envrl.rollout.sampler import Sampler
+
+if TYPE_CHECKING:  # a recipe's settings are read from this signature, without torch
+    from envrl.models.load import LanguageModel
+
+
+def check(*, address: str, folder: str, **_: object) -> None:
+    """Raise `UserError` where the server cannot be asked, or no folder is named to hand weights over in."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"rollout.server.address is an address such as http://localhost:8000, not '{address}'")
+    if not folder:
+        raise UserError(
+            "rollout.server.folder names the folder in which the server finds new weights, and is empty: name one that "
+            "both can read"
+        )
+    if importlib.util.find_spec("httpx") is None:
+        raise UserError("rollout.sampler = 'server' needs the package 'httpx': pip install 'envrl[server]'")
+    from envrl.serving.server_sampler import served
+
+    served(address)
+
+
+@register("sampler", "server", restricts=False, check=check)
+def server(
+    model: LanguageModel,
+    precision: str,
+    *,
+    address: str = "http://localhost:8000",  # of the server
+    kind: Literal["vllm", "sglang"] = "vllm",  # what it is
+    folder: str = "",  # new weights are written here, and the server reads them: it must see the same path
+    concurrency: Positive = 64,  # requests at a time
+    timeout: AboveZero = 600.0,  # seconds for an answer
+) -> Sampler:
+    """Return the sampler of an inference server that gives tokens and their log-probs (docs/serving.md)."""
+    from envrl.serving.server_sampler import ServerSampler
+
+    return ServerSampler(model, precision, address, kind, folder, concurrency, timeout)
