@@ -59,13 +59,11 @@ def measure(case: str, precision: str, checkpointing: bool, tied: bool, folder: 
     engine.step(batch[: ranks.count()], {}, 1)
     found = peak(lambda: engine.step(batch, {}, 2), folder / f"trace-{ranks.number()}.json")
     load = replace(LOAD, micro_batch=rows * length, scored=rows * scored, sees=length // 2, processes=ranks.count())
-    return found, predicted(
-        shape_of(model.network.config.to_dict()), replace(load, bf16=precision == "bf16"), checkpointing
-    )
+    load = replace(load, bf16=precision == "bf16", checkpointing=checkpointing)
+    return found, predicted(shape_of(model.network.config.to_dict()), load)
 
 
-def predicted(shape: Shape, load: Load, checkpointing: bool) -> int:
-    load = replace(load, checkpointing=checkpointing)
+def predicted(shape: Shape, load: Load) -> int:
     parts = [*gathered_parts(shape, load).values(), *pass_parts(shape, load).values()]
     return FULL * shape.parameters // load.processes + sum(parts)
 
