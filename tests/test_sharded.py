@@ -71,7 +71,7 @@ def test_the_doctor_predicts_what_a_process_holds(case: str, count: int, folder:
 
 
 def test_a_process_takes_at_most_the_predicted_memory(tmp_path: Path) -> None:
-    """In two processes and eight cases, by counted allocations: at most 6 % above, near it where activations weigh most.
+    """In two processes and eight cases, by counted allocations: at most 6 % above, near it if activations weigh most.
 
     What is summed over the processes lies in memory until the others have come so far: so much depends on their pace.
     """
