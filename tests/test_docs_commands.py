@@ -20,7 +20,7 @@ from warm import envrl
 
 _NAMED = "names a command; its arguments stand elsewhere"
 _CUDA = "needs a GPU"
-_SERVER = "needs a server, or is one; test_openenv.py has both"
+_SERVER = "serves until it is stopped; test_openenv.py talks to such servers"
 __all__ = ["example_folder"]  # a fixture of test_docs
 EXEMPT = {
     "envrl bench train": _NAMED,
@@ -32,8 +32,6 @@ EXEMPT = {
     "envrl models get Qwen/Qwen2.5-1.5B-Instruct": "downloads from the hub; test_hub.py runs it against a small one",
     "envrl serve household --split valid_seen --port 8000": _SERVER,
     "envrl serve household": _SERVER,
-    "envrl check-env openenv --env.openenv.address http://127.0.0.1:8000": _SERVER,
-    "envrl play openenv --env.openenv.address http://127.0.0.1:8000 --split valid_seen": _SERVER,
     "envrl train household-demo --model.path Qwen/Qwen2.5-0.5B-Instruct --rollout.format action "
     "--rollout.repeat_task false --run runs/qwen-small": "downloads from the hub; test_hub.py trains on a small one",
     "envrl train qwen2.5-1.5b-alfworld-grpo --run runs/served --rollout.sampler server --rollout.server.folder "

@@ -21,7 +21,7 @@ from envrl.rollout.draw import choose, renormalised, top_choices
 from envrl.rollout.slot_sampler import Draft, SlotSampler
 from envrl.rollout.trie import build_trie
 from envrl.samples.rows import policy_rows
-from playing import play_model
+from playing import play_model, sample
 
 TEXTS = [f"You open box {n} and find the key. You see a red door, and a lamp on it." for n in range(4)] * 10
 LOGPROBS = torch.log(torch.tensor([[0.1, 0.4, 0.2, 0.3]]))
@@ -82,7 +82,7 @@ def responses(model: LanguageModel, restricted: bool, **narrow: float) -> list[D
     trie = build_trie([(*model.codec.encode(text), model.codec.marks["end"]) for text in ("a red", "a door", "lamp")])
     sampler = SlotSampler(model, 200, 1.3, 3, {model.codec.marks["end"]}, **narrow)  # type: ignore[arg-type]
     keys = np.array([key_of(0, member) for member in range(200)], dtype=np.uint64)
-    return [d for d in sampler.sample([prompt] * 200, [trie if restricted else None] * 200, keys, 0) if d is not None]
+    return [d for d in sample(sampler, [prompt] * 200, [trie if restricted else None] * 200, keys, 0) if d is not None]
 
 
 @pytest.mark.parametrize("restricted", [False, True])
@@ -119,7 +119,7 @@ def test_narrowed_drawing_keeps_to_the_narrowed_frequencies(model: LanguageModel
 
 def test_greedy_sampling_is_not_narrowed(model: LanguageModel) -> None:
     prompt, key = model.codec.encode("You open box 1"), np.zeros(1, dtype=np.uint64)
-    (draft,) = SlotSampler(model, 1, 0.0, 3, {-1}, top_k=2, top_p=0.5).sample([prompt], [None], key, 0)
+    (draft,) = sample(SlotSampler(model, 1, 0.0, 3, {-1}, top_k=2, top_p=0.5), [prompt], [None], key, 0)
     assert draft is not None
     assert draft.allowed == [None] * len(draft.token_ids)
 
@@ -142,18 +142,3 @@ def test_the_trainer_applies_what_sampling_was_narrowed_to(actions: str, layout:
     assert len(rows) > 3
     for row in rows:
         assert np.allclose(found[row.origin], row.terms[0].streams["sampled_logprobs"], atol=1e-4)
-
-
-def test_a_sequence_of_ids_ends_a_response(model: LanguageModel) -> None:
-    prompt, key = model.codec.encode("You open box 1"), np.zeros(1, dtype=np.uint64)
-
-    def greedy(*stops: int | tuple[int, ...]) -> list[int]:
-        (draft,) = SlotSampler(model, 1, 0.0, 12, stops).sample([prompt], [None], key, 0)
-        assert draft is not None
-        return draft.token_ids
-
-    whole = greedy(-1)
-    assert len(whole) == 12
-    assert greedy(tuple(whole[4:7])) == whole[:7]
-    assert greedy((whole[4], -1), tuple(whole[:2]), whole[9]) == whole[:2]
-    assert greedy((-1, whole[3])) == whole, "its last id alone does not end it"

@@ -22,11 +22,12 @@ from envrl.build import renderer_of
 from envrl.cli.main import main
 from envrl.config.load import load_recipe
 from envrl.errors import UserError
-from envrl.eval.evaluate import evaluate, find_target
+from envrl.eval.evaluate import evaluate
 from envrl.eval.probe import names_action, probe, probe_episodes, score_targets
 from envrl.eval.questions import Questions, ask
 from envrl.eval.record import action_rates, summarize
 from envrl.eval.split import in_proportion, spread
+from envrl.eval.target import find_target
 from envrl.models import rows
 from envrl.models.load import LanguageModel, load_model
 from envrl.models.runtime import prepare_torch

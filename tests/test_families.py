@@ -16,6 +16,7 @@ from envrl.models.forward import logits_of, longest_sequence, row_states
 from envrl.models.load import LanguageModel
 from envrl.models.tokenizer import Codec, train_tokenizer
 from envrl.rollout.slot_sampler import SlotSampler
+from playing import sample
 
 CODEC = Codec(train_tokenizer(["You arrive at drawer 1."] * 9, 300, 64))
 WINDOW = 6
@@ -74,7 +75,7 @@ def test_sampling_in_ragged_slots_past_the_window_gives_the_models_own_logprobs(
         lengths = [2 + 5 * ((slot + turn) % 4) for slot in range(4)]
         prompts = [generator.integers(9, len(CODEC), length).tolist() for length in lengths]
         prompts[turn] = prompts[turn] if turn == 2 else None
-        drafts = sampler.sample(prompts, [None] * 4, keys, turn)
+        drafts = sample(sampler, prompts, [None] * 4, keys, turn)
         for slot, (prompt, draft) in enumerate(zip(prompts, drafts, strict=True)):
             if prompt is None or draft is None:
                 continue
@@ -147,8 +148,8 @@ def test_a_slot_beside_a_longer_chunk_never_reaches_beyond_the_context() -> None
     """The padding beside a chunk has positions too, which learned ones are looked up by."""
     sampler = SlotSampler(LanguageModel(small("gpt2"), CODEC), 2, 1.0, 1, frozenset({-1}))
     keys = np.arange(2, dtype=np.uint64)
-    sampler.sample([[9] * 60, [9]], [None] * 2, keys, 0)
-    late, _ = sampler.sample([[10], [9] * 40], [None] * 2, keys, 1)
+    sample(sampler, [[9] * 60, [9]], [None] * 2, keys, 0)
+    late, _ = sample(sampler, [[10], [9] * 40], [None] * 2, keys, 1)
     assert late is not None
 
 

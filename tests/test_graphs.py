@@ -31,6 +31,7 @@ from envrl.rollout import slot_sampler as module
 from envrl.rollout.draw import choose
 from envrl.rollout.meter import Meter
 from envrl.rollout.slot_sampler import SlotSampler
+from playing import sample
 from test_families import FAMILIES, small
 from test_slots import assert_same, play, qwen
 
@@ -354,7 +355,7 @@ def small_preset() -> Any:
 def test_on_a_cpu_nothing_is_recorded() -> None:
     assert graphs.recorder(torch.device("cpu")) is None
     sampler = SlotSampler(qwen(), 2, 1.0, 12, {-1}, meter=(meter := Meter()))
-    sampler.sample([[9, 10], [9, 11, 12]], [None, None], np.arange(2, dtype=np.uint64), 0)
+    sample(sampler, [[9, 10], [9, 11, 12]], [None, None], np.arange(2, dtype=np.uint64), 0)
     assert meter.passes >= 12
     assert meter.recorded == Recorded()
 

@@ -57,6 +57,7 @@ from envrl.models.load import LanguageModel
 from envrl.models.runtime import give_back_memory, keep_freed_memory
 from envrl.rollout.slot_sampler import SlotSampler
 from envrl.types import LossTerm, Row
+from playing import sample
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,
@@ -359,11 +360,11 @@ def test_the_peak_of_a_rollout_is_at_most_the_predicted_one(kind: str, steps: bo
         for turn in range(1 if steps else 4):
             length = prompt if turn == 0 else 60
             prompts = [random.integers(1, 400, length).tolist() for _ in range(slots)]
-            sampler.sample(prompts, [None] * slots, keys, turn)
+            sample(sampler, prompts, [None] * slots, keys, turn)
         positions = max(sampler.length(slot) for slot in range(slots))
         sampler.forget(range(slots))
         others = [random.integers(1, 400, prompt).tolist() for _ in range(slots)]
-        sampler.sample(others, [None] * slots, keys, 0)
+        sample(sampler, others, [None] * slots, keys, 0)
     shape = shape_of(model.network.config.to_dict())
     load = replace(
         LOAD, slots=slots, positions=positions, chunk=prompt, fed=slots * prompt, later=slots * (1 if steps else 61)

@@ -342,6 +342,7 @@ def test_a_recipe_names_its_plug_ins(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         ("def half(", "is not Python (line 1: '(' was never closed)"),
         ("1 / 0", "cannot be imported (ZeroDivisionError: division by zero)"),
+        ("raise SystemExit(0)", "cannot be imported (SystemExit: 0)"),
         ("x = 1", "registers nothing"),
         ("x = '\0'", "source code string cannot contain null bytes)"),
         ("import envrl\n@envrl.register('estimator', 'grpo')\ndef mine(steps): ...", "there is already an advantage"),

@@ -22,6 +22,7 @@ from envrl.rollout.predict import predict_targets
 from envrl.rollout.slot_sampler import Draft, SlotSampler
 from envrl.rollout.trie import Commands, Node, build_trie
 from envrl.types import Observation, Pair, Template
+from playing import sample
 
 ROOMS = ("drawer 1", "drawer 2", "shelf 1", "shelf 12", "fridge 1")
 COMMANDS = (*(f"go to {room}" for room in ROOMS), "look", "look around", "take cup 2 from shelf 1")
@@ -91,7 +92,7 @@ def test_recorded_logprobs_are_those_of_a_full_pass(model: LanguageModel, restri
             for slot in slots
         ]
         tries = [trie_of(model, COMMANDS[slot % 3 :]) if restricted else None for slot in slots]
-        drafts = sampler.sample(prompts, tries, keys_of(7)[slots], turn)
+        drafts = sample(sampler, prompts, tries, keys_of(7)[slots], turn)
         for position, (slot, text, draft) in enumerate(zip(slots, prompts, drafts, strict=True)):
             assert (text is None) == (draft is None)
             if text is None or draft is None:
@@ -108,10 +109,10 @@ def test_recorded_logprobs_are_those_of_a_full_pass(model: LanguageModel, restri
 
 def test_forgetting_starts_anew(model: LanguageModel) -> None:
     sampler = new_sampler(model, 2)
-    sampler.sample([prompt(model, "x")] * 2, [None] * 2, keys_of(2), 0)
+    sample(sampler, [prompt(model, "x")] * 2, [None] * 2, keys_of(2), 0)
     sampler.forget([0, 1])
     text = prompt(model, PARTS[0])
-    (again, *_) = drawn(sampler.sample([text] * 2, [trie_of(model)] * 2, keys_of(2), 1))
+    (again, *_) = drawn(sample(sampler, [text] * 2, [trie_of(model)] * 2, keys_of(2), 1))
     assert np.allclose(again.logprobs, full_pass(model, text, again), atol=1e-4)
 
 
@@ -135,11 +136,13 @@ def test_a_groups_equal_prompts_are_run_once_and_give_what_single_ones_give(
     alone = []
     for slot in range(8):
         single = new_sampler(model, 1)
-        turns = [single.sample([text], [trie_of(model)], keys_of(8)[[slot]], t) for t, text in enumerate(prompts[:2])]
+        turns = [sample(single, [text], [trie_of(model)], keys_of(8)[[slot]], t) for t, text in enumerate(prompts[:2])]
         alone.append([drawn(drafts)[0] for drafts in turns] if slot < 4 else None)
     shapes = recorded_passes(monkeypatch)
     sampler = new_sampler(model, 8)
-    turns = [drawn(sampler.sample(texts, [trie_of(model)] * 8, keys_of(8), t)) for t, texts in enumerate([prompts] * 2)]
+    turns = [
+        drawn(sample(sampler, texts, [trie_of(model)] * 8, keys_of(8), t)) for t, texts in enumerate([prompts] * 2)
+    ]
     assert shapes[0] == (2, max(map(len, prompts))), "eight slots, two different prompts"
     for slot in range(4):
         for turn, expected in enumerate(alone[slot] or []):
@@ -149,24 +152,24 @@ def test_a_groups_equal_prompts_are_run_once_and_give_what_single_ones_give(
 
 def test_a_slot_that_rests_from_the_start_is_no_obstacle(model: LanguageModel) -> None:
     sampler, text = new_sampler(model, 3), prompt(model, PARTS[2])
-    first = sampler.sample([text, None, text], [trie_of(model)] * 3, keys_of(3), 0)
+    first = sample(sampler, [text, None, text], [trie_of(model)] * 3, keys_of(3), 0)
     assert first[1] is None
     assert sampler.length(1) == 0
-    late = drawn(sampler.sample([text] * 3, [trie_of(model)] * 3, keys_of(3), 1))[1]
+    late = drawn(sample(sampler, [text] * 3, [trie_of(model)] * 3, keys_of(3), 1))[1]
     assert np.allclose(late.logprobs, full_pass(model, text, late), atol=1e-4)
 
 
 def test_where_all_rest_nothing_is_run(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = recorded_passes(monkeypatch)
     sampler = new_sampler(model, 2)
-    assert sampler.sample([None, None], [None, None], keys_of(2), 0) == [None, None]
+    assert sample(sampler, [None, None], [None, None], keys_of(2), 0) == [None, None]
     assert shapes == []
 
 
 def test_a_restricted_response_is_one_of_the_commands_and_the_closing_mark(model: LanguageModel) -> None:
     tries = [trie_of(model, COMMANDS[first : first + 3]) for first in range(6)] * 20
     sampler = new_sampler(model, 120, temperature=2.0)
-    drafts = drawn(sampler.sample([prompt(model, PARTS[0])] * 120, tries, keys_of(120), 0))
+    drafts = drawn(sample(sampler, [prompt(model, PARTS[0])] * 120, tries, keys_of(120), 0))
     for number, draft in enumerate(drafts):
         listed = COMMANDS[number % 6 : number % 6 + 3]
         assert tuple(draft.token_ids) in {action_ids(model.codec, command) for command in listed}
@@ -195,7 +198,7 @@ def test_frequencies_are_those_of_the_restricted_distribution(model: LanguageMod
     counts: Counter[str] = Counter()
     for update in range(5):
         sampler = new_sampler(model, 600, temperature=1.5)
-        drafts = drawn(sampler.sample([text] * 600, [root] * 600, keys_of(600, update), 0))
+        drafts = drawn(sample(sampler, [text] * 600, [root] * 600, keys_of(600, update), 0))
         counts.update(model.codec.decode(draft.token_ids) for draft in drafts)
     assert set(counts) <= set(COMMANDS)
     assert min(expected.values()) * 3000 > 5, "enough of each for the chi-square distribution to hold"
@@ -211,7 +214,7 @@ def test_free_frequencies_are_those_of_the_whole_distribution(model: LanguageMod
     tokens = []
     for update in range(5):
         sampler = new_sampler(model, 600, temperature=0.7, most=1)
-        drafts = drawn(sampler.sample([text] * 600, [None] * 600, keys_of(600, update), 0))
+        drafts = drawn(sample(sampler, [text] * 600, [None] * 600, keys_of(600, update), 0))
         tokens += [draft.token_ids[0] for draft in drafts]
     order = np.argsort(-expected)
     edges = np.searchsorted(expected[order].cumsum(), np.linspace(0.1, 0.9, 9)) + 1  # ten bins of like mass
@@ -229,7 +232,7 @@ def played(model: LanguageModel, members: Sequence[int], *, free: bool = False) 
     for turn in range(2):
         prompts = [prompt(model, *PARTS[: 1 + (m + turn) % 4]) for m in members]
         tries = [None if free else trie_of(model, COMMANDS[m % 4 :]) for m in members]
-        for member, draft in zip(members, drawn(sampler.sample(prompts, tries, keys, turn)), strict=True):
+        for member, draft in zip(members, drawn(sample(sampler, prompts, tries, keys, turn)), strict=True):
             result[member].append(draft)
     return result
 
@@ -255,7 +258,7 @@ def test_the_same_batch_is_the_same_bit_for_bit(model: LanguageModel) -> None:
 def test_other_turns_and_keys_draw_other_numbers(model: LanguageModel) -> None:
     def responses(update: int, turn: int) -> list[list[int]]:
         sampler, text = new_sampler(model, 40, temperature=3.0), prompt(model, PARTS[0])
-        drafts = drawn(sampler.sample([text] * 40, [trie_of(model)] * 40, keys_of(40, update), turn))
+        drafts = drawn(sample(sampler, [text] * 40, [trie_of(model)] * 40, keys_of(40, update), turn))
         return [draft.token_ids for draft in drafts]
 
     first = responses(0, 0)
@@ -268,7 +271,7 @@ def test_other_turns_and_keys_draw_other_numbers(model: LanguageModel) -> None:
 def test_temperature_zero_takes_the_most_likely_token(model: LanguageModel, restricted: bool) -> None:
     sampler, before = new_sampler(model, 1, temperature=0.0, most=6), list(prompt(model, PARTS[2]))
     trie = trie_of(model) if restricted else None
-    (draft,) = drawn(sampler.sample([before], [trie], keys_of(1), 0))
+    (draft,) = drawn(sample(sampler, [before], [trie], keys_of(1), 0))
     assert np.allclose(draft.logprobs, full_pass(model, before, draft), atol=1e-4), "as at temperature 1"
     for token, allowed in zip(draft.token_ids, draft.allowed, strict=True):
         with torch.no_grad():
@@ -280,7 +283,7 @@ def test_temperature_zero_takes_the_most_likely_token(model: LanguageModel, rest
 
 def test_a_free_response_ends_with_the_closing_mark_or_at_its_longest(model: LanguageModel) -> None:
     sampler, end = new_sampler(model, 300, temperature=1.5, most=5), model.codec.marks["end"]
-    drafts = drawn(sampler.sample([prompt(model, PARTS[0])] * 300, [None] * 300, keys_of(300), 0))
+    drafts = drawn(sample(sampler, [prompt(model, PARTS[0])] * 300, [None] * 300, keys_of(300), 0))
     for draft in drafts:
         assert len(draft.token_ids) == 5 or draft.token_ids[-1] == end
         assert len(draft.token_ids) <= 5
@@ -295,7 +298,7 @@ def test_other_stops_end_a_free_response_too(model: LanguageModel) -> None:
 
     def greedy(stops: frozenset[int]) -> list[int]:
         sampler = SlotSampler(model, 1, 0.0, 8, stops)
-        return drawn(sampler.sample([text], [None], keys_of(1), 0))[0].token_ids
+        return drawn(sample(sampler, [text], [None], keys_of(1), 0))[0].token_ids
 
     whole = greedy(frozenset())
     assert len(whole) == 8
@@ -306,7 +309,7 @@ def test_other_stops_end_a_free_response_too(model: LanguageModel) -> None:
 def test_free_and_restricted_slots_live_side_by_side(model: LanguageModel) -> None:
     sampler, text = new_sampler(model, 6, most=4), prompt(model, PARTS[0])
     tries = [trie_of(model) if slot % 2 else None for slot in range(6)]
-    for slot, draft in enumerate(drawn(sampler.sample([text] * 6, tries, keys_of(6), 0))):
+    for slot, draft in enumerate(drawn(sample(sampler, [text] * 6, tries, keys_of(6), 0))):
         assert all((allowed is None) == (slot % 2 == 0) for allowed in draft.allowed)
         assert np.allclose(draft.logprobs, full_pass(model, text, draft), atol=1e-4)
 
@@ -314,7 +317,7 @@ def test_free_and_restricted_slots_live_side_by_side(model: LanguageModel) -> No
 def test_a_command_that_begins_another_can_be_meant(model: LanguageModel) -> None:
     sampler = new_sampler(model, 60, temperature=3.0)
     trie = trie_of(model, ("look", "look around"))
-    drafts = drawn(sampler.sample([prompt(model, PARTS[0])] * 60, [trie] * 60, keys_of(60), 0))
+    drafts = drawn(sample(sampler, [prompt(model, PARTS[0])] * 60, [trie] * 60, keys_of(60), 0))
     assert {model.codec.decode(draft.token_ids) for draft in drafts} == {"look", "look around"}
     assert all(draft.token_ids[-1] == model.codec.marks["end"] for draft in drafts)
 
@@ -323,7 +326,7 @@ def test_tokens_without_a_choice_cost_no_pass(model: LanguageModel, monkeypatch:
     shapes = recorded_passes(monkeypatch)
     sampler, text = new_sampler(model, 2), prompt(model, PARTS[0])
     trie = trie_of(model, ("take cup 2 from shelf 1",))
-    drafts = drawn(sampler.sample([text] * 2, [trie] * 2, keys_of(2), 0))
+    drafts = drawn(sample(sampler, [text] * 2, [trie] * 2, keys_of(2), 0))
     assert shapes == [(1, len(text))], "one pass, over the prompt that both share"
     for draft in drafts:
         assert tuple(draft.token_ids) == action_ids(model.codec, "take cup 2 from shelf 1")
@@ -336,10 +339,10 @@ def test_closed_responses_wait_for_the_next_observation(model: LanguageModel, mo
     tries = [trie_of(model) if slot == 0 else trie_of(model, ("look",)) for slot in range(12)]
     sampler, prompts = new_sampler(model, 12), [prompt(model, PARTS[slot % 2]) for slot in range(12)]
     shapes = recorded_passes(monkeypatch)
-    drafts = drawn(sampler.sample(prompts, tries, keys_of(12), 0))
+    drafts = drawn(sample(sampler, prompts, tries, keys_of(12), 0))
     assert shapes[0][0] == 2
     assert [rows for rows, _ in shapes[1:]] == [1] * (len(shapes) - 1)
-    again = drawn(sampler.sample(prompts, tries, keys_of(12), 1))
+    again = drawn(sample(sampler, prompts, tries, keys_of(12), 1))
     for slot in range(12):
         before = [*prompts[slot], *drafts[slot].token_ids, *prompts[slot]]
         assert np.allclose(again[slot].logprobs, full_pass(model, before, again[slot]), atol=1e-4)
@@ -350,10 +353,10 @@ def test_a_long_chunk_among_short_ones_is_not_what_all_are_padded_to(
 ) -> None:
     sampler = new_sampler(model, 16)
     texts = [prompt(model, PARTS[1])] * 16
-    first = drawn(sampler.sample(texts, [trie_of(model)] * 16, keys_of(16), 0))
+    first = drawn(sample(sampler, texts, [trie_of(model)] * 16, keys_of(16), 0))
     shapes, second = recorded_passes(monkeypatch), list(texts)
     second[5] = prompt(model, *[PARTS[2]] * 9)
-    drafts = drawn(sampler.sample(second, [trie_of(model, ("look",))] * 8 + [trie_of(model)] * 8, keys_of(16), 1))
+    drafts = drawn(sample(sampler, second, [trie_of(model, ("look",))] * 8 + [trie_of(model)] * 8, keys_of(16), 1))
     assert sum(rows * columns for rows, columns in shapes[:2]) < 16 * len(second[5]) / 2
     for slot in range(8, 16):
         before = [*texts[slot], *first[slot].token_ids, *second[slot]]
@@ -435,7 +438,7 @@ def test_what_can_follow_in_the_same_way_is_one_node(model: LanguageModel) -> No
 def test_a_drawn_response_follows_the_template(model: LanguageModel) -> None:
     sampler, commands = new_sampler(model, 6), commands_of(model)
     offered = Observation("", ("look",), templates=(SEARCH,))
-    drafts = drawn(sampler.sample([prompt(model, "x")] * 6, [commands.trie(offered)] * 6, keys_of(6), 0))
+    drafts = drawn(sample(sampler, [prompt(model, "x")] * 6, [commands.trie(offered)] * 6, keys_of(6), 0))
     for draft in drafts:
         text = model.codec.decode(draft.token_ids[:-1])
         assert offered.accepts(text), text

@@ -24,7 +24,7 @@ from envrl.rollout import slot_sampler as module
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
 from envrl.types import Observation, Step, StopReason, Task, Trajectory
 from frail import Frail
-from playing import play_model
+from playing import play_model, sample
 
 STEPS = 6
 SETTINGS = PlaySettings(max_steps=STEPS, temperature=1.0, response_tokens=5)
@@ -183,7 +183,7 @@ def test_free_responses_do_not_wait_for_the_longest(models: dict[str, LanguageMo
         sampler.ask(1, prompt, {7: {8: {}}}, 1, turn)
         assert sorted(sampler.run(1)) == [1]
     (left,) = sampler.run().values()
-    alone = module.SlotSampler(model, 1, 1.0, 40, {-1}).sample([prompt], [None], np.zeros(1, dtype=np.uint64), 0)[0]
+    alone = sample(module.SlotSampler(model, 1, 1.0, 40, {-1}), [prompt], [None], np.zeros(1, dtype=np.uint64), 0)[0]
     assert alone is not None
     assert left.token_ids == alone.token_ids
     assert np.allclose(left.logprobs, alone.logprobs, atol=1e-5)

@@ -247,6 +247,19 @@ def test_a_start_is_shared_by_a_model_of_two_names(tmp_path: Path, monkeypatch: 
         assert shared_evaluations(config) == shared
 
 
+@pytest.mark.parametrize(("probe", "shared"), [(0, True), (4, False)])
+def test_a_start_is_shared_whatever_a_run_asks_if_nothing_is_probed(tmp_path: Path, probe: int, shared: bool) -> None:
+    (tmp_path / "config.toml").write_text(dump_config(tiny(eval={"probe_episodes": probe})))
+    record = {"stage": "rl", "update": 0, "split": "valid", "seconds": {"total": 7.0}}
+    (tmp_path / "eval.jsonl").write_text(json.dumps(record) + "\n")
+    config = tiny(
+        eval={"probe_episodes": probe},
+        auxiliary={"inverse": {"weight": 0.1, "choices": True}},
+        warm_start={"path": str(tmp_path / "warm_start")},
+    )
+    assert bool(shared_evaluations(config)) == shared
+
+
 ROLLOUTS = [
     {"repeat_task": repeated, "show_admissible": shown} for repeated in (False, True) for shown in (False, True)
 ] + [{"layout": "steps"}]

@@ -104,7 +104,12 @@ def sampler_of(model: LanguageModel, config: Config) -> Sampler:
 
 
 def policy_of(model: LanguageModel, config: Config, renderer: Renderer) -> Policy:
-    """Return the recipe's policy: this model's sampler with this renderer."""
+    """Return the recipe's policy: this model's sampler with this renderer, or a copy's if it plays ahead."""
     from envrl.rollout.policy import Policy
 
+    if config.rollout.ahead:
+        from envrl.models.copies import sampling_copy
+
+        model = sampling_copy(model, config.rollout.precision, apart=True)
+        renderer = renderer_of(model, form_of(config))
     return Policy(renderer, sampler_of(model, config), model.codec)

@@ -316,7 +316,7 @@ def _import(file: Path, data: bytes, digest: str) -> list[Entry]:
         except SyntaxError as error:
             where = f"line {error.lineno}: " if error.lineno else ""
             raise UserError(f"the plug-in '{file}' is not Python ({where}{error.msg})") from error
-        except Exception as error:  # a user's file may raise anything
+        except (Exception, SystemExit) as error:  # a user's file may raise anything
             raise UserError(f"the plug-in '{file}' cannot be imported ({type(error).__name__}: {error})") from error
         finally:
             _LOADING.pop()

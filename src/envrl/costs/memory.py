@@ -138,13 +138,15 @@ def trainable(shape: Shape, lora_rank: int) -> int:
 def gathered_parts(shape: Shape, load: Load) -> dict[str, int]:
     """Return what of the shards is whole during a pass: embedding and output throughout, and two layers at a time.
 
-    Their gradients are whole until they are summed over the processes.
+    Gradients are whole, and once more as the copy that is summed over the processes, until the others have come so far:
+    those of embedding and output once (besides what `pass_parts` counts), and of three layers. A process that is ahead
+    of the others holds that much; one that waits for none holds less.
     """
     if not load.processes:
         return {}
     ends = shape.embedding_count * (1 if shape.tied else 2)
     layer = ceil((shape.parameters - ends) / shape.layers)
-    gradients = 0 if load.lora_rank else ends + layer
+    gradients = 0 if load.lora_rank else ends + 3 * layer
     return {"whole for a pass": FULL * (ends + 2 * layer + gradients)}
 
 
@@ -157,19 +159,20 @@ def pass_parts(shape: Shape, load: Load) -> dict[str, int]:
     At the loss there are the activations that all layers keep, and logits. In a layer's backward pass there are
     temporaries in place of logits, and with checkpointing all that this layer has made again. Where the last layer has
     little to do, its temporaries are those of norms, and the one before it has the others. At the very end there are
-    only the gradients of embedding and head, until they are added up.
+    only the gradients of embedding and head, until they are added up; in shards also the copies that are summed.
     """
     copied = shape.matrix_count // (shape.layers if load.checkpointing else 1)
     copies = {"bf16 copies": HALF * copied if load.bf16 else 0}
     kept, again = saved_bytes(shape, load)
     gone = _last_layer_bytes(shape, load) if spared_bytes(shape, load) else 0
     embedding = 0 if load.lora_rank else FULL * shape.embedding_count
-    held = embedding if shape.tied else 0
+    held = embedding if shape.tied or load.processes else 0
+    last = 3 if shape.tied else 4 if load.processes else 1
     moments = (
         {"activations": kept, "logits": logits_bytes(shape, load)},
         {"activations": kept, "temporary": load.micro_batch * 4 * FULL * shape.width * bool(gone) + held},
         {"activations": kept - gone + again, "temporary": temporary_bytes(shape, load) + held},
-        {"temporary": embedding * (3 if shape.tied else 1)},
+        {"temporary": embedding * last},
     )
     return copies | max(moments, key=lambda parts: sum(parts.values()))
 

@@ -91,7 +91,7 @@ class LocalEngine:
         old = self._logprobs(self.policy, name, rows, settings) if len(parts) > 1 else None
         reference = self._reference(name, rows, settings)
         # Between the optimiser steps of one update the weights belong to no update: only the first can be interrupted.
-        polls = [self.poll, *([_never] * (len(parts) - 1))]
+        polls = [self.poll, *([lambda: None] * (len(parts) - 1))]
         names = [name] if len(parts) == 1 else [f"{name}-step-{number}" for number in range(1, len(parts) + 1)]
         return _summary(
             [
@@ -151,10 +151,6 @@ def _order(seed: int, count: int, update: int, epoch: int, parts: int) -> np.nda
     if parts == 1:
         return np.arange(count)
     return np.random.Generator(np.random.PCG64(key_of(seed, update, epoch, "minibatches"))).permutation(count)
-
-
-def _never() -> None:
-    """A poll that never interrupts."""
 
 
 def _summary(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:

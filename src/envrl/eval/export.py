@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from envrl.errors import UserError
-from envrl.eval.evaluate import Target, find_target, with_base
+from envrl.eval.target import Target, find_target, with_base
 from envrl.models.checkpoints import MANIFEST, files_below, holds_adapter
 from envrl.progress import Reporter
 

@@ -21,10 +21,11 @@ from envrl.errors import UserError, suggest
 from envrl.eval.client import Endpoint
 from envrl.eval.contents import contents_sha256
 from envrl.eval.endpoint import evaluate_endpoint
-from envrl.eval.evaluate import Target, as_chat, check_splits, depends_on, evaluate_as, find_target, with_base
+from envrl.eval.evaluate import as_chat, check_splits, depends_on, evaluate_as
 from envrl.eval.prompts import endpoint_prompts
 from envrl.eval.record import Prompts, SoFar
 from envrl.eval.split import chosen_tasks
+from envrl.eval.target import Target, find_target, with_base
 from envrl.panels import VERSION, Asked, Outcome, Panel, PanelRecord
 from envrl.progress import Reporter
 from envrl.rendering.messages import MessageWriter

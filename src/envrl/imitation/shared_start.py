@@ -42,7 +42,7 @@ def shared_evaluations(config: Config) -> dict[str, dict[str, Any]]:
     differ = [k for k in config_differences(other, config) if k in _NEEDED or not k.startswith(_IDLE)]
     if (
         form_of(other) != form_of(config)
-        or not asks_alike(other, config)
+        or (config.eval.probe_episodes and not asks_alike(other, config))
         or [key for key in differ if key != "eval.split"]
     ):
         return {}

@@ -60,7 +60,7 @@ class _Slot:
 class SlotSampler:
     """Samples responses for many sequences at once, each in a slot of the cache.
 
-    An unrestricted response ends with one of `stops` (ids or sequences of ids) or after `max_tokens`. A token that the
+    An unrestricted response ends with one of `stops` or after `max_tokens`. A token that the
     trie fixes is taken without running the network. Each other token is sampled at `temperature` (0: the most likely
     token), from the `top_k` most likely choices (0: all), and of these from the fewest that hold `top_p` of their mass.
     """
@@ -71,7 +71,7 @@ class SlotSampler:
         slots: int,
         temperature: float,
         max_tokens: int,
-        stops: Collection[int | tuple[int, ...]],
+        stops: Collection[int],
         *,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -81,8 +81,7 @@ class SlotSampler:
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.max_tokens = max_tokens
         self._meter = meter or Meter()
-        sequences = [(stop,) if isinstance(stop, int) else stop for stop in stops]
-        self._stops = {last: [s for s in sequences if s[-1] == last] for last in {s[-1] for s in sequences}}
+        self._stops = frozenset(stops)
         weight = next(model.network.parameters())
         self._cache = SlotCache(model.network.config, slots, weight.dtype, weight.device)
         record = recorder(weight.device)
@@ -159,20 +158,6 @@ class SlotSampler:
             drafts = {number: self._slots[number].draft for number in waiting}
             closed |= {number: draft for number, draft in drafts.items() if draft is not None and not draft.open}
         return closed
-
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int] | None],
-        tries: Sequence[Node | None],
-        keys: NDArray[np.uint64],
-        turn: int,
-    ) -> list[Draft | None]:
-        """Ask every slot and sample all responses; a slot whose prompt is None is skipped."""
-        for slot, prompt in enumerate(prompts):
-            if prompt is not None:
-                self.ask(slot, prompt, tries[slot], int(keys[slot]), turn)
-        closed = self.run()
-        return [closed.get(slot) for slot in range(len(prompts))]
 
     @torch.no_grad()
     def _feed(self, waiting: list[int]) -> Tensor:
@@ -290,8 +275,7 @@ class SlotSampler:
             draft.node = draft.node[token]
             draft.open = bool(draft.node)
         else:
-            stopped = any(tuple(draft.token_ids[-len(stop) :]) == stop for stop in self._stops.get(token, ()))
-            draft.open = not stopped and len(draft.token_ids) < self.max_tokens
+            draft.open = token not in self._stops and len(draft.token_ids) < self.max_tokens
 
     @staticmethod
     def _numbers(slots: list[_Slot]) -> NDArray[np.float64]:

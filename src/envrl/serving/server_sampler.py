@@ -143,7 +143,8 @@ class ServerSampler:
         if temperature == 0 or request.settings.top_k or request.settings.top_p < 1.0:
             return  # nothing is learned from these: evaluation; or the distribution is narrowed
         ids = torch.tensor([[*request.prompt, *answer.token_ids]], device=self._model.device)
-        logits = self._model.network(input_ids=ids, use_cache=False).logits[0, len(request.prompt) - 1 : -1].float()
+        asked = len(answer.token_ids) + 1
+        logits = self._model.network(input_ids=ids, use_cache=False, logits_to_keep=asked).logits[0, :-1].float()
         ours = torch.log_softmax(logits / temperature, -1)
         drawn = torch.tensor(answer.token_ids, device=ours.device)
         theirs = torch.tensor(answer.logprobs, device=ours.device)

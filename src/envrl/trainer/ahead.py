@@ -1,8 +1,8 @@
-"""Play ahead of learning (`rollout.ahead`): while an update is learned from, the next ones are played in a thread.
+"""Play an update when it is due, or ahead (`rollout.ahead`): in a thread, while another one is learned from.
 
-Update n is played with the weights at the start of update n - ahead, whatever the speed of either side, so a run does
-not depend on timing, and resumes bit for bit. An update is played to its last episode before the next one begins: none
-is dropped or cut because it is long.
+Played ahead, update n has the weights at the start of update n - ahead, whatever the speed of either side, so a run
+does not depend on timing, and resumes bit for bit. An update is played to its last episode before the next one begins:
+none is dropped or cut because it is long.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from envrl.models.runtime import waiting
 from envrl.progress import Reporter
 from envrl.rollout.scheduler import RolloutStats
 from envrl.samples.store import from_json, to_json
+from envrl.trainer.record import Laps
 from envrl.trainer.rollouts import Played, Rollouts
 
 
@@ -49,6 +50,62 @@ class PlayedAhead:
     played: Played
     stats: RolloutStats
     seconds: float = 0.0
+
+
+class Player(Protocol):
+    """Plays the updates of a run, with weights that an engine publishes."""
+
+    def play(self, update: int, laps: Laps) -> Played:
+        """Return the episodes of an update, which is the one after that of the last call."""
+        ...
+
+    def state(self, update: int) -> dict[str, Any]:
+        """Return the state after an update that is done, as plain JSON; of a later one that was begun no trace."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        ...
+
+    def close(self) -> None:
+        """End what is under way."""
+        ...
+
+
+class PlayNow:
+    """Plays each update when it is due, with the weights at its start."""
+
+    def __init__(self, rollouts: Rollouts, engine: Engine) -> None:
+        self._rollouts, self._engine = rollouts, engine
+        self._update, self._before = 0, rollouts.tasks.state()
+
+    def play(self, update: int, laps: Laps) -> Played:
+        self._update, self._before = update, self._rollouts.tasks.state()
+        self._engine.publish(self._rollouts.policy.sampler, update)
+        return self._rollouts.play(update, laps.stats)
+
+    def state(self, update: int) -> dict[str, Any]:
+        return {"curriculum": self._before if update < self._update else self._rollouts.tasks.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._rollouts.tasks.load(state["curriculum"])
+
+    def close(self) -> None:
+        """Nothing is under way between two calls."""
+
+
+def player_of(
+    config: Config,
+    rollouts: Rollouts,
+    engine: Engine,
+    device: torch.device,
+    stop: Callable[[], None],
+    reporter: Reporter,
+) -> Player:
+    """Return the player of a recipe; it plays with `rollouts`."""
+    if config.rollout.ahead:
+        return PlayAhead(config, rollouts, engine, device, stop, reporter)
+    return PlayNow(rollouts, engine)
 
 
 class PlayAhead:
@@ -88,22 +145,23 @@ class PlayAhead:
 
         self._thread = ThreadPoolExecutor(1, "play", initializer=begin)
 
-    def play(self, update: int, stats: RolloutStats) -> PlayedAhead:
+    def play(self, update: int, laps: Laps) -> Played:
         """Return the episodes of an update, and begin to play the one that is `ahead` of it, if the run has it."""
         self._begin(update, update)
         found = self._wait(update, self._stop)
-        stats.mismatches += found.stats.mismatches
-        stats.replaced += found.stats.replaced
+        laps.stats.mismatches += found.stats.mismatches
+        laps.stats.replaced += found.stats.replaced
+        laps.add("ahead", found.seconds)
         self._begin(update, min(update + self._ahead, self._last))
-        return found
+        return found.played
 
     def state(self, update: int) -> dict[str, Any]:
-        """Return what is played ahead of an update that is done, and the curriculum's state, as plain JSON.
+        """Return what is played ahead, and the curriculum's state.
 
         It waits until all that has begun is played, since the weights that play it are not saved.
         """
         for number in [number for number in self._under_way if number > update]:
-            self._wait(number, lambda: None)
+            self._wait(number, lambda: None, "playing to its end what is saved with the run")
         ahead = {number: future.result() for number, future in self._under_way.items() if number > update}
         return {
             "curriculum": self._rollouts.tasks.state(),
@@ -111,7 +169,6 @@ class PlayAhead:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take back what `state` returned."""
         self._rollouts.tasks.load(state["curriculum"])
         for each in state["ahead"]:
             self._under_way[each["update"]] = future = Future()
@@ -142,9 +199,9 @@ class PlayAhead:
             played = self._rollouts.play(update, stats, snapshot.version)
         return PlayedAhead(played, stats, time.perf_counter() - began)
 
-    def _wait(self, update: int, stop: Callable[[], None]) -> PlayedAhead:
+    def _wait(self, update: int, stop: Callable[[], None], what: str = "playing") -> PlayedAhead:
         future = self._under_way[update]
-        with self._reporter.phase("playing", unit="episodes") as phase:
+        with self._reporter.phase(what, unit="episodes") as phase:
             while not wait([future], timeout=0.2).done:
                 stop()
                 if (inner := self._quiet.innermost) is not None:

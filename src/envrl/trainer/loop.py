@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 from envrl import ranks
 from envrl.batches.batch import build_batch
@@ -22,20 +21,18 @@ from envrl.errors import Interrupted, RunError
 from envrl.eval.trajectories import write_shown
 from envrl.files import JsonLines, NoLines
 from envrl.imitation.warm_start import FOLDER, Hooks, warm_start
-from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.runtime import give_back_memory, prepare_torch, reset_peak_memory
 from envrl.progress import Reporter
 from envrl.registry import find
-from envrl.rollout.policy import Policy
 from envrl.rollout.splitter import BatchSplitter
-from envrl.trainer.ahead import PlayAhead
+from envrl.trainer.ahead import player_of
 from envrl.trainer.evaluations import Evaluations
 from envrl.trainer.idle import IdleUpdates
 from envrl.trainer.record import Laps, UpdateLog, progress_figures
 from envrl.trainer.replaying import Replaying
-from envrl.trainer.rollouts import Played, Rollouts
+from envrl.trainer.rollouts import Rollouts
 from envrl.trainer.signals import StopRequest, stop_on_signals
 from envrl.trainer.start import check_alike, check_inputs, held_run, new_config, resumed_config
 from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, write_state
@@ -95,32 +92,26 @@ class Run:
             return self.folder
         if latest is None:
             state = fresh_state(self._start(), self.config)
-            state.components = self._components()
+            state.components = {"replay": self.replay.state()}
         else:
             with self.reporter.phase("loading the checkpoint"):
                 state = read_state(latest, self.config)
         self._make_ready(state)
         if latest is not None:
-            self._load(state)
+            self.replay.load(state.components["replay"])
+            self.player.load(state.components)
         try:
-            self._work(state)
+            try:
+                self._updates(state)
+            except Interrupted:
+                raise Interrupted(f"interrupted; saved {self._save(state)}: go on with --resume") from None
         except KeyboardInterrupt:  # a second Ctrl-C may come inside a step, so the state in memory is not valid
             raise Interrupted(f"interrupted; {self.folder} goes on from its last checkpoint with --resume") from None
         finally:
-            if self.ahead is not None:
-                self.ahead.close()
+            self.player.close()
             self.metrics.close()
             self.evals.close()
         return self.folder
-
-    def _work(self, state: RunState) -> None:
-        try:
-            self._updates(state)
-        except Interrupted:
-            if self.ahead is not None:
-                self.reporter.say("interrupted: what is played ahead is played to its end (Ctrl-C again: stop at once)")
-            path = self._save(state)
-            raise Interrupted(f"interrupted; saved {path}: go on with --resume") from None
 
     def _settled(self) -> Path | None:
         """Finish what a killed writer began; return the latest checkpoint."""
@@ -146,32 +137,22 @@ class Run:
     def _make_ready(self, state: RunState) -> None:
         """Make what an update needs, and take back what was written behind the state."""
         # Of several processes none leaves the others alone: they ask each other between two updates (`_updates`).
-        config, poll = self.config, self.stop.poll if ranks.count() == 1 else _never
+        config, poll = self.config, self.stop.poll if ranks.count() == 1 else lambda: None
         self.metrics, self.evals = self._lines("metrics.jsonl"), self._lines("eval.jsonl")
         self.metrics.truncate(state.metrics_offset)
         self.evals.truncate(state.eval_offset)
         self.renderer = renderer_of(state.model, form_of(config))
-        self.policy = self._policy(state.model)
+        self.policy = policy_of(state.model, config, self.renderer)
         shared = (self.policy, self.splitter, poll, self.reporter)
-        self.rollouts = Rollouts(config, self.make_env, self.tasks, *shared)
+        rollouts = Rollouts(config, self.make_env, self.tasks, *shared)
         self.evaluations = Evaluations(config, self.folder, self.make_env, self.renderer, *shared, self.evals)
         make_engine = find("engine", config.train.engine).target
         self.engine: Engine = make_engine(
             config, state.model, state.optimizer, self.folder, poll, self.reporter.say, **config.settings("engine")
         )
         self.engine.skips = state.skips
-        self.ahead = None
-        if config.rollout.ahead:
-            device = state.model.device
-            self.ahead = PlayAhead(config, self.rollouts, self.engine, device, poll, self.reporter)
+        self.player = player_of(config, rollouts, self.engine, state.model.device, poll, self.reporter)
         self.log = UpdateLog(config, self.metrics, self.renderer, self.splitter, self.engine, self.make_env.workers)
-
-    def _policy(self, model: LanguageModel) -> Policy:
-        """Return the policy of training and evaluation: the trained model's, or that of a copy which plays ahead."""
-        if not self.config.rollout.ahead:
-            return policy_of(model, self.config, self.renderer)
-        apart = sampling_copy(model, self.config.rollout.precision, apart=True)
-        return policy_of(apart, self.config, renderer_of(apart, form_of(self.config)))
 
     def _updates(self, state: RunState) -> None:
         updates = self.config.train.updates
@@ -196,7 +177,7 @@ class Run:
         number, laps = state.update + 1, Laps()
         reset_peak_memory(state.model.device)
         with laps.of("rollout"):
-            played = self._play(number, laps)
+            played = self.player.play(number, laps)
         with laps.of("rows"):
             groups = self.replay.mix(played.admitted, number)
             batch = build_batch(groups, self.config, self.renderer, number)
@@ -209,31 +190,8 @@ class Run:
                 write_shown(self.folder, number, played.groups, state.model, self.renderer, self.config, self.reporter)
         record = self.log.write(state, number, played, batch, figures, laps)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.engine.skips
-        state.evaluated, state.components = not self.evaluations.due(number), self._components()
+        state.evaluated, state.components = not self.evaluations.due(number), {"replay": self.replay.state()}
         return progress_figures(record)
-
-    def _play(self, number: int, laps: Laps) -> Played:
-        if self.ahead is None:
-            self.engine.publish(self.policy.sampler, number)
-            return self.rollouts.play(number, laps.stats)
-        found = self.ahead.play(number, laps.stats)
-        laps.add("ahead", found.seconds)
-        return found.played
-
-    def _components(self) -> dict[str, Any]:
-        """Return the states of curriculum and replay between two updates, so an interrupted update leaves no trace.
-
-        A curriculum that plans ahead is asked where the state is saved (`PlayAhead.state`).
-        """
-        replay = {"replay": self.replay.state()}
-        return replay if self.config.rollout.ahead else {"curriculum": self.tasks.state(), **replay}
-
-    def _load(self, state: RunState) -> None:
-        self.replay.load(state.components["replay"])
-        if self.ahead is not None:
-            self.ahead.load(state.components)
-        else:
-            self.tasks.load(state.components["curriculum"])
 
     def _evaluate(self, state: RunState) -> None:
         self.evals.truncate(state.eval_offset)
@@ -243,8 +201,7 @@ class Run:
 
     def _save(self, state: RunState) -> Path:
         self.metrics.sync()
-        if self.ahead is not None:
-            state.components |= self.ahead.state(state.update)
+        state.components |= self.player.state(state.update)
         moments = self.engine.state()
         if ranks.is_first():
             write_state(self.checkpoints, state, self.config.checkpoint.keep, moments)
@@ -252,7 +209,3 @@ class Run:
 
     def _lines(self, name: str) -> JsonLines:
         return JsonLines(self.folder / name) if ranks.is_first() else NoLines()
-
-
-def _never() -> None:
-    """Let nothing interrupt."""
