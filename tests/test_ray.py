@@ -268,6 +268,27 @@ def test_a_node_that_does_not_share_the_runs_storage_is_seen(tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_node_without_the_program_is_named(tmp_path: Path) -> None:
+    """What Ray 2.60 says there, shortened; and what it says of an actor that was lost."""
+    launcher = launcher_of(tmp_path, 2)
+    said = [
+        "The actor died because of an error raised in its creation task, ray::RankHost.__init__() (pid=1)\n    ^^^^\n"
+        "ModuleNotFoundError: No module named 'envrl'",
+        "The actor died unexpectedly before finishing this task.\n\tclass_name: RankHost",
+    ]
+
+    def get(futures: object, timeout: float) -> None:
+        raise ConnectionError(said.pop(0))
+
+    launcher._ray.get = get
+    with pytest.raises(
+        UserError, match=r"cannot start a process of the run \(ModuleNotFoundError: No module named 'env"
+    ):
+        launcher._get([])
+    with pytest.raises(ray_launch._Gone, match=r"^The actor died unexpectedly before finishing this task$"):
+        launcher._get([])
+
+
 def test_losses_in_vain_come_to_an_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Three in a row before anything is saved; what is saved in between has them counted anew."""
     launcher = launcher_of(tmp_path, 2)
@@ -315,7 +336,9 @@ def launcher_of(run: Path, count: int, patience: float = 5.0) -> Any:
         get=lambda futures, timeout: futures,
         nodes=lambda: [{"Alive": True}, {"Alive": False}],
         cluster_resources=lambda: {"CPU": 1.0},
-        exceptions=SimpleNamespace(RayActorError=OSError, GetTimeoutError=OSError),
+        exceptions=SimpleNamespace(
+            RayActorError=ConnectionError, ActorUnavailableError=ConnectionResetError, GetTimeoutError=TimeoutError
+        ),
     )
     return ray_launch._Launcher(ray, Job((), run, count, "cpu", patience), ray_launch._Stops())
 

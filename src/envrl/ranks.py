@@ -64,7 +64,7 @@ def joined(device: str, *, alone: bool = False) -> Iterator[None]:
         return
     dist: Any = import_module("torch.distributed")
     if device.startswith("cuda"):
-        import_module("torch").cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        _take_device(device)
     store = dist.HashStore() if expected() == 1 else None
     options: dict[str, Any] = {"store": store, "rank": 0, "world_size": 1} if store else {}
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
@@ -84,6 +84,17 @@ def joined(device: str, *, alone: bool = False) -> Iterator[None]:
     finally:
         _CHANNEL.__dict__.clear()
         dist.destroy_process_group()
+
+
+def _take_device(device: str) -> None:
+    """Have this process use the device of its place among those of its machine."""
+    cuda, place = import_module("torch").cuda, int(os.environ.get("LOCAL_RANK", "0"))
+    if place >= cuda.device_count():
+        raise UserError(
+            f"train.device = '{device}': process {place} of this machine needs a CUDA device of its own, and there are "
+            f"{cuda.device_count()}: start fewer processes, or set train.device = 'cpu'"
+        )
+    cuda.set_device(place)
 
 
 def gather(thing: T) -> list[T]:

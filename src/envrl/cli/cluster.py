@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Mapping
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import IO, Any
 
 from envrl.config.schema import Config
 from envrl.errors import UserError
@@ -44,15 +47,36 @@ def connected(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray: Any = import_module("ray")
     own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE} if address == "local" else {}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"--ray {address}: no Ray cluster answers of which this machine is a node ({said.rstrip('.')}); "
-            "'ray start' makes it one"
-        ) from error
+    with tempfile.TemporaryFile() as log:
+        try:
+            with _errors_to(log):  # where it fails, Ray prints a line a second
+                ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
+        except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            log.seek(0)
+            if b"InvalidAuthToken" in log.read() or isinstance(error, ray.exceptions.AuthenticationError):
+                raise UserError(
+                    f"the Ray cluster at {address} asks for a token: set RAY_AUTH_MODE=token, and have the cluster's "
+                    "in ~/.ray/auth_token"
+                ) from error
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"--ray {address}: no Ray cluster answers of which this machine is a node ({said.rstrip('.')}); "
+                "'ray start' makes it one"
+            ) from error
     return ray
+
+
+@contextmanager
+def _errors_to(file: IO[bytes]) -> Iterator[None]:
+    """Have what this process prints on standard error, its C++ part too, go to a file while the block runs."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _check_answers(address: str) -> None:

@@ -128,6 +128,8 @@ class _Launcher:
                 continue
             lost = status < 0 or status in _SAYS
             if self._stops.count and lost:
+                if status < 0:
+                    raise Interrupted(f"interrupted; {self._why}; what was saved before is kept")
                 return 130
             if not lost:
                 return status
@@ -279,13 +281,22 @@ class _Launcher:
         return ", ".join(some(*count) for count in counts)
 
     def _get(self, futures: Sequence[Any], seconds: float = GRACE) -> list[Any]:
-        """Return what actors answer; raises `_Gone` where one is lost, or silent for so long."""
+        """Return what actors answer; raises `_Gone` where one is lost, or silent for so long.
+
+        Raises `UserError` where a node could not make its actor, since it lacks the program.
+        """
         exceptions = self._ray.exceptions
         try:
             return self._ray.get(list(futures), timeout=seconds)
         except exceptions.RayActorError as error:
-            unavailable = isinstance(error, exceptions.ActorUnavailableError)
-            raise _Gone("it does not answer" if unavailable else _first_line(str(error))) from error
+            said = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+            if "creation task" in str(error):
+                raise UserError(
+                    f"a node of the cluster cannot start a process of the run ({said[-1]}): install this version of "
+                    "'envrl[ray]' on every node"
+                ) from error
+            unavailable = isinstance(error, exceptions.ActorUnavailableError) or not said
+            raise _Gone("it does not answer" if unavailable else said[0]) from error
         except exceptions.GetTimeoutError as error:
             raise _Gone(f"it gave no answer for {seconds:g} seconds") from error
 
@@ -296,10 +307,6 @@ def is_over(ends: Ends, count: int, now: float) -> bool:
     status = cause(failed) if failed else 0
     late = status not in (0, 130) and now > min(failed)[0] + GRACE
     return len(ends) == count or status < 0 or status == AGAIN or late
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip().rstrip(".") for line in text.splitlines() if line.strip()), "it said nothing")
 
 
 def _say(text: str) -> None:
