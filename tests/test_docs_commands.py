@@ -34,6 +34,8 @@ EXEMPT = {
     "envrl serve household": _SERVER,
     "envrl train household-demo --model.path Qwen/Qwen2.5-0.5B-Instruct --rollout.format action "
     "--rollout.repeat_task false --run runs/qwen-small": "downloads from the hub; test_hub.py trains on a small one",
+    "envrl train qwen2.5-1.5b-alfworld-grpo --run runs/vllm --rollout.sampler vllm --rollout.actions free "
+    "--train.device cuda": _CUDA,
     "envrl train qwen2.5-1.5b-alfworld-grpo --run runs/served --rollout.sampler server --rollout.server.folder "
     "/shared/weights --rollout.actions free --rollout.ahead 1": "needs a server; test_server_sampler.py has one",
     "envrl panel runs/demo": "plays 1,000 games; test_panel.py runs it on few",
