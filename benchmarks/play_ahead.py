@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from envrl.config.load import load_recipe, override
+from envrl.envs.household.sources import GeneratedGames
 from envrl.envs.household.world import Household
 from envrl.envs.registry import register_env
 from envrl.trainer.loop import train
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
-    register_env("slow-household", Slow)
+    register_env("slow-household", lambda: Slow(GeneratedGames()))
     for world in ("slow-household", "household"):
         found: dict[int, list[dict[str, float]]] = defaultdict(list)
         with tempfile.TemporaryDirectory() as folder:

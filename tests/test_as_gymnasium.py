@@ -12,6 +12,7 @@ import pytest
 import envrl
 from docs_blocks import runnable
 from envrl.errors import UserError
+from envrl.registry import KINDS
 from envrl.types import Observation, Step, Task
 
 gym = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'envrl[gymnasium]'")
@@ -54,8 +55,9 @@ def test_the_documented_example_runs() -> None:
 def test_every_world_has_an_id() -> None:
     from envrl.envs.registry import env_names
 
-    assert {f"envrl/{name}" for name in env_names()} <= set(gym.registry)
+    assert {f"envrl/{name}" for name in KINDS["env"].built_in} <= set(gym.registry), "as imported"
     assert set(register_worlds()) <= set(gym.registry)
+    assert {f"envrl/{name}" for name in env_names()} <= set(gym.registry), "and what was registered since"
 
 
 def test_it_is_the_world_step_by_step() -> None:

@@ -20,6 +20,7 @@ from warm import envrl
 
 _NAMED = "names a command; its arguments stand elsewhere"
 _CUDA = "needs a GPU"
+_CLUSTER = "starts a cluster, or needs one; test_ray.py runs over one"
 _SERVER = "serves until it is stopped; test_openenv.py talks to such servers"
 __all__ = ["example_folder"]  # a fixture of test_docs
 EXEMPT = {
@@ -34,8 +35,13 @@ EXEMPT = {
     "envrl serve household": _SERVER,
     "envrl train household-demo --model.path Qwen/Qwen2.5-0.5B-Instruct --rollout.format action "
     "--rollout.repeat_task false --run runs/qwen-small": "downloads from the hub; test_hub.py trains on a small one",
+    "envrl train qwen2.5-1.5b-alfworld-grpo --run runs/vllm --rollout.sampler vllm --rollout.actions free "
+    "--train.device cuda": _CUDA,
     "envrl train qwen2.5-1.5b-alfworld-grpo --run runs/served --rollout.sampler server --rollout.server.folder "
     "/shared/weights --rollout.actions free --rollout.ahead 1": "needs a server; test_server_sampler.py has one",
+    "envrl train household-demo --run runs/ray --ray local --processes 2": _CLUSTER,
+    "envrl train qwen2.5-1.5b-alfworld-grpo --run /runs/sixteen --ray auto --processes 16": _CLUSTER,
+    "envrl train qwen2.5-1.5b-alfworld-grpo --run runs/eight --ray local --processes 8 --train.device cuda": _CUDA,
     "envrl panel runs/demo": "plays 1,000 games; test_panel.py runs it on few",
     "envrl panel runs/demo alfworld": "plays 274 games; test_panel.py runs it on few",
     "envrl bench rollout qwen2.5-1.5b-alfworld-grpo --env.name household --shape qwen2.5-1.5b --train.device cuda "

@@ -11,11 +11,12 @@ import pytest
 
 from boxes import Boxes, grouped, tiny
 from chat_models import save_chat_model
+from envrl.config.idle import idle_settings
 from envrl.config.load import load_recipe
 from envrl.config.recipes_index import recipe_names
 from envrl.envs.registry import register_env
 from envrl.progress import Reporter
-from envrl.trainer.idle import IdleUpdates, idle_settings
+from envrl.trainer.idle import IdleUpdates
 from envrl.trainer.loop import train
 from envrl.types import Action, Observation, Step, StopReason, Trajectory, TrajectoryGroup, Transition
 

@@ -189,13 +189,13 @@ def test_a_users_mistake_is_a_sentence(
     poll: Callable[[list[int]], dict[int, Any]], error: type[Exception], words: str, models: dict[str, LanguageModel]
 ) -> None:
     model, stats = models["lfm2"], RolloutStats()
-    sampler = GuardedSampler(Entry("sampler", "mine", Faulty), Faulty(poll))
+    sampler = GuardedSampler(Entry("sampler", "mine", Faulty), Faulty(poll), model)
     policy = Policy(renderer_of(model, Form()), sampler, model.codec)
     settings = PlaySettings(max_steps=3, temperature=1.0)
     with pytest.raises(error, match=words):
         play_episodes(policy, Boxes, Boxes().tasks("train")[:2], [0, 0], settings, seed=0, stats=stats)
 
 
-def test_what_is_no_sampler_is_refused_at_once() -> None:
+def test_what_is_no_sampler_is_refused_at_once(models: dict[str, LanguageModel]) -> None:
     with pytest.raises(UserError, match=r"the sampler 'mine' has no submit\(\): it gives a dict"):
-        GuardedSampler(Entry("sampler", "mine", dict), {})  # type: ignore[arg-type]
+        GuardedSampler(Entry("sampler", "mine", dict), {}, models["qwen2"])  # type: ignore[arg-type]

@@ -1,17 +1,23 @@
-"""A run whose episodes are played by an inference server: token-exact, or refused."""
+"""A run whose episodes an inference server plays, or vLLM in this process: token-exact, or refused."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import envrl.serving.server_sampler as server_sampler
+import vllm_stand_in
 from boxes import register, tiny
 from envrl.cli.main import main
 from envrl.config.load import dump_config, override
 from envrl.config.schema import Config
+from envrl.serving import sampler
 from inference_server import inference_server
 from test_curriculum import lines
 
@@ -21,6 +27,7 @@ def recipe(address: str, folder: Path, **settings: Any) -> Config:
         rollout={"sampler": "server", "actions": "free"} | settings.pop("rollout", {}),
         train={"updates": 3, "threads": 1, "learning_rate": 3e-3, "epochs": 2},
         objective={"idle_rows": "count"},
+        auxiliary={"state": {"weight": 1.0}},  # weights change in every update, whatever the policy learns
         eval={"every": 0, "final": 2, "free_episodes": 0, "probe_episodes": 0},
         checkpoint={"every": 1},
     )
@@ -72,7 +79,7 @@ def test_asked_again_it_draws_the_same(tmp_path: Path) -> None:
         ("logprobs", "gives no log-probs: start it with 'VLLM_SERVER_DEV_MODE=1 vllm serve"),
         ("prompt", "changes the prompt's tokens, so what it answers cannot be learned from"),
         ("own stop", "which is no end of a response for the prompt format"),
-        ("raw log-probs", "gives other log-probs than the model in"),
+        ("raw log-probs", "gives other log-probs than the trained model has"),
         ("never loads", "holds another model, did not read the new weights"),
     ],
 )
@@ -127,3 +134,57 @@ def test_a_server_that_dies_ends_the_run_with_a_sentence(
         assert run(tmp_path, config) == 1
     assert "tried 4 times, failed (status 503)" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoints" / "latest").is_dir()
+
+
+# vLLM in the trainer's process, as far as it can be tried without a GPU: a stand-in with its names and signatures
+
+
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setitem(sys.modules, "vllm", vllm_stand_in)
+    monkeypatch.setattr(sampler.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setattr(vllm_stand_in.LLM, "made", [])
+    return vllm_stand_in
+
+
+def with_vllm(memory: float = 0.5, **settings: Any) -> Config:
+    config = recipe("", Path(), **settings)
+    owned = {name: value for name, value in config.owned.items() if not name.startswith("rollout.")}
+    owned |= {"rollout.vllm.memory": memory}
+    return replace(config, rollout=replace(config.rollout, sampler="vllm"), owned=owned)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_vllm_plays_with_weights_from_memory(tmp_path: Path, vllm: Any, ahead: int) -> None:
+    assert run(tmp_path, with_vllm(rollout={"ahead": ahead})) == 0
+    (engine,) = vllm.LLM.made
+    assert (engine.loads, engine.resets) == (5, 5)
+    assert not engine.llm_engine.requests
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    metrics = lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["train/token_mismatches"] for line in metrics] == [0, 0, 0]
+    for line in metrics[:1] if ahead else metrics:
+        assert 0.0 < line["sampler_mismatch_max"] < 2e-3
+
+
+def test_weights_that_vllm_does_not_take_are_noticed(
+    tmp_path: Path, vllm: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(vllm.LLM, "deaf", True)
+    assert run(tmp_path, with_vllm()) == 2
+    assert "vLLM gives other log-probs than the trained model has" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("vllm")
+def test_what_vllm_raises_at_its_start_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, with_vllm(memory=0.95)) == 2
+    assert "vLLM cannot be started (ValueError: Free memory on device is less than" in capsys.readouterr().err
+
+
+def test_without_vllm_nothing_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if importlib.util.find_spec("vllm"):
+        pytest.skip("vLLM is installed")
+    assert run(tmp_path, with_vllm()) == 2
+    assert "rollout.sampler = 'vllm' needs the package 'vllm' and a GPU" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

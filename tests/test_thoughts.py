@@ -319,9 +319,10 @@ def test_template_arguments_and_a_system_message_are_the_runs(
         ChatTemplate, "encode", lambda self, text: asked.append(text) or self.codec.encode_special(text)
     )
     evaluate(run, split="valid_b", episodes=1)
-    assert len(asked) > 10
-    assert all(text.startswith("<|im_start|>system\nYou open boxes.<|im_end|>") for text in asked[4:])
-    assert all(text.endswith("assistant\n<think>\n\n</think>\n\n") for text in asked[4:])
+    asked = [text for text in asked if "find the" in text]  # of episodes: the template is tried with texts of its own
+    assert len(asked) > 5
+    assert all(text.startswith("<|im_start|>system\nYou open boxes.<|im_end|>") for text in asked)
+    assert all(text.endswith("assistant\n<think>\n\n</think>\n\n") for text in asked)
 
 
 def test_command_line_and_recipe_say_template_arguments(

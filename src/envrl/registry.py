@@ -126,6 +126,7 @@ KINDS = {
             "own": "envrl.rollout.sampler:own",
             "endpoint": "envrl.eval.endpoint_sampler:EndpointSampler",
             "server": "envrl.serving.sampler:server",
+            "vllm": "envrl.serving.sampler:vllm",
         },
     ),
     "replay": Kind(

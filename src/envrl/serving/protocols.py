@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from envrl.rollout.sampler import Request
+from envrl.serving.exact import Answer
 
 Call = tuple[str, dict[str, Any]]
 """A path of the server, and the JSON to post there."""
@@ -18,16 +19,6 @@ Call = tuple[str, dict[str, Any]]
 
 class Missing(Exception):
     """The server's answer lacks something, which the message names."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A response in tokens; `stopped`: it ended by itself, with its last token. `prompt`: the server's, if it says."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    stopped: bool
-    prompt: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The sampler `server` as recipes know it: its settings, and what is checked of them before a run begins."""
+"""The samplers `server` and `vllm` as recipes know them: settings, and what is checked before a run begins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from envrl.errors import UserError
-from envrl.ranges import AboveZero, Positive
+from envrl.ranges import AboveZero, Positive, Rate
 from envrl.registry import register
 from envrl.rollout.sampler import Sampler
 
@@ -47,3 +47,23 @@ def server(
     from envrl.serving.server_sampler import ServerSampler
 
     return ServerSampler(model, precision, address, kind, folder, concurrency, timeout)
+
+
+def check_vllm(**_: object) -> None:
+    """Raise `UserError` where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError("rollout.sampler = 'vllm' needs the package 'vllm' and a GPU: pip install 'envrl[vllm]'")
+
+
+@register("sampler", "vllm", restricts=False, check=check_vllm)
+def vllm(
+    model: LanguageModel,
+    precision: str,
+    *,
+    memory: Rate = 0.4,  # share of the device's memory for its weights and its keys and values
+    eager: bool = False,  # without CUDA graphs: it begins sooner and plays slower
+) -> Sampler:
+    """Return the sampler that plays with vLLM's engine in this process (docs/serving.md)."""
+    from envrl.serving.vllm_sampler import VllmSampler
+
+    return VllmSampler(model, precision, memory, eager)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
 from torch import Tensor
 
 from envrl import ranks
@@ -23,14 +22,10 @@ from envrl.models.copies import copy_weights, sampling_copy
 from envrl.models.load import LanguageModel, save_model
 from envrl.randomness import key_of
 from envrl.rollout.sampler import Request
-from envrl.serving.protocols import PROTOCOLS, Answer, Call, Missing
+from envrl.serving.exact import Answer, checked, compare
+from envrl.serving.protocols import PROTOCOLS, Call, Missing
 from envrl.types import Completion
 
-AGREE = 0.2
-"""Largest mean difference (nats a token) between the server's log-probs and the trainer's.
-
-bf16 beside fp32 is far below it, another model or another temperature far above.
-"""
 TRIES, PAUSE = 4, 0.5
 """Attempts at a call that the server does not take, and seconds before the second one; they double."""
 
@@ -113,48 +108,15 @@ class ServerSampler:
         except (Missing, TypeError, ValueError, LookupError, AttributeError) as error:
             what = str(error) if isinstance(error, Missing) else "what its answers are read for"
             raise UserError(f"{self._where} gives no {what}: start it with '{self._protocol.start}'") from error
-        return self._checked(request, answer)
-
-    def _checked(self, request: Request, answer: Answer) -> Answer:
-        """Return an answer that says of each token what is needed; raise `UserError` for any other."""
-        if len(answer.token_ids) != len(answer.logprobs) or not all(isinstance(x, float) for x in answer.logprobs):
-            raise UserError(f"{self._where} gives {len(answer.token_ids)} tokens and {len(answer.logprobs)} log-probs")
-        if answer.prompt is not None and answer.prompt != tuple(request.prompt):
-            raise UserError(f"{self._where} changes the prompt's tokens, so what it answers cannot be learned from")
-        if answer.stopped and answer.token_ids[-1] not in request.settings.stops:
-            raise UserError(
-                f"{self._where} ended a response with token {answer.token_ids[-1]}, which is no end of a response for "
-                "the prompt format: it has stop tokens of its own (generation_config.json)"
-            )
-        return answer
+        return checked(request, answer, self._where)
 
     def _completion(self, request: Request, answer: Answer | None) -> Completion | None:
         if answer is None:
             return None
         if not self._compared:
-            self._compare(request, answer)
+            compare(self._model, request, answer, self._where, f"start it with '{self._protocol.start}'")
             self._compared = True
-        return Completion(answer.token_ids, answer.logprobs, (None,) * len(answer.token_ids))
-
-    @torch.no_grad()
-    def _compare(self, request: Request, answer: Answer) -> None:
-        """Raise `UserError` where the answer's log-probs are not those of the model that was handed over."""
-        temperature = request.settings.temperature
-        if temperature == 0 or request.settings.top_k or request.settings.top_p < 1.0:
-            return  # nothing is learned from these: evaluation; or the distribution is narrowed
-        ids = torch.tensor([[*request.prompt, *answer.token_ids]], device=self._model.device)
-        asked = len(answer.token_ids) + 1
-        logits = self._model.network(input_ids=ids, use_cache=False, logits_to_keep=asked).logits[0, :-1].float()
-        ours = torch.log_softmax(logits / temperature, -1)
-        drawn = torch.tensor(answer.token_ids, device=ours.device)
-        theirs = torch.tensor(answer.logprobs, device=ours.device)
-        off = float((ours[torch.arange(len(drawn)), drawn] - theirs).abs().mean())
-        if off > AGREE:
-            raise UserError(
-                f"{self._where} gives other log-probs than the model in '{self._folder}' has ({off:.2g} nats a token "
-                f"apart at temperature {temperature:g}): it holds another model, did not read the new weights, or "
-                f"answers with log-probs of another distribution; start it with '{self._protocol.start}'"
-            )
+        return answer.completion
 
     @property
     def _where(self) -> str:

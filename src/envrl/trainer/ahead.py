@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ class Snapshot:
     version: int = 0
     weights: list[tuple[str, Tensor]] = field(default_factory=list)
 
+    @property
+    def device(self) -> torch.device:
+        return self.weights[0][1].device
+
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy the weights of a policy version."""
         self.version = version
@@ -52,26 +56,6 @@ class PlayedAhead:
     seconds: float = 0.0
 
 
-class Player(Protocol):
-    """Plays the updates of a run, with weights that an engine publishes."""
-
-    def play(self, update: int, laps: Laps) -> Played:
-        """Return the episodes of an update, which is the one after that of the last call."""
-        ...
-
-    def state(self, update: int) -> dict[str, Any]:
-        """Return the state after an update that is done, as plain JSON; of a later one that was begun no trace."""
-        ...
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take back what `state` returned."""
-        ...
-
-    def close(self) -> None:
-        """End what is under way."""
-        ...
-
-
 class PlayNow:
     """Plays each update when it is due, with the weights at its start."""
 
@@ -80,56 +64,38 @@ class PlayNow:
         self._update, self._before = 0, rollouts.tasks.state()
 
     def play(self, update: int, laps: Laps) -> Played:
+        """Return the episodes of an update, the one after that of the last call."""
         self._update, self._before = update, self._rollouts.tasks.state()
         self._engine.publish(self._rollouts.policy.sampler, update)
         return self._rollouts.play(update, laps.stats)
 
     def state(self, update: int) -> dict[str, Any]:
+        """Return the state after an update that is done, as plain JSON; of a later one that was begun no trace."""
         return {"curriculum": self._before if update < self._update else self._rollouts.tasks.state()}
 
     def load(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
         self._rollouts.tasks.load(state["curriculum"])
 
     def close(self) -> None:
         """Nothing is under way between two calls."""
 
 
-def player_of(
-    config: Config,
-    rollouts: Rollouts,
-    engine: Engine,
-    device: torch.device,
-    stop: Callable[[], None],
-    reporter: Reporter,
-) -> Player:
-    """Return the player of a recipe; it plays with `rollouts`."""
-    if config.rollout.ahead:
-        return PlayAhead(config, rollouts, engine, device, stop, reporter)
-    return PlayNow(rollouts, engine)
-
-
 class PlayAhead:
     """Plays `rollout.ahead` updates ahead, one after the other, with a policy that shares no weights with the trainer.
 
-    `stop` is called while the trainer waits, and may raise. `rollouts` and what it plays with belong to the thread
-    until `state` has returned.
+    Its methods are those of `PlayNow`. `stop` is called while the trainer waits, and may raise. `rollouts` and what it
+    plays with belong to the thread until `state` has returned.
     """
 
     def __init__(
-        self,
-        config: Config,
-        rollouts: Rollouts,
-        engine: Engine,
-        device: torch.device,
-        stop: Callable[[], None],
-        reporter: Reporter,
+        self, config: Config, rollouts: Rollouts, engine: Engine, stop: Callable[[], None], reporter: Reporter
     ) -> None:
         self._quiet = Reporter(silent=True)
         self._rollouts = replace(rollouts, poll=self._poll, reporter=self._quiet)
         self._engine, self._stop, self._reporter = engine, stop, reporter
         self._ahead, self._last = config.rollout.ahead, config.train.updates
         self._dtype = torch.bfloat16 if config.rollout.precision == "bf16" else None
-        self._device = device
         self._under_way: dict[int, Future[PlayedAhead]] = {}
         self._closed = False
         # Two sides with all threads each would wait for one another: they share them out.
@@ -139,8 +105,6 @@ class PlayAhead:
 
         def begin() -> None:
             torch.set_num_threads(max(1, threads // 2))
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
             join()
 
         self._thread = ThreadPoolExecutor(1, "play", initializer=begin)
@@ -160,9 +124,8 @@ class PlayAhead:
 
         It waits until all that has begun is played, since the weights that play it are not saved.
         """
-        for number in [number for number in self._under_way if number > update]:
-            self._wait(number, lambda: None, "playing to its end what is saved with the run")
-        ahead = {number: future.result() for number, future in self._under_way.items() if number > update}
+        what = "playing to its end what is saved with the run"
+        ahead = {n: self._wait(n, lambda: None, what) for n in self._under_way if n > update}
         return {
             "curriculum": self._rollouts.tasks.state(),
             "ahead": [_to_json(number, found) for number, found in sorted(ahead.items())],
@@ -186,14 +149,13 @@ class PlayAhead:
             if number not in self._under_way:
                 snapshot = Snapshot(self._dtype)
                 self._engine.publish(snapshot, update)
-                waiting(self._device)()
+                waiting(snapshot.device)()
                 self._under_way[number] = self._thread.submit(self._play, number, snapshot)
 
     def _play(self, update: int, snapshot: Snapshot) -> PlayedAhead:
         """Play an update with the weights of a snapshot; on a GPU beside the trainer's stream, not behind it."""
-        began, stats = time.perf_counter(), RolloutStats()
-        cuda = self._device.type == "cuda"
-        with torch.cuda.stream(torch.cuda.Stream(self._device)) if cuda else nullcontext():
+        began, stats, device = time.perf_counter(), RolloutStats(), snapshot.device
+        with torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext():
             self._rollouts.policy.sampler.load(snapshot.weights, snapshot.version)
             snapshot.weights.clear()
             played = self._rollouts.play(update, stats, snapshot.version)

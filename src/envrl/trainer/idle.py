@@ -1,51 +1,16 @@
-"""Warnings about settings without effect, and about updates in which the policy learns nothing from the returns."""
+"""Warnings about updates in which the policy learns nothing from the returns, or an auxiliary objective nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from envrl.config.schema import AuxiliaryConfig, Config
+from envrl.config.schema import Config
 from envrl.types import TrajectoryGroup, episodes_of
 
 LARGEST_SHARE = 0.25
 """Warn if more than this share of a placebo's targets equal the true ones."""
 PATIENCE = 3
 """After this many consecutive updates without a policy row, say why and what to do."""
-
-
-def idle_settings(config: Config) -> Iterator[str]:
-    """Yield a warning for every auxiliary objective of the recipe that has no effect."""
-    warm = config.warm_start
-    for stage, key in (("", "auxiliary"), ("warm_start", "warm_start.auxiliary")):
-        active = {each.name: each.common for each in config.auxiliaries(stage)}
-        tables = {name.removeprefix(f"{key}.").partition(".")[0] for name in config.owned if name.startswith(f"{key}.")}
-        for name in sorted(tables - active.keys()):
-            yield f"[{key}.{name}] has no effect, since {key}.{name}.weight = 0: give it a weight, or leave it out"
-        for name, common in active.items():
-            given = f"{key}.{name}.weight = {common.weight:g} has no effect, since"
-            if stage and (warm.path or not warm.demonstrations):
-                if not warm.path:
-                    yield f"{given} warm_start.demonstrations = 0"
-            elif not common.fraction:
-                yield f"{given} {key}.{name}.fraction = 0 leaves no rows: raise one, or set the other to 0"
-            elif not stage:
-                yield from _ended(config, name, common)
-
-
-def _ended(config: Config, name: str, common: AuxiliaryConfig) -> Iterator[str]:
-    """Yield a warning if an objective never takes part, or its schedule ends long before the run."""
-    updates = config.train.updates
-    length = common.schedule_updates or updates
-    if updates and common.every > updates:
-        yield (
-            f"auxiliary.{name}.weight = {common.weight:g} has no effect, since auxiliary.{name}.every = {common.every} "
-            f"is above train.updates = {updates}"
-        )
-    elif common.schedule != "constant" and length < updates / 2 and not common.floor:
-        yield (
-            f"auxiliary.{name}.weight = {common.weight:g} is 0 from update {length + 1} of {updates} on, since "
-            f"auxiliary.{name}.schedule_updates = {length}"
-        )
 
 
 class IdleUpdates:

@@ -27,7 +27,7 @@ from envrl.models.runtime import give_back_memory, prepare_torch, reset_peak_mem
 from envrl.progress import Reporter
 from envrl.registry import find
 from envrl.rollout.splitter import BatchSplitter
-from envrl.trainer.ahead import player_of
+from envrl.trainer.ahead import PlayAhead, PlayNow
 from envrl.trainer.evaluations import Evaluations
 from envrl.trainer.idle import IdleUpdates
 from envrl.trainer.record import Laps, UpdateLog, progress_figures
@@ -151,7 +151,9 @@ class Run:
             config, state.model, state.optimizer, self.folder, poll, self.reporter.say, **config.settings("engine")
         )
         self.engine.skips = state.skips
-        self.player = player_of(config, rollouts, self.engine, state.model.device, poll, self.reporter)
+        self.player: PlayNow | PlayAhead = PlayNow(rollouts, self.engine)
+        if config.rollout.ahead:
+            self.player = PlayAhead(config, rollouts, self.engine, poll, self.reporter)
         self.log = UpdateLog(config, self.metrics, self.renderer, self.splitter, self.engine, self.make_env.workers)
 
     def _updates(self, state: RunState) -> None:

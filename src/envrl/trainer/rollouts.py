@@ -68,8 +68,7 @@ class Rollouts:
     def _round(
         self, playing: Sequence[Playing], update: int, stats: RolloutStats, version: int | None
     ) -> list[TrajectoryGroup]:
-        settings = training_settings(self.config)
-        here = RolloutStats(clock=stats.clock)
+        settings, here = training_settings(self.config), RolloutStats(clock=stats.clock)
 
         def play(part: range) -> list[Trajectory]:
             some = [playing[mine[i]] for i in part]

@@ -17,6 +17,7 @@ import torch
 from envrl import ranks
 from envrl.batches.auxiliary import try_out
 from envrl.build import form_of, renderer_of
+from envrl.config.idle import idle_settings
 from envrl.config.load import config_differences, dump_config, load_recipe, load_run
 from envrl.config.schema import Config
 from envrl.engine.checkpoint import verify_checkpoint
@@ -38,7 +39,6 @@ from envrl.objective.policy import TOKEN_LOSSES
 from envrl.older import is_older
 from envrl.registry import find
 from envrl.rollout.scripts import attempt_script, random_script
-from envrl.trainer.idle import idle_settings
 from envrl.trainer.inputs import check_demonstrator, check_directory, check_names, pinned_model
 from envrl.trainer.replaying import Replaying
 from envrl.trainer.tasks import Tasks
