@@ -53,6 +53,7 @@ SLOW = {
         "pool",
         "processes",
         "qwen",
+        "ray",
         "real_model",
         "registry",
         "resume",
@@ -71,7 +72,18 @@ SLOW = {
 """Files that take more than some seconds: `make test-quick` leaves them out."""
 
 
-LONG = ["processes", "docs_commands", "real_model", "resume", "sharded", "golden", "training", "original", "graphs"]
+LONG = [
+    "processes",
+    "ray",
+    "docs_commands",
+    "real_model",
+    "resume",
+    "sharded",
+    "golden",
+    "training",
+    "original",
+    "graphs",
+]
 """Files of more than twenty seconds, which come first: one that came last would keep one process busy alone."""
 
 

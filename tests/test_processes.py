@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from envrl.cli.launch import _cause
+from envrl.cli.launch import OTHERS, cause
 from envrl.cli.main import main
 from envrl.models.checkpoints import verify_checkpoint
 from warm import envrl, together
@@ -153,10 +153,18 @@ def test_where_one_process_fails_the_run_has_its_status_and_sentence(tmp_path: P
 
 @pytest.mark.parametrize(
     ("ends", "status"),
-    [([(5, 1), (6, 2)], 2), ([(5, 1), (6, -9)], -9), ([(5, -15), (6, 1)], -15), ([(5, -15), (6, 2)], 2)],
+    [
+        ([(5, 1), (6, 2)], 2),
+        ([(5, 1), (6, -9)], -9),
+        ([(5, -15), (6, 1)], -15),
+        ([(5, -15), (6, 2)], 2),
+        ([(5, OTHERS), (6, 1)], 1),
+        ([(5, OTHERS), (6, -9)], -9),
+        ([(5, OTHERS), (6, OTHERS)], OTHERS),
+    ],
 )
 def test_the_status_is_that_of_the_process_that_failed(ends: list[tuple[int, int]], status: int) -> None:
-    assert _cause(ends) == status
+    assert cause(ends) == status
 
 
 SHORT_OF_MEMORY = """

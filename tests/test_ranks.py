@@ -51,3 +51,14 @@ def test_processes_that_cannot_find_each_other_are_refused(monkeypatch: pytest.M
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(UserError, match=r"MASTER_ADDR expected.*start them with torchrun"), ranks.joined("cpu"):
         pass
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with (
+        pytest.raises(UserError, match=r"process 1 .* needs a CUDA device of its own, and there are 1"),
+        ranks.joined("cuda"),
+    ):
+        pass

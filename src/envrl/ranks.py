@@ -24,6 +24,9 @@ BUDGET = "ENVRL_MICRO_BATCH_TOKENS"
 PATIENCE = timedelta(days=2)
 """How long one waits for the others: the first imitates alone. One that dies is seen at once, by its connection."""
 
+OTHERS_ENDED = "another process of the run has ended, so it cannot go on: go on with --resume"
+"""What a process says that has lost another one."""
+
 _LOST = ("gloo/transport", "remote process exited")
 """What gloo and NCCL say where the connection to another process is lost."""
 
@@ -61,7 +64,7 @@ def joined(device: str, *, alone: bool = False) -> Iterator[None]:
         return
     dist: Any = import_module("torch.distributed")
     if device.startswith("cuda"):
-        import_module("torch").cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        _take_device(device)
     store = dist.HashStore() if expected() == 1 else None
     options: dict[str, Any] = {"store": store, "rank": 0, "world_size": 1} if store else {}
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
@@ -77,10 +80,21 @@ def joined(device: str, *, alone: bool = False) -> Iterator[None]:
     except RuntimeError as error:
         if not any(mark in str(error) for mark in _LOST):
             raise
-        raise OthersEnded("another process of the run has ended, so it cannot go on: go on with --resume") from error
+        raise OthersEnded(OTHERS_ENDED) from error
     finally:
         _CHANNEL.__dict__.clear()
         dist.destroy_process_group()
+
+
+def _take_device(device: str) -> None:
+    """Have this process use the device of its place among those of its machine."""
+    cuda, place = import_module("torch").cuda, int(os.environ.get("LOCAL_RANK", "0"))
+    if place >= cuda.device_count():
+        raise UserError(
+            f"train.device = '{device}': process {place} of this machine needs a CUDA device of its own, and there are "
+            f"{cuda.device_count()}: start fewer processes, or set train.device = 'cpu'"
+        )
+    cuda.set_device(place)
 
 
 def gather(thing: T) -> list[T]:

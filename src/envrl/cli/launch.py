@@ -16,8 +16,11 @@ from envrl.processes import end_with
 
 AGAIN = 75
 """The status of a process whose memory ran out where less can be tried (EX_TEMPFAIL of BSD's sysexits)."""
-_LAUNCHER = "ENVRL_LAUNCHER"
-_PATIENCE = 3600
+OTHERS = 76
+"""The status of a process that has lost the others, and knows not why: where that is all, they lost each other."""
+LAUNCHER = "ENVRL_LAUNCHER"
+"""The environment variable with the id of the process that started this one."""
+PATIENCE = 3600
 """Seconds that the processes have for finishing an update and saving it, after which they are killed."""
 
 
@@ -27,7 +30,7 @@ def launch(arguments: Sequence[str], count: int, budget: int) -> int:
     Ctrl-C and SIGTERM are passed on to them: they stop together between two updates. Where one dies the others are
     ended. Where memory runs out in one, all of them go on from the last checkpoint with half the token `budget`.
     """
-    ours = {_LAUNCHER: str(os.getpid()), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    ours = {LAUNCHER: str(os.getpid()), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     while (status := _start(arguments, count, ours)) == AGAIN:
         budget //= 2
         ours[ranks.BUDGET] = str(budget)
@@ -48,7 +51,7 @@ def _start(arguments: Sequence[str], count: int, variables: Mapping[str, str]) -
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _silence()
-    newer: dict[str, Any] = {"shutdown_timeout": _PATIENCE}  # where torch has no such setting it is half a minute
+    newer: dict[str, Any] = {"shutdown_timeout": PATIENCE}  # where torch has no such setting it is half a minute
     known = {field.name for field in fields(LaunchConfig)}
     config = LaunchConfig(
         min_nodes=1,
@@ -66,10 +69,10 @@ def _start(arguments: Sequence[str], count: int, variables: Mapping[str, str]) -
     try:
         elastic_launch(config, sys.executable)("-m", "envrl", "train", *arguments)
     except ChildFailedError as error:
-        status = _cause([(failure.timestamp, failure.exitcode) for failure in error.failures.values()])
+        status = cause([(failure.timestamp, failure.exitcode) for failure in error.failures.values()])
         if status < 0:
             print(f"envrl: a process of the run was ended by signal {-status}; go on with --resume", file=sys.stderr)
-        return status if status > 0 else 1
+        return status if status > 0 and status != OTHERS else 1
     except SignalException:  # they were told, and have saved
         return 130
     finally:  # this process is none of them, and torch leaves variables and handlers of its own behind
@@ -88,22 +91,23 @@ def _silence() -> None:
                 logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _cause(ends: Sequence[tuple[int, int]]) -> int:
+def cause(ends: Sequence[tuple[float, int]]) -> int:
     """Return the status behind the (time, status) of processes that failed.
 
-    Those that lost the others (1), or were told to stop for it, may end before the one that failed.
+    Those that lost the others, or were told to stop for it, may end before the one that failed.
     """
-    return min(ends, key=lambda end: (end[1] in (1, -signal.SIGTERM), end[0]))[1]
+    unsure = {1: 1, -signal.SIGTERM: 1, OTHERS: 2}
+    return min(ends, key=lambda end: (unsure.get(end[1], 0), end[0]))[1]
 
 
 def was_launched() -> bool:
     """Return whether this process is one of `launch`."""
-    return _LAUNCHER in os.environ
+    return LAUNCHER in os.environ
 
 
 def end_with_launcher() -> None:
     """Have this process end with the one that launched it, where there is one."""
-    if parent := os.environ.get(_LAUNCHER):
+    if parent := os.environ.get(LAUNCHER):
         end_with(int(parent))
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from envrl import __version__, ranks
-from envrl.cli.launch import AGAIN, was_launched
+from envrl.cli.launch import AGAIN, OTHERS, was_launched
 from envrl.errors import Interrupted, MemoryShort, OthersEnded, RunError, UserError, suggest
 
 COMMANDS = {
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(error, FAILED)
         with suppress(KeyboardInterrupt):
             time.sleep(_LAST_WORDS)
-        return FAILED
+        return OTHERS if was_launched() else FAILED
     except MemoryShort as error:
         return AGAIN if was_launched() else _say(error, FAILED)
     except RunError as error:

@@ -1,4 +1,5 @@
-"""`envrl train RECIPE [--section.key value …] [--run DIR] [--resume] [--plugin FILE.py] [--quick] [--processes N]`"""
+"""`envrl train RECIPE [--section.key value …] [--run DIR] [--resume] [--plugin FILE.py] [--quick] [--processes N]
+[--ray ADDRESS|local [--ray-patience SECONDS]]`"""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envrl import ranks
-from envrl.cli.arguments import Parser, add_plugin, split_overrides, whole_number
+from envrl.cli.arguments import Parser, add_plugin, number, split_overrides, whole_number
+from envrl.cli.cluster import check_ray
 from envrl.cli.launch import check_count, end_with_launcher, launch, was_launched
+from envrl.cli.ray_launch import WAIT, launch_on_ray
 from envrl.config.check import check_processes, check_together
 from envrl.config.keys import KEYS
 from envrl.config.load import config_differences, flat_values, load_recipe, override
@@ -22,7 +25,8 @@ def run(arguments: Sequence[str]) -> int:
     parser = Parser(
         "train",
         "Train an agent by a recipe.",
-        usage="RECIPE [--section.key value ...] [--run DIR] [--resume] [--plugin FILE.py] [--quick] [--processes N]",
+        usage="RECIPE [--section.key value ...] [--run DIR] [--resume] [--plugin FILE.py] [--quick] [--processes N] "
+        "[--ray ADDRESS|local]",
         epilog="--section.key value sets a key of the recipe (docs/recipes.md has all of them); a list is written a,b",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of one that ships ('envrl recipes')")
@@ -32,15 +36,28 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--processes", metavar="N", type=whole_number, help="train in N processes of this machine (docs/scale.md)"
     )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS|local",
+        help="give the processes to a Ray cluster, and go on by itself where a node is lost (docs/scale.md)",
+    )
+    parser.add_argument(
+        "--ray-patience", metavar="SECONDS", type=number, help=f"how long to wait for lost nodes (default: {WAIT:g})"
+    )
     add_plugin(parser)
     overrides, rest = split_overrides(arguments, KEYS.keys() - {"quick", "plugins"})
     values = parser.parse(rest, also=[f"--{key}" for key in KEYS])
+    several = values.processes is not None or values.ray is not None
     if values.processes is not None:
         check_count(values.processes)
-        if "train.engine" not in dict(overrides):
-            overrides = [*overrides, ("train.engine", "sharded")]
+    if values.ray_patience is not None and values.ray is None:
+        raise UserError("--ray-patience is how long --ray waits: it does nothing without it")
+    if several and "train.engine" not in dict(overrides):
+        overrides = [*overrides, ("train.engine", "sharded")]
     config = load_recipe(values.recipe, overrides, values.plugin)
     check_processes(config, values.processes or ranks.expected())
+    if values.ray is not None:
+        check_ray(config)
     name = Path(values.recipe).stem
     if values.quick:
         full, config, name = config, _lowered(config, overrides), f"{name}-quick"
@@ -56,8 +73,11 @@ def run(arguments: Sequence[str]) -> int:
     if not values.resume:
         config = pinned_model(config)
 
+    if values.ray is not None:
+        patience = WAIT if values.ray_patience is None else values.ray_patience
+        return launch_on_ray(_of_one(arguments), directory, config, values.ray, values.processes, patience)
     if values.processes is not None:
-        return launch(_without_processes(arguments), values.processes, config.train.micro_batch_tokens)
+        return launch(_of_one(arguments), values.processes, config.train.micro_batch_tokens)
     end_with_launcher()
 
     from envrl.trainer.loop import train
@@ -66,12 +86,16 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _without_processes(arguments: Sequence[str]) -> list[str]:
-    """Return the command line that each of the processes has."""
-    left = [argument for argument in arguments if not argument.startswith("--processes=")]
-    while "--processes" in left:
-        place = left.index("--processes")
-        del left[place : place + 2]
+def _of_one(arguments: Sequence[str]) -> list[str]:
+    """Return the command line that each of several processes has."""
+    options = ("--processes", "--ray", "--ray-patience")
+    left: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument in options:
+            next(remaining, None)
+        elif argument.partition("=")[0] not in options:
+            left.append(argument)
     engine = any(argument.partition("=")[0] == "--train.engine" for argument in left)
     return left if engine else [*left, "--train.engine", "sharded"]
 
