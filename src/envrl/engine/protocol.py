@@ -50,7 +50,10 @@ class Engine(Protocol):
         ...
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return the optimiser's moments and step counts by name, whole, as `Optimizer.restore` takes them."""
+        """Return the optimiser's moments and step counts by name, whole, as `Optimizer.restore` takes them.
+
+        Of several processes, which all call this at the same point, the first gets them.
+        """
         ...
 
     def publish(self, sampler: TakesWeights, version: int) -> None:

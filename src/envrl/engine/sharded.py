@@ -157,8 +157,16 @@ class ShardedEngine:
         sampler.load(self.whole.named_parameters(), version)
 
     def state(self) -> dict[str, Tensor]:
-        """Return moments and step counts, whole; all processes call this at the same point."""
-        return {name: whole(value) for name, value in self._optimizer.tensors().items()}
+        """Return moments and step counts, whole and on the CPU, to the first of all processes; the others get none.
+
+        One is made whole at a time: together they would take 8 bytes a parameter on every device.
+        """
+        found: dict[str, Tensor] = {}
+        for name, value in self._optimizer.tensors().items():
+            tensor = whole(value)
+            if ranks.is_first():
+                found[name] = tensor.cpu()
+        return found
 
     @torch.no_grad()
     def _gather(self) -> None:
