@@ -101,6 +101,7 @@ def test_a_prompt_that_is_too_long_for_the_server_ends_its_episode(tmp_path: Pat
     ("keys", "said"),
     [
         ({"address": "http://127.0.0.1:9"}, "the server http://127.0.0.1:9 does not answer"),
+        ({"address": "http://local host:port"}, "the server http://local host:port does not answer (Invalid"),
         ({"address": "localhost:8000"}, "rollout.server.address is an address such as http://localhost:8000"),
         ({"folder": ""}, "rollout.server.folder names the folder in which the server finds new weights, and is empty"),
         ({"kind": "vlm"}, "rollout.server.kind"),

@@ -154,7 +154,7 @@ def served(address: str) -> str:
     try:
         answer = httpx.get(f"{_root(address)}/v1/models", timeout=30.0)
         return str(answer.raise_for_status().json()["data"][0]["id"])
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise UserError(f"{where} does not answer ({error or type(error).__name__}): is it running there?") from error
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{where} does not say which model it has (/v1/models): is the address right?") from error
