@@ -105,6 +105,7 @@ def test_a_prompt_that_is_too_long_for_the_server_ends_its_episode(tmp_path: Pat
         ({"address": "localhost:8000"}, "rollout.server.address is an address such as http://localhost:8000"),
         ({"folder": ""}, "rollout.server.folder names the folder in which the server finds new weights, and is empty"),
         ({"kind": "vlm"}, "rollout.server.kind"),
+        ({"model": {"lora_rank": 8}}, "rollout.sampler = 'server' takes whole weights, and no adapter yet"),
         ({"rollout": {"actions": "admissible"}}, "cannot restrict sampling to the admissible commands"),
     ],
 )
@@ -112,8 +113,9 @@ def test_what_is_wrong_is_said_before_anything_is_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: dict[str, Any], said: str
 ) -> None:
     with inference_server() as server:
-        overrides = [f"--rollout.server.{name}={value}" for name, value in keys.items() if name != "rollout"]
-        overrides += [f"--rollout.{name}={value}" for name, value in keys.get("rollout", {}).items()]
+        tables = {"rollout.server": {name: value for name, value in keys.items() if name not in ("model", "rollout")}}
+        tables |= {name: keys[name] for name in ("model", "rollout") if name in keys}
+        overrides = [f"--{table}.{name}={value}" for table, some in tables.items() for name, value in some.items()]
         assert run(tmp_path, recipe(server.address, tmp_path / "weights"), *overrides) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -28,7 +28,13 @@ def check_together(config: Config) -> None:
             f"the sampler '{config.rollout.sampler}' gives no log-probs, so nothing can be trained with it: 'envrl "
             "eval MODEL --base-url ADDRESS' plays with a model behind an endpoint"
         )
-    if config.rollout.actions != "free" and not find("sampler", config.rollout.sampler).traits.get("restricts", True):
+    sampler = find("sampler", config.rollout.sampler).traits
+    if config.model.lora_rank and not sampler.get("adapters", True):
+        raise UserError(
+            f"rollout.sampler = '{config.rollout.sampler}' takes whole weights, and no adapter yet: set "
+            "model.lora_rank = 0"
+        )
+    if config.rollout.actions != "free" and not sampler.get("restricts", True):
         raise UserError(
             f"rollout.sampler = '{config.rollout.sampler}' cannot restrict sampling to the admissible commands: set "
             "rollout.actions = 'free'"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from envrl.errors import UserError
+from envrl.models.adapters import has_adapter
 from envrl.models.load import LanguageModel
 from envrl.rollout.sampler import Request
 from envrl.types import Completion
@@ -30,6 +31,14 @@ class Answer:
     @property
     def completion(self) -> Completion:
         return Completion(self.token_ids, self.logprobs, (None,) * len(self.token_ids))
+
+
+def check_whole(model: LanguageModel, sampler: str) -> None:
+    """Raise `UserError` where a model has an adapter, which an engine of its own cannot be handed yet."""
+    if has_adapter(model.network):
+        raise UserError(
+            f"rollout.sampler = '{sampler}' takes whole weights, and no adapter yet: set model.lora_rank = 0"
+        )
 
 
 def checked(request: Request, answer: Answer, where: str) -> Answer:

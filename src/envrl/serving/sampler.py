@@ -32,7 +32,7 @@ def check(*, address: str, folder: str, **_: object) -> None:
     served(address)
 
 
-@register("sampler", "server", restricts=False, check=check)
+@register("sampler", "server", restricts=False, adapters=False, check=check)
 def server(
     model: LanguageModel,
     precision: str,
@@ -55,7 +55,7 @@ def check_vllm(**_: object) -> None:
         raise UserError("rollout.sampler = 'vllm' needs the package 'vllm' and a GPU: pip install 'envrl[vllm]'")
 
 
-@register("sampler", "vllm", restricts=False, check=check_vllm)
+@register("sampler", "vllm", restricts=False, adapters=False, check=check_vllm)
 def vllm(
     model: LanguageModel,
     precision: str,

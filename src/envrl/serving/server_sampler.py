@@ -17,12 +17,11 @@ from torch import Tensor
 
 from envrl import ranks
 from envrl.errors import RunError, UserError
-from envrl.models.adapters import has_adapter
 from envrl.models.copies import copy_weights, sampling_copy
 from envrl.models.load import LanguageModel, save_model
 from envrl.randomness import key_of
 from envrl.rollout.sampler import Request
-from envrl.serving.exact import Answer, checked, compare
+from envrl.serving.exact import Answer, check_whole, checked, compare
 from envrl.serving.protocols import PROTOCOLS, Call, Missing
 from envrl.types import Completion
 
@@ -47,10 +46,7 @@ class ServerSampler:
         concurrency: int,
         timeout: float,
     ) -> None:
-        if has_adapter(model.network):
-            raise UserError(
-                "rollout.sampler = 'server' hands whole weights over, and no adapter yet: set model.lora_rank = 0"
-            )
+        check_whole(model, "server")
         self._model, self._precision = model, precision
         self._protocol, self._folder = PROTOCOLS[kind], Path(folder).resolve()
         self._address, self._name = _root(address), served(address)

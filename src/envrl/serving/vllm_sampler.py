@@ -15,12 +15,11 @@ from typing import Any
 from torch import Tensor
 
 from envrl.errors import UserError
-from envrl.models.adapters import has_adapter
 from envrl.models.copies import copy_weights
 from envrl.models.load import LanguageModel, save_model
 from envrl.randomness import key_of
 from envrl.rollout.sampler import Request
-from envrl.serving.exact import Answer, checked, compare
+from envrl.serving.exact import Answer, check_whole, checked, compare
 from envrl.types import Completion
 
 WHERE = "vLLM"
@@ -30,8 +29,7 @@ class VllmSampler:
     """Plays with vLLM's engine: continuous batching, paged keys and values, prefixes kept; see `Sampler`."""
 
     def __init__(self, model: LanguageModel, precision: str, memory: float, eager: bool) -> None:
-        if has_adapter(model.network):
-            raise UserError("rollout.sampler = 'vllm' takes whole weights, and no adapter yet: set model.lora_rank = 0")
+        check_whole(model, "vllm")
         # With its engine in this process a function can be run on the model, which hands weights over as they are.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self._model, self._vllm = model, import_module("vllm")
