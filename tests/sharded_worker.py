@@ -58,7 +58,8 @@ WARM: dict[str, dict[str, Any]] = {
 
 def config_of(case: str) -> Config:
     changed = CASES[case]
-    return tiny(**{"rollout": {}, **changed, "train": {**TRAIN, **changed.get("train", {})}})
+    few = {"tasks": 2, "group_size": 3, **changed.get("rollout", {})}
+    return tiny(**{**changed, "rollout": few, "train": {**TRAIN, **changed.get("train", {})}})
 
 
 def made_base(folder: Path) -> Path:
