@@ -165,8 +165,8 @@ class Run:
                     self._save(state)
                 if state.update >= updates:
                     return
-                if ranks.count() > 1 and any(ranks.gather(self.stop.requested)):
-                    raise Interrupted("interrupted")
+                if ranks.count() > 1:
+                    ranks.agree(self.stop.poll)
                 phase.show(state.update + 1, self._update(state))
 
     def _update(self, state: RunState) -> dict[str, float]:
