@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,17 @@ class EpisodeFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Games:
+    """The outcomes of an evaluation: a letter a game, "1" for a win, in the order of the games' ids.
+
+    `sha256` is that of the ids, so that two evaluations with the same one played the same games.
+    """
+
+    sha256: str
+    won: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunData:
     """What a run directory holds; `evals` are those of stage "rl", by split, in the order of their updates."""
 
@@ -41,6 +52,10 @@ class RunData:
     warm_start: tuple[Record, ...]
     evals: Mapping[str, tuple[Record, ...]]
     episode_files: tuple[EpisodeFile, ...]
+    data: Mapping[str, str] = field(default_factory=dict)
+    """A SHA-256 of each split's data, where it was downloaded."""
+    games: Mapping[str, Mapping[int, Games]] = field(default_factory=dict)
+    """Which games were won, by split and update; of a run's folder `envrl.report.games` reads it when it is needed."""
 
     @property
     def name(self) -> str:
@@ -74,7 +89,17 @@ def load_run(run: Path) -> RunData:
     evals = _by_split(read_lines(run / "eval.jsonl"))
     if not (metrics or warm_start or evals):
         raise UserError(f"{run} has nothing to report yet: no metrics, no evaluation and no warm start are in it")
-    return RunData(run, config, config_text, metrics, warm_start, evals, _episode_files(run / "trajectories"))
+    files = _episode_files(run / "trajectories")
+    return RunData(run, config, config_text, metrics, warm_start, evals, files, _data_of(run / "data.json"))
+
+
+def _data_of(file: Path) -> dict[str, str]:
+    """Return the SHA-256 of each split's data; nothing where the run has no such file, or it is unreadable."""
+    try:
+        splits = json.loads(file.read_text(encoding="utf-8"))["splits"]
+        return {str(split): str(digest) for split, digest in splits.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def load_config(run: Path) -> Mapping[str, Any]:
