@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,16 @@ def test_trajectories_are_whole_episodes(run: Path) -> None:
             assert step["action"] in COMMANDS
             assert 0.0 < step["probability"] <= 1.0
             assert step["state_nll"] > 0.0
+            assert step["admissible"]
+            assert "".join(step["tokens"]) == step["action"]
+            assert math.exp(sum(step["logprobs"])) == pytest.approx(step["probability"], abs=1e-3)
+            for logprob, entropy in zip(step["logprobs"], step["entropies"], strict=True):
+                assert 0.0 <= entropy <= math.log(len(COMMANDS)) + 1e-4, "of the commands that are left"
+                assert (logprob == 0.0) <= (entropy < 1e-3), "a token that the restriction fixes has neither"
+            assert step["predicted_action"] is not None
+        returns = [episode["return"] for episode in played]
+        spread = stdev(returns) + 1e-6
+        assert steps[0]["advantage"] == pytest.approx((episode["return"] - fmean(returns)) / spread, abs=1e-3)
     before = lines(run / "trajectories" / "eval-000000-valid_a.jsonl")
     after = lines(run / "trajectories" / "eval-000005-valid_a.jsonl")
     assert [e["task"] for e in before] == [e["task"] for e in after] == ["valid_a/7", "valid_a/9"]
