@@ -1,4 +1,4 @@
-# make install | textworld | stacks | demo | demo-llm | bench-trl | test | test-quick | test-stacks | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
+# make install | textworld | stacks | browser | demo | demo-llm | bench-trl | test | test-quick | test-stacks | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
 
 IS_NEW := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 ifeq ($(origin PYTHON),undefined)
@@ -9,7 +9,7 @@ endif
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install textworld stacks demo demo-llm bench-trl test test-quick test-stacks lint check docs clean
+.PHONY: install textworld stacks browser demo demo-llm bench-trl test test-quick test-stacks lint check docs clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -35,6 +35,13 @@ textworld: install
 # The other libraries that envrl works with, some 150 packages: their tests are skipped without them.
 stacks: install
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,openenv,ray,trl,verifiers]'
+
+# A Chromium for the tests of `envrl view`, which are skipped without it, and what drives it.
+browser: install
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@for name in chromium chromium-browser google-chrome google-chrome-stable chrome; do \
+		command -v $$name >/dev/null && exit 0; done; \
+		apt-get install -qq -y --no-install-recommends chromium >/dev/null
 
 # A second time it goes on with the run, or finds it finished and only writes the report.
 demo: install

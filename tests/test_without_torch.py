@@ -43,6 +43,8 @@ COMMANDS = {
     "panel nosuch": 2,
     "panel --repeat nosuch.json": 2,
     "report nosuch": 2,
+    "view --help": 0,
+    "view nosuch": 2,
     "compare nosuch": 2,
     "export nosuch elsewhere": 2,
     "doctor nosuch": 2,

@@ -72,7 +72,7 @@ def read_result(file: Path) -> RunData:
         evals = {split: tuple(records) for split, records in record["evals"].items()}
         lines = tuple(record["metrics"]), tuple(record["warm_start"])
         config = in_present_keys(record["config"])
-        return RunData(file.with_name(record["name"]), config, "", *lines, evals, ())
+        return RunData(file.with_name(record["name"]), config, "", *lines, evals)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         how = "'envrl report RUN --results FILE.json' writes them"
         raise UserError(f"{file} does not hold the results of a run ({error}): {how}") from None
