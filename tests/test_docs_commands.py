@@ -22,6 +22,7 @@ _NAMED = "names a command; its arguments stand elsewhere"
 _CUDA = "needs a GPU"
 _CLUSTER = "starts a cluster, or needs one; test_ray.py runs over one"
 _SERVER = "serves until it is stopped; test_openenv.py talks to such servers"
+_PAGE = "serves until it is stopped; test_view.py and test_view_browser.py ask it"
 __all__ = ["example_folder"]  # a fixture of test_docs
 EXEMPT = {
     "envrl bench train": _NAMED,
@@ -33,6 +34,8 @@ EXEMPT = {
     "envrl models get Qwen/Qwen2.5-1.5B-Instruct": "downloads from the hub; test_hub.py runs it against a small one",
     "envrl serve household --split valid_seen --port 8000": _SERVER,
     "envrl serve household": _SERVER,
+    "envrl view runs/demo": _PAGE,
+    "envrl view runs/demo runs/other --port 0": _PAGE,
     "envrl train household-demo --model.path Qwen/Qwen2.5-0.5B-Instruct --rollout.format action "
     "--rollout.repeat_task false --run runs/qwen-small": "downloads from the hub; test_hub.py trains on a small one",
     "envrl train qwen2.5-1.5b-alfworld-grpo --run runs/vllm --rollout.sampler vllm --rollout.actions free "

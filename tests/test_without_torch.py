@@ -45,6 +45,7 @@ COMMANDS = {
     "report nosuch": 2,
     "view --help": 0,
     "view nosuch": 2,
+    "tail nosuch": 2,
     "compare nosuch": 2,
     "export nosuch elsewhere": 2,
     "doctor nosuch": 2,

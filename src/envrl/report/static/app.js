@@ -13,7 +13,10 @@ const main = document.getElementById("main");
 const top = document.getElementById("top");
 const settings = { shade: "probability", numbers: false };
 const known = []; // by run: {overview, episodes}
-let source, labels, moves, drawing = 0;
+let source,
+  labels,
+  moves,
+  drawing = 0;
 
 async function start() {
   source = await openSource();
@@ -24,7 +27,10 @@ async function start() {
     main.focus();
   });
   window.addEventListener("hashchange", () => draw({ moved: true }));
-  window.addEventListener("resize", soon(() => parsed(location.hash).view || draw({})));
+  window.addEventListener(
+    "resize",
+    soon(() => parsed(location.hash).view || draw({})),
+  );
   document.addEventListener("keydown", (event) => onKey(event, moves || {}));
   await draw({ moved: location.hash.length > 1 });
   if (source.live) setInterval(follow, POLL);
@@ -51,11 +57,18 @@ async function draw({ moved = false }) {
   try {
     const { overview, episodes } = await load(run);
     const others = { run, data: overview, episodes, parameters };
-    [content, title] = view === "episode" ? await reading(others, id)
-      : view === "episodes" ? await listing(others) : [overviewView(run, overview, episodes, width()), overview.name];
+    [content, title] =
+      view === "episode"
+        ? await reading(others, id)
+        : view === "episodes"
+          ? await listing(others)
+          : [overviewView(run, overview, episodes, width()), overview.name];
     if (view === "") moves = { list: () => go(address(run, "episodes")), next: () => go(address(run, "episodes")) };
   } catch (error) {
-    [content, title] = [[el("h1", { tabindex: -1 }, "This cannot be shown"), el("p", { role: "alert" }, error.message)], "error"];
+    [content, title] = [
+      [el("h1", { tabindex: -1 }, "This cannot be shown"), el("p", { role: "alert" }, error.message)],
+      "error",
+    ];
     moves = {};
   }
   if (mine !== drawing) return; // the reader has gone on meanwhile
@@ -84,18 +97,37 @@ function replace(content, moved) {
 
 function header(run, view) {
   const current = (name) => (view === name ? "page" : null);
-  const choice = labels.length > 1
-    ? el("label", {}, "Run", el("select", { id: "run", onchange: (event) => go(address(Number(event.target.value), view === "episodes" ? view : "")) },
-      labels.map((label, index) => el("option", { value: index, selected: index === run }, label))))
-    : el("span", { class: "soft" }, labels[run]);
+  const choice =
+    labels.length > 1
+      ? el(
+          "label",
+          {},
+          "Run",
+          el(
+            "select",
+            {
+              id: "run",
+              onchange: (event) => go(address(Number(event.target.value), view === "episodes" ? view : "")),
+            },
+            labels.map((label, index) => el("option", { value: index, selected: index === run }, label)),
+          ),
+        )
+      : el("span", { class: "soft" }, labels[run]);
   const live = source.live && !known[run]?.overview.finished;
   return [
-    el("nav", { "aria-label": "Views" },
+    el(
+      "nav",
+      { "aria-label": "Views" },
       el("a", { href: address(run), "aria-current": current("") }, "Overview"),
-      el("a", { href: address(run, "episodes"), "aria-current": current("episodes") }, "Episodes")),
+      el("a", { href: address(run, "episodes"), "aria-current": current("episodes") }, "Episodes"),
+    ),
     choice,
     live && el("span", { class: "pill live" }, "following"),
-    el("button", { type: "button", id: "keys-button", onclick: () => document.getElementById("keys").showModal() }, "Keys"),
+    el(
+      "button",
+      { type: "button", id: "keys-button", onclick: () => document.getElementById("keys").showModal() },
+      "Keys",
+    ),
   ].filter(Boolean);
 }
 
@@ -128,13 +160,21 @@ async function reading({ run, data, episodes, parameters }, id) {
   const { beside, ...filters } = parameters;
   const list = await chosen(run, episodes, filters);
   const index = list.indexOf(row);
-  const around = { index, count: list.length, previous: list[index - 1], next: list[index + 1], failure: lost(list, index) };
+  const around = {
+    index,
+    count: list.length,
+    previous: list[index - 1],
+    next: list[index + 1],
+    failure: lost(list, index),
+  };
   const other = others.find((each) => `${each.run}:${each.id}` === beside);
-  const shown = await Promise.all([row, other].filter(Boolean).map(async (each) => ({
-    row: each,
-    episode: await source.episode(each.run, each.id),
-    label: `${labels.length > 1 ? `${labels[each.run]}: ` : ""}${origin(each)}`,
-  })));
+  const shown = await Promise.all(
+    [row, other].filter(Boolean).map(async (each) => ({
+      row: each,
+      episode: await source.episode(each.run, each.id),
+      label: `${labels.length > 1 ? `${labels[each.run]}: ` : ""}${origin(each)}`,
+    })),
+  );
   const to = (target) => target && (() => go(address(run, "episode", filters, target.id)));
   const change = (changed) => {
     Object.assign(settings, changed);
@@ -142,10 +182,13 @@ async function reading({ run, data, episodes, parameters }, id) {
   };
   const nextBeside = others[(others.indexOf(other) + 1) % (others.length + 1)];
   moves = {
-    next: to(around.next), previous: to(around.previous), failure: to(around.failure),
+    next: to(around.next),
+    previous: to(around.previous),
+    failure: to(around.failure),
     back: () => go(address(run, "episodes", filters)),
     list: () => go(address(run, "episodes", filters)),
-    beside: () => go(address(run, "episode", { ...filters, beside: nextBeside ? `${nextBeside.run}:${nextBeside.id}` : "" }, id)),
+    beside: () =>
+      go(address(run, "episode", { ...filters, beside: nextBeside ? `${nextBeside.run}:${nextBeside.id}` : "" }, id)),
     shade: () => cycle(document.getElementById("shade")),
     numbers: () => document.getElementById("numbers").click(),
   };

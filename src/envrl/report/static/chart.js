@@ -6,7 +6,8 @@ import { el, figure, percent, svg, table } from "./dom.js";
 export function ticks(low, high, most) {
   if (!(high > low)) return [low];
   const power = 10 ** Math.floor(Math.log10((high - low) / most));
-  const step = [1, 2, 5, 10, 20].map((factor) => factor * power)
+  const step = [1, 2, 5, 10, 20]
+    .map((factor) => factor * power)
     .find((size) => Math.floor(high / size + 1e-9) - Math.ceil(low / size - 1e-9) <= most);
   const first = Math.ceil(low / step - 1e-9);
   const count = Math.floor(high / step + 1e-9) - first + 1;
@@ -30,12 +31,33 @@ export function lineChart(chart, width, height) {
   const xs = points.map(([x]) => x);
   const [y0, y1] = chart.range || span([...points.map(([, y]) => y), ...bounds], chart.rate);
   const show = (value) => shown(value, chart.rate, y1 - y0);
-  const frame = { left: 48, right: width - 12, top: 10, bottom: height - 34, x0: Math.min(...xs), x1: Math.max(...xs), y0, y1 };
-  const drawn = [axes(frame, chart.x, show), lines.map((line, index) => drawnLine(frame, line, chart, show, index, lines))];
-  const picture = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": inWords(chart, show) }, drawn);
+  const frame = {
+    left: 48,
+    right: width - 12,
+    top: 10,
+    bottom: height - 34,
+    x0: Math.min(...xs),
+    x1: Math.max(...xs),
+    y0,
+    y1,
+  };
+  const drawn = [
+    axes(frame, chart.x, show),
+    lines.map((line, index) => drawnLine(frame, line, chart, show, index, lines)),
+  ];
+  const picture = svg(
+    "svg",
+    { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": inWords(chart, show) },
+    drawn,
+  );
   const named = lines.filter((line) => line.name && !line.faint);
-  const key = named.length > 1 && el("ul", { class: "legend" }, named.map((line) =>
-    el("li", {}, el("span", { class: `swatch c${line.colour}` }), line.name)));
+  const key =
+    named.length > 1 &&
+    el(
+      "ul",
+      { class: "legend" },
+      named.map((line) => el("li", {}, el("span", { class: `swatch c${line.colour}` }), line.name)),
+    );
   return el("figure", {}, key, picture, figures(chart, show));
 }
 
@@ -46,7 +68,10 @@ function shown(value, rate, range) {
 function place(frame, x, y) {
   const across = frame.x1 > frame.x0 ? (x - frame.x0) / (frame.x1 - frame.x0) : 0.5;
   const up = frame.y1 > frame.y0 ? (y - frame.y0) / (frame.y1 - frame.y0) : 0.5;
-  return [round(frame.left + across * (frame.right - frame.left)), round(frame.bottom - up * (frame.bottom - frame.top))];
+  return [
+    round(frame.left + across * (frame.right - frame.left)),
+    round(frame.bottom - up * (frame.bottom - frame.top)),
+  ];
 }
 
 function round(pixel) {
@@ -61,11 +86,22 @@ function axes(frame, name, show) {
       svg("text", { class: "tick", x: frame.left - 7, y: y + 4, "text-anchor": "end" }, show(level)),
     ];
   });
-  const along = ticks(frame.x0, frame.x1, Math.max(2, Math.floor((frame.right - frame.left) / 70))).filter(Number.isInteger);
+  const along = ticks(frame.x0, frame.x1, Math.max(2, Math.floor((frame.right - frame.left) / 70))).filter(
+    Number.isInteger,
+  );
   const marks = along.map((tick) =>
-    svg("text", { class: "tick", x: place(frame, tick, frame.y0)[0], y: frame.bottom + 16, "text-anchor": "middle" }, figure(tick)));
+    svg(
+      "text",
+      { class: "tick", x: place(frame, tick, frame.y0)[0], y: frame.bottom + 16, "text-anchor": "middle" },
+      figure(tick),
+    ),
+  );
   const base = svg("line", { class: "axis", x1: frame.left, x2: frame.right, y1: frame.bottom, y2: frame.bottom });
-  const title = svg("text", { class: "tick", x: (frame.left + frame.right) / 2, y: frame.bottom + 31, "text-anchor": "middle" }, name);
+  const title = svg(
+    "text",
+    { class: "tick", x: (frame.left + frame.right) / 2, y: frame.bottom + 31, "text-anchor": "middle" },
+    name,
+  );
   return [parts, base, marks, title];
 }
 
@@ -77,7 +113,8 @@ function drawnLine(frame, line, chart, show, index, lines) {
     const [px, bottom] = place(frame, x, low);
     return svg("line", { class: "whisker", x1: px + shift, x2: px + shift, y1: bottom, y2: place(frame, x, high)[1] });
   });
-  if (pixels.length > 1) parts.push(svg("path", { class: "line", d: `M${pixels.map((pixel) => pixel.join(" ")).join("L")}` }));
+  if (pixels.length > 1)
+    parts.push(svg("path", { class: "line", d: `M${pixels.map((pixel) => pixel.join(" ")).join("L")}` }));
   if (line.faint) return svg("g", { class: `c${line.colour} faint` }, parts);
   line.points.forEach(([x, y], number) => {
     const [cx, cy] = pixels[number];
@@ -91,12 +128,14 @@ function drawnLine(frame, line, chart, show, index, lines) {
 }
 
 function inWords(chart, show) {
-  const said = chart.lines.filter((line) => !line.faint).map((line) => {
-    const [first, last] = [line.points[0], line.points[line.points.length - 1]];
-    const ends = `${show(first[1])} at ${chart.x} ${figure(first[0])}`;
-    const name = line.name ? `${line.name}: ` : "";
-    return name + ends + (line.points.length > 1 ? `, ${show(last[1])} at ${chart.x} ${figure(last[0])}` : "");
-  });
+  const said = chart.lines
+    .filter((line) => !line.faint)
+    .map((line) => {
+      const [first, last] = [line.points[0], line.points[line.points.length - 1]];
+      const ends = `${show(first[1])} at ${chart.x} ${figure(first[0])}`;
+      const name = line.name ? `${line.name}: ` : "";
+      return name + ends + (line.points.length > 1 ? `, ${show(last[1])} at ${chart.x} ${figure(last[0])}` : "");
+    });
   return `${chart.title}. ${said.join("; ")}.`;
 }
 
@@ -118,14 +157,40 @@ function figures(chart, show) {
 export function pairBar(before, after, colour, named = false) {
   const [width, height] = [220, 26];
   const x = (rate) => round(6 + rate * (width - 12));
-  const parts = [0, 0.25, 0.5, 0.75, 1].map((rate) => svg("line", { class: "grid", x1: x(rate), x2: x(rate), y1: 0, y2: height }));
-  for (const [each, y, kind, shade] of [[before, 8, "ring", "c0"], [after, 18, "mark", `c${colour}`]]) {
+  const parts = [0, 0.25, 0.5, 0.75, 1].map((rate) =>
+    svg("line", { class: "grid", x1: x(rate), x2: x(rate), y1: 0, y2: height }),
+  );
+  for (const [each, y, kind, shade] of [
+    [before, 8, "ring", "c0"],
+    [after, 18, "mark", `c${colour}`],
+  ]) {
     if (!each) continue;
-    parts.push(svg("g", { class: shade },
-      svg("line", { class: "whisker", x1: x(each.low), x2: x(each.high), y1: y, y2: y }),
-      svg("circle", { class: kind, cx: x(each.rate), cy: y, r: 4.5 })));
+    parts.push(
+      svg(
+        "g",
+        { class: shade },
+        svg("line", { class: "whisker", x1: x(each.low), x2: x(each.high), y1: y, y2: y }),
+        svg("circle", { class: kind, cx: x(each.rate), cy: y, r: 4.5 }),
+      ),
+    );
   }
-  const [ends, room] = named ? [[[6, "start", "0"], [width / 2, "middle", "50 %"], [width - 6, "end", "100 %"]], 10] : [[], 0];
-  const words = ends.map(([at, anchor, text]) => svg("text", { class: "tick small", x: at, y: height + 8, "text-anchor": anchor }, text));
-  return svg("svg", { class: "chart pair", viewBox: `0 0 ${width} ${height + room}`, "aria-hidden": "true" }, parts, words);
+  const [ends, room] = named
+    ? [
+        [
+          [6, "start", "0"],
+          [width / 2, "middle", "50 %"],
+          [width - 6, "end", "100 %"],
+        ],
+        10,
+      ]
+    : [[], 0];
+  const words = ends.map(([at, anchor, text]) =>
+    svg("text", { class: "tick small", x: at, y: height + 8, "text-anchor": anchor }, text),
+  );
+  return svg(
+    "svg",
+    { class: "chart pair", viewBox: `0 0 ${width} ${height + room}`, "aria-hidden": "true" },
+    parts,
+    words,
+  );
 }

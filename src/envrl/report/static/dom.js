@@ -38,8 +38,18 @@ export function slug(text) {
 export function table(caption, head, rows) {
   const titles = head.map((title) => el("th", { scope: "col" }, title));
   const body = rows.map(([first, ...rest]) =>
-    el("tr", {}, el("th", { scope: "row" }, first), rest.map((cell) => el("td", {}, cell))));
-  const parts = [el("caption", { class: "hidden" }, caption), el("thead", {}, el("tr", {}, titles)), el("tbody", {}, body)];
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, first),
+      rest.map((cell) => el("td", {}, cell)),
+    ),
+  );
+  const parts = [
+    el("caption", { class: "hidden" }, caption),
+    el("thead", {}, el("tr", {}, titles)),
+    el("tbody", {}, body),
+  ];
   return el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": caption }, el("table", {}, parts));
 }
 

@@ -12,7 +12,11 @@ const MODES = {
 export function modes(episodes) {
   const steps = episodes.flatMap((episode) => episode.steps);
   const named = new Set(steps.flatMap((step) => Object.keys(step.advantages || {})));
-  const found = Object.entries(MODES).map(([name, title]) => ({ name, title, known: name === "" || steps.some((step) => values(step, name)) }));
+  const found = Object.entries(MODES).map(([name, title]) => ({
+    name,
+    title,
+    known: name === "" || steps.some((step) => values(step, name)),
+  }));
   if (!named.size) found.push({ name: "advantage", title: "advantage", known: false });
   return [...found, ...[...named].map((name) => ({ name, title: name, known: true }))];
 }
@@ -37,15 +41,23 @@ export function largest(episodes, mode) {
 export function tokens(step, mode, scale, numbers) {
   const known = mode ? values(step, mode) : null;
   const texts = step.tokens && known && known.length === step.tokens.length ? step.tokens : [step.action];
-  return el("span", { class: "tokens" }, texts.map((text, index) => {
-    const value = known && known.length === texts.length ? known[index] : null;
-    if (value === null || value === undefined) return el("span", { class: "token" }, text || "\u23ce");
-    const words = mode === "probability" ? chance(value) : figure(value);
-    const token = el("span", { class: `token shaded ${tone(mode, value)}`, title: `${mode}: ${words}` }, text || "\u23ce",
-      numbers && el("span", { class: "number" }, words));
-    token.style.setProperty("--strength", `${Math.round(100 * strength(mode, value, scale))}%`);
-    return token;
-  }));
+  return el(
+    "span",
+    { class: "tokens" },
+    texts.map((text, index) => {
+      const value = known && known.length === texts.length ? known[index] : null;
+      if (value === null || value === undefined) return el("span", { class: "token" }, text || "\u23ce");
+      const words = mode === "probability" ? chance(value) : figure(value);
+      const token = el(
+        "span",
+        { class: `token shaded ${tone(mode, value)}`, title: `${mode}: ${words}` },
+        text || "\u23ce",
+        numbers && el("span", { class: "number" }, words),
+      );
+      token.style.setProperty("--strength", `${Math.round(100 * strength(mode, value, scale))}%`);
+      return token;
+    }),
+  );
 }
 
 function tone(mode, value) {

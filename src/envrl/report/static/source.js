@@ -51,7 +51,10 @@ class FileSource {
 function holds(episode, wanted) {
   const texts = [episode.task];
   for (const step of episode.steps) {
-    const predicted = (step.predicted || []).filter(([sign]) => sign !== "-").map(([, text]) => text).join("");
+    const predicted = (step.predicted || [])
+      .filter(([sign]) => sign !== "-")
+      .map(([, text]) => text)
+      .join("");
     texts.push(step.observation, step.response || "", step.action, predicted, step.guess || "", step.answer);
   }
   const text = texts.join("\n").toLowerCase();
