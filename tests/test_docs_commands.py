@@ -32,6 +32,7 @@ EXEMPT = {
     "envrl data get webshop --full": "downloads; the files of the full shop are larger than a test may take",
     "envrl models get Qwen/Qwen2.5-0.5B-Instruct": "downloads from the hub; test_hub.py runs it against a small one",
     "envrl models get Qwen/Qwen2.5-1.5B-Instruct": "downloads from the hub; test_hub.py runs it against a small one",
+    "envrl bench env all": "starts every world that is installed, Java among them; test_check_env.py runs it on a few",
     "envrl serve household --split valid_seen --port 8000": _SERVER,
     "envrl serve household": _SERVER,
     "envrl view runs/demo": _PAGE,

@@ -403,6 +403,10 @@ def test_an_estimator_that_fails_is_named_before_anything_is_played(
         ("yield envrl.Example(episode, 3)", "yielded an Example of step 3: the episode has "),
         ("yield envrl.InPass(replace(episode), 0)", "yielded an InPass of an episode that is none of the update's"),
         ("yield envrl.Example(episode, 0, target=1)", "yielded an Example whose target is 1, no text"),
+        (
+            "yield from iter(lambda: envrl.Example(episode, 0), None)",
+            "1,000 examples a step and goes on: it has no end",
+        ),
         ("yield episode.nothing", "failed (mine.py, line 5: AttributeError"),
         ("yield envrl.InPass(episode, -1)", "yielded an InPass of step -1: the episode has "),
         ("yield envrl.InPass(episode, 0, 'answer')", "yielded an InPass of the part 'answer'"),
