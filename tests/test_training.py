@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import validate
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import envrl.trainer.loop as loop
@@ -36,6 +37,7 @@ from envrl.imitation.shared_start import shared_evaluations
 from envrl.models.checkpoints import verify_checkpoint
 from envrl.models.load import build_model, load_model
 from envrl.rendering.renderer import Form
+from envrl.report.exports import schema
 from envrl.trainer.loop import train
 from envrl.trainer.tasks import Tasks
 from envrl.types import Action, Observation, Step, StopReason, Task, Trajectory, TrajectoryGroup, Transition
@@ -167,6 +169,7 @@ def test_trajectories_are_whole_episodes(run: Path) -> None:
     assert len({episode["task"] for episode in played}) == 1
     assert [episode["member"] for episode in played] == [0, 1, 2, 3]
     for episode in played:
+        validate(episode, schema())
         steps = episode["steps"]
         assert episode["success"] == (steps[-1]["reward"] == 1.0)
         assert episode["stop_reason"] == ("done" if episode["success"] else "max_steps")
@@ -178,7 +181,7 @@ def test_trajectories_are_whole_episodes(run: Path) -> None:
             assert 0.0 < step["probability"] <= 1.0
             assert step["state_nll"] > 0.0
             assert step["admissible"]
-            assert "".join(step["tokens"]) == step["action"]
+            assert "".join(step["token_texts"]) == step["action"]
             assert math.exp(sum(step["logprobs"])) == pytest.approx(step["probability"], abs=1e-3)
             for logprob, entropy in zip(step["logprobs"], step["entropies"], strict=True):
                 assert 0.0 <= entropy <= math.log(len(COMMANDS)) + 1e-4, "of the commands that are left"

@@ -105,7 +105,7 @@ def test_an_episode_is_read_from_its_offset(run: Path) -> None:
 def test_what_is_recorded_is_shown_and_nothing_else(run: Path) -> None:
     store = RunStore(run)
     last = store.episode("trajectories/eval-000020-valid_seen.jsonl", 0)["steps"][-1]
-    assert last["tokens"] == FIGURES["tokens"]
+    assert last["tokens"] == FIGURES["token_texts"]
     assert (last["logprob"], last["entropy"]) == (FIGURES["logprobs"], FIGURES["entropies"])
     assert last["advantages"] == {"advantage": 0.7, "advantage: episode": 0.9, "advantage: step": -0.2}
     assert last["guess"] == "move pen 1 to desk 1"
@@ -125,7 +125,13 @@ def test_a_word_diff_holds_both_texts(true: str, predicted: str) -> None:
 
 
 def test_figures_that_are_none_are_left_out() -> None:
-    strange = {"tokens": ["a", "b"], "logprobs": [-1.0], "entropies": "x", "advantage": float("nan"), "reward": "much"}
+    strange = {
+        "token_texts": ["a", "b"],
+        "logprobs": [-1.0],
+        "entropies": "x",
+        "advantage": float("nan"),
+        "reward": "much",
+    }
     made = readable({"task": 7, "steps": [{"observation": 1, "action": None} | strange, "no step"], "member": None})
     (step,) = made["steps"]
     assert json.loads(json.dumps(made, allow_nan=False))["task"] == "7"

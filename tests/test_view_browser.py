@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for step in bad["steps"]:
         step |= {"observation": HOSTILE, "next_observation": HOSTILE, "response": f"{HOSTILE}!", "fault": HOSTILE}
         step |= {"predicted_observation": f"x {HOSTILE}", "predicted_action": HOSTILE}
-        step |= {"tokens": [HOSTILE, "!"], "logprobs": [-1.0, -2.0]}
+        step |= {"token_texts": [HOSTILE, "!"], "logprobs": [-1.0, -2.0]}
     write_lines(other / "trajectories" / "update-000010.jsonl", [bad])
     by_task = {HOSTILE: {"episodes": 8, "success_rate": 0.5, "ci95": [0.2, 0.8]}}
     write_lines(other / "eval.jsonl", [evaluation(0, HOSTILE, 0.5, [0.4, 0.6], by_task=by_task)])

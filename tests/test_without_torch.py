@@ -48,6 +48,7 @@ COMMANDS = {
     "tail nosuch": 2,
     "compare nosuch": 2,
     "export nosuch elsewhere": 2,
+    "export nosuch elsewhere --as jsonl": 2,
     "doctor nosuch": 2,
     "play household": 0,
     "check-env household --episodes 1": 0,

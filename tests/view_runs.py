@@ -91,7 +91,7 @@ LOST = {
     "time": ["go to shelf 1", "go to bed 1", "open drawer 1", "go to drawer 2"],
 }
 FIGURES = {
-    "tokens": ["move", " cd", " 1 to desk 1", ""],
+    "token_texts": ["move", " cd", " 1 to desk 1", ""],
     "logprobs": [-0.1, -2.5, 0.0, 0.0],
     "entropies": [0.4, 1.2, 0.0, 0.0],
     "advantage": 0.7,

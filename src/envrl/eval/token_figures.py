@@ -24,7 +24,7 @@ _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 def token_figures(
     model: LanguageModel, trajectories: Sequence[Trajectory], config: Config, temperature: float
 ) -> list[list[dict[str, Any]]]:
-    """Return `tokens`, `logprobs` and `entropies` of each step's response, in nats, episode by episode.
+    """Return `token_texts`, `logprobs` and `entropies` of each step's response, in nats, episode by episode.
 
     The entropies are those of this model at the temperature (1 if it is 0), over the ids that a token was sampled from.
     A step that no model played has none of the three; an episode read from a file has no `entropies`.
@@ -57,7 +57,7 @@ def _figures(codec: Codec, action: Action, entropies: Sequence[float] | None) ->
     if not action.token_ids or len(action.logprobs) != len(action.token_ids):
         return {}
     figures: dict[str, Any] = {
-        "tokens": token_texts(codec, action.token_ids),
+        "token_texts": token_texts(codec, action.token_ids),
         "logprobs": _rounded(action.logprobs),
     }
     return figures if entropies is None else figures | {"entropies": _rounded(entropies)}

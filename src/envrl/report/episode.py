@@ -68,7 +68,7 @@ def _step(step: Record, repeated: bool) -> dict[str, Any]:
         "observation": _text(step, "observation"),
         "action": _text(step, "action"),
         "answer": true,
-        "probability": _probability(step),
+        "probability": probability_of(step),
         "reward": number(step, "reward"),
     }
     for key in ("response", "fault", "summary"):
@@ -91,7 +91,7 @@ def _step(step: Record, repeated: bool) -> dict[str, Any]:
 
 def _tokens(step: Record) -> dict[str, Any]:
     """Return the tokens of a response with their figures by name, where as many were recorded as there are tokens."""
-    tokens = step.get("tokens")
+    tokens = step.get("token_texts")
     texts = isinstance(tokens, list) and bool(tokens) and all(isinstance(each, str) for each in tokens)
     figures = {name: _figures(step.get(key)) for name, key in (("logprob", "logprobs"), ("entropy", "entropies"))}
     advantages = {"advantage": number(step, "advantage")}
@@ -106,7 +106,8 @@ def _tokens(step: Record) -> dict[str, Any]:
     return shown
 
 
-def _probability(step: Record) -> float | None:
+def probability_of(step: Record) -> float | None:
+    """Return the probability of a step's whole response, which files of `eval/` hold as a log-probability."""
     chance, logprob = number(step, "probability"), number(step, "logprob")
     if chance is None and logprob is not None and logprob <= 0:
         return math.exp(logprob)
