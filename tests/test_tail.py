@@ -40,19 +40,20 @@ def test_the_lines_of_a_finished_run(run: Path, capsys: pytest.CaptureFixture[st
 
 def test_only_whole_lines_are_told_and_a_run_that_was_cut_back_goes_on(run: Path) -> None:
     progress = Progress(run, 20)
-    assert len(progress.new()) == 1 + 20 + 2
+    told = progress.new()
+    assert (len(told), len(progress.lines(told))) == (8 + 20 + 2, 1 + 20 + 2), "of the warm start the last step"
     path = run / "metrics.jsonl"
     with open(path, "a") as file:
         file.write(json.dumps(metric(21)))
     assert progress.new() == []
     with open(path, "a") as file:
         file.write("\n")
-    assert [line.split("  ")[0] for line in progress.new()] == ["update 21/20"]
+    assert [record["update"] for _, record in progress.new()] == [21]
     write_lines(path, [metric(update) for update in range(1, 6)])
     assert progress.new() == []
     with open(path, "a") as file:
         file.write(json.dumps(metric(6)) + "\n")
-    assert [line.split("  ")[0] for line in progress.new()] == ["update 6/20"]
+    assert [record["update"] for _, record in progress.new()] == [6]
 
 
 def test_a_run_is_followed_until_it_is_over(

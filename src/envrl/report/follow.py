@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,12 +55,27 @@ class Progress:
     def __post_init__(self) -> None:
         self._files = {name: Growing(self.run / f"{name}.jsonl") for name in ("warm_start", "metrics", "eval")}
 
-    def new(self) -> list[str]:
-        """Return the lines of what was written since the last call, in the order in which it happened."""
-        steps = [(-1.0, _warm_start_line(record)) for record in _worth_telling(self._files["warm_start"].new())]
-        updates = [(_update(record), _update_line(record, self.updates)) for record in self._files["metrics"].new()]
-        evaluations = [(_update(record) + 0.5, _evaluation_line(record)) for record in self._files["eval"].new()]
-        return [line for _, line in sorted([*steps, *updates, *evaluations], key=lambda each: each[0])]
+    def new(self) -> list[tuple[str, Record]]:
+        """Return (file, record) of what was written since the last call, in the order in which it happened."""
+        found = [(name, record) for name, file in self._files.items() for record in file.new()]
+        return sorted(found, key=lambda each: _moment(*each))
+
+    def lines(self, told: Sequence[tuple[str, Record]]) -> list[str]:
+        """Return the lines that tell it; of the warm start those steps that end an epoch, and the last one."""
+        lines = []
+        for place, (name, record) in enumerate(told, 1):
+            if name == "metrics":
+                lines.append(_update_line(record, self.updates))
+            elif name == "eval":
+                lines.append(_evaluation_line(record))
+            elif place == len(told) or told[place][0] != name or any(key.startswith("held_out/") for key in record):
+                lines.append(f"warm start, step {number(record, 'step') or 0:.0f}  {figures(record)}")
+        return lines
+
+
+def _moment(name: str, record: Record) -> float:
+    """Return what sorts records as they happened: an evaluation comes after its update."""
+    return -1.0 if name == "warm_start" else _update(record) + (0.5 if name == "eval" else 0.0)
 
 
 def figures(record: Record) -> str:
@@ -68,17 +83,6 @@ def figures(record: Record) -> str:
     losses = {key: key.removeprefix("loss/") for key in record if key.startswith("loss/") and key != "loss/policy"}
     known = [(short, number(record, key)) for key, short in (losses | _SHOWN).items()]
     return "  ".join(f"{short} {value:.3g}" for short, value in known if value is not None)
-
-
-def _worth_telling(steps: Sequence[Record]) -> Iterator[Record]:
-    """Yield the steps of a warm start that end an epoch, and the last one."""
-    for place, record in enumerate(steps, 1):
-        if place == len(steps) or any(key.startswith("held_out/") for key in record):
-            yield record
-
-
-def _warm_start_line(record: Record) -> str:
-    return f"warm start, step {number(record, 'step') or 0:.0f}  {figures(record)}"
 
 
 def _update_line(record: Record, updates: int) -> str:
