@@ -32,9 +32,9 @@ textworld: install
 		echo "installing ALFWorld's own engine (one to three minutes: it compiles a planner)"; \
 		$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[alfworld-textworld]'; }
 
-# The other libraries that envrl works with, some 150 packages: their tests are skipped without them.
+# The other libraries that envrl works with, some 250 packages: their tests are skipped without them.
 stacks: install
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,openenv,ray,trl,verifiers]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,inspect,openenv,ray,tensorboard,trackio,trl,verifiers,wandb]'
 
 # A Chromium for the tests of `envrl view`, which are skipped without it, and what drives it.
 browser: install
@@ -65,9 +65,9 @@ bench-trl: install
 test: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=20 --durations-min=5
 
-# Beside other libraries: a Ray cluster, OpenEnv, verifiers, TRL.
+# Beside other libraries: a Ray cluster, OpenEnv, verifiers, TRL, datasets, Inspect, trackers.
 test-stacks: stacks
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/test_ray.py tests/test_openenv.py tests/test_stacks.py tests/test_verifiers.py tests/test_beside_trl.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/test_ray.py tests/test_openenv.py tests/test_stacks.py tests/test_verifiers.py tests/test_beside_trl.py tests/test_exports.py tests/test_tracking.py
 
 # What needs no model, no kill and no second process: for whoever works on it.
 test-quick: install

@@ -59,6 +59,9 @@ NEEDS = {
     "babyai": "minigrid",
     "sokoban|frozenlake": "gymnasium",
     r"lora_rank|runs/lora": "peft",
+    "--as inspect": "inspect_ai",
+    "--to tensorboard": "tensorboard",
+    "--to wandb": "wandb",
 }
 """What a command needs installed where this stands in it."""
 _QUICK = ["--quick", "--rollout.max_steps", "2", "--rollout.response_tokens", "24"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,4 +127,30 @@ def test_a_half_written_export_leaves_nothing(run: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr("envrl.report.exports._card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_dataset(run, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo"]
+
+
+def test_inspect_reads_the_logs(run: Path, tmp_path: Path) -> None:
+    log = pytest.importorskip("inspect_ai.log", reason="inspect_ai is not installed: make stacks")
+    assert main(["export", str(run), str(tmp_path / "logs"), "--as", "inspect"]) == 0
+    found = {Path(info.name).name.split("_", 1)[1]: info.name for info in log.list_eval_logs(str(tmp_path / "logs"))}
+    names = ["train_000010", "valid-seen-free_000020", "valid-seen_000000", "valid-seen_000020"]
+    assert sorted(found) == [f"{name}.json" for name in names]
+    read = log.read_eval_log(found["valid-seen_000020.json"])
+    assert (read.status, read.eval.task, read.results.total_samples) == ("success", "household/valid_seen", 2)
+    assert read.results.scores[0].metrics["mean"].value == 0.5
+    won = next(sample for sample in read.samples if sample.scores["success"].value == 1.0)
+    assert [message.role for message in won.messages] == ["user", "assistant"] * 3 + ["user"]
+    assert won.messages[-2].text == "move cd 1 to desk 1"
+    assert won.messages[-2].metadata["advantage"] == 0.7
+    lost = next(sample for sample in read.samples if sample.scores["success"].value == 0.0)
+    assert lost.scores["success"].explanation == "place"
+
+
+def test_inspect_that_is_not_installed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
+    assert main(["export", str(run), str(tmp_path / "logs"), "--as", "inspect"]) == 2
+    assert "pip install 'envrl[inspect]'" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo"]
