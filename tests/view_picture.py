@@ -19,10 +19,11 @@ if beside:
 with ViewServer([Path(run)], 0) as server, sync_playwright() as driver:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-    page = browser.new_page(viewport={"width": 1160, "height": 760})
+    page = browser.new_page(viewport={"width": 1080, "height": 980})
     page.goto(server.url + address)
     page.wait_for_selector(".turn")
     page.get_by_label("Figures below").check()
+    page.wait_for_selector(".number")
     page.screenshot(path=file)
     browser.close()
     server.shutdown()
