@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from boxes import grouped, tiny
 from envrl import registry
 from envrl.batches.batch import step_advantages
+from envrl.batches.values import values_of_steps
 from envrl.cli.main import main
 from envrl.config.load import dump_config, load_recipe
 from envrl.errors import UserError
 from envrl.objective.advantage import ESTIMATORS
-from envrl.types import TrajectoryGroup, episodes_of
+from envrl.trainer.loop import train
+from envrl.types import Row, TrajectoryGroup, episodes_of
 from test_advantage import EPSILON, flat, no_text
 from test_update import make_model, play
 
-MODULES = ["grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "reinforce", "stratified"]
+MODULES = ["grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "reinforce", "stratified", "gae"]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -34,9 +39,10 @@ def test_the_examples_of_the_docstrings(name: str) -> None:
     assert result.failed == 0
 
 
-def test_only_one_needs_no_group() -> None:
-    alone = [name for name in registry.KINDS["estimator"].built_in if not registry.find("estimator", name).traits]
-    assert alone == ["reinforce++"]
+def test_which_compare_the_episodes_of_a_group() -> None:
+    traits = {name: registry.find("estimator", name).traits for name in registry.KINDS["estimator"].built_in}
+    assert sorted(name for name, has in traits.items() if not has.get("compares")) == ["gae", "reinforce++"]
+    assert [name for name in traits if ESTIMATORS[name].reads_values] == ["gae"]
 
 
 def batch(seed: int) -> dict[str, Any]:
@@ -281,6 +287,109 @@ def test_strata_are_counted_commands_in_a_run() -> None:
     assert flat(ESTIMATORS["stratified"](rewards, texts)) == flat(ESTIMATORS["grpo"](rewards, texts))
 
 
+# --- GAE -------------------------------------------------------------------------------------------------------------
+
+
+def test_gae_by_hand() -> None:
+    """γ = 0.5, λ = 0.5: δ = (0 + 0.5·4 − 2, 1 − 0.1 + 0.5·8 − 4, 6 − 8) = (0, 0.9, −2); A = δ + 0.25 A of the next."""
+    rewards, values = [[0.0, 1.0, 6.0], [3.0]], [[2.0, 4.0, 8.0], [1.0]]
+    call = ESTIMATORS["gae"].credit
+    knobs: dict[str, Any] = {"gamma": 0.5, "lam": 0.5, "values": values, "penalties": [[0.0, 0.1, 0.0], [0.0]]}
+    advantages, returns = call(rewards, [["a"] * 3, ["a"]], **knobs)
+    assert flat(advantages) == pytest.approx([0.25 * 0.4, 0.9 - 0.5, -2.0, 2.0])
+    assert returns is not None
+    assert flat(returns) == pytest.approx([2.1, 4.4, 6.0, 3.0])
+    whitened, same = call(rewards, [["a"] * 3, ["a"]], **knobs, whiten=True)
+    assert same is not None
+    assert flat(same) == flat(returns)
+    assert np.mean(flat(whitened)) == pytest.approx(0.0, abs=1e-12)
+    assert np.std(flat(whitened), ddof=1) == pytest.approx(1.0)
+
+
+def test_gae_over_tokens_by_hand() -> None:
+    """Two steps of two tokens and one; γ = 0.5 and λ = 1 between steps, 0.9 and 0.8 between tokens.
+
+    A of the last: 2 − 1 = 1. Of the one before: 0 + 0.5·1 − 3 + 0.5·1 = −2. Of the first: 0.9·3 − 4 − 0.72·2 = −2.74.
+    """
+    given: dict[str, Any] = {
+        "values": [[np.array([4.0, 3.0]), 1.0]],
+        "gamma": 0.5,
+        "token_gamma": 0.9,
+        "token_lam": 0.8,
+    }
+    ((first, second),), returns = ESTIMATORS["gae"].credit([[0.0, 2.0]], [["a", "b"]], **given)
+    assert first.tolist() == pytest.approx([-2.74, -2.0])
+    assert second.tolist() == pytest.approx([1.0])
+    assert returns is not None
+    assert returns[0][0].tolist() == pytest.approx([1.26, 1.0])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_gae_between_its_ends(seed: int) -> None:
+    """λ = γ = 1: the return to come, less the value. λ = 0: δ. Tokens without discounts leave a step's first."""
+    given = batch(seed)
+    data = {key: given[key] for key in ("rewards", "observations")}
+    generator = np.random.default_rng(seed)
+    values = [generator.normal(size=len(each)) for each in given["rewards"]]
+    whole = called("gae", {**data, "values": values})
+    to_come = [np.cumsum(r[::-1])[::-1] - v for r, v in zip(given["rewards"], values, strict=True)]
+    assert whole == pytest.approx(np.concatenate(to_come).tolist(), abs=1e-9)
+    short = called("gae", {**data, "values": values}, lam=0.0, gamma=0.9)
+    delta = [np.array(r) + 0.9 * np.append(v[1:], 0.0) - v for r, v in zip(given["rewards"], values, strict=True)]
+    assert short == pytest.approx(np.concatenate(delta).tolist(), abs=1e-9)
+    tokens = [[np.append(v, generator.normal(size=2)) for v in each] for each in values]
+    many = ESTIMATORS["gae"](*data.values(), values=tokens, lam=0.7, gamma=0.9)
+    one = ESTIMATORS["gae"](*data.values(), values=values, lam=0.7, gamma=0.9)
+    assert [step[0] for each in many for step in each] == pytest.approx(flat(one), abs=1e-9)
+
+
+@pytest.mark.parametrize("level", ["token", "step"])
+def test_gae_trains_a_head_and_resumes_bit_for_bit(level: str, tmp_path: Path) -> None:
+    plain = tiny(
+        train={"updates": 4, "learning_rate": 1e-3, "head_learning_rate": 3e-2},
+        auxiliary={"echo": {"weight": 0.05, "schedule": "constant"}},
+        eval={"every": 0, "episodes": 2, "free_episodes": 0},
+    )
+    recipe = tmp_path / "recipe.toml"
+    text = re.sub(r"\[objective.grpo\][^\[]*", "", dump_config(plain))
+    recipe.write_text(text.replace('estimator = "grpo"', 'estimator = "gae"'))
+    own = {"level": level, "whiten": "true", "gamma": "0.9", "lam": "0.9"}
+    config = load_recipe(recipe, [(f"objective.gae.{key}", value) for key, value in own.items()])
+    whole = train(config, tmp_path / "whole")
+    records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert all(record["loss/value"] > 0 and record["rows/policy"] > 0 for record in records)
+    head = load_file(whole / "checkpoints" / "latest" / "heads.safetensors")
+    assert head["value.weight"].abs().max() > 1e-3, "it began with zeros"
+    short = replace(config, train=replace(config.train, updates=2))
+    run = train(short, tmp_path / "run")
+    train(config, run, resume=True)
+    for name in ("model", "heads"):
+        found, expected = (each / "checkpoints" / "latest" / f"{name}.safetensors" for each in (run, whole))
+        assert found.read_bytes() == expected.read_bytes()
+
+
+def test_values_are_those_of_the_states_before_the_judged_tokens(played: list[TrajectoryGroup]) -> None:
+    """The engine is asked for each step's first token, or for each that was not fixed, and answers by rows."""
+    episodes = episodes_of(played)
+    asked: list[Row] = []
+
+    def values(rows: Sequence[Row], component: str) -> dict[str, np.ndarray]:
+        asked.extend(rows)
+        return {row.origin: row.terms[0].positions_T.astype(np.float32) for row in rows}
+
+    for level in ("step", "token"):
+        asked.clear()
+        found = values_of_steps(episodes, level, values)
+        for episode, of_episode in zip(episodes, found, strict=True):
+            for segment in episode.segments:
+                for span in segment.spans:
+                    choices = episode.transitions[span.step].action.allowed
+                    free = [n for n, ids in enumerate(choices) if n and (ids is None or len(ids) > 1)]
+                    expected = [span.start, *(span.start + n for n in free)] if level == "token" else [span.start]
+                    assert of_episode[span.step].tolist() == expected
+        assert len({row.origin for row in asked}) == len(asked)
+
+
 # --- GiGPO by similarity ---------------------------------------------------------------------------------------------
 
 
@@ -312,6 +421,9 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: ESTIMATORS["gigpo"]([[1.0]], [["a"]], similarity=1.2), "gigpo: similarity must be between 0 and 1"),
     (lambda: ESTIMATORS["stratified"]([[1.0]], [["a"]], strata=[1, 2]), "strata must hold an id or text a trajectory"),
     (lambda: ESTIMATORS["grpo"]([[1.0]], [["a"]], commands=[["x", "y"]]), "commands must have the shape of rewards"),
+    (lambda: ESTIMATORS["gae"]([[1.0]], [["a"]]), "the advantage estimator 'gae' needs values"),
+    (lambda: ESTIMATORS["gae"]([[1.0]], [["a"]], values=[[1.0, 2.0]]), "values must have the shape of rewards"),
+    (lambda: ESTIMATORS["gae"]([[1.0]], [["a"]], values=[[float("nan")]]), "values must hold a finite number"),
     (lambda: ESTIMATORS["reinforce++"]([[1.0]], [["a"]], gamma=2.0), "gamma must be between 0 and 1, not 2.0"),
 ]
 
@@ -329,6 +441,7 @@ def test_a_run_has_them_by_name(name: str, played: list[TrajectoryGroup]) -> Non
     groups, config = played, tiny(objective={"estimator": name})
     episodes = episodes_of(groups)
     found = step_advantages(groups, config)
+    values = values_of_steps(episodes, "token", None)
     assert [len(each) for each in found] == [len(episode.transitions) for episode in episodes]
     by_hand = ESTIMATORS[name](
         [[step.reward for step in each.transitions] for each in episodes],
@@ -336,9 +449,10 @@ def test_a_run_has_them_by_name(name: str, played: list[TrajectoryGroup]) -> Non
         groups=[group.task.id for group in groups for _ in group.trajectories],
         final_observations=[each.transitions[-1].next_observation.text for each in episodes],
         commands=[[step.action.text for step in each.transitions] for each in episodes],
+        values=values,
     )
-    assert flat(found) == flat(by_hand)
-    assert any(flat(found))
+    assert [np.hstack(list(each)).tolist() for each in found] == [np.hstack(list(each)).tolist() for each in by_hand]
+    assert any(np.hstack(list(each)).any() for each in found)
 
 
 @pytest.fixture(scope="module")
@@ -367,6 +481,7 @@ def test_reinforce_plus_plus_trains_with_groups_of_one(tmp_path: Path, capsys: p
 
 def test_every_one_takes_all_data_and_groups_of_one() -> None:
     """Values, strata and the rest are data: each estimator takes them all, and reads what it needs."""
-    given = batch(7) | {"groups": list(range(9)), "strata": list(range(9)), "values": [[0.0]] * 9}
+    given = batch(7) | {"groups": list(range(9)), "strata": list(range(9))}
+    given["values"] = [[0.5] * len(each) for each in given["rewards"]]
     for name in registry.KINDS["estimator"].built_in:
         assert np.isfinite(called(name, given)).all()

@@ -589,6 +589,7 @@ def test_entry_points_are_found_and_their_names_stand_in_errors(
     monkeypatch.setattr(registry, "entry_points", lambda group: [point] * (group == "envrl.estimators"))
     registry._points.cache_clear()
     assert names("estimator") == [
+        "gae",
         "gigpo",
         "graphgpo",
         "grpo",

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envrl.batches.auxiliary import make_rows, weights_of
+from envrl.batches.values import COMPONENT, Values, value_terms, values_of_steps
 from envrl.config.schema import Config
 from envrl.objective.advantage import ESTIMATORS
 from envrl.rendering.renderer import Renderer
@@ -35,43 +36,64 @@ class UpdateBatch:
 def step_advantages(groups: Sequence[TrajectoryGroup], config: Config, **settings: Any) -> list[NDArray[np.float64]]:
     """Return the step advantages under the recipe's estimator, one array per episode, group by group.
 
-    `settings` take the place of the recipe's own settings of the estimator.
+    `settings` take the place of the recipe's own settings of the estimator. One that reads values gets those of a new
+    head, which are 0.
     """
+    return _credit(groups, config, None, **settings)[0]
+
+
+def _credit(
+    groups: Sequence[TrajectoryGroup], config: Config, values: Values | None, **settings: Any
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]] | None]:
+    """Return the advantages of each episode's steps, and the returns that a value head is to learn, if there is one."""
     estimator = ESTIMATORS[config.objective.estimator]
     trajectories = episodes_of(groups)
     penalty = config.rollout.invalid_penalty
     valid = _VALID[config.rollout.invalid]
     penalties = [[0.0 if valid(s) else penalty for s in t.transitions] for t in trajectories] if penalty else None
-    return estimator(
+    knobs = config.settings("estimator") | settings
+    read = values_of_steps(trajectories, knobs.get("level", "step"), values) if estimator.reads_values else None
+    return estimator.credit(
         [[step.reward for step in t.transitions] for t in trajectories],
         [[step.observation.text for step in t.transitions] for t in trajectories],
         groups=[number for number, group in enumerate(groups) for _ in group.trajectories],
         penalties=penalties,
         commands=[[step.action.text for step in t.transitions] for t in trajectories],
         final_observations=[t.transitions[-1].next_observation.text if t.transitions else "" for t in trajectories],
-        **config.settings("estimator") | settings,
+        values=read,
+        **knobs,
     )
 
 
-def build_batch(groups: Sequence[TrajectoryGroup], config: Config, renderer: Renderer, update: int) -> UpdateBatch:
-    """Return the rows of an update; (seed, update) seed the choice of auxiliary rows."""
+def build_batch(
+    groups: Sequence[TrajectoryGroup], config: Config, renderer: Renderer, update: int, values: Values | None = None
+) -> UpdateBatch:
+    """Return the rows of an update; (seed, update) seed the choice of auxiliary rows.
+
+    `values` asks the engine for those of the value head, if the estimator reads them.
+    """
     auxiliaries = config.auxiliaries()
     weights = weights_of(auxiliaries, update, config.train.updates)
     active = [each for each in auxiliaries if weights[each.name] > 0]
     auxiliary = make_rows(active, groups, renderer, (config.seed, update))
     rows: list[Row] = []
-    for number, (trajectory, advantages_S) in enumerate(
-        zip(episodes_of(groups), step_advantages(groups, config), strict=True)
-    ):
+    advantages, returns = _credit(groups, config, values)
+    for number, (trajectory, advantages_S) in enumerate(zip(episodes_of(groups), advantages, strict=True)):
+        in_pass = auxiliary.in_pass.get(number, {})
+        if returns is not None:
+            learned = value_terms(trajectory, returns[number], config.settings("estimator").get("level", "step"))
+            in_pass = {place: [*in_pass.get(place, ()), *terms] for place, terms in learned.items()}
         rows += policy_rows(
             trajectory,
             advantages_S,
             config.objective.aggregation,
-            auxiliary.in_pass.get(number),
+            in_pass,
             idle=config.objective.idle_rows == "count",
             stale=trajectory.policy_version < update,
         )
     figures = {f"weight/{name}": weight for name, weight in weights.items()}
+    if returns is not None:
+        weights = {**weights, COMPONENT: config.settings("estimator").get("value_weight", 0.5)}
     figures["rows/policy"] = sum(map(learns, rows))
     if config.objective.idle_rows == "count":
         figures["rows/idle"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)

@@ -14,6 +14,7 @@ import torch
 from envrl.batches.batch import build_batch
 from envrl.build import env_maker, form_of, policy_of, renderer_of, training_settings
 from envrl.config.schema import Config
+from envrl.engine.heads import give_heads
 from envrl.engine.local import loss_settings, optimiser_batches
 from envrl.engine.optimizer import adamw
 from envrl.engine.update import accumulate, clip_gradient, policy_logprobs
@@ -59,7 +60,7 @@ class Bench:
     def __init__(self, config: Config, shape: str = "") -> None:
         prepare_torch(config.train.threads)
         self.make_env = env_maker(config)
-        self.model = bench_model(config, self.make_env, shape)
+        self.model = give_heads(bench_model(config, self.make_env, shape), config)
         self.optimizer = adamw(self.model, 0.0, config.train.weight_decay)
         self.reference: LanguageModel | None = None
         if config.objective.kl_weight > 0 and has_adapter(self.model.network):

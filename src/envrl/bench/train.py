@@ -8,6 +8,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from envrl.batches.batch import step_advantages
@@ -46,7 +47,7 @@ def bench_train(
     watch.start()
     groups = bench.play(config)
     watch.lap("rollout")
-    dealt = not any(advantages.any() for advantages in step_advantages(groups, config))
+    dealt = not any(np.any(step) for advantages in step_advantages(groups, config) for step in advantages)
     groups = deal_returns(groups, config.rollout.reward_scale) if dealt else groups
     reset_peak_memory(bench.model.device)
     rows = bench.update(config, groups, bench.watch())

@@ -153,6 +153,7 @@ class ReplayConfig:
 class TrainConfig:
     updates: Count = 60  # RL updates; 0: warm start and evaluation only
     learning_rate: Rate = 3e-4  # constant
+    head_learning_rate: Fraction = 0.0  # of heads, such as a value head; 0: as learning_rate
     weight_decay: Fraction = 0.0  # of AdamW
     epochs: Positive = 1  # passes over a batch
     minibatches: Positive = 1  # optimiser steps a pass

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envrl.config.schema import TrainConfig
 from envrl.models.load import LanguageModel
 
 BETAS = (0.9, 0.99)
@@ -80,13 +81,27 @@ def _in_one_go(model: LanguageModel) -> dict[str, bool]:
     return {"fused": True} if model.device.type == "cuda" else {"foreach": True}
 
 
-def adamw(model: LanguageModel, learning_rate: float, weight_decay: float = 0.0) -> Optimizer:
-    """Return AdamW (β 0.9, 0.99; Loshchilov and Hutter, arXiv 1711.05101), with weight decay for matrices only."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
+def policy_optimizer(model: LanguageModel, train: TrainConfig) -> Optimizer:
+    """Return the optimiser of RL: AdamW at the recipe's learning rates."""
+    return adamw(model, train.learning_rate, train.weight_decay, train.head_learning_rate)
+
+
+def adamw(
+    model: LanguageModel, learning_rate: float, weight_decay: float = 0.0, head_learning_rate: float = 0.0
+) -> Optimizer:
+    """Return AdamW (β 0.9, 0.99; Loshchilov and Hutter, arXiv 1711.05101), with weight decay for matrices only.
+
+    Heads have no weight decay, and may have a learning rate of their own.
+    """
+    heads = list(model.heads.parameters())
+    of_heads = {id(p) for p in heads}
+    parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in of_heads]
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if heads:
+        groups.append({"params": heads, "weight_decay": 0.0, "lr": head_learning_rate or learning_rate})
     return Optimizer([torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, **_in_one_go(model))])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from envrl.config.schema import Config
 from envrl.engine.local import LocalEngine, Placed
-from envrl.engine.optimizer import Optimizer, adamw
+from envrl.engine.optimizer import Optimizer, policy_optimizer
 from envrl.engine.shards import Shards, whole
 from envrl.engine.update import OldLogprobs
 from envrl.models.adapters import has_adapter
@@ -46,7 +46,7 @@ class ShardedEngine:
         if config.objective.kl_weight > 0 and not has_adapter(model.network):
             start = load_policy(run / "warm_start", config)
             reference = Placed(start, Shards(start, precision))
-        self._optimizer = adamw(mine, config.train.learning_rate, config.train.weight_decay)
+        self._optimizer = policy_optimizer(mine, config.train)
         self._optimizer.restore(self._shards.spread(optimizer.tensors()))
         optimizer.forget()  # whole, they would take as much again on every process
         # One process alone must not leave an update: the loop asks all of them between two.

@@ -15,6 +15,7 @@ from envrl.eval.questions import inverse_pairs, state_pairs
 from envrl.eval.token_figures import DIGITS, token_figures
 from envrl.files import write_text
 from envrl.models.load import LanguageModel
+from envrl.objective.advantage import ESTIMATORS
 from envrl.progress import Reporter
 from envrl.rendering.renderer import Renderer
 from envrl.rollout.predict import predict_targets
@@ -79,8 +80,11 @@ def write_shown(
 def advantage_parts(groups: Sequence[TrajectoryGroup], config: Config) -> list[list[dict[str, Any]]]:
     """Return `advantage` for each step of each episode, and `advantage_parts` if it is a sum.
 
-    An estimator with the setting `step_weight` (GiGPO) adds an advantage of the step to that of the episode.
+    An estimator with the setting `step_weight` (GiGPO) adds an advantage of the step to that of the episode. Nothing
+    for one that reads a head's values, which are not at hand here.
     """
+    if ESTIMATORS[config.objective.estimator].reads_values:
+        return []
     whole = step_advantages(groups, config)
     if "step_weight" not in config.settings("estimator"):
         return [[{"advantage": round(float(value), DIGITS)} for value in values_S] for values_S in whole]

@@ -24,7 +24,8 @@ Indices = NDArray[np.int64]
 class Steps:
     """All steps of one call, concatenated; steps `offsets[i]:offsets[i + 1]` belong to trajectory i.
 
-    `strata` and `final_observations` hold one entry a trajectory, and are empty where they are not given.
+    `strata` and `final_observations` hold one entry a trajectory, `values_N` the values of a step: one, or one for each
+    of its judged tokens. They are empty where they are not given.
     """
 
     rewards_N: Array
@@ -35,9 +36,18 @@ class Steps:
     offsets: Indices
     strata: tuple[Hashable, ...] = ()
     final_observations: tuple[str, ...] = ()
+    values_N: tuple[Array, ...] = ()
 
     def per_trajectory(self, values_N: Array) -> list[Array]:
         return np.split(values_N, self.offsets[1:-1]) if len(self.offsets) > 1 else []
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Advantages, and the returns that a value head is to learn, for each value of each step (`Steps.values_N`)."""
+
+    advantages_N: tuple[Array, ...]
+    returns_N: tuple[Array, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,32 +60,61 @@ class Estimator:
     def knobs(self) -> dict[str, Any]:
         return {name: setting.default for name, setting in self.entry.settings.items()}
 
-    def __call__(
+    @property
+    def reads_values(self) -> bool:
+        """True if it needs the values of a head."""
+        return "values" in self.entry.traits.get("reads", ())
+
+    def __call__(self, rewards: Sequence[ArrayLike], observations: Sequence[Sequence[str]], **more: Any) -> list[Array]:
+        """Return the advantage of every step: one float64 array per trajectory, in the shape of `rewards`.
+
+        See `credit` for what is given. Where a step has several values, its entry is an array of as many advantages.
+        """
+        return self.credit(rewards, observations, **more)[0]
+
+    def credit(
         self,
         rewards: Sequence[ArrayLike],
         observations: Sequence[Sequence[str]],
         *,
         groups: Iterable[Hashable] | None = None,
-        values: Sequence[ArrayLike] | None = None,
+        values: Sequence[Sequence[ArrayLike]] | None = None,
         strata: Sequence[Hashable] | None = None,
         penalties: Sequence[ArrayLike] | None = None,
         final_observations: Sequence[str] | None = None,
         commands: Sequence[Sequence[str]] | None = None,
         **knobs: Any,
-    ) -> list[Array]:
-        """Return the advantage of every step: one float64 array per trajectory, in the shape of `rewards`.
+    ) -> tuple[list[Array], list[Array] | None]:
+        """Return the advantages of every step, and the returns for a value head if the estimator reads values.
 
         `rewards` holds one array of step rewards per trajectory, `observations` the text before each step, `commands`
         the command in it, `groups` one id per trajectory (default: one group). `penalties` are subtracted from a step's
         own score and its own discounted return, not from those of its neighbours. `final_observations` (the text after
-        the last step) and `strata` hold one per trajectory. Each estimator reads what it needs; none reads `values`
-        yet. Raises `UserError` for shapes that disagree, a reward that is not finite, or an unknown setting.
+        the last step) and `strata` hold one per trajectory. `values` holds one number a
+        step, or an array of those of its tokens. Each estimator reads what it needs. Raises `UserError` for shapes that
+        disagree, a number that is not finite, an unknown setting, and values that are needed and missing.
         """
         check_settings(f"the {self.entry.called}", knobs, self.knobs)
-        steps = _lay_out(rewards, observations, groups, penalties, commands, strata, final_observations)
+        if self.reads_values and values is None:
+            raise UserError(f"the {self.entry.called} needs values: a number for each step (values=[[…], …])")
+        steps = _lay_out(rewards, observations, groups, penalties, commands, strata, final_observations, values)
         with blame(self.entry):
-            advantages = self.entry.target(steps, **knobs)
-        return steps.per_trajectory(self._checked(advantages, len(steps.rewards_N)))
+            found = self.entry.target(steps, **knobs)
+        if not isinstance(found, Credit):
+            return steps.per_trajectory(self._checked(found, len(steps.rewards_N))), None
+        both = (found.advantages_N, found.returns_N)
+        advantages_N, returns_N = (self._laid(parts, [len(values) for values in steps.values_N]) for parts in both)
+        return steps.per_trajectory(advantages_N), steps.per_trajectory(returns_N)
+
+    def _laid(self, parts: Sequence[Array], lengths: list[int]) -> Array:
+        """Return checked figures, an entry a step: a number, or an array where a step of the call has several."""
+        checked = self._checked(np.concatenate([np.zeros(0), *parts]), sum(lengths))
+        if all(length == 1 for length in lengths):
+            return checked
+        laid = np.empty(len(lengths), dtype=object)
+        for step, part in enumerate(np.split(checked, np.cumsum(lengths)[:-1])):
+            laid[step] = part
+        return laid
 
     def _checked(self, advantages: Any, count: int) -> Array:
         """Return the function's result as float64; raise `UserError` if it is not one finite number per step."""
@@ -108,6 +147,7 @@ def _lay_out(
     commands: Sequence[Sequence[str]] | None,
     strata: Sequence[Hashable] | None,
     final_observations: Sequence[str] | None,
+    values: Sequence[Sequence[ArrayLike]] | None,
 ) -> Steps:
     arrays = [np.asarray(r, dtype=np.float64) for r in rewards]
     if any(a.ndim != 1 for a in arrays):
@@ -121,6 +161,11 @@ def _lay_out(
     if commands is None:
         commands = [[""] * n for n in lengths]
     _check_lengths("commands", [len(c) for c in commands], lengths)
+    judged = [np.atleast_1d(np.asarray(v, dtype=np.float64)) for trajectory in values or () for v in trajectory]
+    if values is not None:
+        _check_lengths("values", [len(v) for v in values], lengths)
+    if not all(v.ndim == 1 and len(v) and np.isfinite(v).all() for v in judged):
+        raise UserError("values must hold a finite number for each step, or one for each of its tokens")
     ids = [0] * len(arrays) if groups is None else list(groups)
     for name, given in (("groups", ids), ("strata", strata), ("final_observations", final_observations)):
         if given is not None and len(given) != len(arrays):
@@ -137,6 +182,7 @@ def _lay_out(
         offsets=np.cumsum([0, *lengths]),
         strata=tuple(strata or ()),
         final_observations=tuple(final_observations or ()),
+        values_N=tuple(judged),
     )
 
 

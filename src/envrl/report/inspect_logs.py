@@ -34,7 +34,7 @@ def write_logs(store: RunStore, episodes: Iterable[Record], folder: Path) -> int
 
 
 def _log(store: RunStore, update: int, name: str, episodes: list[Record], begun: datetime) -> Any:
-    from inspect_ai.log import (
+    from inspect_ai.log import (  # pyright: ignore[reportMissingImports]
         EvalConfig,
         EvalDataset,
         EvalLog,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envrl.objective.aggregation import row_weights
-from envrl.types import LossTerm, Ragged, Row, Segment, Span, Trajectory
+from envrl.types import Action, LossTerm, Ragged, Row, Segment, Span, Trajectory
 
 
 def ragged(lists: Sequence[Sequence[int] | None]) -> Ragged:
@@ -59,14 +59,24 @@ def policy_rows(
     rows = []
     for number, segment in enumerate(trajectory.segments):
         terms = []
-        if idle or any(advantages_S[span.step] != 0.0 for span in segment.spans):
+        if idle or any(np.any(advantages_S[span.step]) for span in segment.spans):
             term = _policy_term(trajectory, segment, advantages_S, aggregation, stale)
             terms += [term] if term is not None else []
         terms += (in_pass or {}).get(number, ())
         if terms:
-            origin = f"v{trajectory.policy_version}/{trajectory.task.id}#{trajectory.member}/{number}"
-            rows.append(Row(segment.token_ids, tuple(terms), origin))
+            rows.append(Row(segment.token_ids, tuple(terms), origin_of(trajectory, number)))
     return rows
+
+
+def origin_of(trajectory: Trajectory, segment: int) -> str:
+    """Return the name of the row of a trajectory's segment."""
+    return f"v{trajectory.policy_version}/{trajectory.task.id}#{trajectory.member}/{segment}"
+
+
+def judged_offsets(action: Action, level: str) -> list[int]:
+    """Return which tokens of an action have a value: its first ("step"), or also all that were not fixed ("token")."""
+    free = [n for n, choices in enumerate(action.allowed) if n and (choices is None or len(choices) > 1)]
+    return [0, *free] if level == "token" else [0]
 
 
 def learns(row: Row) -> bool:
@@ -80,11 +90,12 @@ def _policy_term(
     positions, advantages, logprobs, allowed = [], [], [], []
     for span in segment.spans:
         action = trajectory.transitions[span.step].action
+        advantages_T = _by_token(action, advantages_S[span.step])
         for offset, choices in enumerate(action.allowed):
             if choices is not None and len(choices) == 1:
                 continue
             positions.append(span.start + offset)
-            advantages.append(advantages_S[span.step])
+            advantages.append(advantages_T[offset])
             logprobs.append(action.logprobs[offset])
             allowed.append(choices)
     if not positions:
@@ -96,6 +107,13 @@ def _policy_term(
     if stale:
         streams["old_logprobs"] = streams["sampled_logprobs"]
     return counted_term("policy", positions, aggregation, streams=streams, allowed=ragged(allowed))
+
+
+def _by_token(action: Action, advantage: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return an advantage for each token of an action: the step's own, or those of its judged tokens."""
+    advantages_T = np.zeros(len(action.allowed))
+    advantages_T[judged_offsets(action, "token") if np.size(advantage) > 1 else slice(None)] = advantage
+    return advantages_T
 
 
 def places(spans: Iterable[Span]) -> list[int]:

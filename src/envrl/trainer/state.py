@@ -11,7 +11,8 @@ from torch import Tensor
 
 from envrl.config.schema import Config
 from envrl.engine.checkpoint import load_state, save_checkpoint, save_state
-from envrl.engine.optimizer import Optimizer, adamw
+from envrl.engine.heads import give_heads
+from envrl.engine.optimizer import Optimizer, policy_optimizer
 from envrl.models.load import LanguageModel, load_policy, save_model
 
 
@@ -40,8 +41,8 @@ _SAVED = tuple(f.name for f in fields(RunState) if f.name not in ("model", "opti
 
 
 def fresh_state(model: LanguageModel, config: Config) -> RunState:
-    """Return the state at update 0."""
-    return RunState(model, adamw(model, config.train.learning_rate, config.train.weight_decay))
+    """Return the state at update 0; the model gets the heads that the recipe needs."""
+    return RunState(model, policy_optimizer(give_heads(model, config), config.train))
 
 
 def read_state(checkpoint: Path, config: Config) -> RunState:

@@ -1,0 +1,16 @@
+"""The heads that a recipe's objectives need."""
+
+from __future__ import annotations
+
+from envrl.config.schema import Config
+from envrl.models.forward import state_width
+from envrl.models.heads import new_head
+from envrl.models.load import LanguageModel
+from envrl.objective.advantage import ESTIMATORS
+
+
+def give_heads(model: LanguageModel, config: Config) -> LanguageModel:
+    """Return the model with a value head if the recipe's estimator reads values; one that it has is kept."""
+    if ESTIMATORS[config.objective.estimator].reads_values and "value" not in model.heads:
+        model.heads["value"] = new_head(state_width(model.network), model.device)
+    return model
