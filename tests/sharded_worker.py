@@ -108,7 +108,8 @@ def held_bytes(engine: Any) -> list[int]:
     return [bytes_here(inner.model.parameters()), bytes_here(inner.optimizer.tensors().values())]
 
 
-def bytes_here(tensors: Iterable[torch.Tensor]) -> int:
+def bytes_here(tensors: Iterable[Any]) -> int:
+    """Return the bytes that this process holds of tensors that are not numbers."""
     return sum((t.to_local() if hasattr(t, "to_local") else t).nbytes for t in tensors if t.ndim)
 
 
