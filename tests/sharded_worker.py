@@ -149,7 +149,9 @@ def work(case: str, folder: Path, engine: str) -> None:
     if ranks.is_first():
         name = f"{case}-{ranks.count() if engine == 'sharded' else 0}"
         plain = {table: {origin: v.tolist() for origin, v in found.items()} for table, found in tables.items()}
-        (folder / f"{name}.json").write_text(json.dumps({"updates": updates, "tables": plain, "held": held, "skipped": skipped}))
+        (folder / f"{name}.json").write_text(
+            json.dumps({"updates": updates, "tables": plain, "held": held, "skipped": skipped})
+        )
         weights = {f"weight {n}": p.detach().numpy() for n, p in model.named_parameters()}
         np.savez(folder / f"{name}.npz", **weights, **{f"moment {n}": t.numpy() for n, t in moments.items()})
 

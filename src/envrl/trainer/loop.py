@@ -179,12 +179,12 @@ class Run:
             groups = self.replay.mix(played.admitted, number)
             batch = build_batch(groups, self.config, self.renderer, number)
         self.idle.observe(number, groups, batch.figures)
+        with laps.of("update"):  # before the step: what the policy that played them thought
+            if ranks.is_first():
+                write_shown(self.folder, number, played.groups, state.model, self.renderer, self.config, self.reporter)
         with laps.of("update"), self.reporter.phase("learning"):
             figures = self.engine.step(batch.rows, batch.weights, number)
             give_back_memory()
-        with laps.of("update"):
-            if ranks.is_first():
-                write_shown(self.folder, number, played.groups, state.model, self.renderer, self.config, self.reporter)
         record = self.log.write(state, number, played, batch, figures, laps)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.engine.skips
         state.evaluated, state.components = not self.evaluations.due(number), {"replay": self.replay.state()}
