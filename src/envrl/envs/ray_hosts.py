@@ -32,6 +32,7 @@ _LOST = -signal.SIGKILL
 """The status of a worker whose connection is gone: nobody reports its own."""
 _SECRET = 32  # bytes
 _SLICE = 0.2  # seconds between two looks at an actor that has not connected
+_PAUSE = 1.0  # seconds until another actor is asked for where one was lost before it began
 _CONNECT = 10.0  # seconds that a node has to reach this one
 _CHUNK = 1 << 16
 
@@ -61,14 +62,20 @@ class RemoteWorker:
 
     def __init__(self, ray: Any, wire: int) -> None:
         """Ask Ray for an actor with a CPU; once it has connected, `wire` is joined to it. Nothing is waited for."""
-        self._ray, self._killed = ray, threading.Event()
-        self._actor = ray.remote(WorldHost).options(num_cpus=1, scheduling_strategy="SPREAD").remote()
-        here = ray.util.get_node_ip_address()
-        listener, ours = socket.create_server((here, 0)), socket.socket(fileno=os.dup(wire))
-        secret, given = secrets.token_bytes(_SECRET), {k: v for k, v in os.environ.items() if k.startswith(VARIABLES)}
-        begun = self._actor.begin.remote(listener.getsockname()[:2], secret, os.getcwd(), sys.path, given)
-        self._thread = threading.Thread(target=self._join, args=(listener, ours, secret, begun), daemon=True)
+        self._ray, self._killed, self._secret = ray, threading.Event(), secrets.token_bytes(_SECRET)
+        self._listener = socket.create_server((ray.util.get_node_ip_address(), 0))
+        self._begun = self._begin()
+        self._thread = threading.Thread(target=self._join, args=(socket.socket(fileno=os.dup(wire)),), daemon=True)
         self._thread.start()
+
+    def _begin(self) -> Any:
+        """Ask for an actor that begins a worker; return what Ray will say of it."""
+        self._actor = self._ray.remote(WorldHost).options(num_cpus=1, scheduling_strategy="SPREAD").remote()
+        if self._killed.is_set():  # meanwhile
+            self.kill()
+        given = {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
+        address = self._listener.getsockname()[:2]
+        return self._actor.begin.remote(address, self._secret, os.getcwd(), sys.path, given)
 
     def poll(self) -> int | None:
         """Return None while the worker is connected, or may yet be."""
@@ -84,11 +91,11 @@ class RemoteWorker:
         """Raise `TimeoutExpired`: how a process ends on another node is not reported."""
         raise subprocess.TimeoutExpired("a worker on another node", timeout)
 
-    def _join(self, listener: socket.socket, ours: socket.socket, secret: bytes, begun: Any) -> None:
+    def _join(self, ours: socket.socket) -> None:
         """Wait for the worker, then copy bytes both ways until either side closes; or say why it does not come."""
-        with ours, listener, suppress(OSError):
+        with ours, self._listener, suppress(OSError):
             try:
-                theirs = self._accepted(listener, secret, begun)
+                theirs = self._accepted()
             except Exception as error:  # whatever the actor raised, or Ray says of its end
                 why = str(error).strip().splitlines()[-1:] or [type(error).__name__]
                 ours.sendall(pack(Answer(READY, 0, Failure(why[0][:300], mistake=False))))
@@ -100,24 +107,34 @@ class RemoteWorker:
                     _copy(ours, theirs)
                     back.join()
 
-    def _accepted(self, listener: socket.socket, secret: bytes, begun: Any) -> socket.socket | None:
+    def _accepted(self) -> socket.socket | None:
         """Return the connection of who knows the secret, None where the worker was killed before."""
-        listener.settimeout(_SLICE)
+        self._listener.settimeout(_SLICE)
         while not self._killed.is_set():
             try:
-                theirs = listener.accept()[0]
+                theirs = self._listener.accept()[0]
             except TimeoutError:
-                if self._ray.wait([begun], timeout=0)[0]:
-                    self._ray.get(begun)  # raises, unless it has connected meanwhile
+                if self._ray.wait([self._begun], timeout=0)[0]:
+                    self._check_begun()
                 continue
             theirs.settimeout(_CONNECT)
             with suppress(OSError):
-                if hmac.compare_digest(theirs.recv(_SECRET, socket.MSG_WAITALL), secret):
+                if hmac.compare_digest(theirs.recv(_SECRET, socket.MSG_WAITALL), self._secret):
                     theirs.settimeout(None)
                     theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     return theirs
             theirs.close()
         return None
+
+    def _check_begun(self) -> None:
+        """Raise what the actor did; where it was lost before it could do anything, ask for another."""
+        try:
+            self._ray.get(self._begun)
+        except self._ray.exceptions.RayActorError as error:
+            if "creation task" in str(error):  # what it raises as it is made, so another would
+                raise
+            self._killed.wait(_PAUSE)
+            self._begun = self._begin()
 
 
 class RayHosts:
