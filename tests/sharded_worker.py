@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,18 @@ def held_bytes(engine: Any) -> list[int]:
     return [bytes_here(inner.model.parameters()), bytes_here(inner.optimizer.tensors().values())]
 
 
-def bytes_here(tensors: Iterable[torch.Tensor]) -> int:
+def skips(made: Any, model: LanguageModel, rows: list[Row]) -> list[float]:
+    """Have one row's loss be infinite; return whether the step was left out, and by how much weights have changed."""
+    (term,) = rows[0].terms
+    spoiled = replace(rows[0], terms=(replace(term, weights_T=np.full_like(term.weights_T, np.inf)),))
+    before = [weight.detach().clone() for weight in model.parameters()]
+    figures = made.step([spoiled, *rows[1:]], {}, 4)
+    moved = (float((now - then).abs().max()) for now, then in zip(model.parameters(), before, strict=True))
+    return [figures["skipped"], float(made.skips), max(moved)]
+
+
+def bytes_here(tensors: Iterable[Any]) -> int:
+    """Return the bytes that this process holds of tensors that are not numbers."""
     return sum((t.to_local() if hasattr(t, "to_local") else t).nbytes for t in tensors if t.ndim)
 
 
@@ -133,10 +145,13 @@ def work(case: str, folder: Path, engine: str) -> None:
         tables["values"] = made.values(rows, "value")
     moments = made.state()
     held = ranks.gather(held_bytes(made))
+    skipped = ranks.gather(skips(made, model, rows)) if case == "few" else []
     if ranks.is_first():
         name = f"{case}-{ranks.count() if engine == 'sharded' else 0}"
         plain = {table: {origin: v.tolist() for origin, v in found.items()} for table, found in tables.items()}
-        (folder / f"{name}.json").write_text(json.dumps({"updates": updates, "tables": plain, "held": held}))
+        (folder / f"{name}.json").write_text(
+            json.dumps({"updates": updates, "tables": plain, "held": held, "skipped": skipped})
+        )
         weights = {f"weight {n}": p.detach().numpy() for n, p in model.named_parameters()}
         np.savez(folder / f"{name}.npz", **weights, **{f"moment {n}": t.numpy() for n, t in moments.items()})
 

@@ -49,6 +49,8 @@ EXEMPT = {
     "/shared/weights --rollout.actions free --rollout.ahead 1": "needs a server; test_server_sampler.py has one",
     "envrl train household-demo --run runs/ray --ray local --processes 2": _CLUSTER,
     "envrl train qwen2.5-1.5b-alfworld-grpo --run /runs/sixteen --ray auto --processes 16": _CLUSTER,
+    "envrl train alfworld-grpo --run runs/ray --ray auto --processes 8 --train.device cuda --env.place ray "
+    "--env.workers 16": _CLUSTER,
     "envrl train qwen2.5-1.5b-alfworld-grpo --run runs/eight --ray local --processes 8 --train.device cuda": _CUDA,
     "envrl panel runs/demo": "plays 1,000 games; test_panel.py runs it on few",
     "envrl panel runs/demo alfworld": "plays 274 games; test_panel.py runs it on few",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -17,16 +18,21 @@ from typing import Any
 
 import pytest
 
-from envrl import ranks
-from envrl.cli import cluster as clusters
+from envrl import clusters, ranks
+from envrl.cli import cluster as command_cluster
 from envrl.cli import rank_host, ray_launch
-from envrl.cli.cluster import check_size, connected
+from envrl.cli.cluster import check_size, room
 from envrl.cli.launch import AGAIN, OTHERS
 from envrl.cli.main import main
 from envrl.cli.rank_host import Place, RankHost, in_order, variables_of
 from envrl.cli.ray_launch import GRACE, LOST, Job, is_over
+from envrl.clusters import connected
+from envrl.envs import ray_hosts
+from envrl.envs.pool import ProcessPool, Worlds
+from envrl.envs.vector import LocalWorlds
 from envrl.errors import RunError, UserError
 from envrl.models.checkpoints import verify_checkpoint
+from test_pool import PLAIN, Counter, alive, parent_of, said
 from test_processes import command, lines, train
 from warm import envrl
 
@@ -151,6 +157,69 @@ def test_a_cluster_that_is_too_small_is_refused(cluster: Any, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+def test_worlds_on_the_nodes_of_a_cluster_answer_as_here(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two calls a worker is killed, an actor, a node; a world that kills its worker is set aside.
+
+    What they answer is what worlds in this process do, and they are on all of three nodes.
+    """
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    ray, local = pytest.importorskip("ray"), LocalWorlds(Counter)
+    cluster.add_node(**NODE)
+    pool = Worlds(Counter, 3, 60.0, "ray").vector()
+    assert isinstance(pool, ProcessPool)
+    played: list[int] = []
+
+    def turn(command: str) -> list[int]:
+        """Have all slots hear a command, as here; return the processes of the workers."""
+        commands = [(slot, command) for slot in range(7)]
+        steps = [step for step in pool.step(commands) if step]
+        assert [step.observation for step in steps] == [step.observation for step in local.step(commands) if step]
+        pids = list(dict.fromkeys(step.info["pid"] for step in steps))
+        played.extend(pids)
+        return pids
+
+    try:
+        assert said(pool, PLAIN) == said(local, PLAIN)
+        workers = turn("one")
+        assert len({parent_of(parent_of(pid)) for pid in workers}) == 3, "the actors of three nodes"
+        os.kill(workers[0], signal.SIGKILL)
+        wait_for(lambda: lost(pool) == 1)
+        os.kill(parent_of(turn("two")[1]), signal.SIGKILL)
+        wait_for(lambda: lost(pool) == 1)
+        turn("three")
+        assert pool.replaced >= 2
+        here = ray.get_runtime_context().get_node_id()
+        cluster.remove_node(next(node for node in cluster.worker_nodes if node.node_id != here), allow_graceful=False)
+        cluster.add_node(**NODE)
+        wait_for(lambda: lost(pool) == 1)
+        turn("four")
+        assert pool.replaced >= 3
+        assert pool.set_aside == {}
+        with pytest.warns(UserWarning, match="set aside the task '3': its world failed 3 times, it closed its conn"):
+            assert pool.step([(3, "die")]) == [None]
+        assert pool.replaced >= 6
+    finally:
+        pool.close()
+        ray.shutdown()
+        cluster.remove_node(next(iter(cluster.worker_nodes)))
+    wait_for(lambda: not any(map(alive, played)))
+
+
+def lost(pool: ProcessPool) -> int:
+    """Return how many workers are known to be gone."""
+    return sum(worker.process is not None and worker.process.has_ended() for worker in pool._workers)
+
+
+def test_a_run_with_worlds_on_the_cluster_is_the_run_without(cluster: Any, tmp_path: Path) -> None:
+    """A process and a worker of it, each with a CPU of its own."""
+    short = {"train.updates": 2}
+    train(tmp_path / "here", "--processes", 1, **short)
+    there = {**short, "env.place": "ray", "env.workers": 1}
+    train(tmp_path / "there", "--ray", cluster.address, **there)  # the cluster has room for one
+    assert lines(tmp_path / "there") == lines(tmp_path / "here")
+    assert lines(tmp_path / "there", "eval.jsonl") == lines(tmp_path / "here", "eval.jsonl")
+
+
 # --- without a cluster -----------------------------------------------------------------------------------------------
 
 
@@ -185,6 +254,8 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         (["--ray-patience", "5"], "it does nothing without it"),
         (["--ray", "local", "--ray-patience", "soon"], "must be a number of at least 0"),
         (["--ray", "local"], "--ray needs Ray, which is not installed: pip install 'envrl[ray]'"),
+        (["--env.place", "ray"], "env.place = 'ray' needs the number of workers of a process: env.workers is -1"),
+        (["--env.place", "ray", "--env.workers", "2"], "env.place = 'ray' needs Ray, which is not installed: pip"),
     ],
 )
 def test_mistakes_are_sentences(
@@ -194,7 +265,8 @@ def test_mistakes_are_sentences(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(clusters, "find_spec", lambda name: None)
+    for module in (command_cluster, ray_hosts):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
     assert main(command(tmp_path / "run", *others)) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -229,6 +301,12 @@ def test_a_cluster_that_is_large_enough_is_taken() -> None:
         check_size({"CPU": 2.0}, 2, 1, "cuda")
     with pytest.raises(UserError, match=r"9 processes .* has 1 node with 64 CPUs and 8 GPUs"):
         check_size({"CPU": 64.0, "GPU": 8.0}, 1, 9, "cuda")
+    check_size({"CPU": 64.0, "GPU": 8.0}, 1, 8, "cuda", workers=7)
+    with pytest.raises(UserError, match=r"8 processes with env.workers = 8 .* need 72 CPUs, and it has 1 node with 64"):
+        check_size({"CPU": 64.0, "GPU": 8.0}, 1, 8, "cuda", workers=8)
+    cluster = SimpleNamespace(cluster_resources=lambda: {"CPU": 64.0, "GPU": 8.0})
+    assert [room(cluster, "cuda", workers) for workers in (0, 7, 15)] == [8, 8, 4]
+    assert [room(cluster, "cpu", workers) for workers in (0, 1)] == [64, 32]
 
 
 @pytest.mark.parametrize(

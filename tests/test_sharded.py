@@ -54,6 +54,12 @@ def test_three_updates_are_those_of_the_local_engine(case: str, count: int, fold
         assert np.abs(found["arrays"][name] - array).max() < 1e-9, name
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 4])
+def test_a_loss_that_is_not_finite_is_left_out_in_all_processes(count: int, folder: Path) -> None:
+    """Of three rows one has an infinite loss, so that of several processes one meets it; two optimiser steps each."""
+    assert figures(folder, "few", count)["skipped"] == [[1.0, 2.0, 0.0]] * max(count, 1)
+
+
 @pytest.mark.parametrize(("case", "count"), [("few", 1), ("few", 2), ("few", 4), ("untied", 2)])
 def test_a_process_holds_its_share_of_weights_and_moments(case: str, count: int, folder: Path) -> None:
     """All of them together hold each number once; one holds more by what a vector does not divide evenly."""

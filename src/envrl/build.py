@@ -24,7 +24,7 @@ def env_maker(config: Config) -> Worlds:
     """Return a factory of the recipe's world with its settings, which runs many at once in `env.workers` workers."""
     settings = WorldSettings(**{f.name: getattr(config.env, f.name) for f in fields(WorldSettings)})
     make_env = set_maker(maker(config.env.name, **env_options(config)), settings)
-    return Worlds(make_env, config.env.workers, config.env.timeout)
+    return Worlds(make_env, config.env.workers, config.env.timeout, config.env.place)
 
 
 def env_options(config: Config) -> dict[str, Any]:

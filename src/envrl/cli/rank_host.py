@@ -123,7 +123,7 @@ class RankHost:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "envrl", *arguments],
             cwd=folder,
-            env={**os.environ, **variables},
+            env={**os.environ, "RAY_ADDRESS": _address(), **variables},
             stdin=subprocess.DEVNULL,
             stdout=self._said,
             stderr=self._said,
@@ -152,3 +152,9 @@ class RankHost:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+
+def _address() -> str:
+    """Return the address of this actor's cluster, where its process finds it for its worlds."""
+    ray: Any = import_module("ray")
+    return str(ray.get_runtime_context().gcs_address)

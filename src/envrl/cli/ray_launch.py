@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from envrl import ranks
-from envrl.cli.cluster import check_size, connected, kind_of, nodes_alive, room, size_of, some
+from envrl.cli.cluster import check_size, kind_of, nodes_alive, room, size_of, some
 from envrl.cli.launch import AGAIN, LAUNCHER, OTHERS, PATIENCE, cause
 from envrl.cli.rank_host import Place, RankHost, in_order, variables_of
+from envrl.clusters import connected
 from envrl.config.schema import Config
+from envrl.envs.ray_hosts import VARIABLES
 from envrl.errors import Interrupted, RunError, UserError
 from envrl.trainer.signals import StopRequest, stop_on_signals
 
@@ -39,8 +41,6 @@ _LONGER = 60.0  # seconds between two sentences while the run waits
 _FRESH = 5.0  # seconds after which the number of nodes is asked for again
 _SAYS = {130: "the processes were told to stop, not by this one", OTHERS: "the processes lost each other"}
 """What the statuses mean with which all end though none of them failed."""
-_VARIABLES = ("ALFWORLD_", "ENVRL_", "GLOO_", "HF_", "NCCL_", "TORCH_", "WEBSHOP_", "XDG_")
-"""How those variables of this process begin that all processes are given."""
 
 Ends = dict[int, tuple[float, int]]
 """When each process that has ended did so, and its status, by rank."""
@@ -68,8 +68,9 @@ def launch_on_ray(
     """
     ray, device = connected(address), config.train.device
     try:
-        job = Job(tuple(arguments), run.absolute(), count or room(ray, device), device, patience)
-        check_size(ray.cluster_resources(), nodes_alive(ray), job.count, device)
+        workers = config.env.workers if config.env.place == "ray" else 0
+        job = Job(tuple(arguments), run.absolute(), count or room(ray, device, workers), device, patience)
+        check_size(ray.cluster_resources(), nodes_alive(ray), job.count, device, workers)
         with stop_on_signals(only_count=True) as stops:
             return _Launcher(ray, job, stops).run(config.train.micro_batch_tokens)
     finally:
@@ -91,7 +92,7 @@ class _Launcher:
 
     def run(self, budget: int) -> int:
         """Start the processes until they end by themselves; return the status."""
-        ours = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
+        ours = {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
         ours["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
         in_vain = 0
         while True:

@@ -30,6 +30,7 @@ class EnvConfig:
     subgoal_reward: NonNegative = 0.0  # paid once for each sub-goal, in worlds that name them
     workers: Annotated[int, Meta(ge=-1, le=1024)] = -1  # processes that play it; 0: none; -1: a core each if it is slow
     timeout: AboveZero = 60.0  # seconds after which a worker process that does not answer is replaced
+    place: Literal["local", "ray"] = "local"  # where worker processes are: here, or spread over a Ray cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

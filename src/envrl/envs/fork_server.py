@@ -17,7 +17,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from weakref import finalize
@@ -83,7 +83,7 @@ class ForkServer:
             if worker is not None:
                 return worker
             self.end()
-        return _interpreter(f"worker.serve({wire}, {lifeline}, {os.getpid()})", (wire, lifeline))
+        return interpreter(f"worker.serve({wire}, {lifeline}, {os.getpid()})", (wire, lifeline))
 
     def end(self) -> None:
         """End the fork server, and with it the workers that it has."""
@@ -94,7 +94,7 @@ class ForkServer:
     def _begin(self) -> None:
         self._requests, theirs = socket.socketpair()
         modules = [name for name in sys.modules if name.startswith("envrl.envs.") and ".adapters" not in name]
-        self._process = _interpreter(
+        self._process = interpreter(
             f"fork_server.serve_forks({theirs.fileno()}, {os.getpid()}, {modules})", (theirs.fileno(),)
         )
         theirs.close()
@@ -143,10 +143,22 @@ def _can_be_had() -> bool:
     return sys.platform == "linux"
 
 
-def _interpreter(call: str, files: Sequence[int]) -> subprocess.Popen[bytes]:
-    """Start a fresh interpreter that calls a function of `fork_server` or `worker`, with some of our open files."""
+def interpreter(
+    call: str,
+    files: Sequence[int],
+    *,
+    path: Sequence[str] | None = None,
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a fresh interpreter that calls a function of `fork_server` or `worker`, with some of our open files.
+
+    Its import path, folder and environment variables are ours unless others are given.
+    """
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", _BEGIN + call, json.dumps(sys.path)],
+        [sys.executable, "-P", "-c", _BEGIN + call, json.dumps(list(path or sys.path))],
+        cwd=cwd,
+        env=env,
         pass_fds=files,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,  # what a world prints is not the command's output

@@ -18,6 +18,7 @@ from envrl.envs.answers import opened
 from envrl.envs.fork_server import ForkServer
 from envrl.envs.process import Lost, WorkerProcess, wait
 from envrl.envs.protocol import TextEnv
+from envrl.envs.ray_hosts import RayHosts, check_ray_worlds
 from envrl.envs.vector import OTHERWISE, Episode, LocalWorlds, Start, VectorEnv, put_aside, same_answer
 from envrl.envs.wire import Answer, Call, Failure
 from envrl.envs.worker import is_answer
@@ -50,11 +51,12 @@ class _Worker:
 class ProcessPool:
     """Episodes in `workers` processes, each with the slots of one remainder; see `VectorEnv`.
 
-    Every answer is due within `timeout` seconds. `make_env` must be picklable. Raises `UserError` where it is not, or
-    where a world does, and `RunError` where no worker can begin.
+    Every answer is due within `timeout` seconds. `make_env` must be picklable. `place`: "local" (on this machine), or
+    "ray" (on the nodes of a cluster). Raises `UserError` where `make_env` is not, where a world does, or where no
+    cluster answers, and `RunError` where no worker can begin.
     """
 
-    def __init__(self, make_env: Callable[[], TextEnv], workers: int, timeout: float) -> None:
+    def __init__(self, make_env: Callable[[], TextEnv], workers: int, timeout: float, place: str = "local") -> None:
         try:
             self._make_env = pickle.dumps(make_env)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -63,7 +65,7 @@ class ProcessPool:
                 "or set env.workers = 0"
             ) from error
         self._timeout = timeout
-        self._fork_server = ForkServer()
+        self._source = RayHosts(workers) if place == "ray" else ForkServer()
         self._workers = [_Worker() for _ in range(workers)]
         self._episodes: dict[int, Episode] = {}
         self._calls = 0
@@ -94,14 +96,14 @@ class ProcessPool:
 
     def processes(self) -> list[int]:
         """Return the process ids of the workers, and of the fork server that they come from."""
-        return self.pids() + ([self._fork_server.pid] if self._fork_server.pid is not None else [])
+        return self.pids() + ([self._source.pid] if self._source.pid is not None else [])
 
     def close(self) -> None:
         """End the workers; those that are needed again later begin anew."""
         for worker in self._workers:
             worker.jobs.clear()
             self._drop(worker)
-        self._fork_server.end()
+        self._source.end()
 
     def _last(self, slot: int) -> Observation | Step | None:
         episode = self._episodes[slot]
@@ -141,7 +143,7 @@ class ProcessPool:
         if not jobs:
             return
         if worker.process is None:
-            worker.process = WorkerProcess(self._make_env, self._fork_server)
+            worker.process = WorkerProcess(self._make_env, self._source)
         for job in jobs:
             worker.process.send(job.call)
 
@@ -216,8 +218,12 @@ class ProcessPool:
 class Worlds:
     """How a recipe's world is made: one by calling this, many at once by `vector`."""
 
-    def __init__(self, make_env: Callable[[], TextEnv], workers: int = 0, timeout: float = 60.0) -> None:
-        self._make_env, self._wanted, self._timeout = make_env, workers, timeout
+    def __init__(
+        self, make_env: Callable[[], TextEnv], workers: int = 0, timeout: float = 60.0, place: str = "local"
+    ) -> None:
+        if place == "ray":
+            check_ray_worlds(workers)
+        self._make_env, self._wanted, self._timeout, self._place = make_env, workers, timeout, place
         self._here: LocalWorlds | None = None
         self._pool: ProcessPool | None = None
 
@@ -239,7 +245,7 @@ class Worlds:
             self._here = self._here or LocalWorlds(self._make_env)
             return self._here
         if self._pool is None:
-            self._pool = ProcessPool(self._make_env, self.workers, self._timeout)
+            self._pool = ProcessPool(self._make_env, self.workers, self._timeout, self._place)
         return self._pool
 
 

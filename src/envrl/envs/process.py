@@ -13,6 +13,7 @@ from typing import Any
 from weakref import finalize
 
 from envrl.envs.fork_server import Fork, ForkServer
+from envrl.envs.ray_hosts import RayHosts, RemoteWorker
 from envrl.envs.wire import READY, Answer, Call, Failure, Hello, Inbox, pack
 
 _START_SECONDS = 120.0  # longest time until a new worker says that it has begun
@@ -27,10 +28,10 @@ class Lost(Exception):
 class WorkerProcess:
     """One worker; `send` and `receive` never block, so that no worker can hold up the run."""
 
-    def __init__(self, make_env: bytes, fork_server: ForkServer) -> None:
+    def __init__(self, make_env: bytes, source: ForkServer | RayHosts) -> None:
         self._wire, theirs = socket.socketpair()
         read_end, write_end = os.pipe()
-        self._process = fork_server.worker(theirs.fileno(), read_end)
+        self._process = source.worker(theirs.fileno(), read_end)
         theirs.close()
         os.close(read_end)
         self._wire.setblocking(False)
@@ -129,7 +130,7 @@ def wait(processes: Sequence[WorkerProcess]) -> list[WorkerProcess]:
         return [key.fileobj for key, _ in selector.select(_SLICE)]  # type: ignore[misc]
 
 
-def _end(process: subprocess.Popen[bytes] | Fork, wire: socket.socket, lifeline: int) -> None:
+def _end(process: subprocess.Popen[bytes] | Fork | RemoteWorker, wire: socket.socket, lifeline: int) -> None:
     """Kill a worker and see it off the list of processes; also where its object or this process ends."""
     process.kill()
     with suppress(subprocess.TimeoutExpired):  # a fork server that is stopped reports nothing
