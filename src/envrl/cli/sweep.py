@@ -80,9 +80,9 @@ def _work(sweep: Sweep, chosen: Sequence[PlannedRun], places: Places, jobs: int,
 
 
 def _compare(records: Sequence[Path]) -> None:
-    from envrl.report.compare import comparison_table, load_arms
+    from envrl.cli.compare import run as compare
 
-    print(comparison_table(load_arms(records)))
+    compare([str(record) for record in records])
 
 
 def _left(chosen: Sequence[PlannedRun], places: Places) -> list[PlannedRun]:
