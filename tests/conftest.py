@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+import no_sync  # noqa: F401
 from envrl.envs.data import default_folder
 from envrl.envs.household.problem import Goal, Item, Problem, Receptacle
 

@@ -15,6 +15,7 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 
+import no_sync  # noqa: F401
 from boxes import register
 from envrl.config.load import load_recipe
 from envrl.errors import Interrupted

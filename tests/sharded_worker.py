@@ -42,7 +42,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 def config_of(case: str) -> Config:
     changed = CASES[case]
-    return tiny(**{"rollout": {}, **changed, "train": {**TRAIN, **changed.get("train", {})}})
+    few = {"tasks": 2, "group_size": 3, **changed.get("rollout", {})}
+    return tiny(**{**changed, "rollout": few, "train": {**TRAIN, **changed.get("train", {})}})
 
 
 def model_of(case: str, config: Config) -> LanguageModel:

@@ -35,6 +35,7 @@ EXEMPT = {
     "envrl sweep study.toml --quick": _RUNS,
     "envrl sweep study.toml": _RUNS,
     "envrl sweep alfworld-study": _RUNS,
+    "envrl bench env all": "starts every world that is installed, Java among them; test_check_env.py runs it on a few",
     "envrl serve household --split valid_seen --port 8000": _SERVER,
     "envrl serve household": _SERVER,
     "envrl train household-demo --model.path Qwen/Qwen2.5-0.5B-Instruct --rollout.format action "

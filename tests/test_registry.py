@@ -401,6 +401,10 @@ def test_an_estimator_that_fails_is_named_before_anything_is_played(
         ("yield envrl.Example(episode, 3)", "yielded an Example of step 3: the episode has "),
         ("yield envrl.InPass(replace(episode), 0)", "yielded an InPass of an episode that is none of the update's"),
         ("yield envrl.Example(episode, 0, target=1)", "yielded an Example whose target is 1, no text"),
+        (
+            "yield from iter(lambda: envrl.Example(episode, 0), None)",
+            "1,000 examples a step and goes on: it has no end",
+        ),
         ("yield episode.nothing", "failed (mine.py, line 5: AttributeError"),
         ("yield envrl.InPass(episode, -1)", "yielded an InPass of step -1: the episode has "),
         ("yield envrl.InPass(episode, 0, 'answer')", "yielded an InPass of the part 'answer'"),
@@ -476,6 +480,7 @@ def test_a_run_of_an_older_version_is_looked_at_and_not_resumed(
         "gamma": 0.9,
         "step_weight": 1.0,
         "step_norm": "mean",
+        "similarity": 1.0,
         "baseline": "steps",
         "std": True,
     }
@@ -581,7 +586,18 @@ def test_entry_points_are_found_and_their_names_stand_in_errors(
     point = EntryPoint("halved", "of_a_package:halved", "envrl.estimators")
     monkeypatch.setattr(registry, "entry_points", lambda group: [point] * (group == "envrl.estimators"))
     registry._points.cache_clear()
-    assert names("estimator") == ["gigpo", "grpo", "halved", "rloo"]
+    assert names("estimator") == [
+        "gigpo",
+        "graphgpo",
+        "grpo",
+        "halved",
+        "hgpo",
+        "maxrl",
+        "reinforce++",
+        "reinforce++-baseline",
+        "rloo",
+        "stratified",
+    ]
     assert "of_a_package" not in sys.modules
     assert [each.tolist() for each in ESTIMATORS["halved"]([[1.0, 2.0]], [["a", "b"]])] == [[0.5, 1.0]]
     assert load_recipe("household-demo", [("objective.estimator", "halved")]).settings("estimator") == {"share": 0.5}

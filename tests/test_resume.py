@@ -31,6 +31,7 @@ EVERYTHING = tiny(
     auxiliary={"state": {"weight": 0.2}, "inverse": {"weight": 0.1}},
     objective={"kl_weight": 0.05, "entropy_weight": 0.01},
     train={"updates": 5, "epochs": 2, "minibatches": 2, "micro_batch_tokens": 512, "learning_rate": 1e-3},
+    eval={"every": 3, "episodes": 3, "free_episodes": 2, "probe_episodes": 2},
 )
 """A run with every kind of state: warm start, a reference model, several steps an update, both auxiliary losses."""
 

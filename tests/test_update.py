@@ -522,6 +522,18 @@ def test_a_bad_number_never_reaches_the_weights(tmp_path: Path) -> None:
     assert state_of(steps) != before
 
 
+def test_the_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    config = tiny(auxiliary={"state": {"weight": 1e308, "schedule": "constant"}, "inverse": {"weight": 0.1}})
+    model = make_model(config)
+    rows = make_rows(model, config)
+    said: list[str] = []
+    steps = LocalEngine(config, model, adamw(model, 1e-3), tmp_path, lambda: None, said.append)
+    steps.step(rows, {"state": 1e308, "inverse": 0.1}, 1)
+    assert [line.split(";")[0] for line in said] == [
+        "update-000001: the loss or its gradient is not finite, for state (weight 1e+308)"
+    ]
+
+
 def test_the_third_in_a_row_ends_the_run(tmp_path: Path) -> None:
     config = tiny()
     model = make_model(config)

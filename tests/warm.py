@@ -22,6 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+import no_sync  # noqa: F401
+
 HERE = Path(__file__).parent
 IMPORTED = (
     "envrl.trainer.loop",

@@ -16,6 +16,9 @@ from envrl.rendering.renderer import Renderer
 from envrl.samples.auxiliary import AuxiliaryRows, auxiliary_rows
 from envrl.types import Example, InPass, Part, Trajectory, TrajectoryGroup, episodes_of
 
+MOST_EXAMPLES = 1_000
+"""Examples of an objective for each step of the episodes, which none needs: one that yields more is endless."""
+
 
 def weights_of(auxiliaries: Sequence[Auxiliary], update: int, updates: int) -> dict[str, float]:
     """Return the weight λ of each objective at an update (counted from 1; the schedule's t is one less).
@@ -81,15 +84,21 @@ def try_out(auxiliary: Auxiliary, group: TrajectoryGroup, layout: str) -> None:
 def _yielded(
     entry: Entry, groups: Sequence[TrajectoryGroup], settings: dict[str, object]
 ) -> Iterator[Example | InPass]:
-    """Yield the objective's examples of these groups, each checked."""
-    known = {id(trajectory) for trajectory in episodes_of(groups)}
+    """Yield the objective's examples of these groups, each checked.
+
+    Raises `UserError` at `MOST_EXAMPLES` for each step of the groups: there seems to be no end of them.
+    """
+    episodes = episodes_of(groups)
+    known = {id(trajectory) for trajectory in episodes}
+    steps = sum(len(trajectory.transitions) for trajectory in episodes)
     with blame(entry):
-        made = iter(entry.target(groups, **settings))
-        while (each := next(made, _END)) is not _END:
+        for count, each in enumerate(entry.target(groups, **settings)):
+            if count >= MOST_EXAMPLES * max(1, steps):
+                raise UserError(
+                    f"the {entry.called} yields more than {MOST_EXAMPLES:,} examples a step and goes on: it has no "
+                    "end, or asks far too much"
+                )
             yield _checked(entry, each, known)
-
-
-_END = object()
 
 
 def _checked(entry: Entry, each: object, known: set[int]) -> Example | InPass:

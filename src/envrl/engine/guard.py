@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ class Guard:
                 return Outcome({**totals.figures(), "grad_norm": norm, "skipped": 0.0}, totals.tokens)
         finally:
             self.optimizer.zero_grad()
-        self._skip(name, rows, {"loss": loss, "grad_norm": norm, **settings.weights}, old, reference)
+        numbers = {"loss": loss, "grad_norm": norm, **settings.weights}
+        self._skip(name, rows, numbers, _blamed(totals.figures(), settings.weights), old, reference)
         return Outcome({"grad_norm": norm, "skipped": 1.0}, totals.tokens)
 
     def _change_weights(self, name: str) -> None:
@@ -97,6 +98,7 @@ class Guard:
         name: str,
         rows: Sequence[Row],
         numbers: dict[str, float],
+        blamed: str,
         old: OldLogprobs | None,
         reference: OldLogprobs | None,
     ) -> None:
@@ -108,10 +110,19 @@ class Guard:
             write_text(file, json.dumps(record | {"rows": [_plain(row, old, reference) for row in rows]}) + "\n")
         if self.skips >= LARGEST_RUN_OF_SKIPS:
             raise RunError(
-                f"{self.skips} batches in a row had a loss or gradient that is not finite (the last: {file}); the "
-                "weights are untouched: lower the learning rate or the auxiliary weights and start again"
+                f"{self.skips} batches in a row had a loss or gradient that is not finite{blamed} (the last: {file}); "
+                "the weights are untouched: lower the learning rate or the auxiliary weights and start again"
             )
-        self.say(f"{name}: the loss or its gradient is not finite; the step is left out, its batch saved as {file}")
+        self.say(
+            f"{name}: the loss or its gradient is not finite{blamed}; the step is left out, its batch saved as {file}"
+        )
+
+
+def _blamed(figures: Mapping[str, float], weights: Mapping[str, float]) -> str:
+    """Return which losses, times their weight, are not finite, as a part of a sentence; "" if each of them is."""
+    losses = {key.removeprefix("loss/"): value for key, value in figures.items() if key.startswith("loss/")}
+    named = [name for name, loss in losses.items() if not math.isfinite(loss * weights.get(name, 1.0))]
+    return ", for " + ", ".join(f"{name} (weight {weights.get(name, 1.0):g})" for name in named) if named else ""
 
 
 def _plain(row: Row, old: OldLogprobs | None, reference: OldLogprobs | None) -> dict[str, Any]:
