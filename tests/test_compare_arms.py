@@ -141,6 +141,49 @@ def test_what_makes_arms_less_comparable_is_said(make_run: Make, capsys: pytest.
         assert f"envrl: warning: {sentence}\n" in warned
 
 
+def test_all_splits_together_each_count_the_same(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """50 and 75 % of four games on one split, 20 and 60 % of ten on the other: 35 and 67.5 %. Games are pooled."""
+    runs = [make_run("grpo", seed) for seed in (0, 1)] + [
+        make_run("state", seed, ("0000", "1000", "1110"), keys=STATE) for seed in (0, 1)
+    ]
+    for run, won in zip(runs, ("1100000000", "1100000000", "1111110000", "1111110000"), strict=True):
+        with Path(run, "eval.jsonl").open("a") as file:
+            for update, rate in ((0, 0.0), (4, won.count("1") / 10)):
+                line = {"update": update, "split": "other", "episodes": 10, "success_rate": rate}
+                file.write(json.dumps(line) + "\n")
+        lines = [
+            {"split": "other", "actions": "admissible", "member": 0, "task": f"t{i}", "success": letter == "1"}
+            for i, letter in enumerate(won)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in [{"evaluation": {}}, *lines])
+        Path(run, "eval", "000004-other.jsonl").write_text(text)
+    assert main(["compare", *runs]) == 0
+    found = tables(capsys)
+    together = found["success_rate of all splits, each counting the same, after 4 updates; 95 % intervals over seeds"]
+    assert [together[arm]["by seed"] for arm in ("grpo", "state")] == ["0: 35.0, 1: 35.0", "0: 67.5, 1: 67.5"]
+    pair = found["Differences in success_rate of all splits, each counting the same, points; 95 % intervals"]
+    assert pair["state − grpo"]["games won alone"] == "10, 0"
+    assert pair["state − grpo"]["by seed"] == "+32.5 (+32.5 to +32.5)"
+    assert pair["state − grpo"]["other seeds and games"].startswith("+32.5 (+")
+    assert main(["compare", *runs, "--split", "other"]) == 0
+    assert not any("all splits" in title for title in tables(capsys))
+
+
+def test_a_run_without_a_line_is_left_out(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run, empty = make_run("grpo", 0), make_run("grpo", 1)
+    for name in ("eval", "metrics"):
+        Path(empty, f"{name}.jsonl").unlink()
+    assert main(["compare", run, empty]) == 0
+    out, err = capsys.readouterr()
+    assert "0: 50.0 |" in out
+    assert (
+        "envrl: warning: grpo-1 has nothing to report yet: no metrics, no evaluation and no warm start are in it; "
+        in err
+    )
+    assert main(["compare", empty]) == 2
+    assert "grpo-1 has nothing to report yet" in capsys.readouterr().err
+
+
 def test_a_metric_of_updates_is_the_mean_of_its_last_tenth(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
     """Of 20 updates the last two: (1.9 + 2.0) / 2, a seed's number more."""
     runs = [make_run("grpo", seed, updates=20) for seed in (0, 1)]

@@ -42,22 +42,31 @@ def test_the_bootstrap_of_one_task_is_scipys() -> None:
     theirs = stats.bootstrap(
         (scores,), np.mean, n_resamples=999, method="percentile", rng=np.random.default_rng(3), vectorized=True
     ).confidence_interval
-    ours = stratified_bootstrap(scores[:, None], mean, 999, seed=3)
+    ours = stratified_bootstrap(scores[:, None], mean, None, 999, seed=3)
     assert ours == pytest.approx((np.mean(scores), theirs.low, theirs.high), abs=1e-9)
 
 
 @pytest.mark.parametrize("statistic", [mean, interquartile_mean])
 def test_the_stratified_bootstrap_draws_runs_for_each_task_by_itself(statistic: object) -> None:
     """As Agarwal et al. define it: one resample after the other, task by task, with the same indices."""
-    chosen = resampled_runs(6, 3, 200, np.random.default_rng(5))
+    chosen = resampled_runs(6, range(3), 200, np.random.default_rng(5))
     figures = []
     for indices in chosen:
         drawn = np.column_stack([SCORES_RT[indices[:, task], task] for task in range(3)])
         figures.append(np.mean(drawn) if statistic is mean else stats.trim_mean(drawn.ravel(), 0.25))
     expected = np.percentile(figures, [2.5, 97.5])
-    found = stratified_bootstrap(SCORES_RT, mean if statistic is mean else interquartile_mean, 200, seed=5)
+    found = stratified_bootstrap(SCORES_RT, mean if statistic is mean else interquartile_mean, None, 200, seed=5)
     assert found[1:] == pytest.approx(tuple(expected), abs=1e-12)
     assert not np.array_equal(chosen[..., 0], chosen[..., 1])
+
+
+def test_tasks_of_one_stratum_are_drawn_together() -> None:
+    """Two splits that mirror each other have one and the same mean in every run, so nothing varies; apart, it does."""
+    scores = np.column_stack([SCORES_RT[:, 0], 1 - SCORES_RT[:, 0]])
+    assert stratified_bootstrap(scores, mean, [0, 0]) == pytest.approx((0.5, 0.5, 0.5))
+    apart = stratified_bootstrap(scores, mean)
+    assert apart.low is not None
+    assert apart.low < 0.49
 
 
 def test_one_run_has_no_interval() -> None:
@@ -65,7 +74,7 @@ def test_one_run_has_no_interval() -> None:
     assert improvement_interval(np.array([[0.5]]), OTHERS_RT[:, :1])[1:] == (None, None)
     assert profile_band(np.array([[0.5]]), [0.1]) is None
     assert difference_by_seed(np.array([0.1])) == (0.1, None, None)
-    assert crossed_interval(np.array([[1.0, 0.0]])) == (0.5, None, None)
+    assert crossed_interval([np.array([[1.0, 0.0]])]) == (0.5, None, None)
 
 
 def test_the_probability_of_improvement_is_mann_whitneys_statistic_over_its_largest() -> None:
@@ -74,7 +83,7 @@ def test_the_probability_of_improvement_is_mann_whitneys_statistic_over_its_larg
         pairs = [stats.mannwhitneyu(x[:, t], y[:, t]).statistic / (len(x) * len(y)) for t in range(3)]
         assert probability_of_improvement(x, y) == pytest.approx(np.mean(pairs), abs=1e-12)
     assert probability_of_improvement(np.array([[2.0], [3.0]]), np.array([[1.0], [2.0]])) == 0.875  # 3 wins, 1 tie
-    low, high = improvement_interval(SCORES_RT, OTHERS_RT, 500)[1:]
+    low, high = improvement_interval(SCORES_RT, OTHERS_RT, None, 500)[1:]
     assert low is not None
     assert high is not None
     assert 0 <= low < probability_of_improvement(SCORES_RT, OTHERS_RT) < high <= 1
@@ -84,7 +93,7 @@ def test_a_performance_profile_is_what_the_empirical_distribution_leaves() -> No
     levels = [-1.0, 0.1, 0.35, 0.5, 0.9, 2.0]
     expected = stats.ecdf(SCORES_RT.ravel()).sf.evaluate(levels)
     assert performance_profile(SCORES_RT, levels) == pytest.approx(expected, abs=1e-12)
-    band = profile_band(SCORES_RT, levels, 300)
+    band = profile_band(SCORES_RT, levels, None, 300)
     assert band is not None
     assert np.all(band[0] <= expected)
     assert np.all(expected <= band[1])
@@ -132,7 +141,7 @@ def test_seeds_and_games_are_drawn_each_by_themselves() -> None:
         for seeds in product(range(2), repeat=2)
         for games in product(range(3), repeat=3)
     ]
-    found = crossed_interval(cells, 40_000)
+    found = crossed_interval([cells], 40_000)
     assert found.value == pytest.approx(1 / 3)
     assert found[1:] == pytest.approx(tuple(np.percentile(every, [2.5, 97.5])), abs=1e-9)
 
@@ -140,7 +149,7 @@ def test_seeds_and_games_are_drawn_each_by_themselves() -> None:
 def test_seeds_that_differ_widen_the_interval_beyond_that_of_games() -> None:
     """All games of two seeds gained, all of two lost: McNemar sees 40 against 40; over seeds anything may be."""
     cells = np.repeat([[1.0], [1.0], [-1.0], [-1.0]], 20, axis=1)
-    assert crossed_interval(cells)[1:] == pytest.approx((-1.0, 1.0))
+    assert crossed_interval([cells])[1:] == pytest.approx((-1.0, 1.0))
 
 
 def test_power_is_that_of_the_paired_t_test() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from envrl.errors import UserError
 from envrl.report.read import (
+    EmptyRun,
     Record,
     RunData,
     auxiliaries,
@@ -19,7 +21,7 @@ from envrl.report.read import (
     number,
     setting,
 )
-from envrl.report.results import origin_of, read_result
+from envrl.report.results import origin_of, outcomes_of, read_result
 from envrl.report.summary import duration, method, stage_seconds
 from envrl.report.table import Table
 from envrl.statistics import mean_interval, pooled, wilson
@@ -79,8 +81,7 @@ def load_arms(
     for index, run in enumerate(resolved):
         if run in resolved[:index]:
             raise UserError(f"the run {runs[index]} is given twice; leave one out")
-    read = [read_result(run) if run.suffix == ".json" else load_run(run) for run in runs]
-    loaded = [replace(run, config=complete(run.config)) for run in read]
+    loaded = [replace(run, config=complete(run.config), games=outcomes_of(run)) for run in _read(runs)]
     worlds = {str(setting(run.config, "env.name")): run.path for run in loaded}
     if len(worlds) > 1:
         (first, a), (second, b), *_ = worlds.items()
@@ -103,6 +104,22 @@ def load_arms(
         Arm(name if names.count(name) == 1 else f"{name}, {group[0].name}", tuple(group))
         for name, group in zip(names, groups.values(), strict=True)
     ]
+
+
+def _read(runs: Sequence[Path]) -> list[RunData]:
+    """Read runs; those that hold nothing yet are left out with a warning, unless there is no other."""
+    read: list[RunData] = []
+    empty: list[EmptyRun] = []
+    for run in runs:
+        try:
+            read.append(read_result(run) if run.suffix == ".json" else load_run(run))
+        except EmptyRun as error:
+            empty.append(error)
+    if not read:
+        raise empty[0]
+    for error in empty:
+        warnings.warn(f"{error}; it is left out", stacklevel=2)
+    return read
 
 
 def overview(arms: Sequence[Arm]) -> Table:

@@ -88,7 +88,7 @@ def _curves(axes: Axes, result: SplitResult, metric: Metric) -> None:
     for colour, arm in zip(_cycle(), result.arms, strict=False):
         shared = sorted(set.intersection(*[{x for x, _ in curve} for curve in arm.curves.values()]))
         tables = [dict(curve) for curve in arm.curves.values()]
-        estimates = [stratified_bootstrap(np.array([[t[x]] for t in tables]), mean, 2000) for x in shared]
+        estimates = [stratified_bootstrap(np.array([[t[x]] for t in tables]), mean, resamples=2000) for x in shared]
         scale = _scale(metric)
         axes.plot(
             shared, [scale * each.value for each in estimates], color=colour, label=_named(arm.name), linewidth=1.6

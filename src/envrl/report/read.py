@@ -21,6 +21,10 @@ Record = Mapping[str, Any]
 _TRAJECTORIES = re.compile(r"(?:update-(?P<update>\d+)|eval-(?P<eval>\d+)-(?P<split>.+))\.jsonl")
 
 
+class EmptyRun(UserError):
+    """A run holds no line of anything yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class EpisodeFile:
     """One file of `trajectories/`: episodes of an update's own play, or of the evaluation of a split after it."""
@@ -81,14 +85,14 @@ class RunData:
 def load_run(run: Path) -> RunData:
     """Read a run directory, also one that is still being written.
 
-    Raises `UserError` where it is none, holds nothing yet, or has a line that is not JSON.
+    Raises `UserError` where it is none or has a line that is not JSON, `EmptyRun` where it holds nothing yet.
     """
     config, config_text = _config_with_text(run)
     metrics = tuple(read_lines(run / "metrics.jsonl"))
     warm_start = tuple(read_lines(run / "warm_start.jsonl"))
     evals = _by_split(read_lines(run / "eval.jsonl"))
     if not (metrics or warm_start or evals):
-        raise UserError(f"{run} has nothing to report yet: no metrics, no evaluation and no warm start are in it")
+        raise EmptyRun(f"{run} has nothing to report yet: no metrics, no evaluation and no warm start are in it")
     files = _episode_files(run / "trajectories")
     return RunData(run, config, config_text, metrics, warm_start, evals, files, _data_of(run / "data.json"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from envrl.report.comparison import ArmResult, PairResult, SplitResult
+from envrl.report.comparison import TOGETHER, ArmResult, PairResult, SplitResult
 from envrl.report.measures import Metric
 from envrl.report.svg import figure
 from envrl.report.table import Table
@@ -30,7 +30,7 @@ def arms_table(result: SplitResult, metric: Metric) -> Table:
     rows = tuple(_arm_row(arm, metric) for arm in result.arms)
     updates = {arm.update for arm in result.arms}
     when = f"after {updates.pop()} updates" if len(updates) == 1 else "at the last update that an arm's runs share"
-    return Table(f"{metric.name} of {result.split}, {when}; 95 % intervals over seeds", header, rows)
+    return Table(f"{metric.name} of {_of(result)}, {when}; 95 % intervals over seeds", header, rows)
 
 
 def _arm_row(arm: ArmResult, metric: Metric) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def pairs_table(result: SplitResult, metric: Metric) -> Table:
     )  # fmt: skip
     unit = ", points" if metric.is_rate else ""
     rows = tuple(_pair_row(pair, metric) for pair in result.pairs)
-    return Table(f"Differences in {metric.name} of {result.split}{unit}; 95 % intervals", header, rows)
+    return Table(f"Differences in {metric.name} of {_of(result)}{unit}; 95 % intervals", header, rows)
 
 
 def _pair_row(pair: PairResult, metric: Metric) -> tuple[str, ...]:
@@ -76,6 +76,10 @@ def _pair_row(pair: PairResult, metric: Metric) -> tuple[str, ...]:
         _DASH if pair.detectable is None else _number(pair.detectable, metric),
         _DASH if len(pair.seeds) < 2 else "> 10,000" if pair.needed is None else f"{pair.needed:,}",
     )
+
+
+def _of(result: SplitResult) -> str:
+    return "all splits, each counting the same" if result.split == TOGETHER else result.split
 
 
 def notes(results: Sequence[SplitResult]) -> list[str]:

@@ -40,23 +40,36 @@ def interquartile_mean(scores_RT: Array) -> Array:
     return np.asarray(stats.trim_mean(flat, 0.25, axis=-1))
 
 
-def resampled_runs(runs: int, tasks: int, resamples: int, rng: np.random.Generator) -> Array:
-    """Return the indices (B, R, T) of runs drawn with replacement, for each task by itself."""
-    return np.stack([rng.integers(0, runs, (resamples, runs)) for _ in range(tasks)], axis=-1)
+def resampled_runs(runs: int, strata: Sequence[int], resamples: int, rng: np.random.Generator) -> Array:
+    """Return the indices (B, R, T) of runs drawn with replacement, for each stratum of tasks by itself."""
+    draws = {stratum: rng.integers(0, runs, (resamples, runs)) for stratum in dict.fromkeys(strata)}
+    return np.stack([draws[stratum] for stratum in strata], axis=-1)
 
 
-def stratified_bootstrap(scores_RT: Array, statistic: Statistic, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+def _resampled(scores_RT: Array, strata: Sequence[int] | None, resamples: int, rng: np.random.Generator) -> Array:
+    runs, tasks = scores_RT.shape
+    chosen = resampled_runs(runs, range(tasks) if strata is None else strata, resamples, rng)
+    return np.take_along_axis(scores_RT[None], chosen, axis=1)
+
+
+def stratified_bootstrap(
+    scores_RT: Array,
+    statistic: Statistic,
+    strata: Sequence[int] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
     """Return a statistic with its 95 % percentile interval by the stratified bootstrap over runs.
 
-    In each resample every task has as many runs as before, drawn with replacement from its own (Agarwal et al., section
-    4.1). Without an interval for one run, which says nothing of how runs differ.
+    In each resample every stratum has as many runs as before, drawn with replacement from its own (Agarwal et al.,
+    section 4.1). `strata` numbers that of each task; without it each task is one, as where other runs played each.
+    Tasks that the same runs played are one stratum: their scores are not independent. Without an interval for one run,
+    which says nothing of how runs differ.
     """
-    runs, tasks = scores_RT.shape
     value = float(statistic(scores_RT))
-    if runs < 2:
+    if len(scores_RT) < 2:
         return Estimate(value)
-    chosen = resampled_runs(runs, tasks, resamples, np.random.default_rng(seed))
-    drawn = np.take_along_axis(scores_RT[None], chosen, axis=1)
+    drawn = _resampled(scores_RT, strata, resamples, np.random.default_rng(seed))
     return Estimate(value, *percentiles(statistic(drawn)))
 
 
@@ -76,17 +89,20 @@ def probability_of_improvement(ours_RT: Array, theirs_RT: Array) -> Array:
     return np.mean((x > y) + 0.5 * (x == y), axis=(-3, -2, -1))
 
 
-def improvement_interval(ours_RT: Array, theirs_RT: Array, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+def improvement_interval(
+    ours_RT: Array,
+    theirs_RT: Array,
+    strata: Sequence[int] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
     """Return `probability_of_improvement` with its 95 % interval by the stratified bootstrap of both sides."""
     value = float(probability_of_improvement(ours_RT, theirs_RT))
     if min(len(ours_RT), len(theirs_RT)) < 2:
         return Estimate(value)
     rng = np.random.default_rng(seed)
-    drawn = [
-        np.take_along_axis(scores[None], resampled_runs(scores.shape[0], scores.shape[1], resamples, rng), axis=1)
-        for scores in (ours_RT, theirs_RT)
-    ]
-    return Estimate(value, *percentiles(probability_of_improvement(*drawn)))
+    ours, theirs = (_resampled(scores, strata, resamples, rng) for scores in (ours_RT, theirs_RT))
+    return Estimate(value, *percentiles(probability_of_improvement(ours, theirs)))
 
 
 def performance_profile(scores_RT: Array, levels: Sequence[float]) -> Array:
@@ -95,14 +111,16 @@ def performance_profile(scores_RT: Array, levels: Sequence[float]) -> Array:
 
 
 def profile_band(
-    scores_RT: Array, levels: Sequence[float], resamples: int = 2000, seed: int = 0
+    scores_RT: Array,
+    levels: Sequence[float],
+    strata: Sequence[int] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> tuple[Array, Array] | None:
     """Return the 95 % band of `performance_profile`, level by level, by the stratified bootstrap; None for one run."""
-    runs, tasks = scores_RT.shape
-    if runs < 2:
+    if len(scores_RT) < 2:
         return None
-    chosen = resampled_runs(runs, tasks, resamples, np.random.default_rng(seed))
-    drawn = performance_profile(np.take_along_axis(scores_RT[None], chosen, axis=1), levels)
+    drawn = performance_profile(_resampled(scores_RT, strata, resamples, np.random.default_rng(seed)), levels)
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     return low, high
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -62,19 +63,24 @@ def mcnemar(ours_RG: Array, theirs_RG: Array) -> McNemar:
     return McNemar(gained, lost, p)
 
 
-def crossed_interval(differences_RG: Array, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Return the mean difference over R pairs of runs and G games, with its 95 % interval for other seeds and games.
+def crossed_interval(splits: Sequence[Array], resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """Return the mean difference over R pairs of runs and their games, with its 95 % interval for other ones of both.
+
+    `splits` are differences (R, G) of the games of one or several splits, each of which counts the same.
 
     The pigeonhole bootstrap: seeds and games are drawn with replacement, each by themselves, and a cell counts as often
     as its seed was drawn times its game was (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007).
     It is rather too wide than too narrow. Without an interval for one pair.
     """
-    runs, games = differences_RG.shape
-    value = float(np.mean(differences_RG))
+    runs = len(splits[0])
+    value = float(np.mean([np.mean(split_RG) for split_RG in splits]))
     if runs < 2:
         return Estimate(value)
     rng = np.random.default_rng(seed)
     seeds_BR = rng.multinomial(runs, np.full(runs, 1 / runs), resamples)
-    games_BG = rng.multinomial(games, np.full(games, 1 / games), resamples)
-    means_B = np.sum((seeds_BR @ differences_RG) * games_BG, axis=1) / (runs * games)
+    means_B = np.zeros(resamples)
+    for split_RG in splits:
+        games = split_RG.shape[1]
+        games_BG = rng.multinomial(games, np.full(games, 1 / games), resamples)
+        means_B += np.sum((seeds_BR @ split_RG) * games_BG, axis=1) / (runs * games) / len(splits)
     return Estimate(value, *percentiles(means_B))
