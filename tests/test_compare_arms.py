@@ -235,6 +235,18 @@ def test_tables_figures_and_json_are_written(
     assert [share for level, share in zip(profile["levels"], profile["a_b"], strict=True) if level < 0.7][-1] == 1.0
 
 
+def test_a_terminal_too_narrow_for_a_table_has_a_block_an_arm(
+    make_run: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run("grpo", 0), make_run("state", 0, keys=STATE)]
+    for columns, lines in (("80", ["state", "  seeds               1"]), ("400", ["arm    seeds  before RL"])):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main(["compare", *runs, "--format", "terminal"]) == 0
+        out = capsys.readouterr().out
+        assert all(f"\n{line}" in out for line in lines)
+        assert "key                     grpo  state" in out
+
+
 def test_without_matplotlib_nothing_is_written(
     make_run: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,27 @@ _RUNS_ONLY = ("metric", "split", "level", "against", "out", "picture")
 
 def run(arguments: Sequence[str]) -> int:
     """Print tables of runs, those that differ in their seed alone as one arm; with `--out` also write and draw them."""
+    options = _parser().parse(arguments)
+    _check(options)
+
+    from envrl.report.panels import are_records, panel_table
+
+    if are_records(options.runs):
+        if given := [name for name in _RUNS_ONLY if getattr(options, name) is not None]:
+            raise UserError(f"--{given[0]} is about runs, and the record of a panel has one evaluation: leave it out")
+        print(panel_table(options.runs))
+        return 0
+
+    from envrl.report.compare import load_arms
+
+    arms = load_arms(options.runs, completed)
+    form = options.format or ("terminal" if sys.stdout.isatty() else "markdown")
+    text = compare_arms(arms, options, form)
+    print(text)
+    return 0
+
+
+def _parser() -> Parser:
     parser = Parser(
         "compare",
         "Arms beside each other, over their seeds: intervals, paired differences, what could have been found.",
@@ -43,24 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="also write tables, JSON and plots there")
     parser.add_argument("--picture", metavar="FILE.svg", type=Path, help="also draw the curves (.svg, .pdf or .png)")
-    options = parser.parse(arguments)
-    _check(options)
-
-    from envrl.report.panels import are_records, panel_table
-
-    if are_records(options.runs):
-        if given := [name for name in _RUNS_ONLY if getattr(options, name) is not None]:
-            raise UserError(f"--{given[0]} is about runs, and the record of a panel has one evaluation: leave it out")
-        print(panel_table(options.runs))
-        return 0
-
-    from envrl.report.compare import load_arms
-
-    arms = load_arms(options.runs, completed)
-    form = options.format or ("terminal" if sys.stdout.isatty() else "markdown")
-    text = compare_arms(arms, options, form)
-    print(text)
-    return 0
+    return parser
 
 
 def compare_arms(arms: Sequence[Arm], options: Namespace, form: str) -> str:
@@ -74,7 +78,7 @@ def compare_arms(arms: Sequence[Arm], options: Namespace, form: str) -> str:
     baseline = _baseline(arms, options.against)
     warned = cautions(arms, splits)
 
-    from envrl.report.comparison import as_json, compare
+    from envrl.report.comparison import compare
     from envrl.report.tables import arms_table, notes, pairs_table, settings_table
 
     tables = [overview(arms)]
@@ -96,7 +100,7 @@ def compare_arms(arms: Sequence[Arm], options: Namespace, form: str) -> str:
 
         write_curves(results, metric, options.picture)
     if options.out is not None:
-        from envrl.report.written import write_comparison
+        from envrl.report.written import as_json, write_comparison
 
         about = {"metric": metric.name, "warnings": warned, "arms": _about(arms, keys)}
         write_comparison(options.out, tables, results, metric, {**about, "splits": as_json(results)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from shutil import get_terminal_size
 
 FORMATS = ("terminal", "markdown", "latex")
 
@@ -21,11 +22,22 @@ class Table:
 
     def _terminal(self) -> str:
         widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        if sum(widths) + 2 * (len(widths) - 1) > get_terminal_size((160, 24)).columns:
+            return self._blocks()
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in (self.header, *self.rows)
         ]
         return "\n".join([self.title, "", lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+    def _blocks(self) -> str:
+        """Return a table that is too wide for the terminal as a block of lines a row."""
+        width = max(map(len, self.header))
+        blocks = []
+        for first, *rest in self.rows:
+            cells = [f"  {name:<{width}}  {cell}" for name, cell in zip(self.header[1:], rest, strict=True)]
+            blocks.append("\n".join([first, *cells]))
+        return "\n\n".join([self.title, *blocks])
 
     def _markdown(self) -> str:
         rows = [self.header, ("---",) * len(self.header), *self.rows]
