@@ -1,4 +1,4 @@
-# make install | textworld | stacks | demo | demo-llm | bench-trl | test | test-quick | test-stacks | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
+# make install | textworld | stacks | browser | demo | demo-llm | bench-trl | test | test-quick | test-stacks | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
 
 IS_NEW := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 ifeq ($(origin PYTHON),undefined)
@@ -9,7 +9,7 @@ endif
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install textworld stacks demo demo-llm bench-trl test test-quick test-stacks lint check docs clean
+.PHONY: install textworld stacks browser demo demo-llm bench-trl test test-quick test-stacks lint check docs clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -32,9 +32,16 @@ textworld: install
 		echo "installing ALFWorld's own engine (one to three minutes: it compiles a planner)"; \
 		$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[alfworld-textworld]'; }
 
-# The other libraries that envrl works with, some 150 packages: their tests are skipped without them.
+# The other libraries that envrl works with, some 250 packages: their tests are skipped without them.
 stacks: install
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,openenv,ray,trl,verifiers]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,inspect,openenv,ray,tensorboard,trackio,trl,verifiers,wandb]'
+
+# A Chromium for the tests of `envrl view`, which are skipped without it, and what drives it.
+browser: install
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@for name in chromium chromium-browser google-chrome google-chrome-stable chrome; do \
+		command -v $$name >/dev/null && exit 0; done; \
+		apt-get install -qq -y --no-install-recommends chromium >/dev/null
 
 # A second time it goes on with the run, or finds it finished and only writes the report.
 demo: install
@@ -58,9 +65,9 @@ bench-trl: install
 test: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=20 --durations-min=5
 
-# Beside other libraries: a Ray cluster, OpenEnv, verifiers, TRL.
+# Beside other libraries: a Ray cluster, OpenEnv, verifiers, TRL, datasets, Inspect, trackers.
 test-stacks: stacks
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/test_ray.py tests/test_openenv.py tests/test_stacks.py tests/test_verifiers.py tests/test_beside_trl.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/test_ray.py tests/test_openenv.py tests/test_stacks.py tests/test_verifiers.py tests/test_beside_trl.py tests/test_exports.py tests/test_tracking.py
 
 # What needs no model, no kill and no second process: for whoever works on it.
 test-quick: install

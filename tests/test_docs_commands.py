@@ -23,6 +23,7 @@ _CUDA = "needs a GPU"
 _CLUSTER = "starts a cluster, or needs one; test_ray.py runs over one"
 _RUNS = "several runs, hours of them; test_sweep.py runs one in small, and the queue with a stand-in for training"
 _SERVER = "serves until it is stopped; test_openenv.py talks to such servers"
+_PAGE = "serves until it is stopped; test_view.py and test_view_browser.py ask it"
 __all__ = ["example_folder"]  # a fixture of test_docs
 EXEMPT = {
     "envrl bench train": _NAMED,
@@ -32,12 +33,14 @@ EXEMPT = {
     "envrl data get webshop --full": "downloads; the files of the full shop are larger than a test may take",
     "envrl models get Qwen/Qwen2.5-0.5B-Instruct": "downloads from the hub; test_hub.py runs it against a small one",
     "envrl models get Qwen/Qwen2.5-1.5B-Instruct": "downloads from the hub; test_hub.py runs it against a small one",
+    "envrl bench env all": "starts every world that is installed, Java among them; test_check_env.py runs it on a few",
     "envrl sweep study.toml --quick": _RUNS,
     "envrl sweep study.toml": _RUNS,
     "envrl sweep alfworld-study": _RUNS,
-    "envrl bench env all": "starts every world that is installed, Java among them; test_check_env.py runs it on a few",
     "envrl serve household --split valid_seen --port 8000": _SERVER,
     "envrl serve household": _SERVER,
+    "envrl view runs/demo": _PAGE,
+    "envrl view runs/demo runs/other --port 0": _PAGE,
     "envrl train household-demo --model.path Qwen/Qwen2.5-0.5B-Instruct --rollout.format action "
     "--rollout.repeat_task false --run runs/qwen-small": "downloads from the hub; test_hub.py trains on a small one",
     "envrl train qwen2.5-1.5b-alfworld-grpo --run runs/vllm --rollout.sampler vllm --rollout.actions free "
@@ -60,6 +63,9 @@ NEEDS = {
     "babyai": "minigrid",
     "sokoban|frozenlake": "gymnasium",
     r"lora_rank|runs/lora": "peft",
+    "--as inspect": "inspect_ai",
+    "--to tensorboard": "tensorboard",
+    "--to wandb": "wandb",
 }
 """What a command needs installed where this stands in it."""
 _QUICK = ["--quick", "--rollout.max_steps", "2", "--rollout.response_tokens", "24"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import hashlib
 import json
 import os
 import re
 import xml.etree.ElementTree as ElementTree
-from html import unescape
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import example, given
@@ -20,16 +21,17 @@ from hypothesis import strategies as st
 from envrl.cli.main import main
 from envrl.errors import RunError, UserError
 from envrl.report.curves import phases
-from envrl.report.episodes import choose_members, choose_pairs, compare, evenly
-from envrl.report.html import page, write_report
+from envrl.report.page import MOST_EPISODES, one_script, report_data, static_files, write_report
 from envrl.report.picture import learning_picture, write_picture
 from envrl.report.plots import Line, line_chart
-from envrl.report.read import EpisodeFile, load_run, number
+from envrl.report.read import load_run, number
 from envrl.report.scale import nice_ticks, running_mean, span, spread, thin
+from envrl.report.store import RunStore
 from envrl.report.summary import duration, summarize
 from envrl.report.svg import figure, percent
+from view_runs import HOSTILE, data_of
 
-EVIL = "<script>alert(1)</script><img src=http://x.test/y onerror='z'> & \"quoted\" </text></svg>"
+EVIL = f"{HOSTILE} </text></svg>"
 
 CONFIG = """
 seed = 3
@@ -114,15 +116,17 @@ def test_summary(run: Path) -> None:
 
 
 def test_headline_says_which_intervals_touch(run: Path) -> None:
-    words = text_of(page(load_run(run)))
-    assert "40.0 % → 75.0 % +35.0 points" in words
-    assert (
-        "Before: 500 games, 36.0 to 44.0 %; after update 20: 500 games, 71.0 to 79.0 %. The intervals do not" in words
-    )
-    assert "32.0 to 40.0 %. The intervals overlap: this may be chance." in words
-    assert "GRPO + state prediction 0.2 + inverse dynamics 0.05" in words
-    assert "2 560" in words.replace("\N{NARROW NO-BREAK SPACE}", " "), "episodes played: 20 × 128"
-    assert "finished" in words
+    shown = report_data(RunStore(run))["overview"]
+    seen, unseen = shown["results"]
+    assert seen["before"] == {"rate": 0.4, "low": 0.36, "high": 0.44, "episodes": 500, "update": 0}
+    assert seen["after"] == {"rate": 0.75, "low": 0.71, "high": 0.79, "episodes": 500, "update": 20}
+    assert seen["verdict"] == "The intervals do not touch."
+    assert unseen["verdict"] == "The intervals overlap: this may be chance."
+    assert seen["kinds"] == [["pick_and_place", seen["before"] | {"episodes": 80, "update": None}, ANY]]
+    facts = dict(shown["facts"])
+    assert facts["Method"] == "GRPO + state prediction 0.2 + inverse dynamics 0.05"
+    assert facts["Episodes played"] == "2\N{NARROW NO-BREAK SPACE}560", "20 × 128"
+    assert shown["status"] == "finished"
 
 
 def test_a_later_line_for_the_same_evaluation_counts(run: Path) -> None:
@@ -157,13 +161,13 @@ def test_points_lie_where_the_numbers_say() -> None:
 
 def test_a_run_that_was_never_evaluated_has_a_page(run: Path) -> None:
     (run / "eval.jsonl").unlink()
-    assert "Grey: the training episodes" in text_of(page(load_run(run)))
+    assert report_data(RunStore(run))["overview"]["learningNote"].startswith("Grey: the training episodes")
 
 
 def test_dots_say_how_many_games_they_stand_for(run: Path) -> None:
-    assert "Dots: evaluations of 500 games each" in text_of(page(load_run(run)))
+    assert "Dots: evaluations of 500 games each" in report_data(RunStore(run))["overview"]["learningNote"]
     write_lines(run / "eval.jsonl", [evaluation(u, "a", 0.5, [0.4, 0.6], episodes=n) for u, n in ((0, 500), (9, 200))])
-    assert "Dots: evaluations of 200 to 500 games each" in text_of(page(load_run(run)))
+    assert "Dots: evaluations of 200 to 500 games each" in report_data(RunStore(run))["overview"]["learningNote"]
 
 
 def test_ticks_by_hand() -> None:
@@ -215,115 +219,48 @@ def test_seconds_without_a_phase_are_other(run: Path) -> None:
     assert layers["other"][0] == (1.0, pytest.approx(3.5 - 1.0 - 0.02 - 2.0))
 
 
-# --- episodes --------------------------------------------------------------------------------------------------------
-
-
-def test_words_that_differ_are_marked() -> None:
-    true, predicted = compare("On the desk 1, you see a cd 2.", "On the desk 1, you see a pen 2.")
-    assert true == "On the desk 1, you see a <mark>cd</mark> 2."
-    assert predicted == 'On the desk 1, you see a <mark class="wrong">pen</mark> 2.'
-    assert compare("<b>", "<i>")[0] == "&lt;<mark>b</mark>&gt;"
-
-
-@given(st.text(max_size=40), st.text(max_size=40))
-def test_marking_changes_no_text(true: str, predicted: str) -> None:
-    for shown, text in zip(compare(true, predicted), (true, predicted), strict=True):
-        assert unescape(re.sub(r"</?mark[^>]*>", "", shown)) == text
-
-
-def test_games_that_turned_come_first() -> None:
-    before = [episode(task, task in "ad") for task in "abcdefg"]
-    after = [episode(task, task in "abefg") for task in "abcdefg"]
-    chosen = [(a["task"], a["success"], b["success"]) for a, b in choose_pairs(before, after) if b]
-    assert chosen == [("b", 0, 1), ("e", 0, 1), ("f", 0, 1), ("a", 1, 1), ("c", 0, 0), ("d", 1, 0)]
-    assert [a["task"] for a, _ in choose_pairs(before, [])] == ["a", "b", "c", "d"]
-
-
-def test_members_of_a_mixed_group_are_shown() -> None:
-    lost = [episode("x", False, member) for member in range(8)]
-    mixed = [episode("y", member == 5, member) for member in range(8)]
-    assert [e["member"] for e in choose_members(lost + mixed)] == [5, 0, 1, 2]
-    assert [e["member"] for e in choose_members(lost)] == [0, 1, 2, 3]
-    assert choose_members([]) == []
-
-
-def test_files_are_spread_over_the_run() -> None:
-    files = [EpisodeFile(Path(f"{n}"), n, None) for n in range(10, 310, 10)]
-    assert [file.update for file in evenly(files, 4)] == [10, 110, 200, 300]
-    assert evenly(files[:2], 4) == files[:2]
-
-
-def test_episodes_are_shown_with_chances_and_predictions(run: Path) -> None:
-    html = page(load_run(run))
-    assert html.count('<details class="episode"') == 4 + 4
-    words = text_of(html)
-    assert "update 0 ✗ lost after 1 turn, stopped by the step limit" in words
-    assert "update 20 ✓ won in 1 turn" in words
-    assert "> look 93 %" in words
-    assert "You see a <mark>desk</mark> 1." in html
-    assert 'You see a <mark class="wrong">shelf</mark> 1.' in html
-
-
 # --- the page as a file ----------------------------------------------------------------------------------------------
 
 
-class Checker(HTMLParser):
-    """Sees that elements are closed in order, and collects text, elements and addresses."""
-
-    EMPTY = frozenset({"meta", "br", "img"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.text: list[str] = []
-        self.seen: set[str] = set()
-        self.addresses: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.add(tag)
-        self.addresses += [str(value) for key, value in attrs if key in ("src", "href", "action", "srcset", "data")]
-        assert not [key for key, _ in attrs if key.startswith("on")]
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.EMPTY:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
-            self.text.append(data)
-
-
-def checked(html: str) -> Checker:
-    checker = Checker()
-    checker.feed(html)
-    checker.close()
-    assert checker.open == []
-    return checker
-
-
-def text_of(html: str) -> str:
-    """Return the page's words, white space made single; the space before a per-cent sign is an ordinary one here."""
-    return re.sub(r"[ \n]+", " ", " ".join(checked(html).text).replace("\N{NO-BREAK SPACE}%", " %"))
-
-
-def test_page_is_one_well_formed_file_that_asks_for_nothing(run: Path) -> None:
-    path = write_report(run)
-    html = path.read_text(encoding="utf-8")
-    checker = checked(html)
-    assert checker.addresses == []
-    assert not checker.seen & {"script", "link", "iframe", "img", "object", "base", "form"}
-    assert not re.search(r"https?://|url\(|@import", html)
+def test_page_is_one_file_that_asks_for_nothing(run: Path) -> None:
+    html = write_report(run).read_text(encoding="utf-8")
+    addresses = re.findall(r'(?:src|href|action)="([^"]*)"', html)
+    assert addresses == ["data:,", "#main"], "an icon, so that none is asked for; the way to the content"
     assert "default-src 'none'" in html
     assert sorted(entry.name for entry in run.iterdir()) == [
         *("config.toml", "eval.jsonl", "metrics.jsonl", "report.html", "trajectories", "warm_start.jsonl"),
     ]
     assert write_report(run).read_text(encoding="utf-8") == html, "the same run gives the same page"
+
+
+def test_only_the_pages_own_script_and_styles_may_run(run: Path) -> None:
+    html = write_report(run).read_text(encoding="utf-8")
+    scripts = re.findall(r'<script type="module">(.*?)</script>', html, re.DOTALL)
+    styles = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    for kind, (text,) in (("script", scripts), ("style", styles)):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in html
+    assert "unsafe" not in html[: html.index("<style>")]
+
+
+def test_one_script_has_every_module_once_and_no_import() -> None:
+    static = static_files()
+    script = one_script(static)
+    assert not re.search(r"^(?:import|export)\b", script, re.MULTILINE)
+    functions = re.findall(r"^(?:async )?function (\w+)|^(?:const|let) (\w+) =", script, re.MULTILINE)
+    names = [one or other for one, other in functions]
+    assert sorted(names) == sorted(set(names)), "in one script a name can be given once"
+    for name, text in static.items():
+        if name.endswith(".js"):
+            assert text.splitlines()[-1] in script, name
+
+
+def test_scripts_make_no_markup_of_texts() -> None:
+    for name, text in static_files().items():
+        if name.endswith(".js"):
+            assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text)
+            assert "</" not in text, f"{name} would end the element that it stands in"
+            assert len(text.splitlines()) <= 300
 
 
 def test_no_text_of_a_run_becomes_markup(run: Path) -> None:
@@ -334,15 +271,21 @@ def test_no_text_of_a_run_becomes_markup(run: Path) -> None:
     write_lines(run / "eval.jsonl", [evil, evil | {"update": 20}])
     write_lines(run / "metrics.jsonl", [metric(u, seconds={EVIL: 1.0, "total": 2.0}) for u in (1, 2)])
     bad = episode(EVIL, False, observation=EVIL, action=EVIL, next_observation=EVIL, predicted_observation=EVIL + "x")
-    write_lines(
-        run / "trajectories" / "eval-000000-<b>.jsonl", [bad | {"kind": EVIL, "stop_reason": EVIL, "member": EVIL}]
-    )
     write_lines(run / "trajectories" / "update-000010.jsonl", [bad | {"kind": EVIL, "member": EVIL}])
     html = write_report(run).read_text(encoding="utf-8")
-    checker = checked(html)
-    assert not checker.seen & {"script", "img"}
-    assert EVIL in "".join(checker.text)
-    checked(learning_picture(run))
+    assert html.count("<script") == 2
+    assert html.count("</script") == 2
+    assert "onerror" not in html
+    assert data_of(html)["episodes"]["kinds"] == [EVIL, "pick_and_place"]
+    ElementTree.fromstring(learning_picture(run))
+
+
+def test_a_file_holds_no_more_episodes_than_a_browser_takes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MOST_EPISODES >= 1000
+    monkeypatch.setattr("envrl.report.page.MOST_EPISODES", 3)
+    data = report_data(RunStore(run))
+    assert len(data["read"]) == len(data["episodes"]["rows"]) == 3
+    assert data["overview"]["notes"] == ["3 of 12 recorded episodes are in this file: 'envrl view demo' shows all."]
 
 
 def test_a_run_still_going(run: Path) -> None:
@@ -350,18 +293,20 @@ def test_a_run_still_going(run: Path) -> None:
     write_lines(run / "eval.jsonl", [evaluation(0, "valid_seen", 0.4, [0.36, 0.44])])
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"update": 6, "env_st')
-    words = text_of(write_report(run).read_text(encoding="utf-8"))
-    assert "update 5 of 20" in words
-    assert "Before: 500 games, 36.0 to 44.0 %. No evaluation after it yet." in words
+    shown = data_of(write_report(run).read_text(encoding="utf-8"))["overview"]
+    assert shown["status"] == "update 5 of 20"
+    assert [result["verdict"] for result in shown["results"]] == ["No evaluation after it yet."]
+    assert shown["notes"] == ["metrics.jsonl ends in half a line: it is shown up to its last whole line."]
     assert "40.0 % (36.0 to 44.0)   500 games, before any update" in summarize(run)
 
 
 def test_a_run_in_its_warm_start(run: Path) -> None:
     for name in ("metrics.jsonl", "eval.jsonl"):
         (run / name).unlink()
-    words = text_of(write_report(run).read_text(encoding="utf-8"))
-    assert "No evaluation has been made yet." in words
-    assert "Imitation of 1500 demonstrations by the expert" in words
+    shown = data_of(write_report(run).read_text(encoding="utf-8"))["overview"]
+    assert shown["results"] == []
+    assert shown["warmStartNote"].startswith("Imitation of 1500 demonstrations by the expert")
+    assert [chart["title"] for chart in shown["warmStart"]] == ["Imitation loss"]
     assert summarize(run).startswith("no evaluation yet\ntook 4.0 s: warm start 4.0 s\n")
     with pytest.raises(UserError, match="holds no evaluation yet"):
         learning_picture(run)
@@ -369,10 +314,9 @@ def test_a_run_in_its_warm_start(run: Path) -> None:
 
 def test_a_run_without_auxiliary_losses_shows_none(run: Path) -> None:
     write_lines(run / "metrics.jsonl", [{"update": 1, "train/success_rate": 0.5}, {"update": 2, "entropy": None}])
-    html = page(load_run(run))
-    section = html[html.index("Learning curve") : html.index("Actions</h2>")]
-    assert "Loss of state prediction" not in section
-    assert "Where the time went" not in html
+    shown = report_data(RunStore(run))["overview"]
+    assert shown["updates"] == []
+    assert shown["phases"] == []
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import validate
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import envrl.trainer.loop as loop
@@ -35,6 +37,7 @@ from envrl.imitation.shared_start import shared_evaluations
 from envrl.models.checkpoints import verify_checkpoint
 from envrl.models.load import build_model, load_model
 from envrl.rendering.renderer import Form
+from envrl.report.exports import schema
 from envrl.trainer.loop import train
 from envrl.trainer.tasks import Tasks
 from envrl.types import Action, Observation, Step, StopReason, Task, Trajectory, TrajectoryGroup, Transition
@@ -166,6 +169,7 @@ def test_trajectories_are_whole_episodes(run: Path) -> None:
     assert len({episode["task"] for episode in played}) == 1
     assert [episode["member"] for episode in played] == [0, 1, 2, 3]
     for episode in played:
+        validate(episode, schema())
         steps = episode["steps"]
         assert episode["success"] == (steps[-1]["reward"] == 1.0)
         assert episode["stop_reason"] == ("done" if episode["success"] else "max_steps")
@@ -176,6 +180,16 @@ def test_trajectories_are_whole_episodes(run: Path) -> None:
             assert step["action"] in COMMANDS
             assert 0.0 < step["probability"] <= 1.0
             assert step["state_nll"] > 0.0
+            assert step["admissible"]
+            assert "".join(step["token_texts"]) == step["action"]
+            assert math.exp(sum(step["logprobs"])) == pytest.approx(step["probability"], abs=1e-3)
+            for logprob, entropy in zip(step["logprobs"], step["entropies"], strict=True):
+                assert 0.0 <= entropy <= math.log(len(COMMANDS)) + 1e-4, "of the commands that are left"
+                assert (logprob == 0.0) <= (entropy < 1e-3), "a token that the restriction fixes has neither"
+            assert step["predicted_action"] is not None
+        returns = [episode["return"] for episode in played]
+        spread = stdev(returns) + 1e-6
+        assert steps[0]["advantage"] == pytest.approx((episode["return"] - fmean(returns)) / spread, abs=1e-3)
     before = lines(run / "trajectories" / "eval-000000-valid_a.jsonl")
     after = lines(run / "trajectories" / "eval-000005-valid_a.jsonl")
     assert [e["task"] for e in before] == [e["task"] for e in after] == ["valid_a/7", "valid_a/9"]

@@ -26,3 +26,15 @@ def held(path: Path, refusal: str) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+def is_held(path: Path) -> bool:
+    """Return whether another process holds a file or folder now."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False

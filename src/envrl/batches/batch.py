@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,11 @@ class UpdateBatch:
     figures: dict[str, float]
 
 
-def step_advantages(groups: Sequence[TrajectoryGroup], config: Config) -> list[NDArray[np.float64]]:
-    """Return the step advantages under the recipe's estimator, one array per episode, group by group."""
+def step_advantages(groups: Sequence[TrajectoryGroup], config: Config, **settings: Any) -> list[NDArray[np.float64]]:
+    """Return the step advantages under the recipe's estimator, one array per episode, group by group.
+
+    `settings` take the place of the recipe's own settings of the estimator.
+    """
     estimator = ESTIMATORS[config.objective.estimator]
     trajectories = episodes_of(groups)
     penalty = config.rollout.invalid_penalty
@@ -45,7 +49,7 @@ def step_advantages(groups: Sequence[TrajectoryGroup], config: Config) -> list[N
         penalties=penalties,
         commands=[[step.action.text for step in t.transitions] for t in trajectories],
         final_observations=[t.transitions[-1].next_observation.text if t.transitions else "" for t in trajectories],
-        **config.settings("estimator"),
+        **config.settings("estimator") | settings,
     )
 
 

@@ -22,6 +22,8 @@ COMMANDS = {
     "eval": "success rate of a run, a checkpoint, a model, or a script, with a 95 % interval",
     "panel": "a model on a pinned set of tasks, as one record that can be had again",
     "report": "one self-contained HTML file about a run",
+    "view": "read runs in the browser: curves, where episodes fail, episodes turn by turn",
+    "tail": "the progress lines of a run, live",
     "compare": "several runs as one table, seeds together",
     "export": "the model of a run as a folder that transformers loads; a LoRA adapter is merged",
     "recipes": "list the recipes that ship, or print one with every key",

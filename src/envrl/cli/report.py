@@ -21,7 +21,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.results is not None:
         check_output(options.results, "--results", ".json")
 
-    from envrl.report.html import write_report
+    from envrl.report.page import write_report
     from envrl.report.picture import write_picture
     from envrl.report.results import write_result
     from envrl.report.summary import summarize

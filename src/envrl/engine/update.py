@@ -321,6 +321,15 @@ def policy_logprobs(
     return _by_origin(model, rows, "policy", settings, logprobs, placement)
 
 
+def policy_entropies(model: LanguageModel, rows: Sequence[Row], settings: LossSettings) -> dict[str, np.ndarray]:
+    """Return the entropy (nats) of the distribution of every row's policy tokens under this network, by row origin."""
+
+    def entropies(batch: list[Row], states: RowStates) -> Tensor:
+        return score_terms(model, batch, "policy", states, settings.temperature, settings.precision).entropies
+
+    return _by_origin(model, rows, "policy", settings, entropies, HERE)
+
+
 def head_values(
     model: LanguageModel, rows: Sequence[Row], component: str, settings: LossSettings, placement: Placement = HERE
 ) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ class Questions:
 
 def ask(config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> Questions:
     """Return the questions about every transition of these episodes."""
-    return Questions(state_pairs(config, renderer, trajectories), _pairs("inverse", config, renderer, trajectories))
+    return Questions(state_pairs(config, renderer, trajectories), inverse_pairs(config, renderer, trajectories))
 
 
 def state_pairs(config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[Pair]:
@@ -30,6 +30,11 @@ def state_pairs(config: Config, renderer: Renderer, trajectories: Sequence[Traje
     if _in_pass(config):
         return pairs_in_pass(trajectories, renderer)
     return _pairs("state", config, renderer, trajectories)
+
+
+def inverse_pairs(config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[Pair]:
+    """Return the inverse dynamics pairs."""
+    return _pairs("inverse", config, renderer, trajectories)
 
 
 def asks_alike(a: Config, b: Config) -> bool:

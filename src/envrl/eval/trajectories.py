@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from envrl.batches.batch import step_advantages
 from envrl.config.schema import Config
 from envrl.eval.probe import score_targets
-from envrl.eval.questions import state_pairs
+from envrl.eval.questions import inverse_pairs, state_pairs
+from envrl.eval.token_figures import DIGITS, token_figures
 from envrl.files import write_text
 from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
@@ -30,22 +32,27 @@ def write_trajectories(
     model: LanguageModel,
     renderer: Renderer,
     config: Config,
+    advantages: Sequence[Sequence[Mapping[str, Any]]] = (),
 ) -> None:
-    """Write `trajectories/NAME.jsonl`; every step has the state prediction loss (nats per token) under this model.
+    """Write `trajectories/NAME.jsonl`: episodes with what the model thought at every step of them.
 
-    If the recipe trains state prediction, the first few trajectories also have the model's predictions as text.
+    That is what `token_figures` gives and the state prediction loss (nats per token); the first few episodes also have
+    the model's predictions as text, of the answers and of the commands, if the recipe trains these. `advantages` holds
+    more fields for each step of each episode.
     """
+    temperature = config.eval.temperature if name.startswith("eval-") else config.rollout.temperature
+    tokens = token_figures(model, trajectories, config, temperature)
     scores = iter(score_targets(model, state_pairs(config, renderer, trajectories)))
-    trained = {each.name for stage in ("", "warm_start") for each in config.auxiliaries(stage)} & {"state", "echo"}
-    shown = state_pairs(config, renderer, trajectories[:PREDICTED] if trained else ())
-    predicted = iter(predict_targets(model, shown, renderer.stops))
+    predictions = iter(_predictions(model, renderer, config, trajectories[:PREDICTED]))
     lines = []
-    for trajectory in trajectories:
+    for number, trajectory in enumerate(trajectories):
         steps = []
-        for step in trajectory.transitions:
-            score, prediction = next(scores), next(predicted, None)
-            record = _step_record(step, renderer) | {"state_nll": -score.logprob / max(score.tokens, 1)}
-            steps.append(record if prediction is None else record | {"predicted_observation": prediction})
+        for place, step in enumerate(trajectory.transitions):
+            score = next(scores)
+            record = _step_record(step, renderer) | tokens[number][place]
+            record |= advantages[number][place] if advantages else {}
+            record |= {"state_nll": -score.logprob / max(score.tokens, 1)}
+            steps.append(record | next(predictions, {}))
         lines.append(json.dumps(_record(update, trajectory) | {"steps": steps}, ensure_ascii=False))
     folder = run / "trajectories"
     folder.mkdir(exist_ok=True)
@@ -65,9 +72,46 @@ def write_shown(
     count = config.train.trajectories
     if count and update % config.train.trajectories_every == 0:
         with reporter.phase("writing episodes down"):
-            write_trajectories(
-                run, f"update-{update:06d}", update, episodes_of(groups[:count]), model, renderer, config
-            )
+            shown, parts = episodes_of(groups[:count]), advantage_parts(groups, config)
+            write_trajectories(run, f"update-{update:06d}", update, shown, model, renderer, config, parts)
+
+
+def advantage_parts(groups: Sequence[TrajectoryGroup], config: Config) -> list[list[dict[str, Any]]]:
+    """Return `advantage` for each step of each episode, and `advantage_parts` if it is a sum.
+
+    An estimator with the setting `step_weight` (GiGPO) adds an advantage of the step to that of the episode.
+    """
+    whole = step_advantages(groups, config)
+    if "step_weight" not in config.settings("estimator"):
+        return [[{"advantage": round(float(value), DIGITS)} for value in values_S] for values_S in whole]
+    episode = step_advantages(groups, config, step_weight=0.0)
+    return [
+        [
+            {
+                "advantage": round(float(all_), DIGITS),
+                "advantage_parts": {"episode": round(float(one), DIGITS), "step": round(float(all_ - one), DIGITS)},
+            }
+            for all_, one in zip(whole_S, episode_S, strict=True)
+        ]
+        for whole_S, episode_S in zip(whole, episode, strict=True)
+    ]
+
+
+def _predictions(
+    model: LanguageModel, renderer: Renderer, config: Config, trajectories: Sequence[Trajectory]
+) -> list[dict[str, str]]:
+    """Return for each step the greedy predictions of what the recipe trains: its answer, its command."""
+    trained = {each.name for stage in ("", "warm_start") for each in config.auxiliaries(stage)}
+    asked = {
+        "predicted_observation": state_pairs if trained & {"state", "echo"} else None,
+        "predicted_action": inverse_pairs if "inverse" in trained else None,
+    }
+    texts = {
+        key: predict_targets(model, pairs(config, renderer, trajectories), renderer.stops)
+        for key, pairs in asked.items()
+        if pairs is not None
+    }
+    return [dict(zip(texts, step, strict=True)) for step in zip(*texts.values(), strict=True)]
 
 
 def _record(update: int, trajectory: Trajectory) -> dict[str, Any]:
@@ -86,10 +130,12 @@ def _step_record(step: Transition, renderer: Renderer) -> dict[str, Any]:
     text = renderer.text_of(step.action.token_ids)
     response = {"response": text} if text else {}
     response |= {"fault": step.action.fault} if step.action.fault else {}
+    response |= {"imagined": True} if step.action.imagined else {}
     return {
         "observation": step.observation.text,
         **response,
         "action": step.action.text,
+        "admissible": step.admissible,
         "probability": math.exp(sum(step.action.logprobs)),
         "reward": step.reward,
         "next_observation": step.next_observation.text,

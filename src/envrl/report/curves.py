@@ -1,14 +1,17 @@
-"""The charts of a run: which figures are drawn over which, and what they are called."""
+"""The charts of a run as data: which figures are drawn over which, and what they are called."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from envrl.report.plots import Line, Pair, line_chart, pair_chart, stacked_chart
-from envrl.report.read import Record, RunData, before_and_after, interval, number, series, title
-from envrl.report.scale import running_mean
-from envrl.report.svg import Point, figure, percent
+from envrl.report.plots import Line, line_chart
+from envrl.report.read import Record, RunData, interval, number, series, title
+from envrl.report.scale import running_mean, thin
+
+Chart = dict[str, Any]
+"""`title`, `unit`, `rate`, `x` (the name of its axis) and `lines`: each a `name`, `points`, `intervals`, `colour`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +90,8 @@ def learning_lines(run: RunData) -> list[Line]:
     return lines
 
 
-def learning_chart(run: RunData, width: float, height: float) -> str:
-    """Return the learning curve on an axis from 0 to 100 %, empty where nothing was played yet."""
+def learning_svg(run: RunData, width: float, height: float) -> str:
+    """Return the learning curve as SVG on an axis from 0 to 100 %, empty where nothing was played yet."""
     return line_chart(
         learning_lines(run),
         width=width,
@@ -99,68 +102,84 @@ def learning_chart(run: RunData, width: float, height: float) -> str:
     )
 
 
-def task_chart(split: str, records: Sequence[Record], colour: int) -> str:
-    """Return success by task type before and after, empty where the evaluation knows no task types."""
-    before, after = before_and_after(records)
-    first, last = _by_task(before), _by_task(after)
-    kinds = sorted({**first, **last})
-    pairs = [
-        Pair(kind, _rate(first.get(kind)), _rate(last.get(kind)), _games(last.get(kind) or first.get(kind)))
-        for kind in kinds
+def learning_chart(run: RunData) -> Chart | None:
+    """Return the learning curve, or None where there is nothing to draw."""
+    lines = [line for line in learning_lines(run) if line.points]
+    drawn = [
+        {
+            "name": line.label or "each update",
+            "points": thin(line.points),
+            "intervals": list(line.intervals),
+            "colour": line.colour,
+            "marks": line.marks,
+            "faint": line.faint,
+        }
+        for line in lines
     ]
-    return pair_chart(pairs, width=400, colour=colour, name=f"Success by task type, {split}") if pairs else ""
+    about = {"title": "Success over updates", "unit": "", "rate": True, "x": "update", "range": [0, 1]}
+    return about | {"lines": drawn} if drawn else None
 
 
-def split_chart(records: Sequence[Record], colour: int, name: str) -> str:
-    """Return one split's success before and after on one axis."""
-    before, after = before_and_after(records)
-    return pair_chart([Pair("", _rate(before), _rate(after))], width=400, colour=colour, name=name, words=False)
+def update_charts(run: RunData) -> list[Chart]:
+    """Return the charts of metrics.jsonl."""
+    return _charts([*UPDATE_CURVES, *auxiliary_curves(run.metrics)], _over(run.metrics, "update"))
 
 
-def small_charts(curves: Iterable[Curve], draw: Callable[[Curve], str]) -> list[tuple[Curve, str]]:
-    """Return the curves for which `draw` finds figures, with their charts."""
-    drawn = [(curve, draw(curve)) for curve in curves]
-    return [(curve, chart) for curve, chart in drawn if chart]
+def warm_start_charts(run: RunData) -> list[Chart]:
+    """Return the charts of warm_start.jsonl."""
+    return _charts([*WARM_START_CURVES, *auxiliary_curves(run.warm_start)], _over(run.warm_start, "step"))
 
 
-def record_curve(records: Sequence[Record], x: str) -> Callable[[Curve], str]:
-    """Return how a curve is drawn from the lines of metrics.jsonl or warm_start.jsonl, over `x`."""
+def evaluation_charts(run: RunData) -> list[Chart]:
+    """Return the charts of what evaluations measure beside success: a line for each split."""
 
-    def draw(curve: Curve) -> str:
+    def draw(curve: Curve) -> Chart:
         lines = [
-            Line(name, points, 1 + index, marks=len(points) <= 12)
-            for index, (key, name) in enumerate(curve.keys.items())
-            if (points := series(records, x, key))
-        ]
-        # What is 0 throughout was not in use, such as the clipped share where a batch makes one optimiser step.
-        in_use = any(y for line in lines for _, y in line.points)
-        return _small(lines, curve, x) if in_use else ""
-
-    return draw
-
-
-def split_curve(run: RunData) -> Callable[[Curve], str]:
-    """Return how a curve is drawn from evaluations: a line for each split."""
-
-    def draw(curve: Curve) -> str:
-        lines = [
-            Line(split.removeprefix("valid_"), points, 1 + index % 6, marks=True)
+            _line(split, points, 1 + index % 6)
             for index, (split, records) in enumerate(run.evals.items())
             for key in curve.keys
             if (points := series(records, "update", key))
         ]
-        return _small(lines, curve, "update")
+        return _chart(curve, lines, "update")
+
+    return _charts(EVALUATION_CURVES, draw)
+
+
+def _charts(curves: Iterable[Curve], draw: Callable[[Curve], Chart]) -> list[Chart]:
+    return [chart for curve in curves if (chart := draw(curve))["lines"]]
+
+
+def _over(records: Sequence[Record], x: str) -> Callable[[Curve], Chart]:
+    """Return how a curve is drawn from the lines of metrics.jsonl or warm_start.jsonl, over `x`."""
+
+    def draw(curve: Curve) -> Chart:
+        lines = [
+            _line(name, points, 1 + index)
+            for index, (key, name) in enumerate(curve.keys.items())
+            if (points := series(records, x, key))
+        ]
+        # What is 0 throughout was not in use, such as the clipped share where a batch makes one optimiser step.
+        in_use = any(y for line in lines for _, y in line["points"])
+        return _chart(curve, lines if in_use else [], x)
 
     return draw
 
 
-def phases(run: RunData) -> dict[str, list[Point]]:
+def _line(name: str, points: Sequence[tuple[float, float]], colour: int) -> dict[str, Any]:
+    return {"name": name, "points": thin(points), "colour": colour, "marks": len(points) <= 12}
+
+
+def _chart(curve: Curve, lines: list[dict[str, Any]], x: str) -> Chart:
+    return {"title": curve.title, "unit": curve.unit, "rate": curve.rate, "x": x, "lines": lines}
+
+
+def phases(run: RunData) -> dict[str, list[tuple[float, float]]]:
     """Return the seconds of each phase over updates; what no phase accounts for is "other"."""
     names = ["rollout", "env", "rows", "update"]
     beside = {"total", "ahead"}  # episodes are played ahead while the other phases go on
     found = {name for record in run.metrics for name in _seconds(record)} - beside
     names = [name for name in names if name in found] + sorted(found - set(names))
-    layers: dict[str, list[Point]] = {name: [] for name in [*names, "other"]}
+    layers: dict[str, list[tuple[float, float]]] = {name: [] for name in [*names, "other"]}
     for record in run.metrics:
         update = number(record, "update")
         if update is None:
@@ -173,53 +192,6 @@ def phases(run: RunData) -> dict[str, list[Point]]:
     if sum(seconds for _, seconds in layers["other"]) < 0.005 * whole:
         del layers["other"]
     return layers if whole > 0 else {}
-
-
-def phase_chart(layers: Mapping[str, list[Point]], width: float, height: float) -> str:
-    """Return the seconds of an update, phase upon phase; empty where there are fewer than two updates."""
-    if not layers or len(next(iter(layers.values()))) < 2:
-        return ""
-    return stacked_chart(
-        list(layers.items()), width=width, height=height, name="Seconds by phase", unit="s", x_name="update"
-    )
-
-
-def show_change(before: Record | None, after: Record | None, key: str, rate: bool) -> str:
-    """Return "41 % → 74 %" for a figure of two evaluations, a dash where neither has it."""
-    values = [number(record, key) for record in (before, after) if record]
-    known = [
-        percent(value, 0 if value in (0, 1) else 1) if rate else figure(value) for value in values if value is not None
-    ]
-    return " \N{RIGHTWARDS ARROW} ".join(known) or "\N{EN DASH}"
-
-
-def _small(lines: list[Line], curve: Curve, x_name: str) -> str:
-    return line_chart(
-        lines,
-        width=340,
-        height=190,
-        name=curve.title,
-        x_name=x_name,
-        rate=curve.rate,
-        labels=len(lines) > 1,
-    )
-
-
-def _rate(record: Record | None) -> tuple[float, float, float] | None:
-    rate = number(record, "success_rate") if record else None
-    if rate is None or record is None:
-        return None
-    return (rate, *(interval(record) or (rate, rate)))
-
-
-def _by_task(record: Record | None) -> Mapping[str, Record]:
-    found = record.get("by_task") if record else None
-    return {str(k): v for k, v in found.items() if isinstance(v, Mapping)} if isinstance(found, Mapping) else {}
-
-
-def _games(record: Record | None) -> str:
-    episodes = number(record, "episodes") if record else None
-    return f"  of {episodes:.0f}" if episodes else ""
 
 
 def _seconds(record: Record) -> Mapping[str, object]:

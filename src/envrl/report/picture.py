@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from envrl.errors import UserError
-from envrl.report.curves import learning_chart
+from envrl.report.curves import learning_svg
 from envrl.report.read import Record, RunData, before_and_after, interval, load_run, number, write_whole
 from envrl.report.summary import method
 from envrl.report.svg import document, label, percent, placed
@@ -29,7 +29,7 @@ def learning_picture(run: Path) -> str:
     if not data.evals:
         raise UserError(f"{run} holds no evaluation yet, so there is nothing to draw")
     width, height = _WIDTH - _LEFT - 20, _HEIGHT - 62
-    curve = placed(learning_chart(data, width, height), _LEFT, 52, width, height)
+    curve = placed(learning_svg(data, width, height), _LEFT, 52, width, height)
     return document(_WIDTH, _HEIGHT, _titles(data) + _figures(data) + curve, f"What {data.name} learned")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,20 +17,9 @@ from envrl.registry import KINDS, find
 
 Record = Mapping[str, Any]
 
-_TRAJECTORIES = re.compile(r"(?:update-(?P<update>\d+)|eval-(?P<eval>\d+)-(?P<split>.+))\.jsonl")
-
 
 class EmptyRun(UserError):
     """A run holds no line of anything yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class EpisodeFile:
-    """One file of `trajectories/`: episodes of an update's own play, or of the evaluation of a split after it."""
-
-    path: Path
-    update: int
-    split: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +43,6 @@ class RunData:
     metrics: tuple[Record, ...]
     warm_start: tuple[Record, ...]
     evals: Mapping[str, tuple[Record, ...]]
-    episode_files: tuple[EpisodeFile, ...]
     data: Mapping[str, str] = field(default_factory=dict)
     """A SHA-256 of each split's data, where it was downloaded."""
     games: Mapping[str, Mapping[int, Games]] = field(default_factory=dict)
@@ -82,19 +69,19 @@ class RunData:
         return self.updates >= self.updates_planned and bool(done) and min(done) >= self.updates_planned
 
 
-def load_run(run: Path) -> RunData:
+def load_run(run: Path, *, empty: bool = False) -> RunData:
     """Read a run directory, also one that is still being written.
 
-    Raises `UserError` where it is none or has a line that is not JSON, `EmptyRun` where it holds nothing yet.
+    Raises `UserError` where it is none or has a line that is not JSON, `EmptyRun` where it holds nothing yet, unless
+    `empty` is allowed.
     """
     config, config_text = _config_with_text(run)
     metrics = tuple(read_lines(run / "metrics.jsonl"))
     warm_start = tuple(read_lines(run / "warm_start.jsonl"))
     evals = _by_split(read_lines(run / "eval.jsonl"))
-    if not (metrics or warm_start or evals):
+    if not (metrics or warm_start or evals or empty):
         raise EmptyRun(f"{run} has nothing to report yet: no metrics, no evaluation and no warm start are in it")
-    files = _episode_files(run / "trajectories")
-    return RunData(run, config, config_text, metrics, warm_start, evals, files, _data_of(run / "data.json"))
+    return RunData(run, config, config_text, metrics, warm_start, evals, _data_of(run / "data.json"))
 
 
 def _data_of(file: Path) -> dict[str, str]:
@@ -132,17 +119,23 @@ def read_lines(path: Path) -> list[Record]:
         for number, line in enumerate(file, 1):
             if not line.endswith("\n"):
                 break
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                raise UserError(f"line {number} of {path} is not JSON: remove the line, or restore the file") from None
-            if not isinstance(record, dict):
-                raise UserError(f"line {number} of {path} is not a JSON object: remove the line, or restore the file")
+            record = record_of(line, f"line {number} of {path}")
             rate = record.get("success_rate")
             if isinstance(rate, (int, float)) and not 0 <= rate <= 1:
                 raise UserError(f"line {number} of {path} has a success_rate of {rate}, which is no share: restore it")
             records.append(record)
     return records
+
+
+def record_of(line: str | bytes, where: str) -> Record:
+    """Return the record of a line; raises `UserError` if it is no JSON object, `where` says of which line."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UserError(f"{where} is not JSON: remove the line, or restore the file") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{where} is not a JSON object: remove the line, or restore the file")
+    return record
 
 
 def number(record: Record, key: str) -> float | None:
@@ -164,8 +157,9 @@ def series(records: Iterable[Record], x: str, y: str) -> list[tuple[float, float
 def interval(record: Record, key: str = "ci95") -> tuple[float, float] | None:
     """Return an interval of a record where it is a pair of numbers."""
     bounds = record.get(key)
-    if isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(bound, (int, float)) for bound in bounds):
-        return float(bounds[0]), float(bounds[1])
+    ends = [number({"": bound}, "") for bound in bounds] if isinstance(bounds, list) else []
+    if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
+        return ends[0], ends[1]
     return None
 
 
@@ -237,12 +231,3 @@ def _by_split(records: Iterable[Record]) -> dict[str, tuple[Record, ...]]:
         if record.get("stage", "rl") == "rl" and number(record, "success_rate") is not None:
             found.setdefault(str(record.get("split", "")), {})[_update(record)] = record
     return {split: tuple(by_update[u] for u in sorted(by_update)) for split, by_update in found.items()}
-
-
-def _episode_files(folder: Path) -> tuple[EpisodeFile, ...]:
-    files = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        match = _TRAJECTORIES.fullmatch(path.name)
-        if match and path.is_file():
-            files.append(EpisodeFile(path, int(match["update"] or match["eval"]), match["split"]))
-    return tuple(files)

@@ -149,7 +149,6 @@ def read_result(file: Path) -> RunData:
             metrics,
             start,
             evals,
-            (),
             data=record.get("data", {}),
             games=outcomes_of_json(record.get("games", {})),
         )

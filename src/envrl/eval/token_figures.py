@@ -1,0 +1,93 @@
+"""What is known of each token of a policy's responses: its text, its log-probability, and the entropy before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from envrl.config.schema import Config
+from envrl.engine.local import loss_settings
+from envrl.engine.update import policy_entropies
+from envrl.models.load import LanguageModel
+from envrl.models.tokenizer import Codec
+from envrl.samples.rows import policy_rows
+from envrl.types import Action, Row, Trajectory
+
+DIGITS = 4
+"""Decimal places that are kept of a log-probability and an entropy."""
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+def token_figures(
+    model: LanguageModel, trajectories: Sequence[Trajectory], config: Config, temperature: float
+) -> list[list[dict[str, Any]]]:
+    """Return `token_texts`, `logprobs` and `entropies` of each step's response, in nats, episode by episode.
+
+    The entropies are those of this model at the temperature (1 if it is 0), over the ids that a token was sampled from.
+    A step that no model played has none of the three; an episode read from a file has no `entropies`.
+    """
+    entropies = _entropies(model, trajectories, config, temperature)
+    return [
+        [
+            _figures(model.codec, transition.action, entropies.get((number, step)))
+            for step, transition in enumerate(trajectory.transitions)
+        ]
+        for number, trajectory in enumerate(trajectories)
+    ]
+
+
+def token_texts(codec: Codec, ids: Sequence[int]) -> list[str]:
+    """Return the text of each token; of a character in several tokens the last one has it, the others are empty."""
+    texts: list[str] = []
+    begin = read = 0  # the text before `read` is known; tokens from `begin` on are decoded with it, for their spaces
+    for stop in range(1, len(ids) + 1):
+        known, text = codec.decode(ids[begin:read]), codec.decode(ids[begin:stop])
+        if text.endswith(_UNFINISHED) and stop < len(ids):
+            texts.append("")
+            continue
+        texts.append(text[len(known) :])
+        begin, read = read, stop
+    return texts
+
+
+def _figures(codec: Codec, action: Action, entropies: Sequence[float] | None) -> dict[str, Any]:
+    if not action.token_ids or len(action.logprobs) != len(action.token_ids):
+        return {}
+    figures: dict[str, Any] = {
+        "token_texts": token_texts(codec, action.token_ids),
+        "logprobs": _rounded(action.logprobs),
+    }
+    return figures if entropies is None else figures | {"entropies": _rounded(entropies)}
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(float(value), DIGITS) + 0.0 for value in values]  # no -0.0
+
+
+def _entropies(
+    model: LanguageModel, trajectories: Sequence[Trajectory], config: Config, temperature: float
+) -> dict[tuple[int, int], list[float]]:
+    """Return the entropies by episode and step; a token that the restriction fixed has 0."""
+    rows: list[Row] = []
+    for number, trajectory in enumerate(trajectories):
+        idle = np.zeros(len(trajectory.transitions))
+        made = policy_rows(trajectory, idle, "token_mean", idle=True)
+        rows += [replace(row, origin=f"{number}/{row.origin}") for row in made]
+    settings = replace(loss_settings(config, {}), temperature=temperature or 1.0)
+    known = policy_entropies(model, rows, settings)
+    found: dict[tuple[int, int], list[float]] = {}
+    for number, trajectory in enumerate(trajectories):
+        named = f"{number}/v{trajectory.policy_version}/{trajectory.task.id}#{trajectory.member}"
+        for index, segment in enumerate(trajectory.segments):
+            values = iter(known.get(f"{named}/{index}", ()))
+            for span in segment.spans:
+                found[number, span.step] = list(_with_fixed(trajectory.transitions[span.step].action, values))
+    return found
+
+
+def _with_fixed(action: Action, values: Iterator[float]) -> Iterator[float]:
+    for choices in action.allowed:
+        yield 0.0 if choices is not None and len(choices) == 1 else float(next(values))

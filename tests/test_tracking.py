@@ -1,0 +1,98 @@
+"""Figures of a run in trackers, read back by each one's own reader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envrl.cli.main import main
+from envrl.cli.tracking import TRACKERS, entry, flat
+from view_runs import evaluation, metric, write_lines, write_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "demo")
+
+
+def test_every_figure_has_a_name() -> None:
+    record: dict[str, Any] = {
+        "update": 3,
+        "entropy": 0.5,
+        "seconds": {"total": 2},
+        "ci95": [0, 1],
+        "split": "a",
+        "ok": True,
+    }
+    assert flat(record) == {"update": 3.0, "entropy": 0.5, "seconds/total": 2.0}
+    assert entry("metrics", record) == ({"entropy": 0.5, "seconds/total": 2.0}, 3)
+    figures, update = entry("eval", evaluation(20, "valid_seen", 0.75, [0.7, 0.8]))
+    assert update == 20
+    assert figures["eval/valid_seen/success_rate"] == 0.75
+    assert figures["eval/valid_seen/by_task/pick_and_place/success_rate"] == 0.75
+    assert entry("warm_start", {"step": 8, "loss/imitation": 0.25}) == ({"warm_start/loss/imitation": 0.25}, 8)
+
+
+def test_tensorboard_reads_what_the_run_logged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: make stacks")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(2):  # a second time it is written anew, and no figure stands there twice
+        assert main(["tail", str(run), "--lines", "1", "--to", "tensorboard"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"look at them by: tensorboard --logdir {run / 'tensorboard'}"
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    state = [(event.step, event.value) for event in events.Scalars("loss/state")]
+    assert state == [(update, pytest.approx(1 / update)) for update in range(1, 21)]
+    seen = events.Scalars("eval/valid_seen/success_rate")
+    assert [(event.step, event.value) for event in seen] == [(0, pytest.approx(0.4)), (20, pytest.approx(0.75))]
+    assert len(events.Scalars("warm_start/loss/imitation")) == 8
+
+
+def test_wandb_keeps_an_offline_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed: make stacks")
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    write_lines(run / "metrics.jsonl", [metric(update) for update in range(1, 21)])
+    assert main(["tail", str(run), "--lines", "1", "--to", "wandb"]) == 0
+    place = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("look at them by: wandb sync "))
+    (file,) = place.glob("*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(file))
+    found: list[dict[str, Any]] = []
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        items = record.history.item
+        found.append({"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items})
+    losses = [(each["step"], each["loss/state"]) for each in found if "loss/state" in each]
+    assert losses == [(update, pytest.approx(1 / update)) for update in range(1, 21)]
+
+
+def test_trackio_keeps_a_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio", reason="trackio is not installed: make stacks")
+    assert main(["tail", str(run), "--lines", "1", "--to", "trackio"]) == 0
+    (kept,) = [each for each in trackio.Api().runs("envrl") if each.name == "demo"]
+    assert kept.name == "demo"
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("tensorbord", "did you mean 'tensorboard'?"),
+        ("wandb", "--to wandb needs the package wandb: pip install 'envrl[wandb]'"),
+    ],
+)
+def test_a_tracker_that_is_not_there(
+    run: Path, name: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("envrl.cli.tracking.find_spec", lambda _: None)
+    assert name in TRACKERS or "did you mean" in sentence
+    assert main(["tail", str(run), "--to", name]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (run / name).exists()
