@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envrl.cli.arguments import Parser, check_output, names
+from envrl.cli.arguments import Parser, check_output, check_picture, names
 from envrl.errors import UserError, suggest
 
 if TYPE_CHECKING:
     from envrl.report.compare import Arm
 
 _FORMATS = ("terminal", "markdown", "latex")
-_PICTURES = (".svg", ".pdf", ".png")
 _RUNS_ONLY = ("metric", "split", "level", "against", "out", "picture")
 
 
@@ -124,13 +123,7 @@ def _check(options: Namespace) -> None:
     from envrl.report.drawing import check_matplotlib
 
     if options.picture is not None:
-        if options.picture.suffix not in _PICTURES:
-            raise UserError(
-                f"--picture draws SVG, PDF or PNG; name a file that ends with one of {', '.join(_PICTURES)}, not "
-                f"'{options.picture}'"
-            )
-        check_output(options.picture, "--picture")
-        check_matplotlib("--picture")
+        check_picture(options.picture)
     if options.out is not None:
         check_output(options.out / "comparison.json" if options.out.is_dir() else options.out, "--out")
         check_matplotlib("--out")

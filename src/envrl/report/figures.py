@@ -12,6 +12,7 @@ import numpy as np
 from envrl.errors import RunError
 from envrl.report.comparison import PairResult, SplitResult, profiles
 from envrl.report.measures import Metric
+from envrl.report.style import COLOURS, DATES, STYLE
 from envrl.report.tables import shortened
 from envrl.statistics.aggregate import Estimate, mean, stratified_bootstrap
 
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMATS = ("pdf", "svg", "png")
-_COLOURS = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b", "#7f7f7f", "#bcbd22",
-    "#17becf",
-)  # fmt: skip
-"""The first seven are Okabe and Ito's, which people who do not see all colours can tell apart."""
-_STYLE: Any = {
-    "axes.spines.right": False, "axes.spines.top": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9,
-    "legend.frameon": False, "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "envrl", "savefig.dpi": 200,
-}  # fmt: skip
 _WIDTH, _HEIGHT = 4.2, 3.0
 """Inches of a panel."""
 
@@ -64,7 +56,7 @@ def _write(
 
     named = [rows(result) for result in results]
     height = max(_HEIGHT, 1.0 + 0.5 * max(map(len, named)))
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH * len(results), height), layout="constrained")
         FigureCanvasAgg(figure)
         same = bool(named[0]) and all(names == named[0] for names in named)
@@ -74,9 +66,8 @@ def _write(
             axes.set_title(result.split, loc="left", fontsize=10)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
-        dates = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # equal comparisons are equal files
         try:
-            figure.savefig(file, metadata=dates.get(file.suffix), bbox_inches="tight")
+            figure.savefig(file, metadata=DATES.get(file.suffix), bbox_inches="tight")
         except OSError as error:
             raise RunError(f"cannot write {file}: {error.strerror}") from error
 
@@ -123,9 +114,9 @@ def _differences(axes: Axes, result: SplitResult, metric: Metric) -> None:
     scale = _scale(metric)
     for place, pair in zip(places, result.pairs, strict=True):
         first = place == places[0]
-        _point(axes, pair.by_seed, place + 0.12, _COLOURS[0], scale, "o", "by seed" if first else "")
+        _point(axes, pair.by_seed, place + 0.12, COLOURS[0], scale, "o", "by seed" if first else "")
         if pair.crossed is not None:
-            _point(axes, pair.crossed, place - 0.12, _COLOURS[1], scale, "s", "other seeds and games" if first else "")
+            _point(axes, pair.crossed, place - 0.12, COLOURS[1], scale, "s", "other seeds and games" if first else "")
     axes.axvline(0, color="black", linewidth=0.8)
     _rows(axes, places, [_title(pair) for pair in result.pairs])
     axes.set_xlabel(f"difference in {metric.name.replace('_', ' ')}{', points' if metric.is_rate else ''}")
@@ -175,4 +166,4 @@ def _axis(metric: Metric, when: str = "") -> str:
 
 def _cycle() -> Iterator[str]:
     while True:
-        yield from _COLOURS
+        yield from COLOURS

@@ -7,7 +7,6 @@ from typing import Any
 
 from envrl.report.comparison import TOGETHER, ArmResult, PairResult, SplitResult
 from envrl.report.measures import Metric
-from envrl.report.svg import figure
 from envrl.report.table import Table
 from envrl.statistics.aggregate import Estimate
 
@@ -86,6 +85,18 @@ def notes(results: Sequence[SplitResult]) -> list[str]:
     """Return why games are not compared one by one, where they are not."""
     whys = {pair.unknown: f"{pair.name} and {pair.against}" for r in results for pair in r.pairs if pair.unknown}
     return [f"by game: not known for {who}, since {why}" for why, who in whys.items()]
+
+
+def figure(value: float) -> str:
+    """Return a number as people write it: three significant digits, thousands and millions as k and M."""
+    size = abs(value)
+    if size >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    if size >= 1e4:
+        return f"{value / 1e3:.3g}k"
+    if size >= 100 or value == int(value):
+        return f"{value:.0f}"
+    return f"{value:.3g}" if size >= 1e-4 else f"{value:.1e}"
 
 
 def shortened(name: str) -> str:
