@@ -220,15 +220,20 @@ def _train_missing(runs: list[str]) -> None:
             assert main(small([*typed, "--run", run])) == 0
 
 
+def _expanded(command: str) -> list[str]:
+    """Return a command's arguments as a shell gives them."""
+    return [a for part in shlex.split(command)[1:] for a in (sorted(glob(part)) if "*" in part else [part])]
+
+
 def _run(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [a for part in shlex.split(command)[1:] for a in (sorted(glob(part)) if "*" in part else [part])]
+    arguments = _expanded(command)
     monkeypatch.setattr("sys.stdin", io.StringIO("look\n?\nquit\n"))
     if arguments[0] == "compare":
         _train_missing([name for name in arguments if name.startswith("runs/")])
     if "results/" in command and arguments[0] == "compare":  # quick runs of the page do not belong beside full ones
         shutil.rmtree("results")
         shutil.copytree(ROOT / "results", "results")
-        arguments = ["compare", *sorted(glob(command.split()[-1]))]
+        arguments = _expanded(command)
     typed = small(arguments) if len(arguments) > 1 else arguments
     if "--processes" in arguments and arguments[0] == "train":
         done = envrl(*typed)

@@ -168,7 +168,8 @@ def test_what_is_done_is_never_run_twice(here: Path, capsys: pytest.CaptureFixtu
     assert main(["sweep", "s.toml", "--jobs", "1"]) == 0
     out, err = capsys.readouterr()
     assert calls(here) == ["warm_start", *RUNS]
-    assert out.count("GRPO + state prediction 0.25") == 2
+    assert "**Differences in success_rate of valid_seen" in out
+    assert all(f"| {arm} \N{MINUS SIGN} grpo | 2 | " in out for arm in ("state", "state-placebo"))
     assert "[6/6] state-placebo-5: valid_seen 50.0 -> 60.0 %, valid_unseen 50.0 -> 60.0 %, 12 s" in err
     assert sorted(path.stem for path in (here / "results/s").iterdir()) == sorted(RUNS)
     shutil.rmtree(here / "runs/s/grpo-3")

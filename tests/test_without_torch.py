@@ -69,7 +69,8 @@ from envrl.cli.main import main
 found = []
 for command in json.loads(sys.argv[1]):
     status = main(command.split())
-    found.append([command, status, sorted({"torch", "transformers", "tokenizers"} & set(sys.modules))])
+    heavy = {"torch", "transformers", "tokenizers", "matplotlib", "scipy"}
+    found.append([command, status, sorted(heavy & set(sys.modules))])
 print(json.dumps(found))
 """
 

@@ -129,3 +129,16 @@ def check_output(path: Path, option: str, suffix: str = "") -> None:
         raise UserError(f"the folder of {option} {path} does not exist; make {folder} first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{option} {path} cannot be written: no permission in {folder}")
+
+
+def check_picture(path: Path) -> None:
+    """Raise `UserError` now where `--picture` could not be drawn or written later."""
+    from envrl.report.drawing import check_matplotlib
+    from envrl.report.style import PICTURES
+
+    if path.suffix not in PICTURES:
+        raise UserError(
+            f"--picture draws SVG, PDF or PNG; name a file that ends with one of {', '.join(PICTURES)}, not '{path}'"
+        )
+    check_output(path, "--picture")
+    check_matplotlib("--picture")

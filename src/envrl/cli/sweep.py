@@ -18,25 +18,8 @@ _SCHEDULERS = ("slurm", "ray")
 
 def run(arguments: Sequence[str]) -> int:
     """Run what is not done yet of a sweep, and compare its arms; status 1 where a run failed."""
-    parser = Parser(
-        "sweep",
-        "Run arms and seeds as a queue on this machine; what is done is never run twice, what was begun goes on.",
-        usage="SWEEP [--only ARM|RUN,...] [--jobs N] [--runs DIR] [--results DIR] [--dry-run] [--quick] "
-        "[--print slurm|ray] [--submit slurm|ray] [--plugin FILE.py] [--section.key value ...]",
-        epilog="--section.key value sets a key in all arms; docs/sweep.md says what a sweep's file holds",
-    )
-    parser.add_argument("sweep", metavar="SWEEP", help="a TOML file, or the name of a sweep that ships: alfworld-study")
-    parser.add_argument("--only", metavar="ARM|RUN,...", type=names, default=(), help="these arms, or runs ARM-SEED")
-    parser.add_argument("--jobs", metavar="N", type=whole_number, help="runs at a time (default: a core each)")
-    parser.add_argument("--runs", metavar="DIR", type=Path, help="where the runs are (default: runs/SWEEP)")
-    parser.add_argument("--results", metavar="DIR", type=Path, help="a record of each (default: results/SWEEP)")
-    parser.add_argument("--dry-run", action="store_true", help="say what is done and what is to do, and do nothing")
-    parser.add_argument("--quick", action="store_true", help="each run is made small, to see that everything works")
-    parser.add_argument("--print", choices=_SCHEDULERS, dest="printed", help="print a script that has these run it")
-    parser.add_argument("--submit", choices=_SCHEDULERS, help="hand that script to them")
-    add_plugin(parser)
     overrides, rest = split_overrides(arguments)
-    options = parser.parse(rest, also=[f"--{key}" for key in KEYS if "." in key])
+    options = _parser().parse(rest, also=[f"--{key}" for key in KEYS if "." in key])
     if options.jobs == 0:
         raise UserError("--jobs must be at least 1, not 0")
     sweep = load_sweep(options.sweep, overrides, options.plugin, quick=options.quick)
@@ -61,6 +44,27 @@ def run(arguments: Sequence[str]) -> int:
     return _work(sweep, chosen, places, jobs, threads)
 
 
+def _parser() -> Parser:
+    parser = Parser(
+        "sweep",
+        "Run arms and seeds as a queue on this machine; what is done is never run twice, what was begun goes on.",
+        usage="SWEEP [--only ARM|RUN,...] [--jobs N] [--runs DIR] [--results DIR] [--dry-run] [--quick] "
+        "[--print slurm|ray] [--submit slurm|ray] [--plugin FILE.py] [--section.key value ...]",
+        epilog="--section.key value sets a key in all arms; docs/sweep.md says what a sweep's file holds",
+    )
+    parser.add_argument("sweep", metavar="SWEEP", help="a TOML file, or the name of a sweep that ships: alfworld-study")
+    parser.add_argument("--only", metavar="ARM|RUN,...", type=names, default=(), help="these arms, or runs ARM-SEED")
+    parser.add_argument("--jobs", metavar="N", type=whole_number, help="runs at a time (default: a core each)")
+    parser.add_argument("--runs", metavar="DIR", type=Path, help="where the runs are (default: runs/SWEEP)")
+    parser.add_argument("--results", metavar="DIR", type=Path, help="a record of each (default: results/SWEEP)")
+    parser.add_argument("--dry-run", action="store_true", help="say what is done and what is to do, and do nothing")
+    parser.add_argument("--quick", action="store_true", help="each run is made small, to see that everything works")
+    parser.add_argument("--print", choices=_SCHEDULERS, dest="printed", help="print a script that has these run it")
+    parser.add_argument("--submit", choices=_SCHEDULERS, help="hand that script to them")
+    add_plugin(parser)
+    return parser
+
+
 def _work(sweep: Sweep, chosen: Sequence[PlannedRun], places: Places, jobs: int, threads: int) -> int:
     """Run the queue, say what it left, and compare what is done."""
     from envrl.sweep.queue import run_queue
@@ -80,9 +84,9 @@ def _work(sweep: Sweep, chosen: Sequence[PlannedRun], places: Places, jobs: int,
 
 
 def _compare(records: Sequence[Path]) -> None:
-    from envrl.report.compare import comparison_table, load_arms
+    from envrl.cli.compare import run as compare
 
-    print(comparison_table(load_arms(records)))
+    compare([str(record) for record in records])
 
 
 def _left(chosen: Sequence[PlannedRun], places: Places) -> list[PlannedRun]:

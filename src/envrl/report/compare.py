@@ -1,16 +1,17 @@
-"""Several runs beside each other: runs that differ in their seed alone make one line of a table and of a chart."""
+"""Several runs beside each other: runs that differ in their seed alone are one arm, and one line of a table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from envrl.errors import UserError
-from envrl.report.plots import Line, line_chart
 from envrl.report.read import (
+    EmptyRun,
     Record,
     RunData,
     auxiliaries,
@@ -18,17 +19,14 @@ from envrl.report.read import (
     load_config,
     load_run,
     number,
-    series,
     setting,
-    write_whole,
 )
-from envrl.report.results import origin_of, read_result
+from envrl.report.results import origin_of, outcomes_of, read_result
 from envrl.report.summary import duration, method, stage_seconds
-from envrl.report.svg import document, label, placed
+from envrl.report.table import Table
 from envrl.statistics import mean_interval, pooled, wilson
 
 _DASH = "\N{EN DASH}"
-_WIDTH, _HEIGHT, _TOP = 860.0, 340.0, 34.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +68,20 @@ class Arm:
         return mean(known) if known else None
 
 
-def load_arms(runs: Sequence[Path]) -> list[Arm]:
+def load_arms(
+    runs: Sequence[Path], complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config
+) -> list[Arm]:
     """Return the runs, directories or files of `envrl report RUN --results`, by configuration, as each first comes.
 
-    The seed and where a shared warm start lies are no part of it. Raises `UserError` for a directory that is no run,
-    one that is given twice, runs of different worlds, and quick runs beside others.
+    The seed and where a shared warm start lies are no part of it. `complete` fills in the settings that a run of
+    another version lacks. Raises `UserError` for a directory that is no run, one that is given twice, runs of different
+    worlds, and quick runs beside others.
     """
     resolved = [run.resolve() for run in runs]
     for index, run in enumerate(resolved):
         if run in resolved[:index]:
             raise UserError(f"the run {runs[index]} is given twice; leave one out")
-    loaded = [read_result(run) if run.suffix == ".json" else load_run(run) for run in runs]
+    loaded = [replace(run, config=complete(run.config), games=outcomes_of(run)) for run in _read(runs)]
     worlds = {str(setting(run.config, "env.name")): run.path for run in loaded}
     if len(worlds) > 1:
         (first, a), (second, b), *_ = worlds.items()
@@ -98,15 +99,31 @@ def load_arms(runs: Sequence[Path]) -> list[Arm]:
             if seeds[index] in seeds[:index]:
                 twin = group[seeds.index(seeds[index])]
                 raise UserError(f"{twin.path} and {run.path} are of one configuration and one seed; leave one out")
-    names = [method(group[0]) for group in groups.values()]
+    names = [_common_name(group) or method(group[0]) for group in groups.values()]
     return [
         Arm(name if names.count(name) == 1 else f"{name}, {group[0].name}", tuple(group))
         for name, group in zip(names, groups.values(), strict=True)
     ]
 
 
-def comparison_table(arms: Sequence[Arm]) -> str:
-    """Return a Markdown table: success before and after RL for each split, over all seeds, and the time taken.
+def _read(runs: Sequence[Path]) -> list[RunData]:
+    """Read runs; those that hold nothing yet are left out with a warning, unless there is no other."""
+    read: list[RunData] = []
+    empty: list[EmptyRun] = []
+    for run in runs:
+        try:
+            read.append(read_result(run) if run.suffix == ".json" else load_run(run))
+        except EmptyRun as error:
+            empty.append(error)
+    if not read:
+        raise empty[0]
+    for error in empty:
+        warnings.warn(f"{error}; it is left out", stacklevel=2)
+    return read
+
+
+def overview(arms: Sequence[Arm]) -> Table:
+    """Return a table: success before and after RL for each split, over all seeds, and the time taken.
 
     Where episodes have scores other than their success, so are they. "After" is the last evaluation that all seeds
     have. The interval (Wilson's of success, the normal one of the score) is over the episodes of all seeds together, as
@@ -120,7 +137,7 @@ def comparison_table(arms: Sequence[Arm]) -> str:
     if any(texts):
         header.append("perplexity of English before RL, after")
     header += ["updates", "time a run after the warm start", "seconds an update: rollout, worlds, optimiser"]
-    rows = [header, ["---"] * len(header)]
+    rows = []
     for arm, text in zip(arms, texts, strict=True):
         cells = [arm.name, _demonstrations(arm)]
         for split, measure in columns:
@@ -132,8 +149,8 @@ def comparison_table(arms: Sequence[Arm]) -> str:
         phases = [arm.seconds(phase) for phase in ("rollout", "env", "update")]
         cells += [str(arm.updates()), duration(mean(whole))]
         cells.append(", ".join(_DASH if value is None else f"{value:.2f}" for value in phases))
-        rows.append(cells)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        rows.append(tuple(cells))
+    return Table("Before and after RL; 95 % intervals over all games of all seeds", tuple(header), tuple(rows))
 
 
 def _perplexities(arm: Arm) -> str:
@@ -149,42 +166,15 @@ def _perplexities(arm: Arm) -> str:
     return ", ".join(found) if set(found) != {_DASH} else ""
 
 
-def comparison_picture(arms: Sequence[Arm]) -> str:
-    """Return an SVG with a chart for each split: success over updates, the mean over seeds thick, each seed thin.
-
-    Where episodes have scores other than their success, a chart of them follows. Raises `UserError` where no run was
-    evaluated.
-    """
-    drawn = [(split, measure) for split in _splits(arms) for measure in _measures(arms, split)]
-    if not drawn:
-        raise UserError("none of the runs holds an evaluation yet, so there is nothing to draw")
-    charts = []
-    for index, (split, measure) in enumerate(drawn):
-        top = index * (_HEIGHT + _TOP)
-        lines = _lines(arms, split, measure)
-        heights = [y for line in lines for _, y in line.points]
-        heights += [end for line in lines for _, *ends in line.intervals for end in ends]
-        chart = line_chart(
-            lines,
-            width=_WIDTH,
-            height=_HEIGHT,
-            name=f"{'Success' if measure.rate else 'Score'} on {split} over updates",
-            rate=measure.rate,
-            y_range=(max(0.0, min(heights) - 0.02), min(1.0, max(heights) + 0.02)) if measure.rate else None,
-        )
-        charts.append(
-            label(16, top + 24, f"{split}{measure.name}", "name") + placed(chart, 0, top + _TOP, _WIDTH, _HEIGHT)
-        )
-    return document(_WIDTH + 10, len(drawn) * (_HEIGHT + _TOP) + 8, "".join(charts), "Success over updates")
+def _common_name(runs: Sequence[RunData]) -> str:
+    """Return the NAME of runs that are all named NAME-SEED, as a sweep names them; empty for others."""
+    found = {run.name.removesuffix(f"-{setting(run.config, 'seed')}") for run in runs}
+    ours = all(run.name.endswith(f"-{setting(run.config, 'seed')}") for run in runs)
+    return found.pop() if ours and len(found) == 1 else ""
 
 
-def write_comparison_picture(arms: Sequence[Arm], file: Path) -> None:
-    """Write `comparison_picture` to a file, whole or not at all."""
-    write_whole(file, comparison_picture(arms))
-
-
-def _identity(config: Mapping[str, Any]) -> str:
-    """Return what makes two runs the same experiment: neither its seed nor where it ran and what it shared."""
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes two runs the same experiment, by dotted key: neither seed, nor place, nor what was shared."""
     parts = {
         f"{section}.{key}": value
         for section, values in config.items()
@@ -196,7 +186,41 @@ def _identity(config: Mapping[str, Any]) -> str:
         if not table.get("schedule_updates"):  # 0 stands for train.updates
             parts[f"auxiliary.{name}.schedule_updates"] = parts.get("train.updates")
     ignored = ("warm_start.path", "env.data", "train.threads", "train.device")
-    return repr(sorted((key, repr(value)) for key, value in parts.items() if key not in ignored))
+    return {key: value for key, value in parts.items() if key not in ignored}
+
+
+def differing_keys(arms: Sequence[Arm]) -> dict[str, list[Any]]:
+    """Return the keys whose values differ between arms, each with the value of every arm, None where it has none."""
+    tables = [settings_of(arm.runs[0].config) for arm in arms]
+    keys = dict.fromkeys(key for table in tables for key in table)
+    found = {key: [table.get(key) for table in tables] for key in keys}
+    return {key: values for key, values in found.items() if _differ(key, values)}
+
+
+def _differ(key: str, values: Sequence[Any]) -> bool:
+    """Return whether values differ; of an auxiliary objective all but the weight only between arms that have it."""
+    if key.startswith("auxiliary.") and not key.endswith(".weight"):
+        values = [value for value in values if value is not None]
+    return any(value != values[0] for value in values)
+
+
+def pairs_of(arms: Sequence[Arm], baseline: int) -> list[tuple[int, int]]:
+    """Return what to compare, as (arm, against): every arm with the baseline, and every arm with its own placebo."""
+    against = [(index, baseline) for index in range(len(arms)) if index != baseline]
+    tables = [settings_of(arm.runs[0].config) for arm in arms]
+    bare = [{key: value for key, value in table.items() if not key.endswith(".placebo")} for table in tables]
+    exchanged = [any(value for key, value in table.items() if key.endswith(".placebo")) for table in tables]
+    placebos = [
+        (index, other)
+        for index in range(len(arms))
+        for other in range(len(arms))
+        if exchanged[other] and not exchanged[index] and bare[index] == bare[other]
+    ]
+    return [*against, *(pair for pair in placebos if pair not in against)]
+
+
+def _identity(config: Mapping[str, Any]) -> str:
+    return repr(sorted((key, repr(value)) for key, value in settings_of(config).items()))
 
 
 def _splits(arms: Sequence[Arm]) -> list[str]:
@@ -221,32 +245,12 @@ def _cell(measure: Measure, records: Sequence[Record]) -> str:
     return words if len(values) == 1 else f"{words}: {', '.join(shown[3:])}"
 
 
-def _lines(arms: Sequence[Arm], split: str, measure: Measure) -> list[Line]:
-    lines = []
-    for index, arm in enumerate(arms):
-        colour = 1 + index % 6
-        seeds = [series(run.evals.get(split, ()), "update", measure.key) for run in arm.runs]
-        if len(seeds) > 1:
-            lines += [Line("", points, colour, faint=True) for points in seeds if points]
-        name = arm.name.replace("state prediction", "state").replace("inverse dynamics", "inverse")
-        name = name.replace("placebo: exchanged targets", "placebo")
-        lines.append(Line(name, _means(seeds), colour, _last_interval(arm, split, measure), marks=True))
-    return lines
-
-
 def _different(records: Sequence[Record]) -> list[Record]:
     """Return the records without those that repeat an earlier one in all but the time they took."""
     found: dict[str, Record] = {}
     for record in records:
         found.setdefault(repr({k: v for k, v in record.items() if k != "seconds"}), record)
     return list(found.values())
-
-
-def _last_interval(arm: Arm, split: str, measure: Measure) -> list[tuple[float, float, float]]:
-    """Return (update, low, high): the interval over all seeds' episodes at the last evaluation of all of them."""
-    records = arm.records(split, True)
-    found = measure.pool(records)
-    return [] if found is None else [(number(records[0], "update") or 0.0, *found[1:])]
 
 
 def _measures(arms: Sequence[Arm], split: str) -> list[Measure]:
@@ -271,15 +275,6 @@ def _pooled_score(records: Sequence[Record]) -> tuple[float, float, float] | Non
         return None
     centre, sd, count = pooled(samples)
     return (centre, *mean_interval(centre, sd, count))
-
-
-def _means(seeds: Iterable[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """Return the mean at every update that all seeds were evaluated at."""
-    tables = [dict(points) for points in seeds if points]
-    if not tables:
-        return []
-    common = sorted(set(tables[0]).intersection(*tables[1:]))
-    return [(update, mean(table[update] for table in tables)) for update in common]
 
 
 _SUCCESS = Measure("", "success_rate", _pooled_success, rate=True)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from envrl.report.plots import Line, line_chart
 from envrl.report.read import Record, RunData, interval, number, series, title
 from envrl.report.scale import running_mean, thin
 
@@ -77,6 +76,18 @@ def auxiliary_curves(records: Sequence[Record]) -> list[Curve]:
     return curves + [Curve("Placebo: targets equal to the true ones", exchanged)] * bool(exchanged)
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a chart; `colour` is 1 to 6 (0 is grey), `intervals` are (x, low, high), `faint` recedes."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    colour: int = 1
+    intervals: Sequence[tuple[float, float, float]] = ()
+    marks: bool = False
+    faint: bool = False
+
+
 def learning_lines(run: RunData) -> list[Line]:
     """Return success over updates: the training episodes, their running mean, and each split with its intervals."""
     played = series(run.metrics, "update", "train/success_rate")
@@ -88,18 +99,6 @@ def learning_lines(run: RunData) -> list[Line]:
             Line(split, series(records, "update", "success_rate"), 1 + index % 6, whiskers, marks=True),
         )
     return lines
-
-
-def learning_svg(run: RunData, width: float, height: float) -> str:
-    """Return the learning curve as SVG on an axis from 0 to 100 %, empty where nothing was played yet."""
-    return line_chart(
-        learning_lines(run),
-        width=width,
-        height=height,
-        name="Success rate over updates, with 95 % intervals",
-        rate=True,
-        y_range=(0.0, 1.0),
-    )
 
 
 def learning_chart(run: RunData) -> Chart | None:

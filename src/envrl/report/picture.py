@@ -1,55 +1,95 @@
-"""One SVG that says what a run learned: success before and after, and the way there."""
+"""One picture that says what a run learned: success before and after, and the way there; drawn by matplotlib."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from envrl.errors import UserError
-from envrl.report.curves import learning_svg
-from envrl.report.read import Record, RunData, before_and_after, interval, load_run, number, write_whole
+from envrl.errors import RunError, UserError
+from envrl.report.curves import learning_lines
+from envrl.report.read import Record, RunData, before_and_after, interval, load_run, number
+from envrl.report.style import COLOURS, DATES, STYLE
 from envrl.report.summary import method
-from envrl.report.svg import document, label, percent, placed
 
-_WIDTH, _HEIGHT, _LEFT = 960.0, 400.0, 300.0
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_GREY = "#6b7280"
+_SPLITS = 3
+"""Splits for whose figures there is room."""
+_LONGEST = 30
+"""Letters of a split's name."""
 
 
 def write_picture(run: Path, file: Path) -> None:
-    """Write `learning_picture` to a file; raises `UserError` where the run shows nothing or the folder is missing."""
-    if not file.parent.is_dir():
-        raise UserError(f"cannot write {file}: there is no folder {file.parent}")
-    write_whole(file, learning_picture(run))
+    """Write the picture, in the format that the file's name ends with.
 
-
-def learning_picture(run: Path) -> str:
-    """Return an SVG document, the figures on the left, the learning curve on the right, on a light ground of its own.
-
-    Raises `UserError` where the directory is no run or was never evaluated.
+    Raises `UserError` where the directory is no run or was never evaluated, or there is no folder for the file.
     """
     data = load_run(run)
     if not data.evals:
         raise UserError(f"{run} holds no evaluation yet, so there is nothing to draw")
-    width, height = _WIDTH - _LEFT - 20, _HEIGHT - 62
-    curve = placed(learning_svg(data, width, height), _LEFT, 52, width, height)
-    return document(_WIDTH, _HEIGHT, _titles(data) + _figures(data) + curve, f"What {data.name} learned")
+    if not file.parent.is_dir():
+        raise UserError(f"cannot write {file}: there is no folder {file.parent}")
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+        FigureCanvasAgg(figure)
+        words, curve = figure.subplots(1, 2, width_ratios=(1, 2.2))
+        _figures(words, data)
+        _curve(curve, data)
+        try:
+            figure.savefig(file, metadata=DATES.get(file.suffix))
+        except OSError as error:
+            raise RunError(f"cannot write {file}: {error.strerror}") from error
 
 
-def _titles(run: RunData) -> str:
+def _figures(axes: Axes, run: RunData) -> None:
+    """Write success before and after RL on each split, in large letters."""
     world = run.config.get("env", {}).get("name", "")
-    return label(24, 36, f"Games won, {world}" if world else "Games won", "name") + label(
-        _LEFT + 46, 36, f"{method(run)}, {run.updates} updates", "tick"
-    )
-
-
-def _figures(run: RunData) -> str:
-    parts = [label(24, 58, "before \N{RIGHTWARDS ARROW} after reinforcement learning", "tick")]
-    for index, (split, records) in enumerate(list(run.evals.items())[:3]):
-        y = 104.0 + 100 * index
+    axes.axis("off")
+    axes.set_title(f"Games won, {_cut(str(world))}" if world else "Games won", loc="left", fontsize=12)
+    axes.text(0, 0.97, "before \N{RIGHTWARDS ARROW} after reinforcement learning", color=_GREY, va="top")
+    for index, (split, records) in enumerate(list(run.evals.items())[:_SPLITS]):
+        y = 0.84 - 0.31 * index
         before, after = before_and_after(records)
-        rates = [percent(number(record, "success_rate") or 0.0) for record in (before, after) if record]
-        parts.append(label(24, y, split, f"name ink c{1 + index}"))
-        parts.append(label(24, y + 34, " \N{RIGHTWARDS ARROW} ".join(rates), "big"))
-        parts.append(label(24, y + 54, _intervals(before, after), "tick"))
-    return "".join(parts)
+        rates = [f"{100 * (number(each, 'success_rate') or 0.0):.0f} %" for each in (before, after) if each]
+        axes.text(0, y, _cut(split), color=COLOURS[index], weight="bold", va="top")
+        axes.text(0, y - 0.07, " \N{RIGHTWARDS ARROW} ".join(rates), fontsize=20, va="top")
+        axes.text(0, y - 0.2, _intervals(before, after), color=_GREY, fontsize=8, va="top")
+
+
+def _curve(axes: Axes, run: RunData) -> None:
+    """Draw success over updates: the training episodes, their running mean, and each split with its intervals."""
+    from matplotlib.ticker import MaxNLocator
+
+    for line in learning_lines(run):
+        colour = COLOURS[(line.colour - 1) % len(COLOURS)] if line.colour else _GREY
+        x, y = zip(*line.points, strict=True) if line.points else ((), ())
+        axes.plot(
+            x,
+            [100 * value for value in y],
+            "o-" if line.marks else "-",
+            color=colour,
+            alpha=0.35 if line.faint else 1.0,
+            linewidth=0.8 if line.faint else 1.6,
+            label=_cut(line.label) or "_",
+        )
+        for update, low, high in line.intervals:
+            axes.plot([update, update], [100 * low, 100 * high], color=colour, linewidth=1.2)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("update")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("success, %")
+    axes.set_title(f"{method(run)}, {run.updates} updates", loc="left", fontsize=9, color=_GREY)
+    axes.legend(loc="upper left")
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…"
 
 
 def _intervals(before: Record | None, after: Record | None) -> str:

@@ -18,6 +18,10 @@ from envrl.registry import KINDS, find
 Record = Mapping[str, Any]
 
 
+class EmptyRun(UserError):
+    """A run holds no line of anything yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Games:
     """The outcomes of an evaluation: a letter a game, "1" for a win, in the order of the games' ids.
@@ -68,14 +72,15 @@ class RunData:
 def load_run(run: Path, *, empty: bool = False) -> RunData:
     """Read a run directory, also one that is still being written.
 
-    Raises `UserError` where it is none, has a line that is not JSON, or holds nothing yet, unless `empty` is allowed.
+    Raises `UserError` where it is none or has a line that is not JSON, `EmptyRun` where it holds nothing yet, unless
+    `empty` is allowed.
     """
     config, config_text = _config_with_text(run)
     metrics = tuple(read_lines(run / "metrics.jsonl"))
     warm_start = tuple(read_lines(run / "warm_start.jsonl"))
     evals = _by_split(read_lines(run / "eval.jsonl"))
     if not (metrics or warm_start or evals or empty):
-        raise UserError(f"{run} has nothing to report yet: no metrics, no evaluation and no warm start are in it")
+        raise EmptyRun(f"{run} has nothing to report yet: no metrics, no evaluation and no warm start are in it")
     return RunData(run, config, config_text, metrics, warm_start, evals, _data_of(run / "data.json"))
 
 
