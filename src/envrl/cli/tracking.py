@@ -49,7 +49,7 @@ class WandB:
     """An offline run in `RUN/wandb`, which `wandb sync` uploads; nothing is sent from here."""
 
     def __init__(self, run: Path, config: Record) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         settings = wandb.Settings(silent=True)
         name = run.resolve().name
@@ -70,14 +70,14 @@ class Trackio:
     """A run of the project `envrl` in trackio's own database on this machine."""
 
     def __init__(self, run: Path, config: Record) -> None:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         self._trackio = trackio
         trackio.init(project="envrl", name=run.resolve().name, config=dict(config), embed=False)
         self.place = "trackio show --project envrl"
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        self._trackio.log({**figures, "step": step})
+        self._trackio.log(dict(figures), step=step)
 
     def close(self) -> None:
         self._trackio.finish()

@@ -17,7 +17,7 @@ Record = Mapping[str, Any]
 def write_logs(store: RunStore, episodes: Iterable[Record], folder: Path) -> int:
     """Write the logs into a folder and return the number of episodes; raises `UserError` without `inspect_ai`."""
     try:
-        from inspect_ai.log import write_eval_log
+        from inspect_ai.log import write_eval_log  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("--as inspect needs the package inspect_ai: pip install 'envrl[inspect]'") from None
 
@@ -34,7 +34,7 @@ def write_logs(store: RunStore, episodes: Iterable[Record], folder: Path) -> int
 
 
 def _log(store: RunStore, update: int, name: str, episodes: list[Record], begun: datetime) -> Any:
-    from inspect_ai.log import (
+    from inspect_ai.log import (  # pyright: ignore[reportMissingImports]
         EvalConfig,
         EvalDataset,
         EvalLog,
@@ -64,9 +64,9 @@ def _log(store: RunStore, update: int, name: str, episodes: list[Record], begun:
 
 def _sample(place: int, episode: Record) -> Any:
     """Return an episode as a sample: the world speaks as the user, the policy as the assistant."""
-    from inspect_ai.log import EvalSample
-    from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, ModelOutput
-    from inspect_ai.scorer import Score
+    from inspect_ai.log import EvalSample  # pyright: ignore[reportMissingImports]
+    from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, ModelOutput  # pyright: ignore[reportMissingImports]
+    from inspect_ai.scorer import Score  # pyright: ignore[reportMissingImports]
 
     messages: list[Any] = []
     for step in episode["steps"]:
