@@ -240,7 +240,10 @@ def test_gigpo_agrees_with_the_definition_written_out(seed: int):
 
 rewards_of = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=5)
 batches = st.lists(rewards_of, min_size=2, max_size=6)
-EVERY = ["grpo", "rloo", "gigpo"]
+wins_of = st.lists(st.integers(0, 4).map(float), min_size=1, max_size=5)
+batches_of_wins = st.lists(wins_of, min_size=2, max_size=6)
+EVERY = ["grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "reinforce++", "reinforce++-baseline", "stratified"]
+COMPARING = [name for name in EVERY if name != "reinforce++"]
 
 
 def texts_for(rewards: list[list[float]]) -> list[list[str]]:
@@ -249,7 +252,7 @@ def texts_for(rewards: list[list[float]]) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", EVERY)
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(rewards=batches, data=st.data())
+@given(rewards=batches_of_wins, data=st.data())
 def test_the_order_of_trajectories_does_not_matter(name: str, rewards: list[list[float]], data: st.DataObject):
     order = data.draw(st.permutations(range(len(rewards))))
     texts, groups = texts_for(rewards), [i % 2 for i in range(len(rewards))]
@@ -257,6 +260,21 @@ def test_the_order_of_trajectories_does_not_matter(name: str, rewards: list[list
     mixed = ESTIMATORS[name]([rewards[i] for i in order], [texts[i] for i in order], groups=[groups[i] for i in order])
     for place, index in enumerate(order):
         np.testing.assert_allclose(mixed[place], straight[index], atol=1e-9)
+
+
+@pytest.mark.parametrize("name", COMPARING)
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.7, 10.0])
+@pytest.mark.parametrize("count", [2, 3, 7])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_a_group_of_equal_episodes_gets_exactly_zero(name: str, value: float, count: int, kind: type):
+    """Beside another group, which differs; episodes of two steps, whose texts are the same in all of them."""
+    # Whitening is over both groups, and takes off the mean, which has to be zero then.
+    others = [[0.0, 1.0], [0.0, -1.0 if name == "reinforce++-baseline" else 3.0]]
+    rewards = [np.array([0.0, value], dtype=kind)] * count + [np.array(each) for each in others]
+    texts, groups = [["a", "b"]] * (count + 2), [0] * count + [1, 1]
+    found = ESTIMATORS[name](rewards, texts, groups=groups, final_observations=["c"] * (count + 2))
+    assert flat(found[:count]) == [0.0] * (2 * count)
+    assert flat(found[count:]) != [0.0] * 4
 
 
 @pytest.mark.parametrize("knobs", [{}, {"std": False}])
@@ -348,7 +366,10 @@ def test_knobs_are_told_with_their_defaults():
             lambda: ESTIMATORS["grpo"]([[1.0]], [["a"]], penalties=[]),
             "penalties must have the shape of rewards: 0 traj",
         ),
-        (lambda: ESTIMATORS["grpo"]([[1.0]], [["a"]], groups=[1, 2]), "2 ids for 1 trajectories"),
+        (
+            lambda: ESTIMATORS["grpo"]([[1.0]], [["a"]], groups=[1, 2]),
+            "groups must hold an id or text a trajectory: 2 for 1",
+        ),
         (
             lambda: ESTIMATORS["grpo"]([[float("nan")]], [["a"]]),
             "trajectory 0 (counted from 0) has a reward or penalty",

@@ -129,7 +129,7 @@ def test_keys_exist(page: Path, example_folder: Path) -> None:
     named = {
         key
         for code in _INLINE.findall(prose(page))
-        for key in re.findall(r"(?<![\w./-])([a-z_]+\.[a-z_-]+(?:\.[a-z_]+){0,2})(?![\w(/.-])", code)
+        for key in re.findall(r"(?<![\w./-])([a-z_]+\.[a-z_+-]+(?:\.[a-z_]+){0,2})(?![\w(/.-])", code)
         if key.partition(".")[0] in SECTIONS and not key.endswith((".jsonl", ".safetensors", ".partial"))
     }
     assert {key for key in named if find_key(key) is None and not is_table(key)} == set()

@@ -482,6 +482,7 @@ def test_a_run_of_an_older_version_is_looked_at_and_not_resumed(
         "gamma": 0.9,
         "step_weight": 1.0,
         "step_norm": "mean",
+        "similarity": 1.0,
         "baseline": "steps",
         "std": True,
     }
@@ -587,7 +588,18 @@ def test_entry_points_are_found_and_their_names_stand_in_errors(
     point = EntryPoint("halved", "of_a_package:halved", "envrl.estimators")
     monkeypatch.setattr(registry, "entry_points", lambda group: [point] * (group == "envrl.estimators"))
     registry._points.cache_clear()
-    assert names("estimator") == ["gigpo", "grpo", "halved", "rloo"]
+    assert names("estimator") == [
+        "gigpo",
+        "graphgpo",
+        "grpo",
+        "halved",
+        "hgpo",
+        "maxrl",
+        "reinforce++",
+        "reinforce++-baseline",
+        "rloo",
+        "stratified",
+    ]
     assert "of_a_package" not in sys.modules
     assert [each.tolist() for each in ESTIMATORS["halved"]([[1.0, 2.0]], [["a", "b"]])] == [[0.5, 1.0]]
     assert load_recipe("household-demo", [("objective.estimator", "halved")]).settings("estimator") == {"share": 0.5}

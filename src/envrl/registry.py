@@ -76,7 +76,14 @@ KINDS = {
         "objective.estimator",
         ("objective",),
         "envrl.estimators",
-        {name: f"envrl.objective.advantage:{name}" for name in ("grpo", "rloo", "gigpo")},
+        {
+            **{
+                name: f"envrl.objective.estimators.{name}:{name}"
+                for name in ("grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "stratified")
+            },
+            "reinforce++": "envrl.objective.estimators.reinforce:reinforce_plus_plus",
+            "reinforce++-baseline": "envrl.objective.estimators.reinforce:reinforce_plus_plus_baseline",
+        },
     ),
     "loss": Kind(
         "policy loss",

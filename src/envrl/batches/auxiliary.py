@@ -95,8 +95,8 @@ def _yielded(
         for count, each in enumerate(entry.target(groups, **settings)):
             if count >= MOST_EXAMPLES * max(1, steps):
                 raise UserError(
-                    f"the {entry.called} yields more than {MOST_EXAMPLES:,} examples a step and goes on: it has no end, "
-                    "or asks far too much"
+                    f"the {entry.called} yields more than {MOST_EXAMPLES:,} examples a step and goes on: it has no "
+                    "end, or asks far too much"
                 )
             yield _checked(entry, each, known)
 

@@ -47,6 +47,8 @@ def step_advantages(groups: Sequence[TrajectoryGroup], config: Config, **setting
         [[step.observation.text for step in t.transitions] for t in trajectories],
         groups=[number for number, group in enumerate(groups) for _ in group.trajectories],
         penalties=penalties,
+        commands=[[step.action.text for step in t.transitions] for t in trajectories],
+        final_observations=[t.transitions[-1].next_observation.text if t.transitions else "" for t in trajectories],
         **config.settings("estimator") | settings,
     )
 

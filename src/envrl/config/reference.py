@@ -71,7 +71,8 @@ def _owned(section: str, kind: str, name: str) -> str:
     keys = [(Key(f"{section}.{name}.{s.name}", s.annotation, s.default), s.meaning) for s in entry.settings.values()]
     rows = "\n".join(_row(key, meaning) for key, meaning in keys)
     chosen_by = f': with `{KINDS[kind].key} = "{name}"`' if KINDS[kind].key else ", besides"
-    return f"### `[{section}.{name}]`{chosen_by}\n\n{_HEAD}{rows}\n"
+    written = name if name.replace("_", "").replace("-", "").isalnum() else f'"{name}"'  # as TOML wants it
+    return f"### `[{section}.{written}]`{chosen_by}\n\n{_HEAD}{rows}\n"
 
 
 def _row(key: Key, meaning: str) -> str:

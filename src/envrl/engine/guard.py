@@ -110,8 +110,8 @@ class Guard:
             write_text(file, json.dumps(record | {"rows": [_plain(row, old, reference) for row in rows]}) + "\n")
         if self.skips >= LARGEST_RUN_OF_SKIPS:
             raise RunError(
-                f"{self.skips} batches in a row had a loss or gradient that is not finite{blamed} (the last: {file}); the "
-                "weights are untouched: lower the learning rate or the auxiliary weights and start again"
+                f"{self.skips} batches in a row had a loss or gradient that is not finite{blamed} (the last: {file}); "
+                "the weights are untouched: lower the learning rate or the auxiliary weights and start again"
             )
         self.say(
             f"{name}: the loss or its gradient is not finite{blamed}; the step is left out, its batch saved as {file}"
