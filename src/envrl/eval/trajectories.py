@@ -79,7 +79,7 @@ def write_shown(
 def advantage_parts(groups: Sequence[TrajectoryGroup], config: Config) -> list[list[dict[str, Any]]]:
     """Return `advantage` for each step of each episode, and `advantage_parts` if it is a sum.
 
-    An estimator with the setting `step_weight` (GiGPO) adds an advantage of the step to that of the episode.
+    An estimator with the setting `step_weight` (GiGPO, GraphGPO) adds an advantage of the step to that of the episode.
     """
     whole = step_advantages(groups, config)
     if "step_weight" not in config.settings("estimator"):
