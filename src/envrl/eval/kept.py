@@ -176,7 +176,7 @@ def episode_record(trajectory: Trajectory, lists: bool, text_of: Callable[[tuple
 def _step(step: Transition, lists: bool, text_of: Callable[[tuple[int, ...]], str]) -> dict[str, Any]:
     action = step.action
     response = text_of(action.token_ids)
-    sampled = {"tokens": action.token_ids, "logprob": sum(action.logprobs)}
+    sampled = {"tokens": action.token_ids, "logprobs": action.logprobs}
     sampled |= {"response": response} if response else {}
     marks = {"fault": action.fault, "imagined": action.imagined, "summary": action.summary}
     ends = {"done": step.done, "success": step.success}
@@ -214,7 +214,7 @@ def trajectory_of(record: Mapping[str, Any]) -> Trajectory:
             Action(
                 step["action"],
                 tuple(step.get("tokens", ())),
-                (step["logprob"],) if "logprob" in step else (),
+                _logprobs(step),
                 fault=step.get("fault", ""),
                 imagined=step.get("imagined", False),
                 summary=step.get("summary", ""),
@@ -228,6 +228,11 @@ def trajectory_of(record: Mapping[str, Any]) -> Trajectory:
     ]
     task = Task(record["task"], record["split"], record["seed"], record["kind"])
     return Trajectory(task, record["member"], tuple(transitions), (), StopReason(record["stop_reason"]))
+
+
+def _logprobs(step: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return the log-probs of a response's tokens; files of earlier versions hold their sum alone."""
+    return (step["logprob"],) if "logprob" in step else tuple(step.get("logprobs", ()))
 
 
 def _observation(record: Mapping[str, Any], accepted: Sequence[str]) -> Observation:

@@ -22,17 +22,18 @@ _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 def token_figures(
-    model: LanguageModel, trajectories: Sequence[Trajectory], config: Config, temperature: float
+    model: LanguageModel, trajectories: Sequence[Trajectory], config: Config, *, entropies: bool
 ) -> list[list[dict[str, Any]]]:
-    """Return `token_texts`, `logprobs` and `entropies` of each step's response, in nats, episode by episode.
+    """Return `token_texts`, `logprobs` and, if asked for, `entropies` of each step's response, episode by episode.
 
-    The entropies are those of this model at the temperature (1 if it is 0), over the ids that a token was sampled from.
-    A step that no model played has none of the three; an episode read from a file has no `entropies`.
+    All are in nats. The entropies are those of this model at the temperature of the rollout, over the ids that a token
+    was sampled from; an evaluation that was broken off does not know these of the episodes that it has played before.
+    A step that no model played has none of the three.
     """
-    entropies = _entropies(model, trajectories, config, temperature)
+    known = _entropies(model, trajectories, config) if entropies else {}
     return [
         [
-            _figures(model.codec, transition.action, entropies.get((number, step)))
+            _figures(model.codec, transition.action, known.get((number, step)))
             for step, transition in enumerate(trajectory.transitions)
         ]
         for number, trajectory in enumerate(trajectories)
@@ -68,7 +69,7 @@ def _rounded(values: Sequence[float]) -> list[float]:
 
 
 def _entropies(
-    model: LanguageModel, trajectories: Sequence[Trajectory], config: Config, temperature: float
+    model: LanguageModel, trajectories: Sequence[Trajectory], config: Config
 ) -> dict[tuple[int, int], list[float]]:
     """Return the entropies by episode and step; a token that the restriction fixed has 0."""
     rows: list[Row] = []
@@ -76,8 +77,7 @@ def _entropies(
         idle = np.zeros(len(trajectory.transitions))
         made = policy_rows(trajectory, idle, "token_mean", idle=True)
         rows += [replace(row, origin=f"{number}/{row.origin}") for row in made]
-    settings = replace(loss_settings(config, {}), temperature=temperature or 1.0)
-    known = policy_entropies(model, rows, settings)
+    known = policy_entropies(model, rows, loss_settings(config, {}))
     found: dict[tuple[int, int], list[float]] = {}
     for number, trajectory in enumerate(trajectories):
         named = f"{number}/v{trajectory.policy_version}/{trajectory.task.id}#{trajectory.member}"
