@@ -1,4 +1,4 @@
-"""A process of tests/test_sharded.py: three updates of the same rows, in float64; the first one writes them down.
+"""A process of tests/test_sharded.py: three updates of the same rows, or a warm start; the first one writes it down.
 
 sharded_worker.py ENGINE FOLDER CASE …
 """
@@ -6,24 +6,31 @@ sharded_worker.py ENGINE FOLDER CASE …
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from collections.abc import Callable, Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from boxes import tiny
+from boxes import Boxes, tiny
 from envrl import ranks
 from envrl.config.schema import Config
 from envrl.engine import local, sharded
 from envrl.engine.optimizer import adamw
+from envrl.errors import Interrupted
+from envrl.imitation import warm_start
+from envrl.models.adapters import add_adapter
 from envrl.models.forward import state_width
 from envrl.models.heads import new_head
-from envrl.models.load import LanguageModel, load_policy, save_model
+from envrl.models.load import LanguageModel, build_model, load_model, load_path, load_policy, save_model
 from envrl.registry import find
 from envrl.samples.rows import counted_term
 from envrl.types import Row
+from test_adapters import make_base
 from test_graphs import qwen
 from test_update import AUXILIARY, VARIANTS, exact, make_model, make_rows
 
@@ -36,8 +43,17 @@ CASES: dict[str, dict[str, Any]] = {
     "heads": {"auxiliary": AUXILIARY},
     "untied": {"auxiliary": AUXILIARY},
     "few": {},
+    "adapter": {"auxiliary": AUXILIARY, "objective": {"kl_weight": 0.05}},
 }
 """`few`: fewer rows than processes; `heads`: a value head in some of the rows; `untied`: an output of its own."""
+
+STEPS: dict[str, Any] = {"demonstrations": 8, "batch": 3, "epochs": 2, "held_out": 3, "every": 4}
+WARM: dict[str, dict[str, Any]] = {
+    "warm": {"warm_auxiliary": AUXILIARY, "warm_start": STEPS},
+    "warm muon": {"warm_start": {**STEPS, "optimizer": "muon"}},
+    "warm adapter": {"warm_start": STEPS, "model": {"lora_rank": 4}},
+}
+"""Six steps of warm start, saved after the fourth; the held-out loss is measured after the third."""
 
 
 def config_of(case: str) -> Config:
@@ -46,7 +62,19 @@ def config_of(case: str) -> Config:
     return tiny(**{**changed, "rollout": few, "train": {**TRAIN, **changed.get("train", {})}})
 
 
-def model_of(case: str, config: Config) -> LanguageModel:
+def made_base(folder: Path) -> Path:
+    """Return the folder of the base of adapters."""
+    if ranks.is_first() and not (folder / "base").exists():
+        make_base(folder / "base")
+    ranks.wait()
+    return folder / "base"
+
+
+def model_of(case: str, config: Config, folder: Path = Path()) -> LanguageModel:
+    if case == "adapter":
+        model = load_model(made_base(folder))
+        add_adapter(model.network, folder / "base", 4, 8.0, config.seed)
+        return model
     model = qwen() if case == "untied" else make_model(config)
     if case == "untied":
         model.network.config.tie_word_embeddings = False
@@ -77,14 +105,16 @@ def exact_policy(folder: Path, config: Config) -> LanguageModel:
 def held_bytes(engine: Any) -> list[int]:
     """Return the bytes that this process holds of what is trained: weights, and moments."""
     inner = getattr(engine, "_inner", engine)
-    local = lambda t: t.to_local() if hasattr(t, "to_local") else t  # noqa: E731
-    weights = sum(local(p).nbytes for p in inner.model.parameters())
-    return [weights, sum(local(t).nbytes for t in inner.optimizer.tensors().values() if t.ndim)]
+    return [bytes_here(inner.model.parameters()), bytes_here(inner.optimizer.tensors().values())]
+
+
+def bytes_here(tensors: Iterable[torch.Tensor]) -> int:
+    return sum((t.to_local() if hasattr(t, "to_local") else t).nbytes for t in tensors if t.ndim)
 
 
 def work(case: str, folder: Path, engine: str) -> None:
     config = config_of(case)
-    model = model_of(case, config)
+    model = model_of(case, config, folder)
     rows = rows_of(case, model, config)
     run = folder / f"{case}-{engine}-{ranks.count()}"
     if ranks.is_first():
@@ -111,8 +141,70 @@ def work(case: str, folder: Path, engine: str) -> None:
         np.savez(folder / f"{name}.npz", **weights, **{f"moment {n}": t.numpy() for n, t in moments.items()})
 
 
+def never() -> None: ...
+
+
+def stage_of(config: Config, run: Path, poll: Callable[[], None] = never) -> Any:
+    """Return a warm start in a folder of the first process's."""
+    if ranks.is_first():
+        run.mkdir(parents=True, exist_ok=True)
+    return warm_start._Stage(config, run, Boxes, warm_start.Hooks(poll, lambda *_: None))
+
+
+def imitate(case: str, folder: Path) -> None:
+    """Imitate in float64; write down what each process holds of weights, moments and best weights."""
+    changed = WARM[case]
+    if "model" in changed:
+        changed = {**changed, "model": {**changed["model"], "path": str(made_base(folder))}}
+    for name, make in {"build_model": build_model, "load_path": load_path}.items():
+
+        def made(*asked: Any, make: Callable[..., LanguageModel] = make) -> LanguageModel:
+            model = make(*asked)
+            exact(model)
+            return model
+
+        setattr(warm_start, name, made)
+    stage = stage_of(tiny(**changed), folder / f"{case}-{ranks.count()}")
+    stage.run()
+    parts = (stage.model.parameters(), stage.optimizer.tensors().values(), stage.best_weights.values())
+    held = ranks.gather([bytes_here(part) for part in parts])
+    if ranks.is_first():
+        (folder / f"{case}-{ranks.count()}.json").write_text(json.dumps(held))
+    warm_start.build_model, warm_start.load_path = build_model, load_path
+
+
+def imitate_again(folder: Path) -> None:
+    """In fp32: imitate without a break, and with one, which the last process alone asks for before its fifth step.
+
+    A copy of what is saved then goes on in one process, `cut-1`.
+    """
+    config, calls = tiny(**WARM["warm"]), count(1)
+
+    def poll() -> None:
+        if ranks.number() == ranks.count() - 1 and next(calls) == 5:
+            raise Interrupted
+
+    if (folder / "cut-1").exists():
+        return stage_of(config, folder / "cut-1").run()
+    stage_of(config, folder / f"whole-{ranks.count()}").run()
+    if ranks.count() == 1:
+        return None
+    try:
+        stage_of(config, folder / "cut-2", poll).run()
+    except Interrupted:
+        if ranks.is_first():
+            shutil.copytree(folder / "cut-2", folder / "cut-1", symlinks=True)
+        ranks.wait()
+        stage_of(config, folder / "cut-2").run()
+
+
 if __name__ == "__main__":
     engine, folder, *cases = sys.argv[1:]
     with ranks.joined("cpu", alone=engine == "sharded"):
         for case in cases:
-            work(case, Path(folder), engine)
+            if case == "again":
+                imitate_again(Path(folder))
+            elif case in WARM:
+                imitate(case, Path(folder))
+            else:
+                work(case, Path(folder), engine)

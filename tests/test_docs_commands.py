@@ -21,6 +21,7 @@ from warm import envrl
 _NAMED = "names a command; its arguments stand elsewhere"
 _CUDA = "needs a GPU"
 _CLUSTER = "starts a cluster, or needs one; test_ray.py runs over one"
+_RUNS = "several runs, hours of them; test_sweep.py runs one in small, and the queue with a stand-in for training"
 _SERVER = "serves until it is stopped; test_openenv.py talks to such servers"
 _PAGE = "serves until it is stopped; test_view.py and test_view_browser.py ask it"
 __all__ = ["example_folder"]  # a fixture of test_docs
@@ -33,6 +34,9 @@ EXEMPT = {
     "envrl models get Qwen/Qwen2.5-0.5B-Instruct": "downloads from the hub; test_hub.py runs it against a small one",
     "envrl models get Qwen/Qwen2.5-1.5B-Instruct": "downloads from the hub; test_hub.py runs it against a small one",
     "envrl bench env all": "starts every world that is installed, Java among them; test_check_env.py runs it on a few",
+    "envrl sweep study.toml --quick": _RUNS,
+    "envrl sweep study.toml": _RUNS,
+    "envrl sweep alfworld-study": _RUNS,
     "envrl serve household --split valid_seen --port 8000": _SERVER,
     "envrl serve household": _SERVER,
     "envrl view runs/demo": _PAGE,
@@ -142,6 +146,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "FOLDER", folder / "path" / "to" / "model")
     shutil.copytree(folder / "FOLDER", folder / "share" / "envrl" / "models" / "smollm2-135m")
     shutil.copytree(ROOT / "results", folder / "results")
+    (study,) = re.findall(r"```toml\n(recipe = .*?)```", (ROOT / "docs/sweep.md").read_text(), re.S)
+    (folder / "study.toml").write_text(study)
+    (folder / "my-gigpo.toml").write_text('extends = "household-demo"\n[objective]\nestimator = "gigpo"\n')
     (folder / "docs" / "pictures").mkdir(parents=True)
     (table,) = re.findall(r"(?:^    [^\n]*\n)+(?=\nand name it: )", (ROOT / "docs/doctor.md").read_text(), re.M)
     (folder / "ours.toml").write_text(re.sub("^    ", "", table, flags=re.M))

@@ -317,20 +317,35 @@ def test_long_lines_are_wrapped_and_paths_left_whole() -> None:
 
 
 def test_several_processes_share_weights_gradients_and_moments() -> None:
-    """Of a Qwen2.5-7B in 1 and 8: what is sharded is an eighth, what plays is whole, episodes are dealt out."""
+    """Of a Qwen2.5-7B in 1 and 8: what is sharded is an eighth, what plays is whole, episodes are dealt out.
+
+    The whole weights are put away for an update.
+    """
     config = load_recipe("qwen2.5-7b-alfworld-grpo", [("train.engine", "sharded")])
     shape = recipe_shape(config)
     one, eight = (estimate(config, shape, DEVICE, cuda=True, processes=count) for count in (1, 8))
     assert one.load.slots == 8 * eight.load.slots == 128
     for part in ("a shard of them", "Adam's moments", "a second model", "gradients"):
         assert eight.memory.phases["update"][part] == -(-one.memory.phases["update"][part] // 8)
-    for part in ("weights", "weights to sample", "whole for a pass", "activations"):
+    for part in ("weights to sample", "whole for a pass", "activations"):
         assert eight.memory.phases["update"][part] == one.memory.phases["update"][part]
+    assert "weights" not in eight.memory.phases["update"]
+    assert eight.memory.phases["rollout"]["weights"] == 4 * shape.parameters
+    assert eight.memory.phases["evaluation"]["weights"] == 4 * shape.parameters
     layer = 3 * 3584 * 18944 + 2 * 3584 * (3584 + 512)  # gate, up, down; q and o, k and v
     assert eight.memory.phases["update"]["whole for a pass"] == pytest.approx(
         4 * (2 * 2 * 152064 * 3584 + 5 * layer), rel=0.001
     ), "embedding and output with their gradients, two layers, and what is summed of three gradients"
     assert eight.hours["updates"] < one.hours["updates"]
+
+
+def test_processes_share_a_warm_start() -> None:
+    """No process takes more for it than for an update, and eight take an eighth of the time."""
+    config = load_recipe("household-demo", [("train.engine", "sharded")])
+    one, eight = (estimate(config, recipe_shape(config), DEVICE, cuda=True, processes=count) for count in (1, 8))
+    assert set(eight.memory.phases) == {"rollout", "update", "optimiser step", "evaluation"}
+    assert eight.hours["warm start"] == pytest.approx(one.hours["warm start"] / 8)
+    assert one.hours["warm start"] > 0
 
 
 def test_processes_in_the_report(capsys: pytest.CaptureFixture[str]) -> None:

@@ -341,7 +341,7 @@ def launcher_of(run: Path, count: int, patience: float = 5.0) -> Any:
             RayActorError=ConnectionError, ActorUnavailableError=ConnectionResetError, GetTimeoutError=TimeoutError
         ),
     )
-    return ray_launch._Launcher(ray, Job((), run, count, "cpu", patience), ray_launch._Stops())
+    return ray_launch._Launcher(ray, Job((), run, count, "cpu", patience), ray_launch.StopRequest())
 
 
 def fake(host: RankHost, **others: Callable[..., object]) -> Any:

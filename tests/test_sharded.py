@@ -9,22 +9,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from envrl.costs.memory import Load, footprint
 from envrl.costs.shape import shape_of
-from sharded_worker import CASES, config_of, model_of
+from sharded_worker import CASES, WARM, config_of, model_of
 from warm import together
 
 FEW = ("few", "heads")
+LATER = {1: ["again"], 4: ["warm"]}
+"""By number of processes, what else they do."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the local engine and 1, 2 and 4 processes wrote down of every case."""
     folder = tmp_path_factory.mktemp("sharded")
-    begun = [together(1, "sharded_worker.py", "local", folder, *CASES)]
-    begun += [together(2, "sharded_worker.py", "sharded", folder, *CASES)]
-    begun += [together(count, "sharded_worker.py", "sharded", folder, *FEW) for count in (1, 4)]
+    everything = (*CASES, *WARM, "again")
+    begun = [together(1, "sharded_worker.py", "local", folder, *everything)]
+    begun += [together(2, "sharded_worker.py", "sharded", folder, *everything)]
+    begun += [together(count, "sharded_worker.py", "sharded", folder, *FEW, *again) for count, again in LATER.items()]
     assert [done.returncode for done in begun] == [0] * 4, [done.stderr[-3000:] for done in begun]
     return folder
 
@@ -84,3 +88,53 @@ def test_a_process_takes_at_most_the_predicted_memory(tmp_path: Path) -> None:
         for case, (counted, predicted) in each.items():
             least = 0.92 if case.startswith("activations") else 0.7
             assert least * predicted < counted < 1.06 * predicted, (case, counted / predicted)
+
+
+def warm_files(folder: Path) -> dict[str, np.ndarray]:
+    """Return all numbers that a warm start has saved, by file and name."""
+    files = [*folder.glob("warm_start/*.safetensors"), *folder.glob("warm_start.partial/step-*/*.safetensors")]
+    return {
+        f"{file.relative_to(folder)} {name}": array for file in files for name, array in load_file(str(file)).items()
+    }
+
+
+def warm_lines(folder: Path) -> list[dict[str, Any]]:
+    parsed = map(json.loads, (folder / "warm_start.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in parsed]
+
+
+@pytest.mark.parametrize(("case", "count"), [*((case, 2) for case in WARM), ("warm", 4)])
+def test_a_warm_start_in_shards_is_that_of_one_process(case: str, count: int, folder: Path) -> None:
+    """Its lines, weights, moments and best weights so far, in float64 to 1e-9; for Muon, too, which rounds to bf16."""
+    found, expected = (warm_lines(folder / f"{case}-{number}") for number in (count, 1))
+    assert len(expected) == 6
+    assert [sorted(line) for line in found] == [sorted(line) for line in expected]
+    assert "held_out/imitation" in expected[2]
+    assert found == [pytest.approx(line, rel=1e-9, abs=1e-12) for line in expected]
+    saved, wanted = (warm_files(folder / f"{case}-{number}") for number in (count, 1))
+    assert saved.keys() == wanted.keys()
+    assert any("best." in name for name in wanted)
+    assert any("momentum_buffer" in name for name in wanted) == (case == "warm muon")
+    for name, array in wanted.items():
+        assert array.dtype == np.float64 or array.ndim == 0
+        assert np.abs(saved[name] - array).max() < 1e-9, name
+
+
+@pytest.mark.parametrize(("case", "count"), [("warm", 2), ("warm", 4), ("warm muon", 2)])
+def test_a_process_holds_its_share_of_a_warm_start(case: str, count: int, folder: Path) -> None:
+    """Of weights, moments and the best weights so far: together once, each one its share up to vectors' remainders."""
+    held, (whole,) = (json.loads((folder / f"{case}-{number}.json").read_text()) for number in (count, 1))
+    assert [sum(part) for part in zip(*held, strict=True)] == whole
+    for each in held:
+        assert all(part <= 1.05 * all_of_it / count for part, all_of_it in zip(each, whole, strict=True))
+
+
+def test_an_interrupted_warm_start_goes_on_in_any_number_of_processes(folder: Path) -> None:
+    """One process asks for the break, all stop; in two it goes on bit for bit, in one to rounding."""
+    whole, cut = (warm_files(folder / f"{name}-2") for name in ("whole", "cut"))
+    assert warm_lines(folder / "cut-2") == warm_lines(folder / "whole-2")
+    assert whole.keys() == cut.keys()
+    assert all(cut[name].tobytes() == array.tobytes() for name, array in whole.items())
+    found, expected = warm_lines(folder / "cut-1"), warm_lines(folder / "whole-1")
+    assert found[:4] == warm_lines(folder / "whole-2")[:4]
+    assert found == [pytest.approx(line, rel=1e-3) for line in expected]

@@ -35,8 +35,8 @@ IMPORTED = (
 )
 MOST = 300
 """Seconds after which a process is ended."""
-SPARE = 4
-"""Processes that stand ready for a launcher: it starts two, and two again where the memory of one runs out."""
+SPARE = 6
+"""Processes that stand ready for a launcher: it starts two, and two again whenever the memory of one runs out."""
 
 
 def envrl(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -15,14 +15,14 @@ from datetime import timedelta
 from importlib import import_module
 from typing import Any, TypeVar
 
-from envrl.errors import OthersEnded, UserError
+from envrl.errors import Interrupted, OthersEnded, UserError
 
 T = TypeVar("T")
 
 BUDGET = "ENVRL_MICRO_BATCH_TOKENS"
 """The environment variable with the token budget of processes that were started again with less."""
 PATIENCE = timedelta(days=2)
-"""How long one waits for the others: the first imitates alone. One that dies is seen at once, by its connection."""
+"""How long one waits for the others, which may play long. One that dies is seen at once, by its connection."""
 
 OTHERS_ENDED = "another process of the run has ended, so it cannot go on: go on with --resume"
 """What a process says that has lost another one."""
@@ -99,14 +99,33 @@ def _take_device(device: str) -> None:
 
 def gather(thing: T) -> list[T]:
     """Return what each process gives, in their order; all of them call this at the same point."""
-    group = _group()
-    if group is None or group.get_world_size() == 1:
+    group = _others()
+    if group is None:
         return [thing]
-    if not hasattr(_CHANNEL, "group"):
-        channel()()
     found: list[Any] = [None] * group.get_world_size()
     group.all_gather_object(found, thing, group=_CHANNEL.group)
     return found
+
+
+def of_first(make: Callable[[], T]) -> T:
+    """Return in all processes what the first of them makes; all of them call this at the same point."""
+    group = _others()
+    if group is None:
+        return make()
+    told: list[Any] = [make() if is_first() else None]
+    group.broadcast_object_list(told, src=0, group=_CHANNEL.group)
+    return told[0]
+
+
+def agree(poll: Callable[[], None]) -> None:
+    """Raise `Interrupted` in all processes where `poll` does in one of them; all call this at the same point."""
+    try:
+        poll()
+        asked = False
+    except Interrupted:
+        asked = True
+    if any(gather(asked)):
+        raise Interrupted("interrupted")
 
 
 def channel() -> Callable[[], None]:
@@ -130,6 +149,16 @@ def wait() -> None:
 
 
 _CHANNEL = threading.local()
+
+
+def _others() -> Any:
+    """Return `torch.distributed` where there are other processes, with a connection of this thread; else None."""
+    group = _group()
+    if group is None or group.get_world_size() == 1:
+        return None
+    if not hasattr(_CHANNEL, "group"):
+        channel()()
+    return group
 
 
 def _group() -> Any:

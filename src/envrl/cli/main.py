@@ -18,6 +18,7 @@ from envrl.errors import Interrupted, MemoryShort, OthersEnded, RunError, UserEr
 
 COMMANDS = {
     "train": "train an agent by a recipe, or go on with a run",
+    "sweep": "arms and seeds as a queue of runs, which ends in a comparison",
     "eval": "success rate of a run, a checkpoint, a model, or a script, with a 95 % interval",
     "panel": "a model on a pinned set of tasks, as one record that can be had again",
     "report": "one self-contained HTML file about a run",

@@ -24,6 +24,7 @@ from envrl.cli.launch import AGAIN, LAUNCHER, OTHERS, PATIENCE, cause
 from envrl.cli.rank_host import Place, RankHost, in_order, variables_of
 from envrl.config.schema import Config
 from envrl.errors import Interrupted, RunError, UserError
+from envrl.trainer.signals import StopRequest, stop_on_signals
 
 WAIT = 600.0
 """Seconds that a run waits for room in the cluster unless `--ray-patience` says otherwise."""
@@ -69,32 +70,10 @@ def launch_on_ray(
     try:
         job = Job(tuple(arguments), run.absolute(), count or room(ray, device), device, patience)
         check_size(ray.cluster_resources(), nodes_alive(ray), job.count, device)
-        with _counted_stops() as stops:
+        with stop_on_signals(only_count=True) as stops:
             return _Launcher(ray, job, stops).run(config.train.micro_batch_tokens)
     finally:
         ray.shutdown()
-
-
-class _Stops:
-    """How often the user asked the run to stop."""
-
-    count = 0
-
-
-@contextmanager
-def _counted_stops() -> Iterator[_Stops]:
-    """Count Ctrl-C and SIGTERM while the block runs."""
-    stops = _Stops()
-
-    def handle(number: int, _: object) -> None:
-        stops.count += 1
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stops
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Gone(Exception):
@@ -104,7 +83,7 @@ class _Gone(Exception):
 class _Launcher:
     """Starts the processes, watches them, and starts them again; see `launch_on_ray`."""
 
-    def __init__(self, ray: Any, job: Job, stops: _Stops) -> None:
+    def __init__(self, ray: Any, job: Job, stops: StopRequest) -> None:
         self._ray, self._job, self._stops = ray, job, stops
         self._restarts, self._why = 0, ""
         self._nodes, self._looked = 0, float("-inf")

@@ -39,11 +39,6 @@ def check_together(config: Config) -> None:
             f"rollout.sampler = '{config.rollout.sampler}' cannot restrict sampling to the admissible commands: set "
             "rollout.actions = 'free'"
         )
-    if config.train.engine == "sharded" and config.model.lora_rank and config.objective.kl_weight:
-        raise UserError(
-            "train.engine = 'sharded' cannot keep KL to the start of an adapter yet: set objective.kl_weight = 0, or "
-            "model.lora_rank = 0"
-        )
     _check_model(config)
     check_world(config)
     _check_learning(config)

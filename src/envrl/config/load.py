@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -28,13 +27,10 @@ from envrl.config.keys import (
 from envrl.config.plugins import load_plugins
 from envrl.config.recipes_index import recipe_names, recipe_text
 from envrl.config.schema import Config
+from envrl.config.values import show, usable
 from envrl.errors import UserError, suggest
 from envrl.older import in_present_keys
 from envrl.registry import KINDS, find, names
-
-_LARGEST = 2**63 - 1
-"""The largest TOML integer; above it, generators and arrays overflow."""
-
 
 _DEEPEST = 50
 """The longest chain of recipes that extend each other."""
@@ -67,9 +63,38 @@ def load_recipe(
     """
     named = load_plugins(map(str, plugins))
     settings = _recipe_settings(name_or_path, base=Path(), seen=(), older=older) | _given(overrides)
-    if named:
+    return _config_of(settings, named)
+
+
+def load_layers(
+    recipe: str,
+    tables: Sequence[tuple[Mapping[str, Any], str]],
+    overrides: Sequence[tuple[str, str]] = (),
+    plugins: Sequence[str | Path] = (),
+    folder: Path = Path(),
+) -> Config:
+    """Return the configuration of a recipe with tables of keys on top, each with what messages call it.
+
+    A later table has precedence over an earlier one; `folder` is what the recipe's file and plug-ins in tables are
+    relative to. Raises `UserError` as `load_recipe` does.
+    """
+    named = load_plugins(map(str, plugins))
+    settings = _recipe_settings(recipe, base=folder, seen=())
+    for table, label in tables:
+        settings = _with_table(settings, table, label, folder)
+    return _config_of(settings | _given(overrides), named)
+
+
+def load_table(table: Mapping[str, Any], label: str) -> Config:
+    """Return the configuration of a table with every key, as a record of a run holds it, by an older version too."""
+    return _config_of(_with_table({}, in_present_keys(dict(table)), label, Path()), ())
+
+
+def _config_of(settings: dict[str, _Setting], plugins: Sequence[str]) -> Config:
+    """Return the checked configuration of all settings, with plug-ins of the command line."""
+    if plugins:
         before = settings["plugins"].value if "plugins" in settings else ()
-        settings["plugins"] = _Setting([*dict.fromkeys([*before, *named])], "by --plugin", _DEEPEST)
+        settings["plugins"] = _Setting([*dict.fromkeys([*before, *plugins])], "by --plugin", _DEEPEST)
     config = _build({name: _checked(name, setting) for name, setting in _of_what_is_chosen(settings).items()})
     check_together(config)
     return config
@@ -139,21 +164,28 @@ def _recipe_settings(name_or_path: str, base: Path, seen: tuple[str, ...], older
         raise UserError(f"recipes extend each other more than {_DEEPEST} deep, at {label}")
     if label in seen:
         raise UserError(f"recipes extend each other in a circle: {' -> '.join([*seen, label])}")
-    table = in_present_keys(_parse(text, label)) if older else _parse(text, label)
+    table = parse_toml(text, label)
     settings: dict[str, _Setting] = {}
     extends = table.pop("extends", None)
     if extends is not None:
-        if not isinstance(extends, str) or not extends or not _usable(extends):
+        if not isinstance(extends, str) or not extends or not usable(extends):
             raise UserError(f"extends must be the name or file of another recipe, not {show(extends)} (in {label})")
         settings = _recipe_settings(extends, folder, (*seen, label))
+    return _with_table(settings, in_present_keys(table) if older else table, label, folder)
+
+
+def _with_table(
+    settings: Mapping[str, _Setting], table: Mapping[str, Any], label: str, folder: Path
+) -> dict[str, _Setting]:
+    """Return the settings with those of a table on top, in a layer of their own; plug-ins are added to those before."""
+    table = dict(table)
     if (files := table.get("plugins")) is not None:
-        if not (isinstance(files, list) and all(isinstance(file, str) and _usable(file) for file in files)):
+        if not (isinstance(files, list) and all(isinstance(file, str) and usable(file) for file in files)):
             raise UserError(f"plugins must be a list of texts, not {show(files)} (in {label})")
         before = settings["plugins"].value if "plugins" in settings else ()
         table["plugins"] = [*dict.fromkeys([*before, *load_plugins(files, folder)])]
     layer = max((setting.layer for setting in settings.values()), default=-1) + 1
-    settings.update((name, _Setting(value, f"in {label}", layer)) for name, value in _flatten(table, label))
-    return settings
+    return {**settings, **{name: _Setting(value, f"in {label}", layer) for name, value in _flatten(table, label)}}
 
 
 def _of_what_is_chosen(settings: Mapping[str, _Setting]) -> dict[str, _Setting]:
@@ -203,7 +235,8 @@ def _read(name_or_path: str, base: Path) -> tuple[str, str, Path]:
         raise UserError(f"the recipe '{path}' is not UTF-8 text (at line {line})") from error
 
 
-def _parse(text: str, label: str) -> dict[str, Any]:
+def parse_toml(text: str, label: str) -> dict[str, Any]:
+    """Return the table of a TOML text; raise `UserError`, which names the text by its label, if it is none."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -245,46 +278,12 @@ def _checked(name: str, setting: _Setting) -> Any:
     key = find_key(name)
     assert key is not None, name
     annotation = key.annotation
-    if _usable(setting.value):
+    if usable(setting.value):
         try:
             return msgspec.convert(setting.value, annotation)
         except msgspec.ValidationError:
             pass
     raise UserError(f"{name} must be {describe(annotation)}, not {show(setting.value)} ({setting.where})")
-
-
-def _usable(value: Any) -> bool:
-    """Return whether a value can be saved and computed with: finite, within TOML's integers, valid text."""
-    match value:
-        case float():
-            return math.isfinite(value)
-        case int():
-            return abs(value) <= _LARGEST
-        case str():
-            return not any("\ud800" <= character <= "\udfff" or character == "\0" for character in value)
-        case list():
-            return all(_usable(part) for part in value)
-        case dict():
-            return all(_usable(part) for pair in value.items() for part in pair)
-    return True
-
-
-def show(value: Any) -> str:
-    """Return a value as a recipe writes it, shortened to a readable length."""
-    match value:
-        case bool():
-            text = str(value).lower()
-        case str():
-            text = repr(value)
-        case list() | tuple():
-            text = f"[{', '.join(show(part) for part in value)}]"
-        case dict():
-            text = "a table" if value else "{}"
-        case int() if abs(value) > _LARGEST:
-            text = "a number of more than 64 bits"
-        case _:
-            text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _build(values: Mapping[str, Any]) -> Config:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from importlib.resources import files
 
 from envrl.config.keys import COMMON, KEYS, SECTIONS, Key, describe
-from envrl.config.load import show
 from envrl.config.quick import LARGEST
 from envrl.config.recipes_index import recipe_names, recipe_summary
+from envrl.config.values import show
 from envrl.registry import KINDS, find
 
 _INTRODUCTION = """\

@@ -99,13 +99,12 @@ def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool, p
     work = workload(config)
     load = memory_load(config, work, shape, cuda)
     if config.train.engine == "sharded":
-        alone = config.warm_start.demonstrations > 0 and not config.warm_start.path
-        load = replace(_share(load, processes), processes=processes, alone_first=alone)
+        load = replace(_share(load, processes), processes=processes)
     passes = _passes(config, work)
     scored = work.trained * load.scored / load.micro_batch
     times = update_times(shape, work, load, passes, scored, device)
     hours = {
-        "warm start": _warm_start_seconds(config, shape, work, load, device) / 3600,
+        "warm start": _warm_start_seconds(config, shape, work, load, device) / processes / 3600,
         "updates": config.train.updates * times.total / processes / 3600,
         "evaluations": _evaluated(config) / work.episodes * times.rollout * _stretch(config) / processes / 3600,
     }

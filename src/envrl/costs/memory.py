@@ -8,7 +8,7 @@ peaks. tests/test_memory.py compares both with what a pass really allocates.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 
 from envrl.costs.shape import Shape
@@ -57,8 +57,6 @@ class Load:
     """Over how many processes weights, gradients and moments are sharded; 0: not at all."""
     ahead: int = 0
     """How many updates are played ahead, while another is learned from."""
-    alone_first: bool = False
-    """Whether the first of them imitates alone before, with all of the weights, gradients and moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,11 @@ class Footprint:
 
 
 def footprint(shape: Shape, load: Load, evaluation: Load | None = None) -> Footprint:
-    """Return what a run's phases hold: a rollout, a micro-batch's two passes, the optimiser's step, an evaluation."""
+    """Return what a run's phases hold: a rollout, a micro-batch's two passes, the optimiser's step, an evaluation.
+
+    The warm start takes no more than an update does. In shards, each process has the whole weights to play and to be
+    evaluated with; it puts them away while it learns.
+    """
     trained = trainable(shape, load.lora_rank)
     adapters = trained if load.lora_rank else 0
     weights = FULL * (shape.parameters + adapters)
@@ -93,8 +95,8 @@ def footprint(shape: Shape, load: Load, evaluation: Load | None = None) -> Footp
     def share(size: int) -> int:
         return ceil(size / max(load.processes, 1))
 
-    resident = {
-        "weights": weights,
+    whole = {"weights": weights}
+    resident = ({} if load.processes else whole) | {
         "a shard of them": share(weights) if load.processes else 0,
         "Adam's moments": share(2 * FULL * trained),
         "a second model": share(FULL * shape.parameters * load.copies),
@@ -108,14 +110,11 @@ def footprint(shape: Shape, load: Load, evaluation: Load | None = None) -> Footp
     beside = playing(load) if load.ahead else {}
     step = {"temporary": 0 if load.cuda else share(FULL * trained)}
     phases: dict[str, Mapping[str, int]] = {
-        "rollout": resident | playing(load),
+        "rollout": whole | resident | playing(load),
         "update": resident | gradients | gathered_parts(shape, load) | pass_parts(shape, load) | beside,
         "optimiser step": resident | gradients | step | beside,
-        **({"evaluation": resident | playing(evaluation)} if evaluation else {}),
+        **({"evaluation": whole | resident | playing(evaluation)} if evaluation else {}),
     }
-    if load.processes and load.alone_first:
-        alone = replace(load, processes=0, sampling_bf16=False, ahead=0)
-        phases["warm start"] = footprint(shape, alone).phases["update"]
     return Footprint({name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()})
 
 

@@ -50,7 +50,7 @@ class LocalEngine:
         self.reference = reference
         self.start: dict[str, Tensor] | None = None
         if config.objective.kl_weight > 0 and has_adapter(model.network):
-            self.start = read_adapter(run / "warm_start")
+            self.start = placement.spread(read_adapter(run / "warm_start"))
         elif config.objective.kl_weight > 0 and reference is None:
             self.reference = Placed(load_policy(run / "warm_start", config), HERE)
 

@@ -19,6 +19,7 @@ class Optimizer:
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
         self._parts = parts
         self._peaks = [group["lr"] for group in self._groups()]
+        self._restored: Mapping[str, Tensor] = {}
 
     def _groups(self) -> Iterator[dict[str, Any]]:
         for part in self._parts:
@@ -31,6 +32,7 @@ class Optimizer:
 
     def step(self) -> None:
         """Update the weights with the current gradient."""
+        self._take_restored()
         for part in self._parts:
             part.step()
 
@@ -41,7 +43,7 @@ class Optimizer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return moments and step counts, named `<part>.<parameter>.<what>`."""
-        return {
+        return dict(self._restored) or {
             f"{number}.{parameter}.{name}": value
             for number, part in enumerate(self._parts)
             for parameter, entry in part.state_dict()["state"].items()
@@ -50,11 +52,21 @@ class Optimizer:
 
     def forget(self) -> None:
         """Free the moments."""
+        self._restored = {}
         for part in self._parts:
             part.state.clear()
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore the state that `tensors` returned."""
+        """Restore the state that `tensors` returned.
+
+        They are moved to the weights' device with the first step: an engine with shards takes them from here before.
+        """
+        self._restored = tensors
+
+    def _take_restored(self) -> None:
+        if not self._restored:
+            return
+        tensors, self._restored = self._restored, {}
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self._parts]
         for key, value in tensors.items():
             number, parameter, name = key.split(".")
@@ -78,10 +90,16 @@ def adamw(model: LanguageModel, learning_rate: float, weight_decay: float = 0.0)
     return Optimizer([torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, **_in_one_go(model))])
 
 
-def muon(model: LanguageModel, learning_rate: float, matrix_learning_rate: float) -> Optimizer:
+def muon(
+    model: LanguageModel,
+    learning_rate: float,
+    matrix_learning_rate: float,
+    of_matrices: type[torch.optim.Muon] = torch.optim.Muon,
+) -> Optimizer:
     """Return Muon (Jordan et al. 2024; scaled as in Liu et al., arXiv 2502.16982) for the matrices of hidden layers.
 
-    The embedding, the heads and everything that is not a matrix use AdamW.
+    The embedding, the heads and everything that is not a matrix use AdamW. `of_matrices`: Muon as it is for matrices
+    that lie in shards.
     """
     embedding = {id(p) for p in model.network.get_input_embeddings().parameters()}
     head = model.network.get_output_embeddings()
@@ -92,7 +110,7 @@ def muon(model: LanguageModel, learning_rate: float, matrix_learning_rate: float
     rest = [p for p in parameters if p.ndim != 2 or id(p) in embedding | heads]
     parts: list[torch.optim.Optimizer] = []
     if matrices:
-        parts += [torch.optim.Muon(matrices, lr=matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")]
+        parts += [of_matrices(matrices, lr=matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")]
     if rest:  # LoRA has only matrices, and torch refuses an optimiser without parameters
         parts += [torch.optim.AdamW(rest, lr=learning_rate, betas=BETAS, weight_decay=0.0, **_in_one_go(model))]
     return Optimizer(parts)

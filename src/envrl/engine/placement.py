@@ -1,4 +1,4 @@
-"""Where the rows of an optimiser step are run: all of them in this process, or dealt out to several."""
+"""Where rows are run and weights lie: all of them in this process, or dealt out to several."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from envrl.models.load import LanguageModel
 from envrl.types import Row
 
 T = TypeVar("T")
 
 
 class Placement(Protocol):
-    """Deals rows out to processes, and puts together what each of them found."""
+    """Deals rows and weights out to processes, and puts together what each of them found and holds."""
+
+    @property
+    def muon(self) -> type[torch.optim.Muon]:
+        """Muon of matrices that lie so."""
+        ...
 
     def passes(self, rows: Sequence[Row], batches: Callable[[Sequence[Row]], list[list[Row]]]) -> list[list[Row]]:
         """Return the micro-batches of this process; an empty one where another process has more."""
@@ -36,9 +42,23 @@ class Placement(Protocol):
         """Scale the gradient down to a norm of `limit`."""
         ...
 
+    def spread(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return whole tensors, which each process has, as this place holds them."""
+        ...
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors of this place as whole ones: of several processes the first gets them, on the CPU."""
+        ...
+
+    def whole(self, model: LanguageModel) -> LanguageModel | None:
+        """Return a model of this place with whole weights: of several processes the first gets it, on the CPU."""
+        ...
+
 
 class OnePlace:
     """Everything in this process."""
+
+    muon = torch.optim.Muon
 
     def passes(self, rows: Sequence[Row], batches: Callable[[Sequence[Row]], list[list[Row]]]) -> list[list[Row]]:
         return batches(rows)
@@ -54,6 +74,15 @@ class OnePlace:
 
     def scale(self, parameters: Sequence[Tensor], limit: float, norm: float) -> None:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, torch.tensor(norm))
+
+    def spread(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors)
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors)
+
+    def whole(self, model: LanguageModel) -> LanguageModel | None:
+        return model
 
 
 HERE: Placement = OnePlace()

@@ -8,12 +8,14 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from envrl import ranks
 from envrl.batches.auxiliary import weights_of
 from envrl.build import form_of, renderer_of
 from envrl.config.schema import Config
@@ -27,16 +29,18 @@ from envrl.engine.checkpoint import (
 )
 from envrl.engine.guard import Guard
 from envrl.engine.optimizer import Optimizer, adamw, muon
+from envrl.engine.placement import HERE, Placement
 from envrl.engine.update import LossSettings
 from envrl.envs.answers import opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted, UserError
 from envrl.eval.context_check import check_room_of_run, either, longer_context
-from envrl.files import JsonLines
+from envrl.files import JsonLines, NoLines
 from envrl.imitation.demonstrations import Demonstration, batch_rows, collect, imitation_rows, world_texts, written
 from envrl.models.adapters import put_tensors, trained_tensors
 from envrl.models.forward import log_softmax_and_entropy
 from envrl.models.load import LanguageModel, build_model, load_path, load_policy, save_model
+from envrl.models.out_of_memory import release_memory
 from envrl.models.rows import states_of_rows
 from envrl.models.scores import logits_in_chunks
 from envrl.progress import Reporter
@@ -62,19 +66,32 @@ def warm_start(config: Config, run: Path, make_env: Callable[[], TextEnv], hooks
     """Return the model that RL starts from, and save it in `RUN/warm_start`; a finished stage is only loaded.
 
     `warm_start.path` copies the folder of another run; `warm_start.demonstrations = 0` starts from the bare model.
+    Several processes imitate together, each with a share of the rows and of what is trained; the first one writes.
     """
     folder = run / FOLDER
-    if not folder.exists():
-        if config.warm_start.path:
+    if not ranks.of_first(folder.exists):
+        if not config.warm_start.path:
+            _Stage(config, run, make_env, hooks).run()
+            release_memory()  # what runs in shards refers to itself
+        elif ranks.is_first():
             source = Path(config.warm_start.path)
             verify_checkpoint(source)
             save_folder(folder, lambda aside: _copy(source, aside))
-        else:
-            _Stage(config, run, make_env, hooks).run()
+    ranks.wait()
     with hooks.reporter.phase("loading the model"):
         verify_checkpoint(folder)
-        shutil.rmtree(run / PARTIAL, ignore_errors=True)
+        if ranks.is_first():
+            shutil.rmtree(run / PARTIAL, ignore_errors=True)
         return load_policy(folder, config)
+
+
+def _placed(model: LanguageModel, precision: str) -> Placement:
+    """Return the place of a model: this process, or shards of several, which take the model's own weights apart."""
+    if ranks.count() == 1:
+        return HERE
+    from envrl.engine.shards import Shards
+
+    return Shards(model, precision)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -87,18 +104,19 @@ class _Stage:
     def __init__(self, config: Config, run: Path, make_env: Callable[[], TextEnv], hooks: Hooks) -> None:
         self.config, self.run_folder, self.make_env, self.hooks = config, run, make_env, hooks
         self.auxiliaries = config.auxiliaries("warm_start")
-        self.training, self.held_out = collect(config, make_env, hooks.poll, hooks.reporter)
-        self.log = JsonLines(run / "warm_start.jsonl")
+        self.training, self.held_out = ranks.of_first(lambda: collect(config, make_env, hooks.poll, hooks.reporter))
+        self.log = JsonLines(run / "warm_start.jsonl") if ranks.is_first() else NoLines()
         self.best = math.inf
         self.waited = 0
         self.skips = 0
-        latest = latest_checkpoint(run / PARTIAL)
+        latest = ranks.of_first(lambda: latest_checkpoint(run / PARTIAL))
+        with hooks.reporter.phase("making the model"):
+            self.model = self._fresh_model() if latest is None else load_policy(latest, config)
+        self.renderer = renderer_of(self.model, form_of(config))
+        self.place = _placed(self.model, config.train.precision)
+        self.optimizer = self._fresh_optimizer()
+        self.step, self.tokens = 0, 0
         if latest is None:
-            with hooks.reporter.phase("making the model"):
-                self.model = self._fresh_model()
-            self.renderer = renderer_of(self.model, form_of(config))
-            self.step, self.tokens = 0, 0
-            self.optimizer = self._fresh_optimizer()
             self.best_weights = copy.deepcopy(trained_tensors(self.model.network))
             self.log.truncate(0)
         else:
@@ -114,7 +132,8 @@ class _Stage:
             raise UserError(f"all {wanted} demonstrations are {longer}: {either(ways, steps)}")
         if latest is None and not config.model.path:  # `check_inputs` checked an existing model before the run
             check_room_of_run(self.model, make_env, config)
-        self.guard = Guard(self.model, self.optimizer, config.train.max_grad_norm, run, hooks.reporter.say)
+        limit, say = config.train.max_grad_norm, hooks.reporter.say
+        self.guard = Guard(self.model, self.optimizer, limit, run, say, self.place)
         self.guard.skips = self.skips
         self.steps_an_epoch = max(1, math.ceil(len(self.training) / config.warm_start.batch))
         self.steps = self.steps_an_epoch * config.warm_start.epochs if self.training else 0
@@ -123,14 +142,17 @@ class _Stage:
         config = self.config
         if config.model.path:
             return load_path(config)
-        with opened(self.make_env()) as env:
-            texts = world_texts([*self.training, *self.held_out], env, config)
-        return build_model(config.model, texts, config.seed, config.train.device)
+
+        def texts() -> list[str]:
+            with opened(self.make_env()) as env:
+                return world_texts([*self.training, *self.held_out], env, config)
+
+        return build_model(config.model, ranks.of_first(texts), config.seed, config.train.device)
 
     def _fresh_optimizer(self) -> Optimizer:
         warm = self.config.warm_start
         if warm.optimizer == "muon":
-            return muon(self.model, warm.learning_rate, warm.matrix_learning_rate)
+            return muon(self.model, warm.learning_rate, warm.matrix_learning_rate, self.place.muon)
         return adamw(self.model, warm.learning_rate)
 
     def _fitting(self, demonstrations: list[Demonstration]) -> list[Demonstration]:
@@ -149,6 +171,7 @@ class _Stage:
         while self.step < self.steps and not (patience and self.waited >= patience):
             epoch, place = divmod(self.step, self.steps_an_epoch)
             try:
+                ranks.agree(self.hooks.poll)
                 record = self._train_step(epoch, place)
             except Interrupted:
                 self._save()
@@ -164,7 +187,8 @@ class _Stage:
             put_tensors(self.model.network, self.best_weights)
         self.log.close()
         with self.hooks.reporter.phase("writing the model"):
-            save_folder(self.run_folder / FOLDER, lambda aside: save_model(self.model, aside))
+            if (model := self.place.whole(self.model)) is not None:
+                save_folder(self.run_folder / FOLDER, lambda aside: save_model(model, aside))
 
     def _train_step(self, epoch: int, place: int) -> dict[str, Any]:
         config, warm = self.config, self.config.warm_start
@@ -184,7 +208,8 @@ class _Stage:
         )
         factor = learning_rate_factor(self.step, self.steps)
         self.optimizer.scale(factor)
-        outcome = self.guard.step(f"warm-start-{self.step + 1:06d}", rows, settings, poll=self.hooks.poll)
+        poll = self.hooks.poll if self.place is HERE else lambda: None  # of several none leaves the others in a step
+        outcome = self.guard.step(f"warm-start-{self.step + 1:06d}", rows, settings, poll=poll)
         self.tokens += outcome.tokens
         return {
             "step": self.step + 1,
@@ -197,9 +222,8 @@ class _Stage:
         }
 
     def _measure(self) -> dict[str, float]:
-        measured = measure_imitation(
-            self.model, self.renderer, self.held_out or self.training[:64], self.config, self.hooks.reporter
-        )
+        held_out = self.held_out or self.training[:64]
+        measured = measure_imitation(self.model, self.renderer, held_out, self.config, self.hooks.reporter, self.place)
         loss = measured["held_out/imitation"]
         if loss < self.best:
             self.best, self.waited = loss, 0
@@ -210,11 +234,14 @@ class _Stage:
 
     def _save(self) -> None:
         self.log.sync()
+        tensors = {f"optimizer.{k}": v for k, v in self.optimizer.tensors().items()}
+        tensors = self.place.gathered(tensors | {f"best.{k}": v for k, v in self.best_weights.items()})
+        model = self.place.whole(self.model)
+        if model is None:
+            return
 
         def write(folder: Path) -> None:
-            save_model(self.model, folder)
-            tensors = {f"optimizer.{k}": v for k, v in self.optimizer.tensors().items()}
-            tensors |= {f"best.{k}": v for k, v in self.best_weights.items()}
+            save_model(model, folder)
             meta = {"step": self.step, "tokens": self.tokens, "waited": self.waited, "log": self.log.offset}
             meta["skips"] = self.guard.skips
             meta["best"] = self.best if math.isfinite(self.best) else None
@@ -223,10 +250,8 @@ class _Stage:
         save_checkpoint(self.run_folder / PARTIAL, f"step-{self.step:06d}", write, keep=1)
 
     def _restore(self, folder: Path) -> None:
-        self.model = load_policy(folder, self.config)
-        self.renderer = renderer_of(self.model, form_of(self.config))
         tensors, meta = load_state(folder / "state")
-        self.optimizer = self._fresh_optimizer()
+        tensors = self.place.spread(tensors)
         self.optimizer.restore({k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")})
         self.best_weights = {k[5:]: v for k, v in tensors.items() if k.startswith("best.")}
         self.step, self.tokens, self.waited = meta["step"], meta["tokens"], meta["waited"]
@@ -251,34 +276,52 @@ def measure_imitation(
     demonstrations: Sequence[Demonstration],
     config: Config,
     reporter: Reporter | None = None,
+    place: Placement = HERE,
 ) -> dict[str, float]:
     """Return loss (nats per token), share of whole actions predicted right, and entropy (nats per token)."""
     rows: list[Row] = [row for d in demonstrations for row in imitation_rows(d)]
-    loss = entropy = 0.0
-    tokens = right = actions = 0
-    batches = pack(rows, config.train.micro_batch_tokens)
+    batches = place.passes(rows, lambda some: pack(some, config.train.micro_batch_tokens))
+    here = _Imitated()
     for batch in (reporter or Reporter()).over(batches, "held-out demonstrations", "passes"):
-        states = states_of_rows(model.network, [row.token_ids for row in batch], model.codec.pad)
-        for number, row in enumerate(batch):
-            positions = torch.from_numpy(row.terms[0].positions_T.astype(np.int64)).to(model.device)
-            targets = torch.from_numpy(row.token_ids[row.terms[0].positions_T].astype(np.int64)).to(model.device)
-            hits: list[bool] = []
-            for part, logits in logits_in_chunks(
-                model.network, states.at(states.starts.new_tensor(number), positions - 1)
-            ):
-                logprobs, entropies = log_softmax_and_entropy(logits)
-                loss -= float(logprobs.gather(1, targets[part, None]).sum())
-                entropy += float(entropies.sum())
-                hits += (logprobs.argmax(-1) == targets[part]).tolist()
-            tokens += len(targets)
-            start = 0
-            for index, target in enumerate(targets.tolist()):
-                if target == renderer.end:
-                    actions += 1
-                    right += all(hits[start : index + 1])
-                    start = index + 1
+        counted = here if batch else _Imitated()  # where another process has more, this one runs a row with it
+        place.run(partial(counted.add, model, batch or rows[:1], renderer.end))
+    loss, entropy, tokens, right, actions = (sum(each) for each in zip(*place.together(here.sums()), strict=True))
     return {
         "held_out/imitation": loss / max(tokens, 1),
         "held_out/action_accuracy": right / max(actions, 1),
         "held_out/entropy": entropy / max(tokens, 1),
     }
+
+
+@dataclass(slots=True)
+class _Imitated:
+    """Sums over rows: the loss and the entropy of their tokens, and how many tokens, right and all actions."""
+
+    loss: float = 0.0
+    entropy: float = 0.0
+    tokens: int = 0
+    right: int = 0
+    actions: int = 0
+
+    def sums(self) -> tuple[float, ...]:
+        return self.loss, self.entropy, self.tokens, self.right, self.actions
+
+    def add(self, model: LanguageModel, rows: Sequence[Row], end: int) -> None:
+        states = states_of_rows(model.network, [row.token_ids for row in rows], model.codec.pad)
+        for number, row in enumerate(rows):
+            positions = torch.from_numpy(row.terms[0].positions_T.astype(np.int64)).to(model.device)
+            targets = torch.from_numpy(row.token_ids[row.terms[0].positions_T].astype(np.int64)).to(model.device)
+            hits: list[bool] = []
+            places = states.at(states.starts.new_tensor(number), positions - 1)
+            for part, logits in logits_in_chunks(model.network, places):
+                logprobs, entropies = log_softmax_and_entropy(logits)
+                self.loss -= float(logprobs.gather(1, targets[part, None]).sum())
+                self.entropy += float(entropies.sum())
+                hits += (logprobs.argmax(-1) == targets[part]).tolist()
+            self.tokens += len(targets)
+            start = 0
+            for index, target in enumerate(targets.tolist()):
+                if target == end:
+                    self.actions += 1
+                    self.right += all(hits[start : index + 1])
+                    start = index + 1

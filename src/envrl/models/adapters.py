@@ -54,6 +54,12 @@ def has_adapter(model: PreTrainedModel) -> bool:
     return model in _BASES
 
 
+def share_base(model: PreTrainedModel, copied: PreTrainedModel) -> None:
+    """Have a copy of a network know the base of the adapter that it was copied with, if there is one."""
+    if has_adapter(model):
+        _BASES[copied] = _BASES[model]
+
+
 def add_adapter(
     model: PreTrainedModel, folder: Path, rank: int, alpha: float, seed: int, name: str = "", revision: str = ""
 ) -> None:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from envrl.models.adapters import share_base
 from envrl.models.load import LanguageModel
+
+
+def with_weights(model: LanguageModel, weight_of: Callable[[str, nn.Parameter], Tensor]) -> LanguageModel:
+    """Return a copy of a model whose weights are what `weight_of` gives for its own; what is tied stays tied."""
+    made: dict[int, Any] = {
+        id(own): nn.Parameter(weight_of(name, own), own.requires_grad) for name, own in model.named_parameters()
+    }
+    network = copy.deepcopy(model.network, made)
+    share_base(model.network, network)
+    return LanguageModel(network, model.codec, copy.deepcopy(model.heads, made))
 
 
 def sampling_copy(model: LanguageModel, precision: str, *, apart: bool = False) -> LanguageModel:
@@ -19,10 +31,10 @@ def sampling_copy(model: LanguageModel, precision: str, *, apart: bool = False) 
     wanted = torch.bfloat16 if precision == "bf16" else None
     if not apart and all(parameter.dtype == (wanted or parameter.dtype) for parameter in model.parameters()):
         return model
-    sampling = LanguageModel(copy.deepcopy(model.network).eval(), model.codec, copy.deepcopy(model.heads))
+    sampling = with_weights(model, lambda _, own: own.detach().to(wanted or own.dtype, copy=True))
+    sampling.network.eval()
     for parameter in sampling.parameters():
         parameter.requires_grad_(False)
-        parameter.data = parameter.data.to(wanted or parameter.dtype)
     return sampling
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,17 @@ from envrl.older import in_present_keys
 from envrl.registry import KINDS, find
 
 Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Games:
+    """The outcomes of an evaluation: a letter a game, "1" for a win, in the order of the games' ids.
+
+    `sha256` is that of the ids, so that two evaluations with the same one played the same games.
+    """
+
+    sha256: str
+    won: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +39,10 @@ class RunData:
     metrics: tuple[Record, ...]
     warm_start: tuple[Record, ...]
     evals: Mapping[str, tuple[Record, ...]]
+    data: Mapping[str, str] = field(default_factory=dict)
+    """A SHA-256 of each split's data, where it was downloaded."""
+    games: Mapping[str, Mapping[int, Games]] = field(default_factory=dict)
+    """Which games were won, by split and update; of a run's folder `envrl.report.games` reads it when it is needed."""
 
     @property
     def name(self) -> str:
@@ -61,7 +76,16 @@ def load_run(run: Path, *, empty: bool = False) -> RunData:
     evals = _by_split(read_lines(run / "eval.jsonl"))
     if not (metrics or warm_start or evals or empty):
         raise UserError(f"{run} has nothing to report yet: no metrics, no evaluation and no warm start are in it")
-    return RunData(run, config, config_text, metrics, warm_start, evals)
+    return RunData(run, config, config_text, metrics, warm_start, evals, _data_of(run / "data.json"))
+
+
+def _data_of(file: Path) -> dict[str, str]:
+    """Return the SHA-256 of each split's data; nothing where the run has no such file, or it is unreadable."""
+    try:
+        splits = json.loads(file.read_text(encoding="utf-8"))["splits"]
+        return {str(split): str(digest) for split, digest in splits.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def load_config(run: Path) -> Mapping[str, Any]:

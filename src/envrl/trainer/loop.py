@@ -86,7 +86,7 @@ class Run:
 
     def finish(self) -> Path:
         """Train up to the last update."""
-        latest = ranks.gather(self._settled() if ranks.is_first() else None)[0]
+        latest = ranks.of_first(self._settled)
         if latest is not None and is_finished(latest, self.config.train.updates):
             self.reporter.say(f"{self.folder} is finished: {self.config.train.updates} updates")
             return self.folder
@@ -127,12 +127,7 @@ class Run:
                 lambda done, total, figures: phase.show(done, progress_figures(figures), total),
                 self.reporter,
             )
-            if not ranks.is_first():  # one process imitates; the others load what it has learned
-                ranks.wait()
-            model = warm_start(self.config, self.folder, self.make_env, hooks)
-            if ranks.is_first():
-                ranks.wait()
-            return model
+            return warm_start(self.config, self.folder, self.make_env, hooks)
 
     def _make_ready(self, state: RunState) -> None:
         """Make what an update needs, and take back what was written behind the state."""
@@ -170,8 +165,8 @@ class Run:
                     self._save(state)
                 if state.update >= updates:
                     return
-                if ranks.count() > 1 and any(ranks.gather(self.stop.requested)):
-                    raise Interrupted("interrupted")
+                if ranks.count() > 1:
+                    ranks.agree(self.stop.poll)
                 phase.show(state.update + 1, self._update(state))
 
     def _update(self, state: RunState) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one stops the run at the next consistent state, a second one at once."""
+"""Ctrl-C and SIGTERM: the first one stops a run at the next consistent state, a second one at once."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from envrl.errors import Interrupted
 
 
 class StopRequest:
-    """A flag that the user asked to stop, after which `poll` raises `Interrupted`."""
+    """How often the user asked to stop, after which `poll` raises `Interrupted`."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    count = 0
 
     def poll(self) -> None:
         """Raise `Interrupted` if a stop was requested; called between turns and micro-batches, not inside a step."""
-        if self.requested:
+        if self.count:
             raise Interrupted("interrupted")
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Catch SIGINT and SIGTERM while the block runs; outside the main thread catch nothing."""
+def stop_on_signals(*, only_count: bool = False) -> Iterator[StopRequest]:
+    """Catch SIGINT and SIGTERM while the block runs; outside the main thread catch nothing.
+
+    The second one raises `KeyboardInterrupt`, unless they are only counted.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
     def handle(number: int, _: object) -> None:
-        if request.requested:
+        request.count += 1
+        if request.count > 1 and not only_count:
             raise KeyboardInterrupt
-        request.requested = True
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

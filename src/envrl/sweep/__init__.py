@@ -1,0 +1,1 @@
+"""Sweeps: the runs of several arms and seeds as one queue."""
