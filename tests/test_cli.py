@@ -120,7 +120,6 @@ def test_help_lists_the_commands_and_each_has_its_own(capsys: pytest.CaptureFixt
         assert f"\n  {command} " in text
         assert main([command, "--help"]) == 0
         assert f"usage: envrl {command} " in capsys.readouterr().out
-    assert "view" not in COMMANDS
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == "envrl 0.1.0\n"
 

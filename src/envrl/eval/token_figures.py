@@ -18,7 +18,6 @@ from envrl.types import Action, Row, Trajectory
 
 DIGITS = 4
 """Decimal places that are kept of a log-probability and an entropy."""
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 def token_figures(
@@ -40,25 +39,11 @@ def token_figures(
     ]
 
 
-def token_texts(codec: Codec, ids: Sequence[int]) -> list[str]:
-    """Return the text of each token; of a character in several tokens the last one has it, the others are empty."""
-    texts: list[str] = []
-    begin = read = 0  # the text before `read` is known; tokens from `begin` on are decoded with it, for their spaces
-    for stop in range(1, len(ids) + 1):
-        known, text = codec.decode(ids[begin:read]), codec.decode(ids[begin:stop])
-        if text.endswith(_UNFINISHED) and stop < len(ids):
-            texts.append("")
-            continue
-        texts.append(text[len(known) :])
-        begin, read = read, stop
-    return texts
-
-
 def _figures(codec: Codec, action: Action, entropies: Sequence[float] | None) -> dict[str, Any]:
     if not action.token_ids or len(action.logprobs) != len(action.token_ids):
         return {}
     figures: dict[str, Any] = {
-        "token_texts": token_texts(codec, action.token_ids),
+        "token_texts": codec.texts(action.token_ids),
         "logprobs": _rounded(action.logprobs),
     }
     return figures if entropies is None else figures | {"entropies": _rounded(entropies)}
