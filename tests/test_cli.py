@@ -277,7 +277,7 @@ def test_a_person_plays(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         ("bench env household --seconds 0", "more than 0 seconds"),
         ("train household-demo --env.name househol", "unknown world 'househol'; did you mean 'household'?"),
         ("train household-demo --env.split trian", "trian"),
-        ("train household-demo --objective.estimator grpoo", "'grpoo'; did you mean 'grpo'?"),
+        ("train household-demo --objective.estimator grppo", "'grppo'; did you mean 'grpo'?"),
         ("train household-demo --objective.loss pop", "'pop'"),
         ("train household-demo --train.device cuda:99", "cuda:99"),
         ("train household-demo --model.path gone", "gone"),

@@ -55,6 +55,7 @@ def test_every_episode_is_exported_once_in_one_form(run: Path, tmp_path: Path) -
     from_eval = next(each for each in made if each["update"] == 0)["steps"][0]
     assert from_eval["next_observation"] == "You did: go to shelf 1."
     assert (from_eval["token_ids"], from_eval["token_texts"]) == ([5, 2], None)
+    assert from_eval["logprobs"] == [-0.3, -0.2]
     assert from_eval["probability"] == pytest.approx(0.6065, abs=1e-4)
     assert [(each["failure"], each["free"]) for each in made if each["task"] == "task/3"] == [
         ("time", False),

@@ -18,7 +18,7 @@ from envrl.build import renderer_of
 from envrl.cli.main import main
 from envrl.errors import Interrupted, UserError
 from envrl.eval.evaluate import evaluate
-from envrl.eval.kept import Kept, episode_record, trajectory_of
+from envrl.eval.kept import NO_TEXTS, Kept, Texts, episode_record, trajectory_of
 from envrl.eval.questions import ask
 from envrl.eval.record import summarize
 from envrl.models.load import load_model
@@ -78,10 +78,11 @@ def test_an_episode_is_the_same_when_it_is_read_back(run: Path) -> None:
     """Its measurements, and what is asked about it with the world's commands in the prompt; written as JSON between."""
     model, tasks = load_model(run / "warm_start"), Boxes().tasks("valid_a")
     renderer = renderer_of(model, Form(show_admissible=True))
+    texts = Texts(renderer.text_of, model.codec.texts)
     for actions in ("admissible", "free"):
         settings = PlaySettings(max_steps=3, temperature=1.0, actions=actions, response_tokens=12)
         played = play_model(model, renderer, Boxes, tasks, [0] * len(tasks), settings, seed=0)
-        records = [episode_record(each, True, renderer.text_of) | {"split": "valid_a"} for each in played]
+        records = [episode_record(each, True, texts) | {"split": "valid_a"} for each in played]
         again = [trajectory_of(json.loads(json.dumps(record))) for record in records]
         assert summarize(again) == summarize(played)
         assert ask(tiny(), renderer, again) == ask(tiny(), renderer, played)
@@ -89,8 +90,11 @@ def test_an_episode_is_the_same_when_it_is_read_back(run: Path) -> None:
         for one, other in zip(again, played, strict=True):
             for step, before in zip(one.transitions, other.transitions, strict=True):
                 assert (step.action.text, step.action.token_ids) == (before.action.text, before.action.token_ids)
-                assert sum(step.action.logprobs) == sum(before.action.logprobs)
-        bare = [trajectory_of(episode_record(t, False, lambda _: "") | {"split": "valid_a"}) for t in played]
+                assert step.action.logprobs == before.action.logprobs
+        if actions == "admissible":
+            steps = [step for record in records for step in record["steps"]]
+            assert ["".join(step["token_texts"]) for step in steps] == [step["action"] for step in steps]
+        bare = [trajectory_of(episode_record(t, False, NO_TEXTS) | {"split": "valid_a"}) for t in played]
         assert summarize(bare) == summarize(played)
 
 

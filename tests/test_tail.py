@@ -68,9 +68,9 @@ def test_a_run_is_followed_until_it_is_over(
         follower.start()
         follower.join(0.2)
         assert follower.is_alive(), "a process works on it"
-        write_lines(run / "eval.jsonl", [evaluation(u, "valid_seen", 0.4, [0.3, 0.5]) for u in (0, 20)])
-        with open(run / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(metric(20)) + "\n")
+        for name, record in (("metrics", metric(20)), ("eval", evaluation(20, "valid_seen", 0.4, [0.3, 0.5]))):
+            with open(run / f"{name}.jsonl", "a") as file:
+                file.write(json.dumps(record) + "\n")
         follower.join(10)
         assert not follower.is_alive()
     said = capsys.readouterr().out.splitlines()

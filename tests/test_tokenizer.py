@@ -70,6 +70,20 @@ def test_decoding_what_was_encoded_gives_the_text_and_no_text_makes_a_mark(codec
     assert not codec.mark_ids.intersection(ids)
 
 
+@given(ANY)
+def test_texts_of_tokens_make_up_the_text(codec: Codec, text: str) -> None:
+    ids = codec.encode(text)
+    texts = codec.texts(ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == codec.decode(ids)
+
+
+def test_the_last_token_of_a_character_has_it(codec: Codec) -> None:
+    ids = codec.encode("a \N{PIG FACE}!")
+    assert codec.texts(ids) == ["a", " ", "", "", "", "\N{PIG FACE}", "!"], "four bytes, a token each"
+    assert codec.texts((*ids, codec.marks["end"]))[-2:] == ["!", ""], "a mark is no text"
+
+
 def test_not_nfc_really_is_tried() -> None:
     text = "A\u030angstro\u0308m \u212b"
     assert unicodedata.normalize("NFC", text) != text

@@ -32,6 +32,7 @@ from envrl.curriculum import draw_tasks
 from envrl.engine.checkpoint import load_state
 from envrl.envs.registry import register_env
 from envrl.errors import RunError, UserError
+from envrl.eval.trajectories import advantage_parts
 from envrl.imitation.demonstrations import batch_rows, demonstrate, imitation_rows, written
 from envrl.imitation.shared_start import shared_evaluations
 from envrl.models.checkpoints import verify_checkpoint
@@ -193,6 +194,32 @@ def test_trajectories_are_whole_episodes(run: Path) -> None:
     before = lines(run / "trajectories" / "eval-000000-valid_a.jsonl")
     after = lines(run / "trajectories" / "eval-000005-valid_a.jsonl")
     assert [e["task"] for e in before] == [e["task"] for e in after] == ["valid_a/7", "valid_a/9"]
+
+
+def test_an_advantage_is_told_with_its_parts() -> None:
+    """Two episodes of two steps from the same start: the winner's first step also earns by its discounted return."""
+
+    def played(*rewards: float) -> Trajectory:
+        places = [Observation(text) for text in ("start", f"then {rewards}", "end")]
+        steps = [
+            Transition(places[i], Action("go"), reward, places[i + 1], i == 1, reward == 1.0)
+            for i, reward in enumerate(rewards)
+        ]
+        return Trajectory(Task("t", "a"), 0, tuple(steps), (), StopReason.DONE)
+
+    groups = [TrajectoryGroup(Task("t", "a"), (played(0.0, 1.0), played(0.0, 0.0)))]
+    plain = tiny()
+    config = replace(plain, objective=replace(plain.objective, estimator="gigpo"))
+    won, lost = advantage_parts(groups, config)
+    half = 0.5 / math.sqrt(0.5)  # (1 - 0.5) / the sample deviation of 1 and 0
+    assert won[0]["advantage_parts"] == {
+        "episode": pytest.approx(half, abs=1e-3),
+        "step": pytest.approx(half, abs=1e-3),
+    }
+    assert won[0]["advantage"] == pytest.approx(2 * half, abs=1e-3)
+    assert won[1]["advantage_parts"]["step"] == 0.0, "alone with its observation"
+    assert lost[0]["advantage"] == pytest.approx(-2 * half, abs=1e-3)
+    assert advantage_parts(groups, plain)[0][0] == {"advantage": pytest.approx(half, abs=1e-3)}
 
 
 def test_training_episodes_can_be_shorter_than_those_of_evaluations(tmp_path: Path) -> None:

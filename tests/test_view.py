@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from envrl.cli.main import main
 from envrl.errors import UserError
-from envrl.report.episode import LONGEST_TEXT, readable, word_diff
+from envrl.report.episode import LONGEST_TEXT, probability_of, readable, word_diff
 from envrl.report.episode_index import EpisodeIndex
 from envrl.report.failures import failure_of, repeats
 from envrl.report.server import ViewServer
@@ -113,7 +113,10 @@ def test_what_is_recorded_is_shown_and_nothing_else(run: Path) -> None:
     offset = next(row.offset for file, row in store.index.rows() if file.name.startswith("eval/") and not row.free)
     plain = store.episode("eval/000000-valid_seen.jsonl", offset)["steps"][0]
     assert plain["answer"] == "You did: go to shelf 1.", "the observation of the next step"
-    assert plain["probability"] == pytest.approx(0.6065, abs=1e-4), "exp(-0.5)"
+    assert plain["probability"] == pytest.approx(0.6065, abs=1e-4), "exp(-0.3 - 0.2)"
+    assert probability_of({"logprob": -0.5}) == pytest.approx(0.6065, abs=1e-4), "as earlier versions wrote it"
+    assert probability_of({"probability": 0.25, "logprobs": [-9.0]}) == 0.25
+    assert probability_of({"logprobs": [0.5]}) is None
     assert not {"tokens", "predicted", "guess", "advantages", "surprise"} & set(plain)
 
 

@@ -1,4 +1,12 @@
-"""The picture of docs/viewer.md: `python tests/view_picture.py RUN 'ID of an episode' FILE.png [ID beside it]`."""
+"""The picture of docs/viewer.md: `python tests/view_picture.py RUN 'ID of an episode' FILE.png [ID beside it]`.
+
+An episode's id stands in the page's address. That of the page is made by (some twelve minutes on a core)
+
+    envrl train household-demo --run runs/picture --objective.estimator gigpo --warm_start.demonstrations 700 \\
+        --warm_start.epochs 6 --train.updates 10 --train.trajectories_every 5 --eval.final 60 --eval.every 0
+    python tests/view_picture.py runs/picture trajectories/eval-000000-valid_seen.jsonl@17979 \\
+        docs/pictures/viewer.png trajectories/eval-000010-valid_seen.jsonl@22541
+"""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def kept(task: str, commands: list[str], *, won: bool = False, actions: str = "a
     end = {"observation": made[-1]["next_observation"]}
     for step in made:
         del step["next_observation"], step["probability"]
-        step |= {"tokens": [5, 2], "logprob": -0.5, "admissible": True}
+        step |= {"tokens": [5, 2], "logprobs": [-0.3, -0.2], "admissible": True}
     base = {"split": "valid_seen", "actions": actions, "task": task, "kind": "pick_two", "seed": 0, "member": 0}
     return base | {"success": won, "stop_reason": "done" if won else "max_steps", "steps": made, "end": end}
 

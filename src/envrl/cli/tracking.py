@@ -77,7 +77,7 @@ class Trackio:
         self.place = "trackio show --project envrl"
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        self._trackio.log({**figures, "step": step})
+        self._trackio.log(dict(figures), step=step)
 
     def close(self) -> None:
         self._trackio.finish()

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from envrl.errors import UserError
 from envrl.eval.client import Question, Reply
@@ -24,16 +24,26 @@ Who = tuple[str, int]
 """A task's id and the member, which identify an episode of a split."""
 
 
+class Texts(NamedTuple):
+    """What decodes a response's tokens: as a whole (empty without a chat's text), and token by token."""
+
+    response: Callable[[tuple[int, ...]], str]
+    tokens: Callable[[tuple[int, ...]], Sequence[str]]
+
+
+NO_TEXTS = Texts(lambda _: "", lambda _: ())
+
+
 class Kept:
     """The episodes that have ended, by action mode ("admissible", "free", …), split, task and member."""
 
     def __init__(self, file: JsonLines | None = None, *, lists: bool = False) -> None:
         """`lists`: the agent sees the admissible commands, so they are part of the episode's text.
 
-        `text_of` may be set to a decoder of a response's tokens; the file then has the text for people to read.
+        `texts` may be set to what decodes a response's tokens; the file then has the texts for people to read.
         """
         self._file, self._lists = file, lists
-        self.text_of: Callable[[tuple[int, ...]], str] = lambda _: ""
+        self.texts = NO_TEXTS
         self._episodes: dict[tuple[str, str, Who], Trajectory] = {}
         self._answers: dict[str, Reply | None] = {}
 
@@ -54,7 +64,7 @@ class Kept:
         self._episodes[key] = trajectory
         if self._file is not None and trajectory.stop_reason is not StopReason.SET_ASIDE:
             about = {"split": split, "actions": played}
-            self._file.append(about | episode_record(trajectory, self._lists, self.text_of))
+            self._file.append(about | episode_record(trajectory, self._lists, self.texts))
 
     def answered(self, question: Question) -> bool:
         return _key(question) in self._answers
@@ -156,7 +166,7 @@ def _read(path: Path) -> tuple[list[Any], int]:
     return lines, len(whole)
 
 
-def episode_record(trajectory: Trajectory, lists: bool, text_of: Callable[[tuple[int, ...]], str]) -> dict[str, Any]:
+def episode_record(trajectory: Trajectory, lists: bool, texts: Texts) -> dict[str, Any]:
     """Return an episode as JSON, with all that `trajectory_of` needs; `lists`: with the admissible commands."""
     steps = trajectory.transitions
     end = {"end": _observation_record(steps[-1].next_observation, lists)} if steps else {}
@@ -168,15 +178,16 @@ def episode_record(trajectory: Trajectory, lists: bool, text_of: Callable[[tuple
         "success": trajectory.success,
         "stop_reason": trajectory.stop_reason,
         "return": trajectory.total_reward,
-        "steps": [_step(step, lists, text_of) for step in steps],
+        "steps": [_step(step, lists, texts) for step in steps],
         **end,
     }
 
 
-def _step(step: Transition, lists: bool, text_of: Callable[[tuple[int, ...]], str]) -> dict[str, Any]:
+def _step(step: Transition, lists: bool, texts: Texts) -> dict[str, Any]:
     action = step.action
-    response = text_of(action.token_ids)
-    sampled = {"tokens": action.token_ids, "logprob": sum(action.logprobs)}
+    response, tokens = texts.response(action.token_ids), texts.tokens(action.token_ids)
+    sampled = {"tokens": action.token_ids, "logprobs": action.logprobs}
+    sampled |= {"token_texts": tokens} if tokens else {}
     sampled |= {"response": response} if response else {}
     marks = {"fault": action.fault, "imagined": action.imagined, "summary": action.summary}
     ends = {"done": step.done, "success": step.success}
@@ -214,7 +225,7 @@ def trajectory_of(record: Mapping[str, Any]) -> Trajectory:
             Action(
                 step["action"],
                 tuple(step.get("tokens", ())),
-                (step["logprob"],) if "logprob" in step else (),
+                _logprobs(step),
                 fault=step.get("fault", ""),
                 imagined=step.get("imagined", False),
                 summary=step.get("summary", ""),
@@ -228,6 +239,11 @@ def trajectory_of(record: Mapping[str, Any]) -> Trajectory:
     ]
     task = Task(record["task"], record["split"], record["seed"], record["kind"])
     return Trajectory(task, record["member"], tuple(transitions), (), StopReason(record["stop_reason"]))
+
+
+def _logprobs(step: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return the log-probs of a response's tokens; files of earlier versions hold their sum alone."""
+    return (step["logprob"],) if "logprob" in step else tuple(step.get("logprobs", ()))
 
 
 def _observation(record: Mapping[str, Any], accepted: Sequence[str]) -> Observation:

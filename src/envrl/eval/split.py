@@ -16,7 +16,7 @@ from envrl.config.schema import Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import vector_of
 from envrl.envs.protocol import TextEnv
-from envrl.eval.kept import Kept
+from envrl.eval.kept import Kept, Texts
 from envrl.eval.record import action_rates, check_played, success_summary, summarize
 from envrl.progress import Reporter
 from envrl.randomness import key_of
@@ -99,7 +99,7 @@ def evaluate_split(
 
     began, reporter = time.perf_counter(), reporter or Reporter()
     renderer, kept = renderer_of(model, form_of(config)), Kept() if kept is None else kept
-    kept.text_of = renderer.text_of
+    kept.texts = Texts(renderer.text_of, model.codec.texts)
     player = Player(
         policy or policy_of(model, config, renderer),
         make_env,

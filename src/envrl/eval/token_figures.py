@@ -18,46 +18,32 @@ from envrl.types import Action, Row, Trajectory
 
 DIGITS = 4
 """Decimal places that are kept of a log-probability and an entropy."""
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 def token_figures(
-    model: LanguageModel, trajectories: Sequence[Trajectory], config: Config, temperature: float
+    model: LanguageModel, trajectories: Sequence[Trajectory], config: Config, *, entropies: bool
 ) -> list[list[dict[str, Any]]]:
-    """Return `token_texts`, `logprobs` and `entropies` of each step's response, in nats, episode by episode.
+    """Return `token_texts`, `logprobs` and, if asked for, `entropies` of each step's response, episode by episode.
 
-    The entropies are those of this model at the temperature (1 if it is 0), over the ids that a token was sampled from.
-    A step that no model played has none of the three; an episode read from a file has no `entropies`.
+    All are in nats. The entropies are those of this model at the temperature of the rollout, over the ids that a token
+    was sampled from; an evaluation that was broken off does not know these of the episodes that it has played before.
+    A step that no model played has none of the three.
     """
-    entropies = _entropies(model, trajectories, config, temperature)
+    known = _entropies(model, trajectories, config) if entropies else {}
     return [
         [
-            _figures(model.codec, transition.action, entropies.get((number, step)))
+            _figures(model.codec, transition.action, known.get((number, step)))
             for step, transition in enumerate(trajectory.transitions)
         ]
         for number, trajectory in enumerate(trajectories)
     ]
 
 
-def token_texts(codec: Codec, ids: Sequence[int]) -> list[str]:
-    """Return the text of each token; of a character in several tokens the last one has it, the others are empty."""
-    texts: list[str] = []
-    begin = read = 0  # the text before `read` is known; tokens from `begin` on are decoded with it, for their spaces
-    for stop in range(1, len(ids) + 1):
-        known, text = codec.decode(ids[begin:read]), codec.decode(ids[begin:stop])
-        if text.endswith(_UNFINISHED) and stop < len(ids):
-            texts.append("")
-            continue
-        texts.append(text[len(known) :])
-        begin, read = read, stop
-    return texts
-
-
 def _figures(codec: Codec, action: Action, entropies: Sequence[float] | None) -> dict[str, Any]:
     if not action.token_ids or len(action.logprobs) != len(action.token_ids):
         return {}
     figures: dict[str, Any] = {
-        "token_texts": token_texts(codec, action.token_ids),
+        "token_texts": codec.texts(action.token_ids),
         "logprobs": _rounded(action.logprobs),
     }
     return figures if entropies is None else figures | {"entropies": _rounded(entropies)}
@@ -68,7 +54,7 @@ def _rounded(values: Sequence[float]) -> list[float]:
 
 
 def _entropies(
-    model: LanguageModel, trajectories: Sequence[Trajectory], config: Config, temperature: float
+    model: LanguageModel, trajectories: Sequence[Trajectory], config: Config
 ) -> dict[tuple[int, int], list[float]]:
     """Return the entropies by episode and step; a token that the restriction fixed has 0."""
     rows: list[Row] = []
@@ -76,8 +62,7 @@ def _entropies(
         idle = np.zeros(len(trajectory.transitions))
         made = policy_rows(trajectory, idle, "token_mean", idle=True)
         rows += [replace(row, origin=f"{number}/{row.origin}") for row in made]
-    settings = replace(loss_settings(config, {}), temperature=temperature or 1.0)
-    known = policy_entropies(model, rows, settings)
+    known = policy_entropies(model, rows, loss_settings(config, {}))
     found: dict[tuple[int, int], list[float]] = {}
     for number, trajectory in enumerate(trajectories):
         named = f"{number}/v{trajectory.policy_version}/{trajectory.task.id}#{trajectory.member}"

@@ -39,10 +39,9 @@ def write_trajectories(
 
     That is what `token_figures` gives and the state prediction loss (nats per token); the first few episodes also have
     the model's predictions as text, of the answers and of the commands, if the recipe trains these. `advantages` holds
-    more fields for each step of each episode.
+    more fields for each step of each episode of an update, which also get the entropies of their tokens.
     """
-    temperature = config.eval.temperature if name.startswith("eval-") else config.rollout.temperature
-    tokens = token_figures(model, trajectories, config, temperature)
+    tokens = token_figures(model, trajectories, config, entropies=bool(advantages))
     scores = iter(score_targets(model, state_pairs(config, renderer, trajectories)))
     predictions = iter(_predictions(model, renderer, config, trajectories[:PREDICTED]))
     lines = []
@@ -80,8 +79,8 @@ def write_shown(
 def advantage_parts(groups: Sequence[TrajectoryGroup], config: Config) -> list[list[dict[str, Any]]]:
     """Return `advantage` for each step of each episode, and `advantage_parts` if it is a sum.
 
-    An estimator with the setting `step_weight` (GiGPO) adds an advantage of the step to that of the episode. Nothing
-    for one that reads a head's values, which are not at hand here.
+    An estimator with the setting `step_weight` (GiGPO, GraphGPO) adds an advantage of the step to that of the episode.
+    Nothing for one that reads a head's values, which are not at hand here.
     """
     if ESTIMATORS[config.objective.estimator].reads_values:
         return []

@@ -138,6 +138,19 @@ class Codec:
         plain = [i for i in ids if i not in self.mark_ids]
         return str(self.tokenizer.decode(plain, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each id; of a character in several tokens the last one has it, the others are empty."""
+        texts: list[str] = []
+        begin = read = 0  # the text before `read` is known; ids from `begin` on are decoded with it, for their spaces
+        for stop in range(1, len(ids) + 1):
+            known, text = self.decode(ids[begin:read]), self.decode(ids[begin:stop])
+            if text.endswith("\N{REPLACEMENT CHARACTER}") and stop < len(ids):
+                texts.append("")
+                continue
+            texts.append(text[len(known) :])
+            begin, read = read, stop
+        return texts
+
     def __len__(self) -> int:
         return len(self.tokenizer)
 

@@ -107,8 +107,10 @@ def _tokens(step: Record) -> dict[str, Any]:
 
 
 def probability_of(step: Record) -> float | None:
-    """Return the probability of a step's whole response, which files of `eval/` hold as a log-probability."""
-    chance, logprob = number(step, "probability"), number(step, "logprob")
+    """Return the probability of a step's whole response, which files of `eval/` hold as log-probabilities."""
+    chance = number(step, "probability")
+    each = [value for value in _figures(step.get("logprobs")) if value is not None]
+    logprob = number(step, "logprob") if "logprob" in step else sum(each) if each else None
     if chance is None and logprob is not None and logprob <= 0:
         return math.exp(logprob)
     return chance

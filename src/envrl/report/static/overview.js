@@ -59,15 +59,7 @@ function learned(data) {
   if (!data.results.length) return section("What it learned", el("p", {}, "No evaluation has been made yet."));
   const cards = data.results.map((result) => {
     const { before, after } = result;
-    const points = before && after ? 100 * (after.rate - before.rate) : 0;
-    const gain =
-      before &&
-      after &&
-      el(
-        "span",
-        { class: points > 0 ? "gain won" : "gain lost" },
-        `${points > 0 ? "+" : "\u2212"}${Math.abs(points).toFixed(1)} points`,
-      );
+    const gain = before && after && gained(100 * (after.rate - before.rate));
     const rates = [before, after]
       .filter(Boolean)
       .map((each) => percent(each.rate, 1))
@@ -95,6 +87,11 @@ function learned(data) {
     el("p", { class: "soft" }, "Share of games won, before and after reinforcement learning, with 95 % intervals."),
     el("div", { class: "grid" }, cards),
   );
+}
+
+function gained(points) {
+  const [sign, kind] = Math.abs(points) < 0.05 ? ["\u00b1", "soft"] : points > 0 ? ["+", "won"] : ["\u2212", "lost"];
+  return el("span", { class: `gain ${kind}` }, `${sign}${Math.abs(points).toFixed(1)} points`);
 }
 
 function measured(each) {
