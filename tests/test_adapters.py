@@ -138,7 +138,7 @@ def test_an_interrupted_run_ends_the_same_bit_for_bit(
     build = loop.build_batch
 
     def stop(*arguments: Any) -> Any:
-        if arguments[-1] == 3:
+        if arguments[3] == 3:
             raise Interrupted
         return build(*arguments)
 
@@ -286,7 +286,7 @@ def test_a_run_of_chats_resumes_bit_for_bit_and_is_evaluated(
     whole, build = train(config, tmp_path / "whole"), loop.build_batch
 
     def stop(*arguments: Any) -> Any:
-        if arguments[-1] == 2:
+        if arguments[3] == 2:
             raise Interrupted
         return build(*arguments)
 

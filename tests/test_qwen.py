@@ -58,7 +58,8 @@ def test_a_recipe_says_the_published_protocol(name: str) -> None:
     assert objective.estimator == algorithm.removeprefix("envrl-")
     if "gigpo" in algorithm:
         step_norm = "mean" if shop else "mean_std"
-        expected = {"gamma": 0.95, "step_weight": 1.0, "step_norm": step_norm, "baseline": "steps", "std": True}
+        expected = {"gamma": 0.95, "step_weight": 1.0, "step_norm": step_norm, "std": True}
+        expected |= {"baseline": "steps", "similarity": 1.0}
         assert config.settings("estimator") == expected
     else:
         assert config.settings("estimator") == {"baseline": "steps", "std": True}
