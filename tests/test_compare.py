@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from envrl.cli.main import main
+from envrl.report.read import title
+from envrl.report.results import read_result
+from envrl.report.summary import method
 
 Make = Callable[..., str]
 
@@ -236,3 +239,23 @@ def test_results_are_of_finished_runs(make_run: Make, tmp_path: Path, capsys: py
     assert main(["report", str(run), "--results", str(tmp_path / "a.json")]) == 2
     assert "is not finished" in capsys.readouterr().err
     assert not (tmp_path / "a.json").exists()
+
+
+def test_an_arm_is_named_by_what_it_was_set_to() -> None:
+    """The titles of estimators and objectives, and what an objective was set to beside its weight."""
+    results = Path(__file__).parent.parent / "results"
+    names = {
+        name: method(read_result(results / f"smollm2-alfworld-{name}-lr2e-5-8x4-start50-seed0.json"))
+        for name in ("grpo", "all-tokens", "choices", "placebo")
+    }
+    assert names == {
+        "grpo": "GRPO",
+        "all-tokens": "GRPO + state prediction 0.1 (all tokens) + inverse dynamics 0.1 (all tokens)",
+        "choices": "GRPO + state prediction 0.1 + inverse dynamics 0.1 (choices)",
+        "placebo": "GRPO + state prediction 0.1 + inverse dynamics 0.1 + placebo: exchanged targets",
+    }
+    assert [title("estimator", name) for name in ("gigpo", "stratified", "mine")] == [
+        "GiGPO",
+        "Stratified GRPO",
+        "mine",
+    ]

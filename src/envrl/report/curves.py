@@ -65,7 +65,7 @@ def auxiliary_curves(records: Sequence[Record]) -> list[Curve]:
     """Return the curves of the auxiliary objectives that these records name: losses, weights, and their placebo's."""
     keys = list(dict.fromkeys(key for record in records for key in record))
     losses = [key for key in keys if key.startswith("loss/") and key.removeprefix("loss/") not in _OTHER_LOSSES]
-    curves = [Curve(f"Loss of {title(key.removeprefix('loss/'))}", {key: ""}, NATS) for key in losses]
+    curves = [Curve(f"Loss of {title('auxiliary', key.removeprefix('loss/'))}", {key: ""}, NATS) for key in losses]
     weights = {key: key.removeprefix("weight/") for key in keys if key.startswith("weight/")}
     exchanged = {
         key: key.removeprefix("placebo/").removesuffix(_COINCIDENCES)

@@ -202,10 +202,10 @@ def auxiliaries(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def title(name: str) -> str:
-    """Return what an auxiliary objective is called: one of ours by its title, another by its name."""
-    if name in KINDS["auxiliary"].built_in:
-        return str(find("auxiliary", name).traits["title"])
+def title(kind: str, name: str) -> str:
+    """Return what an estimator or an auxiliary objective is called: one of ours by its title, another by its name."""
+    if name in KINDS[kind].built_in:
+        return str(find(kind, name).traits["title"])
     return name
 
 

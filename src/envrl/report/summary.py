@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from envrl.registry import KINDS, find
 from envrl.report.read import (
     Record,
     RunData,
@@ -81,12 +83,20 @@ def apart(before: Record, after: Record) -> bool | None:
 def method(run: RunData) -> str:
     """Return the algorithm in a phrase, as configured: "GRPO + state prediction 0.2 + inverse dynamics 0.05"."""
     estimator = setting(run.config, "objective.estimator")
-    parts = [str(estimator).upper().replace("GIGPO", "GiGPO")] if estimator else []
+    parts = [title("estimator", str(estimator))] if estimator else []
     weighed = auxiliaries(run.config)
-    parts += [f"{title(name)} {table['weight']:g}" for name, table in weighed.items()]
+    parts += [_auxiliary(name, table) for name, table in weighed.items()]
     if any(table.get("placebo") is True for table in weighed.values()):
         parts.append("placebo: exchanged targets")
     return " + ".join(parts)
+
+
+def _auxiliary(name: str, table: Mapping[str, Any]) -> str:
+    """Return an auxiliary objective in a phrase: "inverse dynamics 0.1 (choices, all tokens)"."""
+    own = find("auxiliary", name).settings if name in KINDS["auxiliary"].built_in else {}
+    ways = [key for key, of in own.items() if of.default is False and table.get(key) is True]
+    ways += ["all tokens"] * (table.get("tokens") == "all")
+    return f"{title('auxiliary', name)} {table['weight']:g}" + (f" ({', '.join(ways)})" if ways else "")
 
 
 def score_words(record: Record) -> str:

@@ -12,7 +12,7 @@ from envrl.ranges import Fraction, NonNegative
 from envrl.registry import register
 
 
-@register("estimator", "gae", reads=("values",))
+@register("estimator", "gae", title="PPO", reads=("values",))
 def gae(
     steps: Steps,
     *,

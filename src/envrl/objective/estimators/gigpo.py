@@ -15,7 +15,7 @@ from envrl.ranges import Fraction, NonNegative
 from envrl.registry import register
 
 
-@register("estimator", "gigpo", compares=True)
+@register("estimator", "gigpo", title="GiGPO", compares=True)
 def gigpo(
     steps: Steps,
     *,

@@ -21,7 +21,7 @@ REWARD = 10.0
 """Of a step that reaches the goal: the published code's reward of a win."""
 
 
-@register("estimator", "graphgpo", compares=True)
+@register("estimator", "graphgpo", title="GraphGPO", compares=True)
 def graphgpo(
     steps: Steps,
     *,

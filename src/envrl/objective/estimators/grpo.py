@@ -10,7 +10,7 @@ from envrl.objective.estimators.common import by_group, normalise
 from envrl.registry import register
 
 
-@register("estimator", "grpo", compares=True)
+@register("estimator", "grpo", title="GRPO", compares=True)
 def grpo(
     steps: Steps,
     *,

@@ -15,7 +15,7 @@ from envrl.ranges import Count, Fraction, NonNegative
 from envrl.registry import register
 
 
-@register("estimator", "hgpo", compares=True)
+@register("estimator", "hgpo", title="HGPO", compares=True)
 def hgpo(
     steps: Steps,
     *,

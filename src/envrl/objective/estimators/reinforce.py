@@ -16,7 +16,7 @@ VARIANCE_EPSILON = 1e-8
 """Added to the variance under the root, as the published code does."""
 
 
-@register("estimator", "reinforce++")
+@register("estimator", "reinforce++", title="REINFORCE++")
 def reinforce_plus_plus(
     steps: Steps,
     *,
@@ -37,7 +37,7 @@ def reinforce_plus_plus(
     return _whitened(discounted_returns(steps, gamma) - steps.penalties_N)
 
 
-@register("estimator", "reinforce++-baseline", compares=True)
+@register("estimator", "reinforce++-baseline", title="REINFORCE++ with a baseline", compares=True)
 def reinforce_plus_plus_baseline(
     steps: Steps,
     *,

@@ -10,7 +10,7 @@ from envrl.objective.estimators.common import by_group, normalise
 from envrl.registry import register
 
 
-@register("estimator", "rloo", compares=True)
+@register("estimator", "rloo", title="RLOO", compares=True)
 def rloo(
     steps: Steps,
     *,

@@ -12,7 +12,7 @@ from envrl.ranges import Fraction
 from envrl.registry import register
 
 
-@register("estimator", "stratified", compares=True)
+@register("estimator", "stratified", title="Stratified GRPO", compares=True)
 def stratified(
     steps: Steps,
     *,
