@@ -28,7 +28,7 @@ from envrl.types import Row, TrajectoryGroup, episodes_of
 from test_advantage import EPSILON, flat, no_text
 from test_update import make_model, play
 
-MODULES = ["grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "reinforce", "stratified", "gae"]
+MODULES = ["grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "reinforce", "stratified", "gae", "poad"]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -41,8 +41,8 @@ def test_the_examples_of_the_docstrings(name: str) -> None:
 
 def test_which_compare_the_episodes_of_a_group() -> None:
     traits = {name: registry.find("estimator", name).traits for name in registry.KINDS["estimator"].built_in}
-    assert sorted(name for name, has in traits.items() if not has.get("compares")) == ["gae", "reinforce++"]
-    assert [name for name in traits if ESTIMATORS[name].reads_values] == ["gae"]
+    assert sorted(name for name, has in traits.items() if not has.get("compares")) == ["gae", "poad", "reinforce++"]
+    assert [name for name in traits if ESTIMATORS[name].reads_values] == ["gae", "poad"]
 
 
 def batch(seed: int) -> dict[str, Any]:
@@ -341,6 +341,20 @@ def test_gae_between_its_ends(seed: int) -> None:
     many = ESTIMATORS["gae"](*data.values(), values=tokens, lam=0.7, gamma=0.9)
     one = ESTIMATORS["gae"](*data.values(), values=values, lam=0.7, gamma=0.9)
     assert [step[0] for each in many for step in each] == pytest.approx(flat(one), abs=1e-9)
+
+
+def test_poad_does_not_ask_how_an_action_is_cut_into_tokens() -> None:
+    """An action of one token, and the same of two whose second has the value that the first ends in: λ = 1, γ = 0.5.
+
+    Between the two tokens nothing is discounted, so the first has the advantage of the whole action either way.
+    """
+    rewards, texts = [[1.0, 4.0]], [["a", "b"]]
+    whole = ESTIMATORS["poad"](rewards, texts, values=[[2.0, 1.0]], gamma=0.5, lam=1.0)
+    cut = ESTIMATORS["poad"](rewards, texts, values=[[np.array([2.0, 7.0]), 1.0]], gamma=0.5, lam=1.0)
+    assert flat(whole) == [1.0, 3.0]  # 1 + 0.5 · 4 − 2
+    assert (cut[0][0][0], cut[0][1].tolist()) == (1.0, [3.0])
+    by_step = ESTIMATORS["gae"](rewards, texts, values=[[np.array([2.0, 7.0]), 1.0]], gamma=0.5, token_gamma=0.5)
+    assert by_step[0][0][0] == 0.5 * 1.0 + 0.25 * 4.0 - 2.0, "with a discount it would not"
 
 
 @pytest.mark.parametrize("level", ["token", "step"])

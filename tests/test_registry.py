@@ -596,6 +596,7 @@ def test_entry_points_are_found_and_their_names_stand_in_errors(
         "halved",
         "hgpo",
         "maxrl",
+        "poad",
         "reinforce++",
         "reinforce++-baseline",
         "rloo",

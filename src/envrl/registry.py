@@ -79,7 +79,7 @@ KINDS = {
         {
             **{
                 name: f"envrl.objective.estimators.{name}:{name}"
-                for name in ("grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "stratified", "gae")
+                for name in ("grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "stratified", "gae", "poad")
             },
             "reinforce++": "envrl.objective.estimators.reinforce:reinforce_plus_plus",
             "reinforce++-baseline": "envrl.objective.estimators.reinforce:reinforce_plus_plus_baseline",

@@ -52,7 +52,7 @@ def _credit(
     valid = _VALID[config.rollout.invalid]
     penalties = [[0.0 if valid(s) else penalty for s in t.transitions] for t in trajectories] if penalty else None
     knobs = config.settings("estimator") | settings
-    read = values_of_steps(trajectories, knobs.get("level", "step"), values) if estimator.reads_values else None
+    read = values_of_steps(trajectories, estimator.level(knobs), values) if estimator.reads_values else None
     return estimator.credit(
         [[step.reward for step in t.transitions] for t in trajectories],
         [[step.observation.text for step in t.transitions] for t in trajectories],
@@ -81,7 +81,8 @@ def build_batch(
     for number, (trajectory, advantages_S) in enumerate(zip(episodes_of(groups), advantages, strict=True)):
         in_pass = auxiliary.in_pass.get(number, {})
         if returns is not None:
-            learned = value_terms(trajectory, returns[number], config.settings("estimator").get("level", "step"))
+            level = ESTIMATORS[config.objective.estimator].level(config.settings("estimator"))
+            learned = value_terms(trajectory, returns[number], level)
             in_pass = {place: [*in_pass.get(place, ()), *terms] for place, terms in learned.items()}
         rows += policy_rows(
             trajectory,

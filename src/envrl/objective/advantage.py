@@ -6,7 +6,7 @@ trajectories (`Steps`) and returns one number per step. Suffix `_N`: over all st
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,10 @@ class Estimator:
     def reads_values(self) -> bool:
         """True if it needs the values of a head."""
         return "values" in self.entry.traits.get("reads", ())
+
+    def level(self, knobs: Mapping[str, Any]) -> str:
+        """Return whether its values are those of every "token", or of a "step": by its setting, or for good."""
+        return str(knobs.get("level", self.entry.traits.get("level", "step")))
 
     def __call__(self, rewards: Sequence[ArrayLike], observations: Sequence[Sequence[str]], **more: Any) -> list[Array]:
         """Return the advantage of every step: one float64 array per trajectory, in the shape of `rewards`.
