@@ -382,6 +382,26 @@ def test_gae_trains_a_head_and_resumes_bit_for_bit(level: str, tmp_path: Path) -
         assert found.read_bytes() == expected.read_bytes()
 
 
+def test_an_estimator_of_the_users_gets_values(tmp_path: Path) -> None:
+    """Of each step's first token, since it has no setting that says otherwise; the head learns what it returns."""
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\nimport envrl\nfrom envrl.objective.advantage import Credit\n"
+        "@envrl.register('estimator', 'beyond', reads=('values',))\n"
+        "def beyond(steps, *, value_weight: float = 0.25):\n"
+        "    assert all(len(values) == 1 for values in steps.values_N)\n"
+        "    ones = tuple(np.ones(1) for _ in steps.values_N)\n"
+        "    return Credit(tuple(1.0 - values for values in steps.values_N), ones)\n"
+    )
+    plain = tiny(train={"updates": 2, "head_learning_rate": 1e-2}, eval={"every": 0, "episodes": 1, "free_episodes": 0})
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(re.sub(r"\[objective.grpo\][^\[]*", "", dump_config(plain)))
+    chosen = ["--plugin", str(tmp_path / "mine.py"), "--objective.estimator", "beyond"]
+    assert main(["train", str(recipe), "--run", str(tmp_path / "run"), *chosen]) == 0
+    losses = [json.loads(line)["loss/value"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[0] == pytest.approx(1.0), "a new head says 0 of every state"
+    assert losses[1] < 1.0
+
+
 def test_values_are_those_of_the_states_before_the_judged_tokens(played: list[TrajectoryGroup]) -> None:
     """The engine is asked for each step's first token, or for each that was not fixed, and answers by rows."""
     episodes = episodes_of(played)
