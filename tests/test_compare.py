@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from envrl.cli.main import main
-from envrl.report.read import title
+from envrl.report.compare import Arm, differing_keys
+from envrl.report.read import RunData, title
 from envrl.report.results import read_result
 from envrl.report.summary import method
 
@@ -259,3 +260,17 @@ def test_an_arm_is_named_by_what_it_was_set_to() -> None:
         "Stratified GRPO",
         "mine",
     ]
+
+
+def test_settings_of_what_was_chosen_differ_between_arms_that_chose_it() -> None:
+    """Two of GiGPO and one of GRPO: γ is named, and that GRPO has none of it is no difference."""
+    chosen = [
+        {"objective": {"estimator": "gigpo", "gigpo": {"gamma": 0.9, "std": True}}},
+        {"objective": {"estimator": "gigpo", "gigpo": {"gamma": 0.95, "std": True}}},
+        {"objective": {"estimator": "grpo", "grpo": {"std": True}}},
+    ]
+    arms = [Arm(str(n), (RunData(Path(str(n)), config, "", (), (), {}),)) for n, config in enumerate(chosen)]
+    assert differing_keys(arms) == {
+        "objective.estimator": ["gigpo", "gigpo", "grpo"],
+        "objective.gigpo.gamma": [0.9, 0.95, None],
+    }

@@ -175,12 +175,12 @@ def _common_name(runs: Sequence[RunData]) -> str:
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes two runs the same experiment, by dotted key: neither seed, nor place, nor what was shared."""
-    parts = {
-        f"{section}.{key}": value
-        for section, values in config.items()
-        if isinstance(values, Mapping) and section != "auxiliary"
-        for key, value in values.items()
-    }
+    parts: dict[str, Any] = {}
+    for section, values in config.items():
+        if isinstance(values, Mapping) and section != "auxiliary":
+            for key, value in values.items():  # a table is that of what is chosen by name
+                of = value if isinstance(value, Mapping) else {"": value}
+                parts |= {f"{section}.{key}.{name}".rstrip("."): each for name, each in of.items()}
     for name, table in auxiliaries(config).items():
         parts |= {f"auxiliary.{name}.{key}": value for key, value in table.items()}
         if not table.get("schedule_updates"):  # 0 stands for train.updates
@@ -198,8 +198,11 @@ def differing_keys(arms: Sequence[Arm]) -> dict[str, list[Any]]:
 
 
 def _differ(key: str, values: Sequence[Any]) -> bool:
-    """Return whether values differ; of an auxiliary objective all but the weight only between arms that have it."""
-    if key.startswith("auxiliary.") and not key.endswith(".weight"):
+    """Return whether values differ: settings of what is chosen by name only between arms that have it.
+
+    An auxiliary objective is chosen by its weight.
+    """
+    if key.count(".") == 2 and not (key.startswith("auxiliary.") and key.endswith(".weight")):
         values = [value for value in values if value is not None]
     return any(value != values[0] for value in values)
 
