@@ -78,10 +78,11 @@ def build_batch(
     auxiliary = make_rows(active, groups, renderer, (config.seed, update))
     rows: list[Row] = []
     advantages, returns = _credit(groups, config, values)
+    knobs = config.settings("estimator")
+    level = ESTIMATORS[config.objective.estimator].level(knobs)
     for number, (trajectory, advantages_S) in enumerate(zip(episodes_of(groups), advantages, strict=True)):
         in_pass = auxiliary.in_pass.get(number, {})
         if returns is not None:
-            level = ESTIMATORS[config.objective.estimator].level(config.settings("estimator"))
             learned = value_terms(trajectory, returns[number], level)
             in_pass = {place: [*in_pass.get(place, ()), *terms] for place, terms in learned.items()}
         rows += policy_rows(
@@ -94,7 +95,7 @@ def build_batch(
         )
     figures = {f"weight/{name}": weight for name, weight in weights.items()}
     if returns is not None:
-        weights = {**weights, COMPONENT: config.settings("estimator").get("value_weight", 0.5)}
+        weights = {**weights, COMPONENT: knobs.get("value_weight", 0.5)}
     figures["rows/policy"] = sum(map(learns, rows))
     if config.objective.idle_rows == "count":
         figures["rows/idle"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
