@@ -15,6 +15,7 @@ from unittest.mock import ANY
 
 import pytest
 
+import view_runs
 from envrl.cli.main import main
 from envrl.errors import RunError, UserError
 from envrl.report.curves import phases
@@ -25,43 +26,11 @@ from envrl.report.scale import running_mean, thin
 from envrl.report.store import RunStore
 from envrl.report.summary import duration, summarize
 from envrl.report.tables import figure
-from view_runs import HOSTILE, data_of
+from view_runs import HOSTILE, data_of, evaluation, metric, write_lines
 
 EVIL = f"{HOSTILE} </text></svg>"
 
-CONFIG = """
-seed = 3
-[env]
-name = "household"
-[warm_start]
-demonstrations = 1500
-demonstrator = "expert"
-[rollout]
-actions = "admissible"
-temperature = 1.0
-[objective]
-estimator = "grpo"
-[auxiliary.state]
-weight = 0.2
-[auxiliary.inverse]
-weight = 0.05
-[train]
-updates = 20
-[eval]
-temperature = 0.4
-"""
-
-
-def evaluation(update: int, split: str, rate: float, ci95: list[float], **more: Any) -> dict[str, Any]:
-    kinds = {"pick_and_place": {"episodes": 80, "success_rate": rate, "ci95": ci95}}
-    base = {"stage": "rl", "update": update, "split": split, "episodes": 500, "success_rate": rate, "ci95": ci95}
-    return base | {"by_task": kinds, "state_nll": 0.5, "seconds": {"total": 10.0}} | more
-
-
-def metric(update: int, **more: Any) -> dict[str, Any]:
-    seconds = {"rollout": 1.0, "env": 0.02, "update": 2.0, "total": 3.5}
-    base = {"update": update, "env_steps": 1900 * update, "episodes": 128 * update, "train/success_rate": 0.5}
-    return base | {"loss/state": 1.0 / update, "weight/state": 0.2, "entropy": 0.3, "seconds": seconds} | more
+CONFIG = view_runs.CONFIG.replace('"gigpo"', '"grpo"')
 
 
 def episode(task: str, won: bool, member: int = 0, **step: Any) -> dict[str, Any]:
@@ -69,11 +38,6 @@ def episode(task: str, won: bool, member: int = 0, **step: Any) -> dict[str, Any
     one |= {"reward": float(won), "next_observation": "You see a desk 1."} | step
     base = {"update": 0, "task": task, "kind": "pick_and_place", "member": member, "success": won, "return": float(won)}
     return base | {"stop_reason": "done" if won else "max_steps", "steps": [one]}
-
-
-def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 @pytest.fixture
