@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+import boxes
 import no_sync  # noqa: F401
 from envrl import registry
 from envrl.config import plugins
@@ -105,6 +106,8 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
 
+
+boxes.register()
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
