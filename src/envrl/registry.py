@@ -115,7 +115,7 @@ KINDS = {
         "curriculum.name",
         ("curriculum",),
         "envrl.curricula",
-        {"shuffle": "envrl.curriculum:Shuffle"},
+        {"shuffle": "envrl.curricula.shuffle:Shuffle"},
     ),
     "engine": Kind(
         "engine",
@@ -141,7 +141,7 @@ KINDS = {
         "replay.name",
         ("replay",),
         "envrl.replays",
-        {"none": "envrl.replay:NoReplay"},
+        {"none": "envrl.replays.none:NoReplay"},
     ),
 }
 
