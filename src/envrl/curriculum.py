@@ -2,13 +2,13 @@
 
 A curriculum is made with the tasks of the training split and the `Plan`, and is asked before every update. Besides
 `next` it may have `observe(groups)`, which receives the groups that were played; `admit(group)`, which says whether the
-policy learns from a group; and `state()` with `load(state)`, for state that survives a checkpoint (JSON). `curricula/`
-holds those that ship.
+policy learns from a group; `state()` with `load(state)`, for state that survives a checkpoint (JSON); and `figures()`,
+for the update's line in metrics.jsonl. `curricula/` holds those that ship.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -61,6 +61,13 @@ class HasState(Protocol):
 
     def state(self) -> Any: ...
     def load(self, state: Any) -> None: ...
+
+
+@runtime_checkable
+class HasFigures(Protocol):
+    """Anything with figures for the log line of an update."""
+
+    def figures(self) -> Mapping[str, float]: ...
 
 
 def draw_tasks(tasks: Sequence[Task], seed: int, update: int, count: int) -> list[Task]:
