@@ -183,7 +183,7 @@ class Run:
             if ranks.is_first():
                 write_shown(self.folder, number, played.groups, state.model, self.renderer, self.config, self.reporter)
         with laps.of("update"), self.reporter.phase("learning"):
-            figures = self.engine.step(batch.rows, batch.weights, number)
+            figures = self.replay.figures() | self.engine.step(batch.rows, batch.weights, number)
             give_back_memory()
         record = self.log.write(state, number, played, batch, figures, laps)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.engine.skips
