@@ -515,7 +515,8 @@ def test_a_run_has_them_by_name(name: str, played: list[TrajectoryGroup]) -> Non
     groups, config = played, tiny(objective={"estimator": name})
     episodes = episodes_of(groups)
     found = step_advantages(groups, config)
-    values = values_of_steps(episodes, "value", "token", None)
+    read = {level: values_of_steps(episodes, "any", level, None) for level in ("token", "step", "last")}
+    levels = ESTIMATORS[name].levels(config.settings("estimator"))
     assert [len(each) for each in found] == [len(episode.transitions) for episode in episodes]
     by_hand = ESTIMATORS[name](
         [[step.reward for step in each.transitions] for each in episodes],
@@ -523,7 +524,9 @@ def test_a_run_has_them_by_name(name: str, played: list[TrajectoryGroup]) -> Non
         groups=[group.task.id for group in groups for _ in group.trajectories],
         final_observations=[each.transitions[-1].next_observation.text for each in episodes],
         commands=[[step.action.text for step in each.transitions] for each in episodes],
-        values=values,
+        values=read[levels.get("value", "step")],
+        heads={head: read[level] for head, level in levels.items() if head != "value"},
+        valid=[[step.admissible for step in each.transitions] for each in episodes],
     )
     assert [np.hstack(list(each)).tolist() for each in found] == [np.hstack(list(each)).tolist() for each in by_hand]
     assert any(np.hstack(list(each)).any() for each in found)
@@ -557,5 +560,6 @@ def test_every_one_takes_all_data_and_groups_of_one() -> None:
     """Values, strata and the rest are data: each estimator takes them all, and reads what it needs."""
     given = batch(7) | {"groups": list(range(9)), "strata": list(range(9))}
     given["values"] = [[0.5] * len(each) for each in given["rewards"]]
+    given["heads"] = {"progress": given["values"]}
     for name in registry.KINDS["estimator"].built_in:
         assert np.isfinite(called(name, given)).all()

@@ -11,7 +11,7 @@ from envrl.objective.advantage import ESTIMATORS
 
 def give_heads(model: LanguageModel, config: Config) -> LanguageModel:
     """Return the model with the heads whose values the recipe's estimator reads; one that it has is kept."""
-    for name in ESTIMATORS[config.objective.estimator].levels({}):
+    for name in sorted(ESTIMATORS[config.objective.estimator].levels({})):  # the order in which they are loaded
         if name not in model.heads:
             model.heads[name] = new_head(state_width(model.network), model.device)
     return model
