@@ -141,6 +141,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sequence_mean": {"auxiliary": AUXILIARY, "objective": {"aggregation": "sequence_mean"}},
     "gspo": {"auxiliary": AUXILIARY, "objective": {"loss": "gspo"}},
     "cispo": {"auxiliary": AUXILIARY, "objective": {"loss": "cispo", "aggregation": "token_mean"}},
+    "clip_cov": {
+        "auxiliary": AUXILIARY,
+        "objective": {"loss": "clip_cov"},
+        "owned": {"objective.clip_cov.cov_ratio": 0.2, "objective.clip_cov.cov_low": 0.0},
+    },
     "in_pass": {"auxiliary": {"echo": {"weight": 0.2, **SAME}, **INVERSE}},
     "steps": {"auxiliary": AUXILIARY, "rollout": {"layout": "steps"}},
     "free": {"auxiliary": AUXILIARY, "rollout": {"actions": "free", "invalid_penalty": 0.1}, "env": {"max_steps": 4}},
@@ -158,7 +163,7 @@ def test_the_gradient_is_the_same_for_any_micro_batch_size(variant: str) -> None
     components = {term.component for row in rows for term in row.terms}
     assert components == {"policy", "echo" if variant == "in_pass" else "state", "inverse"}
     weights = {"policy": 1.0, "state": 0.2, "echo": 0.2, "inverse": 0.1, "entropy": 0.01, "kl": 0.05}
-    loss = LossSettings(weights, config.objective.loss, {"clip_low": 0.2, "clip_high": 0.2})
+    loss = LossSettings(weights, config.objective.loss, config.settings("loss"))
     old, reference = (policy_logprobs(make_model(config, seed), rows, loss) for seed in (1, 2))
     exact(model)
     found = []

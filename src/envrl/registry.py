@@ -90,7 +90,7 @@ KINDS = {
         "objective.loss",
         ("objective",),
         "envrl.losses",
-        {name: f"envrl.objective.policy:{name}" for name in ("ppo", "gspo", "cispo")},
+        {name: f"envrl.objective.losses.{name}:{name}" for name in ("ppo", "gspo", "cispo", "clip_cov")},
     ),
     "auxiliary": Kind(
         "auxiliary objective",

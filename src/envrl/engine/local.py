@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,7 +96,9 @@ class LocalEngine:
         names = [name] if len(parts) == 1 else [f"{name}-step-{number}" for number in range(1, len(parts) + 1)]
         return _summary(
             [
-                self.guard.step(name, part, settings, old, reference, poll).figures
+                self.guard.step(
+                    name, part, replace(settings, key=key_of(self.config.seed, name)), old, reference, poll
+                ).figures
                 for name, part, poll in zip(names, parts, polls, strict=True)
             ]
         )

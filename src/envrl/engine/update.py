@@ -42,6 +42,8 @@ class LossSettings:
     """Cap of a token's importance weight (`truncated_importance`, `stale_importance`); 0: no importance weights."""
     importance_mask: float = 0.0
     """Factor by which a token's probability may differ from the sampled one for it to learn; 0: any."""
+    key: int = 0
+    """Seeds what a policy loss draws in this optimiser step."""
 
 
 @dataclass(slots=True)
@@ -244,8 +246,10 @@ def _policy_part(
     sampled = _stream(rows, "policy", "sampled_logprobs", device)
     current = scores.logprobs.detach()
     before, stale = _before(policy_rows, current, old)
-    losses, clipped = TOKEN_LOSSES[settings.policy_loss](
-        scores.logprobs, before, advantages, row_numbers(rows, "policy", device), **settings.knobs
+    policy_loss = TOKEN_LOSSES[settings.policy_loss]
+    told = _stream(rows, "policy", "told", device) if policy_loss.looks_beforehand else None
+    losses, clipped = policy_loss(
+        scores.logprobs, before, advantages, row_numbers(rows, "policy", device), told, **settings.knobs
     )
     ratio = importance_ratio(before if stale is None else torch.where(stale, current, before), sampled)
     if settings.importance_cap:
@@ -301,6 +305,34 @@ def _before(rows: Sequence[Row], current: Tensor, old: OldLogprobs | None) -> tu
 
 def _lookup(rows: Sequence[Row], table: OldLogprobs, device: torch.device) -> Tensor:
     return torch.from_numpy(np.concatenate([table[row.origin] for row in rows])).to(device)
+
+
+def told_beforehand(rows: Sequence[Row], settings: LossSettings, old: OldLogprobs | None) -> list[Row]:
+    """Return the rows of an optimiser step, with the stream `told` of their policy tokens if the loss looks beforehand.
+
+    Without `old` log-probs (a single step) those are taken that were recorded as the tokens were sampled.
+    """
+    policy_loss = TOKEN_LOSSES[settings.policy_loss]
+    terms = [(row, term) for row in rows for term in row.terms if term.component == "policy"]
+    if not policy_loss.looks_beforehand or not terms:
+        return list(rows)
+    recorded = [term.streams.get("old_logprobs") for _, term in terms]
+    before = [
+        stale if stale is not None else term.streams["sampled_logprobs"] if old is None else old[row.origin]
+        for (row, term), stale in zip(terms, recorded, strict=True)
+    ]
+    told = policy_loss.beforehand(
+        np.concatenate(before).astype(np.float64),
+        np.concatenate([term.streams["advantages"] for _, term in terms]).astype(np.float64),
+        settings.key,
+        **settings.knobs,
+    )
+    parts = np.split(told.astype(np.float32), np.cumsum([len(part) for part in before])[:-1])
+    new = {
+        id(term): replace(term, streams={**term.streams, "told": part})
+        for (_, term), part in zip(terms, parts, strict=True)
+    }
+    return [replace(row, terms=tuple(new.get(id(term), term) for term in row.terms)) for row in rows]
 
 
 def micro_batches(model: LanguageModel, rows: Sequence[Row], settings: LossSettings) -> list[list[Row]]:
@@ -396,6 +428,7 @@ def accumulate(
     by the whole step's N_c. Raises `OutOfMemory` if a micro-batch does not fit; the gradient of earlier ones stays.
     """
     totals, value = Totals(), 0.0
+    rows = told_beforehand(rows, settings, old)
     denominator = denominators(rows)
     shortest = [min(rows, key=lambda row: len(row.token_ids))] if rows else []
     for batch in placement.passes(rows, lambda some: micro_batches(model, some, settings)):
