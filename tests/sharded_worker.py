@@ -141,6 +141,8 @@ def work(case: str, folder: Path, engine: str) -> None:
     weights = {each.name: 0.2 for each in config.auxiliaries()} | {"value": 0.5}
     updates = [made.step(rows, weights, number) for number in (1, 2, 3)]
     tables = {"logprobs": made.logprobs(rows)}
+    if config.objective.kl_weight:
+        tables["reference"] = made.reference_logprobs(rows)
     if case == "heads":
         tables["values"] = made.values(rows, "value")
     moments = made.state()

@@ -109,6 +109,7 @@ def _check_learning(config: Config) -> None:
             f"rollout.group_size must be at least 2, not {rollout.group_size}: '{objective.estimator}' compares the "
             "episodes of a group"
         )
+    _check_kl(config)
     if rollout.max_steps > config.env.max_steps:
         raise UserError(
             f"rollout.max_steps = {rollout.max_steps} is above env.max_steps = {config.env.max_steps}, at which every "
@@ -144,6 +145,29 @@ def _check_learning(config: Config) -> None:
     for stage, table in (("", "auxiliary"), ("warm_start", "warm_start.auxiliary")):
         for each in config.auxiliaries(stage):
             _check_auxiliary(each, f"{table}.{each.name}", rollout.layout)
+
+
+def _check_kl(config: Config) -> None:
+    objective = config.objective
+    if not objective.kl_weight:
+        return
+    given = f"objective.kl_estimator = '{objective.kl_estimator}' with objective.kl_in = '{objective.kl_in}'"
+    if objective.kl_in == "loss" and objective.kl_estimator == "k1":
+        raise UserError(
+            f"{given} does nothing: the mean of its gradient is 0; set kl_in = 'reward', or kl_estimator = 'k2', whose "
+            "gradient as a loss is that of k1 in the reward"
+        )
+    if objective.kl_in == "reward" and objective.kl_estimator != "k1":
+        why = {"k2": "is not the KL in the mean", "k3": "hardly pulls the policy back where it is near the reference"}
+        raise UserError(
+            f"{given} is biased: in the reward, {objective.kl_estimator} {why[objective.kl_estimator]}; set "
+            "kl_estimator = 'k1', or kl_in = 'loss'"
+        )
+    if objective.kl_in == "reward" and find("estimator", objective.estimator).traits.get("positive"):
+        raise UserError(
+            f"{given} makes returns negative, and objective.estimator = '{objective.estimator}' is for returns from 0 "
+            "on: set kl_in = 'loss' with kl_estimator = 'k2', or take 'grpo'"
+        )
 
 
 def check_format(config: Config) -> None:

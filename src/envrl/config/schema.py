@@ -108,7 +108,9 @@ class ObjectiveConfig:
     idle_rows: Literal["skip", "count"] = "skip"  # without advantage: left out | in the denominator, KL and entropy
     importance_cap: NonNegative = 0.0  # tokens weigh trainer's over sampler's probability, at most this; 0: off
     importance_mask: NonNegative = 0.0  # tokens whose probability changed by more than this factor do not learn; 0: off
-    kl_weight: Weight = 0.0  # KL to the policy that RL started from, k3 estimator
+    kl_weight: Weight = 0.0  # KL to the policy that RL started from; 0: off
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # of the KL (docs/algorithms/kl.md)
+    kl_in: Literal["loss", "reward"] = "loss"  # it is a loss of every token (k2, k3) | taken from the reward (k1)
     entropy_weight: Weight = 0.0  # of the entropy bonus; 0: off
 
 

@@ -76,6 +76,13 @@ class LocalEngine:
         """Return the log-probs of every row's policy tokens, by row origin."""
         return self._logprobs(self.policy, "log-probs", rows, loss_settings(self.config, {}))
 
+    def reference_logprobs(self, rows: Sequence[Row]) -> OldLogprobs:
+        """Return the log-probs of every row's policy tokens under the model that RL started from, by row origin.
+
+        It is loaded where the recipe weighs the KL to it; else there are none.
+        """
+        return self._reference("reference log-probs", rows, loss_settings(self.config, {})) or {}
+
     def values(self, rows: Sequence[Row], component: str) -> OldLogprobs:
         """Return the values of a component's head for the state before each of its tokens, by row origin."""
         settings = loss_settings(self.config, {})
@@ -90,7 +97,7 @@ class LocalEngine:
             return {"grad_norm": 0.0, "skipped": 0.0}
         name, parts = f"update-{update:06d}", optimiser_batches(self.config, rows, update)
         old = self._logprobs(self.policy, name, rows, settings) if len(parts) > 1 else None
-        reference = self._reference(name, rows, settings)
+        reference = self._reference(name, rows, settings) if settings.weights["kl"] else None
         # Between the optimiser steps of one update the weights belong to no update: only the first can be interrupted.
         polls = [self.poll, *([lambda: None] * (len(parts) - 1))]
         names = [name] if len(parts) == 1 else [f"{name}-step-{number}" for number in range(1, len(parts) + 1)]
@@ -123,10 +130,12 @@ class LocalEngine:
 def loss_settings(config: Config, weights: Mapping[str, float]) -> LossSettings:
     """Return the recipe's loss settings, given the weights of its auxiliary components."""
     objective, train = config.objective, config.train
+    kl_weight = objective.kl_weight if objective.kl_in == "loss" else 0.0
     return LossSettings(
-        weights={"policy": 1.0, "entropy": objective.entropy_weight, "kl": objective.kl_weight, **weights},
+        weights={"policy": 1.0, "entropy": objective.entropy_weight, "kl": kl_weight, **weights},
         policy_loss=objective.loss,
         knobs=config.settings("loss"),
+        kl_estimator=objective.kl_estimator,
         temperature=config.rollout.temperature,
         precision=train.precision,
         micro_batch_tokens=train.micro_batch_tokens,

@@ -45,6 +45,10 @@ class Engine(Protocol):
         """Return the log-probs of every row's policy tokens under the current weights, by row origin."""
         ...
 
+    def reference_logprobs(self, rows: Sequence[Row]) -> Mapping[str, FloatArray]:
+        """Return the same under the model that RL started from, if the recipe weighs the KL to it; else nothing."""
+        ...
+
     def values(self, rows: Sequence[Row], component: str) -> Mapping[str, FloatArray]:
         """Return the values of a component's head for its tokens in every row, by row origin."""
         ...

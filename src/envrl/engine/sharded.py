@@ -77,6 +77,10 @@ class ShardedEngine:
         """Return the log-probs of every row's policy tokens, by row origin."""
         return self._inner.logprobs(rows)
 
+    def reference_logprobs(self, rows: Sequence[Row]) -> OldLogprobs:
+        """Return the log-probs of every row's policy tokens under the model that RL started from, by row origin."""
+        return self._inner.reference_logprobs(rows)
+
     def values(self, rows: Sequence[Row], component: str) -> OldLogprobs:
         """Return what the head of a component gives for the state before each of its tokens, by row origin."""
         return self._inner.values(rows, component)

@@ -22,7 +22,7 @@ from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import counted_memory
 from envrl.models.rows import RowStates, runs_as_tree, states_of_rows
 from envrl.models.scores import TokenScores, score_tokens
-from envrl.objective.policy import TOKEN_LOSSES, importance_ratio, kl_k3, stale_importance, truncated_importance
+from envrl.objective.policy import KL_LOSSES, TOKEN_LOSSES, importance_ratio, stale_importance, truncated_importance
 from envrl.samples.packing import denominators, pack
 from envrl.types import IntArray, LossTerm, Ragged, Row
 
@@ -34,6 +34,7 @@ class LossSettings:
     weights: Mapping[str, float]
     policy_loss: str = "ppo"
     knobs: Mapping[str, float | None] = field(default_factory=dict)
+    kl_estimator: str = "k3"
     temperature: float = 1.0
     precision: str = "fp32"
     micro_batch_tokens: int = 16384
@@ -279,7 +280,7 @@ def _policy_part(
     if settings.weights.get("entropy"):
         part = part - settings.weights["entropy"] * (weights_N * scores.entropies).sum()
     if reference is not None:
-        kl = kl_k3(scores.logprobs, _lookup(policy_rows, reference, device))
+        kl = KL_LOSSES[settings.kl_estimator](scores.logprobs, _lookup(policy_rows, reference, device))
         part = part + settings.weights["kl"] * (weights_N * kl).sum()
         totals.add("kl", kl)
     return part

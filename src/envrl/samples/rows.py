@@ -75,8 +75,12 @@ def origin_of(trajectory: Trajectory, segment: int) -> str:
 
 def judged_offsets(action: Action, level: str) -> list[int]:
     """Return which tokens of an action have a value: its first ("step"), or also all that were not fixed ("token")."""
-    free = [n for n, choices in enumerate(action.allowed) if n and (choices is None or len(choices) > 1)]
-    return [0, *free] if level == "token" else [0]
+    return [0, *(offset for offset in free_tokens(action) if offset)] if level == "token" else [0]
+
+
+def free_tokens(action: Action) -> list[int]:
+    """Return which tokens of an action were sampled among several: the others have no log-prob to learn."""
+    return [offset for offset, choices in enumerate(action.allowed) if choices is None or len(choices) > 1]
 
 
 def learns(row: Row) -> bool:
@@ -91,13 +95,11 @@ def _policy_term(
     for span in segment.spans:
         action = trajectory.transitions[span.step].action
         advantages_T = _by_token(action, advantages_S[span.step])
-        for offset, choices in enumerate(action.allowed):
-            if choices is not None and len(choices) == 1:
-                continue
+        for offset in free_tokens(action):
             positions.append(span.start + offset)
             advantages.append(advantages_T[offset])
             logprobs.append(action.logprobs[offset])
-            allowed.append(choices)
+            allowed.append(action.allowed[offset])
     if not positions:
         return None
     streams = {

@@ -177,7 +177,9 @@ class Run:
             played = self.player.play(number, laps)
         with laps.of("rows"):
             groups = self.replay.mix(played.admitted, number)
-            batch = build_batch(groups, self.config, self.renderer, number, self.engine.values)
+            batch = build_batch(
+                groups, self.config, self.renderer, number, self.engine.values, self.engine.reference_logprobs
+            )
         self.idle.observe(number, groups, batch.figures)
         with laps.of("update"):  # before the step: what the policy that played them thought
             if ranks.is_first():
