@@ -11,7 +11,7 @@ import torch
 
 from boxes import grouped, tiny
 from envrl.batches.batch import build_batch
-from envrl.batches.rewards import added_rewards, kl_of_steps
+from envrl.batches.divergence import kl_of_steps, less_divergence
 from envrl.build import form_of, renderer_of
 from envrl.cli.main import main
 from envrl.config.check import check_together
@@ -95,11 +95,14 @@ def test_the_kl_of_a_step_is_the_sum_over_its_sampled_tokens(layout: str) -> Non
     assert sum(map(np.sum, found)) == pytest.approx(total, abs=1e-3)
     assert max(abs(each).max() for each in found) > 0.1
     assert [len(each) for each in found] == [len(episode.transitions) for episode in episodes]
-    added = added_rewards(episodes, config, lambda rows: policy_logprobs(other, rows, settings))
-    for kl_S, rewards in zip(found, added.rewards, strict=True):
-        assert rewards == pytest.approx(-0.1 * kl_S)
+    charged, figures = less_divergence(
+        grouped(episodes, 4), config, lambda rows: policy_logprobs(other, rows, settings)
+    )
+    for kl_S, before, after in zip(found, episodes, episodes_of(charged), strict=True):
+        rewards = [step.reward for step in before.transitions]
+        assert [step.reward for step in after.transitions] == pytest.approx(rewards - 0.1 * kl_S)
     tokens = sum(len(free_tokens(step.action)) for episode in episodes for step in episode.transitions)
-    assert added.figures["kl"] == pytest.approx(total / tokens, abs=1e-4)
+    assert figures["kl"] == pytest.approx(total / tokens, abs=1e-4)
 
 
 def test_the_kl_in_the_reward_is_a_part_of_the_return() -> None:

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envrl.batches.auxiliary import make_rows, weights_of
-from envrl.batches.rewards import Reference, added_rewards
+from envrl.batches.divergence import Reference, less_divergence
 from envrl.batches.values import COMPONENT, Values, value_terms, values_of_steps
 from envrl.config.schema import Config
 from envrl.objective.advantage import ESTIMATORS
 from envrl.rendering.renderer import Renderer
 from envrl.samples.rows import learns, policy_rows
-from envrl.types import Row, Trajectory, TrajectoryGroup, Transition, episodes_of
+from envrl.types import Row, TrajectoryGroup, Transition, episodes_of
 
 _VALID: dict[str, Callable[[Transition], bool]] = {
     "command": lambda step: step.admissible and bool(step.action.text),
@@ -40,20 +40,13 @@ def step_advantages(groups: Sequence[TrajectoryGroup], config: Config, **setting
     `settings` take the place of the recipe's own settings of the estimator. One that reads values gets those of a new
     head, which are 0.
     """
-    return _credit(groups, config, None, None, **settings)[0]
+    return _credit(groups, config, None, **settings)[0]
 
 
 def _credit(
-    groups: Sequence[TrajectoryGroup],
-    config: Config,
-    values: Values | None,
-    added: Sequence[NDArray[np.float64]] | None,
-    **settings: Any,
+    groups: Sequence[TrajectoryGroup], config: Config, values: Values | None, **settings: Any
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]] | None]:
-    """Return the advantages of each episode's steps, and the returns that a value head is to learn, if there is one.
-
-    `added` is added to the rewards of the world, step by step.
-    """
+    """Return the advantages of each episode's steps, and the returns that a value head is to learn, if there is one."""
     estimator = ESTIMATORS[config.objective.estimator]
     trajectories = episodes_of(groups)
     penalty = config.rollout.invalid_penalty
@@ -62,7 +55,7 @@ def _credit(
     knobs = config.settings("estimator") | settings
     read = values_of_steps(trajectories, estimator.level(knobs), values) if estimator.reads_values else None
     return estimator.credit(
-        _rewards(trajectories, added),
+        [[step.reward for step in t.transitions] for t in trajectories],
         [[step.observation.text for step in t.transitions] for t in trajectories],
         groups=[number for number, group in enumerate(groups) for _ in group.trajectories],
         penalties=penalties,
@@ -71,13 +64,6 @@ def _credit(
         values=read,
         **knobs,
     )
-
-
-def _rewards(
-    trajectories: Sequence[Trajectory], added: Sequence[NDArray[np.float64]] | None
-) -> list[NDArray[np.float64]]:
-    rewards = [np.array([step.reward for step in each.transitions], dtype=np.float64) for each in trajectories]
-    return rewards if added is None else [each + more for each, more in zip(rewards, added, strict=True)]
 
 
 def build_batch(
@@ -98,8 +84,8 @@ def build_batch(
     active = [each for each in auxiliaries if weights[each.name] > 0]
     auxiliary = make_rows(active, groups, renderer, (config.seed, update))
     rows: list[Row] = []
-    added = added_rewards(episodes_of(groups), config, reference)
-    advantages, returns = _credit(groups, config, values, added.rewards)
+    charged, divergence = less_divergence(groups, config, reference)
+    advantages, returns = _credit(charged, config, values)
     knobs = config.settings("estimator")
     level = ESTIMATORS[config.objective.estimator].level(knobs)
     for number, (trajectory, advantages_S) in enumerate(zip(episodes_of(groups), advantages, strict=True)):
@@ -125,4 +111,4 @@ def build_batch(
     staleness = [update - trajectory.policy_version for trajectory in episodes_of(groups)]
     if any(staleness):
         figures["staleness"] = float(np.mean(staleness))
-    return UpdateBatch([*rows, *auxiliary.rows], weights, figures | added.figures | auxiliary.figures)
+    return UpdateBatch([*rows, *auxiliary.rows], weights, figures | divergence | auxiliary.figures)

@@ -1,43 +1,45 @@
-"""What a recipe adds to the rewards of the world, step by step: the KL to the model that RL started from."""
+"""The KL to the model that RL started from, taken from the rewards of the world step by step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envrl.config.schema import Config
 from envrl.samples.rows import free_tokens, origin_of, policy_rows
-from envrl.types import FloatArray, Row, Trajectory
+from envrl.types import FloatArray, Row, Trajectory, TrajectoryGroup, episodes_of
 
 Reference = Callable[[Sequence[Row]], Mapping[str, FloatArray]]
 """`Engine.reference_logprobs`."""
 
 
-@dataclass(frozen=True, slots=True)
-class AddedRewards:
-    """What is added to the reward of each step, one array per episode, and figures to log."""
-
-    rewards: list[NDArray[np.float64]]
-    figures: dict[str, float] = field(default_factory=dict)
-
-
-def added_rewards(trajectories: Sequence[Trajectory], config: Config, reference: Reference | None) -> AddedRewards:
-    """Return what the recipe adds to the rewards of these episodes.
+def less_divergence(
+    groups: Sequence[TrajectoryGroup], config: Config, reference: Reference | None
+) -> tuple[Sequence[TrajectoryGroup], dict[str, float]]:
+    """Return the groups with w · k1 taken from the reward of each step, if the recipe asks for that, and figures to log.
 
     Without `reference` the KL is left out. Logs `kl`, the mean of k1 over sampled tokens.
     """
-    rewards = [np.zeros(len(each.transitions)) for each in trajectories]
-    figures: dict[str, float] = {}
     objective = config.objective
-    if objective.kl_weight and objective.kl_in == "reward" and reference is not None:
-        divergence = kl_of_steps(trajectories, reference)
-        rewards = [each - objective.kl_weight * kl_S for each, kl_S in zip(rewards, divergence, strict=True)]
-        tokens = sum(len(free_tokens(step.action)) for each in trajectories for step in each.transitions)
-        figures["kl"] = float(sum(map(np.sum, divergence))) / max(tokens, 1)
-    return AddedRewards(rewards, figures)
+    if not objective.kl_weight or objective.kl_in != "reward" or reference is None:
+        return groups, {}
+    trajectories = episodes_of(groups)
+    divergence = kl_of_steps(trajectories, reference)
+    tokens = sum(len(free_tokens(step.action)) for each in trajectories for step in each.transitions)
+    left = iter([-objective.kl_weight * kl_S for kl_S in divergence])
+    charged = [
+        replace(group, trajectories=tuple(_with_rewards(each, next(left)) for each in group.trajectories))
+        for group in groups
+    ]
+    return charged, {"kl": float(sum(map(np.sum, divergence))) / max(tokens, 1)}
+
+
+def _with_rewards(trajectory: Trajectory, added_S: NDArray[np.float64]) -> Trajectory:
+    steps = zip(trajectory.transitions, added_S.tolist(), strict=True)
+    return replace(trajectory, transitions=tuple(replace(step, reward=step.reward + more) for step, more in steps))
 
 
 def kl_of_steps(trajectories: Sequence[Trajectory], reference: Reference) -> list[NDArray[np.float64]]:
