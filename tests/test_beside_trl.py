@@ -14,7 +14,8 @@ import torch
 
 from boxes import tiny
 from envrl.bench.measure import Bench, deal_returns
-from envrl.objective.policy import LOSSES, kl_k3
+from envrl.objective.losses.kl import kl_k3
+from envrl.objective.policy import LOSSES
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 trl = pytest.importorskip("trl", reason="needs TRL: pip install 'envrl[trl]'")

@@ -19,7 +19,7 @@ from envrl.config.load import dump_config
 from envrl.engine.local import loss_settings
 from envrl.engine.update import policy_logprobs
 from envrl.errors import UserError
-from envrl.objective.policy import KL_LOSSES
+from envrl.objective.losses.kl import KL_LOSSES
 from envrl.samples.rows import free_tokens, policy_rows
 from envrl.types import episodes_of
 from test_update import make_model, play

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import envrl
 from envrl.errors import UserError
 from envrl.objective.aggregation import row_weights
-from envrl.objective.policy import LOSSES, TOKEN_LOSSES, entropy, kl_k3, truncated_importance
+from envrl.objective.losses.kl import kl_k3
+from envrl.objective.policy import LOSSES, TOKEN_LOSSES, entropy, truncated_importance
 
 torch.set_num_threads(1)
 EVERY = ["cispo", "clip_cov", "gspo", "ppo"]

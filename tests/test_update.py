@@ -27,6 +27,7 @@ from envrl.models.load import LanguageModel, build_model, save_model
 from envrl.models.runtime import prepare_torch
 from envrl.samples.packing import denominators
 from envrl.samples.rows import policy_rows, ragged
+from envrl.trainer.regularizing import Regularizers
 from envrl.types import LossTerm, Row, Trajectory
 from playing import play_model
 
@@ -146,6 +147,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "objective": {"loss": "clip_cov"},
         "owned": {"objective.clip_cov.cov_ratio": 0.2, "objective.clip_cov.cov_low": 0.0},
     },
+    "epo": {
+        "auxiliary": AUXILIARY,
+        "owned": {"regularizer.epo.weight": 0.5, "regularizer.epo.lower": 1.5, "regularizer.epo.upper": 2.0},
+    },
     "in_pass": {"auxiliary": {"echo": {"weight": 0.2, **SAME}, **INVERSE}},
     "steps": {"auxiliary": AUXILIARY, "rollout": {"layout": "steps"}},
     "free": {"auxiliary": AUXILIARY, "rollout": {"actions": "free", "invalid_penalty": 0.1}, "env": {"max_steps": 4}},
@@ -163,7 +168,10 @@ def test_the_gradient_is_the_same_for_any_micro_batch_size(variant: str) -> None
     components = {term.component for row in rows for term in row.terms}
     assert components == {"policy", "echo" if variant == "in_pass" else "state", "inverse"}
     weights = {"policy": 1.0, "state": 0.2, "echo": 0.2, "inverse": 0.1, "entropy": 0.01, "kl": 0.05}
-    loss = LossSettings(weights, config.objective.loss, config.settings("loss"))
+    regularizers = Regularizers(config)
+    regularizers.observe({"entropy": 0.7})
+    weights |= dict.fromkeys(regularizers, 0.5)
+    loss = LossSettings(weights, config.objective.loss, config.settings("loss"), regularizers=regularizers)
     old, reference = (policy_logprobs(make_model(config, seed), rows, loss) for seed in (1, 2))
     exact(model)
     found = []

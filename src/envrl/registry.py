@@ -100,6 +100,14 @@ KINDS = {
         {name: f"envrl.objective.auxiliary.{name}:{name}" for name in ("state", "inverse", "echo")},
         reserved=("entropy", "imitation", "kl", "policy", "value"),
     ),
+    "regularizer": Kind(
+        "regularizer",
+        "",
+        ("regularizer",),
+        "envrl.regularizers",
+        {"epo": "envrl.objective.regularizers.epo:Epo"},
+        reserved=("entropy", "imitation", "kl", "policy", "value"),
+    ),
     "format": Kind(
         "prompt format",
         "rollout.format",
@@ -231,7 +239,14 @@ def _check_free(entry: Entry) -> None:
     if entry.ships:  # looking up installed packages takes time, and built-in names do not collide
         return
     for kind, other in KINDS.items():
-        if kind != entry.kind and other.tables == KINDS[entry.kind].tables and entry.name in names(kind):
+        if kind == entry.kind or entry.name not in names(kind):
+            continue
+        if {entry.kind, kind} == {"auxiliary", "regularizer"}:
+            raise UserError(
+                f"there is already {other.one} '{entry.name}', and loss/{entry.name} is its figure in the log: "
+                "register yours under another name"
+            )
+        if other.tables == KINDS[entry.kind].tables:
             raise UserError(
                 f"there is already {other.one} '{entry.name}', and [{other.tables[0]}.{entry.name}] is the table of "
                 "its settings: register yours under another name"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envrl.batches.auxiliary import make_rows, weights_of
+from envrl.batches.auxiliary import make_rows, regularizer_weights, weights_of
 from envrl.batches.divergence import Reference, less_divergence
 from envrl.batches.values import COMPONENT, Values, value_terms, values_of_steps
 from envrl.config.schema import Config
@@ -30,7 +30,7 @@ class UpdateBatch:
 
     rows: list[Row]
     weights: dict[str, float]
-    """The weight λ of each auxiliary objective."""
+    """The weight λ of each auxiliary objective and regularizer."""
     figures: dict[str, float]
 
 
@@ -82,6 +82,7 @@ def build_batch(
     auxiliaries = config.auxiliaries()
     weights = weights_of(auxiliaries, update, config.train.updates)
     active = [each for each in auxiliaries if weights[each.name] > 0]
+    weights |= regularizer_weights(config.regularizers(), update, config.train.updates)
     auxiliary = make_rows(active, groups, renderer, (config.seed, update))
     rows: list[Row] = []
     charged, divergence = less_divergence(groups, config, reference)

@@ -19,7 +19,7 @@ Reference = Callable[[Sequence[Row]], Mapping[str, FloatArray]]
 def less_divergence(
     groups: Sequence[TrajectoryGroup], config: Config, reference: Reference | None
 ) -> tuple[Sequence[TrajectoryGroup], dict[str, float]]:
-    """Return the groups with w · k1 taken from the reward of each step, if the recipe asks for that, and figures to log.
+    """Return the groups with w · k1 taken from the reward of each step, if the recipe asks for it, and figures to log.
 
     Without `reference` the KL is left out. Logs `kl`, the mean of k1 over sampled tokens.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
-from envrl.config.schema import Auxiliary, AuxiliaryConfig, Config
+from envrl.config.schema import Auxiliary, AuxiliaryConfig, Config, RegularizerConfig
 from envrl.errors import UserError, suggest
 from envrl.registry import KINDS, find
 
@@ -145,6 +145,8 @@ def _check_learning(config: Config) -> None:
     for stage, table in (("", "auxiliary"), ("warm_start", "warm_start.auxiliary")):
         for each in config.auxiliaries(stage):
             _check_auxiliary(each, f"{table}.{each.name}", rollout.layout)
+    for each in config.regularizers():
+        _check_weight(each.common, f"regularizer.{each.name}")
 
 
 def _check_kl(config: Config) -> None:
@@ -203,15 +205,7 @@ def _check_auxiliary(auxiliary: Auxiliary, table: str, layout: str) -> None:
     entry, common = find("auxiliary", auxiliary.name), auxiliary.common
     for name in sorted(auxiliary.settings.keys() & {setting.name for setting in fields(AuxiliaryConfig)}):
         raise UserError(f"the {entry.called} has a setting '{name}' of its own, which every one has: rename it")
-    if common.floor > common.weight:
-        raise UserError(
-            f"{table}.floor = {common.floor:g} is above {table}.weight = {common.weight:g}, which falls to it over the "
-            "schedule"
-        )
-    if common.floor and common.schedule == "constant":
-        raise UserError(
-            f"{table}.floor = {common.floor:g} needs a schedule that falls: set {table}.schedule, or floor = 0"
-        )
+    _check_weight(common, table)
     if not entry.traits.get("in_pass"):
         return
     if layout == "steps":
@@ -222,4 +216,16 @@ def _check_auxiliary(auxiliary: Auxiliary, table: str, layout: str) -> None:
     if common.tokens == "all":
         raise UserError(
             f"{table}.tokens = 'all' is for rows of their own: '{auxiliary.name}' has tokens of the policy's"
+        )
+
+
+def _check_weight(common: AuxiliaryConfig | RegularizerConfig, table: str) -> None:
+    if common.floor > common.weight:
+        raise UserError(
+            f"{table}.floor = {common.floor:g} is above {table}.weight = {common.weight:g}, which falls to it over the "
+            "schedule"
+        )
+    if common.floor and common.schedule == "constant":
+        raise UserError(
+            f"{table}.floor = {common.floor:g} needs a schedule that falls: set {table}.schedule, or floor = 0"
         )

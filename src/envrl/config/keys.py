@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
 
-from envrl.config.schema import AuxiliaryConfig, Config
+from envrl.config.schema import AuxiliaryConfig, Config, RegularizerConfig
 from envrl.errors import suggest
 from envrl.older import RETIRED
 from envrl.registry import KINDS, TAKEN, find, in_order, names
@@ -49,9 +49,12 @@ def _all_keys() -> dict[str, Key]:
 
 KEYS: dict[str, Key] = _all_keys()
 TAKEN.update(KEYS)
-SECTIONS: tuple[str, ...] = (*section_types(), "auxiliary")
-COMMON: dict[str, dict[str, Key]] = {"auxiliary": _keys_of(AuxiliaryConfig, "")}
+COMMON: dict[str, dict[str, Key]] = {
+    "auxiliary": _keys_of(AuxiliaryConfig, ""),
+    "regularizer": _keys_of(RegularizerConfig, ""),
+}
 """The settings that all things of a kind share, by kind."""
+SECTIONS: tuple[str, ...] = (*section_types(), *COMMON)
 
 
 def kind_of(table: str, owner: str) -> str:

@@ -41,7 +41,12 @@ What every auxiliary objective can be told, in RL by `[auxiliary.NAME]` and in t
 `inverse` (rows that ask for the command between two observations), and `echo` (the next observation in the policy's own
 rows); `docs/extend.md` adds one. The warm start counts its optimiser steps where updates are counted here.
 
-"""
+""",
+    "regularizer": """\
+What every regularizer of the policy's tokens can be told; one without a weight is off. Ours is `epo`, a band for the
+entropy (`docs/algorithms/epo.md`); `docs/extend.md` adds one.
+
+""",
 }
 
 _HEAD = "| key | value | default | meaning |\n|---|---|---|---|\n"

@@ -143,6 +143,25 @@ class Auxiliary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegularizerConfig:
+    """The settings of every regularizer, in `[regularizer.NAME]`."""
+
+    weight: Weight = 0.0  # of its loss; 0: off
+    schedule: Literal["cosine", "linear", "rise", "constant"] = "constant"  # of the weight; rise: a cosine upwards
+    schedule_updates: Count = 0  # updates that the schedule takes; 0: all of the run
+    floor: Weight = 0.0  # the weight falls to this, or rises from it
+
+
+@dataclass(frozen=True, slots=True)
+class Regularizer:
+    """A regularizer with a weight: the common settings, and its own."""
+
+    name: str
+    common: RegularizerConfig
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CurriculumConfig:
     name: str = "shuffle"  # what decides which tasks an update plays
 
@@ -224,18 +243,29 @@ class Config:
     def auxiliaries(self, stage: str = "") -> list[Auxiliary]:
         """Return the auxiliary objectives with a weight, of RL or of a stage ("warm_start"), built-in ones first."""
         prefix = f"{stage}.auxiliary." if stage else "auxiliary."
+        weighed = self._weighed("auxiliary", prefix, AuxiliaryConfig)
+        return [Auxiliary(name, AuxiliaryConfig(**shared), own) for name, shared, own in weighed]
+
+    def regularizers(self) -> list[Regularizer]:
+        """Return the regularizers with a weight, built-in ones first."""
+        weighed = self._weighed("regularizer", "regularizer.", RegularizerConfig)
+        return [Regularizer(name, RegularizerConfig(**shared), own) for name, shared, own in weighed]
+
+    def _weighed(self, kind: str, prefix: str, common: type) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """Return name, given shared settings and all own settings of those things of a kind that have a weight."""
+        shared = {setting.name for setting in fields(common)}
         tables: dict[str, dict[str, Any]] = {}
         for key, value in self.owned.items():
             if key.startswith(prefix):
                 name, _, setting = key.removeprefix(prefix).partition(".")
                 tables.setdefault(name, {})[setting] = value
         return [
-            Auxiliary(
+            (
                 name,
-                AuxiliaryConfig(**{key: value for key, value in tables[name].items() if key in _COMMON}),
-                {s.name: tables[name].get(s.name, s.default) for s in find("auxiliary", name).settings.values()},
+                {key: value for key, value in tables[name].items() if key in shared},
+                {s.name: tables[name].get(s.name, s.default) for s in find(kind, name).settings.values()},
             )
-            for name in in_order("auxiliary", tables)
+            for name in in_order(kind, tables)
             if tables[name].get("weight")
         ]
 
@@ -246,6 +276,3 @@ class Config:
             s.name: next((v for p in prefixes if (v := self.owned.get(f"{p}.{name}.{s.name}")) is not None), s.default)
             for s in find("auxiliary", name).settings.values()
         }
-
-
-_COMMON = {setting.name for setting in fields(AuxiliaryConfig)}

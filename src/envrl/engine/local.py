@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from envrl.config.schema import Config
 from envrl.engine.guard import Guard
 from envrl.engine.optimizer import Optimizer
 from envrl.engine.placement import HERE, Placement
-from envrl.engine.update import LossSettings, OldLogprobs, head_values, policy_logprobs
+from envrl.engine.update import LossSettings, OldLogprobs, Regularizer, head_values, policy_logprobs
 from envrl.models.adapters import has_adapter, other_adapter, read_adapter
 from envrl.models.load import LanguageModel, load_policy
 from envrl.randomness import key_of
@@ -43,8 +44,10 @@ class LocalEngine:
         say: Callable[[str], None] = lambda _: None,
         placement: Placement = HERE,
         reference: Placed | None = None,
+        regularizers: Mapping[str, Regularizer] = MappingProxyType({}),
     ) -> None:
         """`reference`: the model that RL starts from, where KL is weighed; left out it is loaded from the run."""
+        self.regularizers = regularizers
         self.config, self.model, self.poll = config, model, poll
         self.optimizer, self.policy = optimizer, Placed(model, placement)
         self.guard = Guard(model, optimizer, config.train.max_grad_norm, run, say, placement)
@@ -92,7 +95,7 @@ class LocalEngine:
 
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:
         """Take the update's optimiser steps; return its metrics. A step with a non-finite gradient is skipped."""
-        settings = loss_settings(self.config, weights)
+        settings = replace(loss_settings(self.config, weights), regularizers=self.regularizers)
         if not rows:
             return {"grad_norm": 0.0, "skipped": 0.0}
         name, parts = f"update-{update:06d}", optimiser_batches(self.config, rows, update)

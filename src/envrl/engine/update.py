@@ -22,9 +22,14 @@ from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import counted_memory
 from envrl.models.rows import RowStates, runs_as_tree, states_of_rows
 from envrl.models.scores import TokenScores, score_tokens
-from envrl.objective.policy import KL_LOSSES, TOKEN_LOSSES, importance_ratio, stale_importance, truncated_importance
+from envrl.objective.losses.kl import KL_LOSSES
+from envrl.objective.policy import TOKEN_LOSSES, importance_ratio, stale_importance, truncated_importance
+from envrl.objective.regularizers.tokens import PolicyTokens
 from envrl.samples.packing import denominators, pack
 from envrl.types import IntArray, LossTerm, Ragged, Row
+
+Regularizer = Callable[[PolicyTokens], Tensor]
+"""Returns a loss for each of the policy's tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,8 @@ class LossSettings:
     """Cap of a token's importance weight (`truncated_importance`, `stale_importance`); 0: no importance weights."""
     importance_mask: float = 0.0
     """Factor by which a token's probability may differ from the sampled one for it to learn; 0: any."""
+    regularizers: Mapping[str, Regularizer] = field(default_factory=dict)
+    """By name; each has its weight in `weights`."""
     key: int = 0
     """Seeds what a policy loss draws in this optimiser step."""
 
@@ -247,11 +254,9 @@ def _policy_part(
     sampled = _stream(rows, "policy", "sampled_logprobs", device)
     current = scores.logprobs.detach()
     before, stale = _before(policy_rows, current, old)
-    policy_loss = TOKEN_LOSSES[settings.policy_loss]
+    policy_loss, row_N = TOKEN_LOSSES[settings.policy_loss], row_numbers(rows, "policy", device)
     told = _stream(rows, "policy", "told", device) if policy_loss.looks_beforehand else None
-    losses, clipped = policy_loss(
-        scores.logprobs, before, advantages, row_numbers(rows, "policy", device), told, **settings.knobs
-    )
+    losses, clipped = policy_loss(scores.logprobs, before, advantages, row_N, told, **settings.knobs)
     ratio = importance_ratio(before if stale is None else torch.where(stale, current, before), sampled)
     if settings.importance_cap:
         cap = settings.importance_cap
@@ -279,6 +284,11 @@ def _policy_part(
         totals.add_largest("sampler_mismatch_max", mismatch.abs())
     if settings.weights.get("entropy"):
         part = part - settings.weights["entropy"] * (weights_N * scores.entropies).sum()
+    for name, regularizer in settings.regularizers.items():
+        if weight := settings.weights.get(name, 0.0):
+            penalties = regularizer(PolicyTokens(scores.logprobs, scores.entropies, row_N))
+            part = part + weight * (weights_N * penalties).sum()
+            totals.add(f"loss/{name}", penalties)
     if reference is not None:
         kl = KL_LOSSES[settings.kl_estimator](scores.logprobs, _lookup(policy_rows, reference, device))
         part = part + settings.weights["kl"] * (weights_N * kl).sum()

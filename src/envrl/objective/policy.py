@@ -1,4 +1,4 @@
-"""Policy losses per token (`TOKEN_LOSSES`, for the trainer) and of padded sequences (`LOSSES`); KL and entropy.
+"""Policy losses per token (`TOKEN_LOSSES`, for the trainer) and of padded sequences (`LOSSES`); entropy.
 
 Suffix `_N`: over the concatenated counted tokens of a batch; `_BT`: sequences by tokens, padded.
 """
@@ -15,18 +15,15 @@ from torch import Tensor
 
 from envrl.errors import UserError
 from envrl.objective.aggregation import row_weights
-from envrl.objective.losses.common import LARGEST_LOG_RATIO, TokenLoss, log_ratio
+from envrl.objective.losses.common import TokenLoss, log_ratio
 from envrl.registry import Entry, View, blame, check_settings
 
 __all__ = [
-    "KL_LOSSES",
     "LOSSES",
     "TOKEN_LOSSES",
     "TokenLoss",
     "entropy",
     "importance_ratio",
-    "kl_k2",
-    "kl_k3",
     "row_weights",
     "stale_importance",
     "truncated_importance",
@@ -164,30 +161,6 @@ def stale_importance(logprobs_N: Tensor, sampled_logprobs_N: Tensor, cap: float)
 def importance_ratio(logprobs_N: Tensor, sampled_logprobs_N: Tensor) -> Tensor:
     """Return each token's exp(logprob − sampled), without a gradient."""
     return log_ratio(logprobs_N, sampled_logprobs_N).exp().detach()
-
-
-def kl_k2(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
-    """Return k2 = ½ (logprob − reference)² of each token, whose gradient is that of KL(policy ‖ reference) in the mean.
-
-    ∇ k2 = (logprob − reference) ∇ logprob: for tokens from the policy, the gradient that k1 has in the reward. As a
-    value it is biased (Schulman, "Approximating KL divergence", 2020; gradients: arXiv 2510.01555).
-    """
-    difference_N = (logprobs_N - reference_logprobs_N).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
-    return 0.5 * difference_N.square()
-
-
-def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
-    """Return the k3 estimate of KL(policy ‖ reference) of each token, exp(d) − d − 1 with d = reference − logprob.
-
-    Never negative; for tokens from the policy it is unbiased as a value; its gradient is that of KL(reference ‖ policy)
-    in the mean (Schulman, "Approximating KL divergence", 2020; DeepSeekMath, arXiv 2402.03300, equation 4).
-    """
-    difference_N = (reference_logprobs_N - logprobs_N).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
-    return difference_N.expm1() - difference_N
-
-
-KL_LOSSES = {"k2": kl_k2, "k3": kl_k3}
-"""Estimates of the KL that can be losses. k1 = logprob − reference cannot: the mean of its gradient is 0."""
 
 
 def entropy(logprobs_NV: Tensor) -> Tensor:

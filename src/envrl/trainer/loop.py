@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 from envrl import ranks
 from envrl.batches.batch import build_batch
@@ -31,6 +32,7 @@ from envrl.trainer.ahead import PlayAhead, PlayNow
 from envrl.trainer.evaluations import Evaluations
 from envrl.trainer.idle import IdleUpdates
 from envrl.trainer.record import Laps, UpdateLog, progress_figures
+from envrl.trainer.regularizing import Regularizers
 from envrl.trainer.replaying import Replaying
 from envrl.trainer.rollouts import Rollouts
 from envrl.trainer.signals import StopRequest, stop_on_signals
@@ -80,7 +82,7 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         with opened(make_env()) as env:
             self.tasks = Tasks(listed_tasks(env, config.env.split, config.env.name), config)
-        self.replay = Replaying(config)
+        self.replay, self.regularizers = Replaying(config), Regularizers(config)
         self.splitter = BatchSplitter(reporter.say)
         self.idle = IdleUpdates(config, reporter.say)
 
@@ -92,13 +94,14 @@ class Run:
             return self.folder
         if latest is None:
             state = fresh_state(self._start(), self.config)
-            state.components = {"replay": self.replay.state()}
+            state.components = self._components()
         else:
             with self.reporter.phase("loading the checkpoint"):
                 state = read_state(latest, self.config)
         self._make_ready(state)
         if latest is not None:
             self.replay.load(state.components["replay"])
+            self.regularizers.load(state.components.get("regularizers", {}))
             self.player.load(state.components)
         try:
             try:
@@ -142,9 +145,8 @@ class Run:
         rollouts = Rollouts(config, self.make_env, self.tasks, *shared)
         self.evaluations = Evaluations(config, self.folder, self.make_env, self.renderer, *shared, self.evals)
         make_engine = find("engine", config.train.engine).target
-        self.engine: Engine = make_engine(
-            config, state.model, state.optimizer, self.folder, poll, self.reporter.say, **config.settings("engine")
-        )
+        made_with = (config, state.model, state.optimizer, self.folder, poll, self.reporter.say, self.regularizers)
+        self.engine: Engine = make_engine(*made_with, **config.settings("engine"))
         self.engine.skips = state.skips
         self.player: PlayNow | PlayAhead = PlayNow(rollouts, self.engine)
         if config.rollout.ahead:
@@ -185,12 +187,16 @@ class Run:
             if ranks.is_first():
                 write_shown(self.folder, number, played.groups, state.model, self.renderer, self.config, self.reporter)
         with laps.of("update"), self.reporter.phase("learning"):
-            figures = self.engine.step(batch.rows, batch.weights, number)
+            figures = self.regularizers.figures() | self.engine.step(batch.rows, batch.weights, number)
+            self.regularizers.observe(figures)
             give_back_memory()
         record = self.log.write(state, number, played, batch, figures, laps)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.engine.skips
-        state.evaluated, state.components = not self.evaluations.due(number), {"replay": self.replay.state()}
+        state.evaluated, state.components = not self.evaluations.due(number), self._components()
         return progress_figures(record)
+
+    def _components(self) -> dict[str, Any]:
+        return {"replay": self.replay.state(), "regularizers": self.regularizers.state()}
 
     def _evaluate(self, state: RunState) -> None:
         self.evals.truncate(state.eval_offset)
