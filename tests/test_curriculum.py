@@ -20,7 +20,8 @@ from envrl.build import form_of, play_settings, renderer_of
 from envrl.cli.main import main
 from envrl.config.load import dump_config
 from envrl.config.schema import CurriculumConfig
-from envrl.curriculum import Plan, Shuffle
+from envrl.curricula.shuffle import Shuffle
+from envrl.curriculum import Plan
 from envrl.engine.update import LossSettings, Totals, micro_loss
 from envrl.errors import UserError
 from envrl.models.load import build_model

@@ -98,7 +98,7 @@ KINDS = {
         ("auxiliary", "warm_start.auxiliary"),
         "envrl.auxiliaries",
         {name: f"envrl.objective.auxiliary.{name}:{name}" for name in ("state", "inverse", "echo")},
-        reserved=("entropy", "imitation", "kl", "policy", "value"),
+        reserved=("entropy", "imitation", "kl", "policy", "replay", "value"),
     ),
     "regularizer": Kind(
         "regularizer",
@@ -123,7 +123,7 @@ KINDS = {
         "curriculum.name",
         ("curriculum",),
         "envrl.curricula",
-        {"shuffle": "envrl.curriculum:Shuffle"},
+        {"shuffle": "envrl.curricula.shuffle:Shuffle"},
     ),
     "engine": Kind(
         "engine",
@@ -149,7 +149,11 @@ KINDS = {
         "replay.name",
         ("replay",),
         "envrl.replays",
-        {"none": "envrl.replay:NoReplay"},
+        {
+            "none": "envrl.replays.none:NoReplay",
+            "arpo": "envrl.replays.arpo:Arpo",
+            "spear": "envrl.replays.spear:Spear",
+        },
     ),
 }
 

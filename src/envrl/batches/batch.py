@@ -66,6 +66,23 @@ def _credit(
     )
 
 
+def _given_rows(groups: Sequence[TrajectoryGroup], aggregation: str) -> list[Row]:
+    """Return the rows of groups whose advantages are given."""
+    return [
+        row
+        for group in groups
+        for trajectory, advantage in zip(group.trajectories, group.advantages_G, strict=True)
+        for row in policy_rows(
+            trajectory,
+            np.full(len(trajectory.transitions), advantage),
+            aggregation,
+            stale=True,
+            component="replay",
+            weight=group.weight,
+        )
+    ]
+
+
 def build_batch(
     groups: Sequence[TrajectoryGroup],
     config: Config,
@@ -77,19 +94,21 @@ def build_batch(
     """Return the rows of an update; (seed, update) seed the choice of auxiliary rows.
 
     `values` asks the engine for those of the value head, if the estimator reads them; `reference` for the log-probs of
-    the model that RL started from, if the KL to it is taken from the reward.
+    the model that RL started from, if the KL to it is taken from the reward. Groups with given advantages have rows of
+    the component `replay`: neither estimator nor auxiliary objectives see them.
     """
     auxiliaries = config.auxiliaries()
     weights = weights_of(auxiliaries, update, config.train.updates)
     active = [each for each in auxiliaries if weights[each.name] > 0]
     weights |= regularizer_weights(config.regularizers(), update, config.train.updates)
-    auxiliary = make_rows(active, groups, renderer, (config.seed, update))
+    judged = [group for group in groups if not group.advantages_G]
+    auxiliary = make_rows(active, judged, renderer, (config.seed, update))
     rows: list[Row] = []
-    charged, divergence = less_divergence(groups, config, reference)
+    charged, divergence = less_divergence(judged, config, reference)
     advantages, returns = _credit(charged, config, values)
     knobs = config.settings("estimator")
     level = ESTIMATORS[config.objective.estimator].level(knobs)
-    for number, (trajectory, advantages_S) in enumerate(zip(episodes_of(groups), advantages, strict=True)):
+    for number, (trajectory, advantages_S) in enumerate(zip(episodes_of(judged), advantages, strict=True)):
         in_pass = auxiliary.in_pass.get(number, {})
         if returns is not None:
             learned = value_terms(trajectory, returns[number], level)
@@ -102,14 +121,17 @@ def build_batch(
             idle=config.objective.idle_rows == "count",
             stale=trajectory.policy_version < update,
         )
+    given = _given_rows([group for group in groups if group.advantages_G], config.objective.aggregation)
     figures = {f"weight/{name}": weight for name, weight in weights.items()}
     if returns is not None:
         weights = {**weights, COMPONENT: knobs.get("value_weight", 0.5)}
     figures["rows/policy"] = sum(map(learns, rows))
+    if given:
+        figures["rows/replay"] = len(given)
     if config.objective.idle_rows == "count":
         figures["rows/idle"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
         figures["rows/idle"] -= figures["rows/policy"]
     staleness = [update - trajectory.policy_version for trajectory in episodes_of(groups)]
     if any(staleness):
         figures["staleness"] = float(np.mean(staleness))
-    return UpdateBatch([*rows, *auxiliary.rows], weights, figures | divergence | auxiliary.figures)
+    return UpdateBatch([*rows, *given, *auxiliary.rows], weights, figures | divergence | auxiliary.figures)

@@ -25,6 +25,7 @@ from envrl.models.scores import TokenScores, score_tokens
 from envrl.objective.losses.kl import KL_LOSSES
 from envrl.objective.policy import TOKEN_LOSSES, importance_ratio, stale_importance, truncated_importance
 from envrl.objective.regularizers.tokens import PolicyTokens
+from envrl.randomness import key_of
 from envrl.samples.packing import denominators, pack
 from envrl.types import IntArray, LossTerm, Ragged, Row
 
@@ -175,6 +176,10 @@ OldLogprobs = Mapping[str, np.ndarray]
 """Log-probs of policy tokens by row origin, under the policy before the batch's first step or the reference model."""
 
 
+POLICY_LOSSES = ("policy", "replay")
+"""Components with the policy loss: episodes that the estimator judged, and those whose advantages a replay gave."""
+
+
 def micro_loss(
     model: LanguageModel,
     rows: Sequence[Row],
@@ -205,9 +210,9 @@ def micro_loss(
         weights_N = _weights(rows, component, device) / denominator[component]
         if component in model.heads:
             loss = loss + weight * _head_part(model, rows, component, states, weights_N, totals)
-        elif component == "policy":
+        elif component in POLICY_LOSSES:
             scores = score_terms(model, rows, component, states, settings.temperature, settings.precision)
-            loss = loss + _policy_part(rows, scores, weights_N, totals, settings, old, reference)
+            loss = loss + _policy_part(rows, component, scores, weights_N, totals, settings, old, reference)
         else:
             scores = score_terms(model, rows, component, states, 1.0, settings.precision)
             loss = loss - weight * (weights_N * scores.logprobs).sum()
@@ -241,6 +246,7 @@ def _places(rows: Sequence[Row], component: str, device: torch.device) -> tuple[
 
 def _policy_part(
     rows: Sequence[Row],
+    component: str,
     scores: TokenScores,
     weights_N: Tensor,
     totals: Totals,
@@ -248,14 +254,18 @@ def _policy_part(
     old: OldLogprobs | None,
     reference: OldLogprobs | None,
 ) -> Tensor:
-    device = scores.logprobs.device
-    policy_rows = [row for row in rows if any(term.component == "policy" for term in row.terms)]
-    advantages = _stream(rows, "policy", "advantages", device)
-    sampled = _stream(rows, "policy", "sampled_logprobs", device)
+    """Return the policy loss of a component's tokens; only `policy` has the entropy bonus and KL.
+
+    Figures of the ratios of stale tokens are counted over both components.
+    """
+    device, judged = scores.logprobs.device, component == "policy"
+    prefix = "" if judged else f"{component}/"
+    advantages = _stream(rows, component, "advantages", device)
+    sampled = _stream(rows, component, "sampled_logprobs", device)
     current = scores.logprobs.detach()
-    before, stale = _before(policy_rows, current, old)
-    policy_loss, row_N = TOKEN_LOSSES[settings.policy_loss], row_numbers(rows, "policy", device)
-    told = _stream(rows, "policy", "told", device) if policy_loss.looks_beforehand else None
+    before, stale = _before(rows, component, current, old)
+    policy_loss, row_N = TOKEN_LOSSES[settings.policy_loss], row_numbers(rows, component, device)
+    told = _stream(rows, component, "told", device) if policy_loss.looks_beforehand else None
     losses, clipped = policy_loss(scores.logprobs, before, advantages, row_N, told, **settings.knobs)
     ratio = importance_ratio(before if stale is None else torch.where(stale, current, before), sampled)
     if settings.importance_cap:
@@ -275,43 +285,53 @@ def _policy_part(
         totals.add("ratio", ratio[stale])
         totals.add("ratio_squared", ratio[stale].square())
         mismatch = mismatch[~stale]
-    part = (weights_N * losses).sum() * settings.weights.get("policy", 1.0)
-    totals.add("loss/policy", losses)
-    totals.add("clip_fraction", clipped.float())
-    totals.add("entropy", scores.entropies)
+    part = (weights_N * losses).sum() * settings.weights.get(component, 1.0)
+    totals.add(f"loss/{component}", losses)
+    totals.add(f"{prefix}clip_fraction", clipped.float())
+    totals.add(f"{prefix}entropy", scores.entropies)
     if mismatch.numel():
         totals.add("sampler_mismatch", mismatch.abs())
         totals.add_largest("sampler_mismatch_max", mismatch.abs())
-    if settings.weights.get("entropy"):
+    if settings.weights.get("entropy") and judged:
         part = part - settings.weights["entropy"] * (weights_N * scores.entropies).sum()
-    for name, regularizer in settings.regularizers.items():
+    for name, regularizer in settings.regularizers.items() if judged else ():
         if weight := settings.weights.get(name, 0.0):
             penalties = regularizer(PolicyTokens(scores.logprobs, scores.entropies, row_N))
             part = part + weight * (weights_N * penalties).sum()
             totals.add(f"loss/{name}", penalties)
-    if reference is not None:
-        kl = KL_LOSSES[settings.kl_estimator](scores.logprobs, _lookup(policy_rows, reference, device))
+    if reference is not None and judged:
+        rows_with_it = _rows_with(rows, component)
+        kl = KL_LOSSES[settings.kl_estimator](scores.logprobs, _lookup(rows_with_it, reference, device))
         part = part + settings.weights["kl"] * (weights_N * kl).sum()
         totals.add("kl", kl)
     return part
 
 
-def _before(rows: Sequence[Row], current: Tensor, old: OldLogprobs | None) -> tuple[Tensor, Tensor | None]:
+def _before(
+    rows: Sequence[Row], component: str, current: Tensor, old: OldLogprobs | None
+) -> tuple[Tensor, Tensor | None]:
     """Return the old log-probs in the policy ratios, and which tokens an earlier policy played (None: no token).
 
     The old log-probs are those under the policy before the batch's first step. `current` are the log-probs of this
     pass, which are the old ones if the batch has a single step (`old` is None). A row that an earlier policy played has
     its own (`old_logprobs`).
     """
-    terms = [term for row in rows for term in row.terms if term.component == "policy"]
-    before = current if old is None else _lookup(rows, old, current.device)
+    having = _rows_with(rows, component)
+    terms = [term for row in having for term in row.terms if term.component == component]
     recorded = [term.streams.get("old_logprobs") for term in terms]
     if all(own is None for own in recorded):
-        return before, None
+        return current if old is None else _lookup(having, old, current.device), None
     counts = [len(term.positions_T) for term in terms]
     stale = torch.from_numpy(np.repeat([own is not None for own in recorded], counts)).to(current.device)
-    parts = zip(before.split(counts), recorded, strict=True)
-    return torch.cat([part if own is None else torch.from_numpy(own).to(part) for part, own in parts]), stale
+    parts = [
+        torch.from_numpy(own).to(part) if own is not None else part if old is None else _lookup([row], old, part.device)
+        for row, own, part in zip(having, recorded, current.split(counts), strict=True)
+    ]
+    return torch.cat(parts), stale
+
+
+def _rows_with(rows: Sequence[Row], component: str) -> list[Row]:
+    return [row for row in rows if any(term.component == component for term in row.terms)]
 
 
 def _lookup(rows: Sequence[Row], table: OldLogprobs, device: torch.device) -> Tensor:
@@ -321,29 +341,31 @@ def _lookup(rows: Sequence[Row], table: OldLogprobs, device: torch.device) -> Te
 def told_beforehand(rows: Sequence[Row], settings: LossSettings, old: OldLogprobs | None) -> list[Row]:
     """Return the rows of an optimiser step, with the stream `told` of their policy tokens if the loss looks beforehand.
 
-    Without `old` log-probs (a single step) those are taken that were recorded as the tokens were sampled.
+    Each of `POLICY_LOSSES` is told of its own tokens. Without `old` log-probs (a single step) those are taken that were
+    recorded as the tokens were sampled.
     """
-    policy_loss = TOKEN_LOSSES[settings.policy_loss]
-    terms = [(row, term) for row in rows for term in row.terms if term.component == "policy"]
-    if not policy_loss.looks_beforehand or not terms:
+    policy_loss, told = TOKEN_LOSSES[settings.policy_loss], dict[int, LossTerm]()
+    if not policy_loss.looks_beforehand:
         return list(rows)
-    recorded = [term.streams.get("old_logprobs") for _, term in terms]
-    before = [
-        stale if stale is not None else term.streams["sampled_logprobs"] if old is None else old[row.origin]
-        for (row, term), stale in zip(terms, recorded, strict=True)
-    ]
-    told = policy_loss.beforehand(
-        np.concatenate(before).astype(np.float64),
-        np.concatenate([term.streams["advantages"] for _, term in terms]).astype(np.float64),
-        settings.key,
-        **settings.knobs,
-    )
-    parts = np.split(told.astype(np.float32), np.cumsum([len(part) for part in before])[:-1])
-    new = {
-        id(term): replace(term, streams={**term.streams, "told": part})
-        for (_, term), part in zip(terms, parts, strict=True)
-    }
-    return [replace(row, terms=tuple(new.get(id(term), term) for term in row.terms)) for row in rows]
+    for component in POLICY_LOSSES:
+        having = _rows_with(rows, component)
+        terms = [term for row in having for term in row.terms if term.component == component]
+        if not terms:
+            continue
+        before = [
+            own if own is not None else term.streams["sampled_logprobs"] if old is None else old[row.origin]
+            for row, term, own in zip(having, terms, [term.streams.get("old_logprobs") for term in terms], strict=True)
+        ]
+        told_N = policy_loss.beforehand(
+            np.concatenate(before).astype(np.float64),
+            np.concatenate([term.streams["advantages"] for term in terms]).astype(np.float64),
+            key_of(settings.key, component),
+            **settings.knobs,
+        )
+        parts = np.split(told_N.astype(np.float32), np.cumsum([len(part) for part in before])[:-1])
+        for term, part in zip(terms, parts, strict=True):
+            told[id(term)] = replace(term, streams={**term.streams, "told": part})
+    return [replace(row, terms=tuple(told.get(id(term), term) for term in row.terms)) for row in rows]
 
 
 def micro_batches(model: LanguageModel, rows: Sequence[Row], settings: LossSettings) -> list[list[Row]]:

@@ -187,7 +187,8 @@ class Run:
             if ranks.is_first():
                 write_shown(self.folder, number, played.groups, state.model, self.renderer, self.config, self.reporter)
         with laps.of("update"), self.reporter.phase("learning"):
-            figures = self.regularizers.figures() | self.engine.step(batch.rows, batch.weights, number)
+            told = self.replay.figures() | self.regularizers.figures()
+            figures = told | self.engine.step(batch.rows, batch.weights, number)
             self.regularizers.observe(figures)
             give_back_memory()
         record = self.log.write(state, number, played, batch, figures, laps)
