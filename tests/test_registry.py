@@ -76,6 +76,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 def test_the_examples_are_short_and_complete() -> None:
     kinds = {"bonus": "estimator", "plain": "loss", "first_words": "auxiliary", "news": "auxiliary", "doors": "env"}
+    kinds |= {"brief": "reward"}
     kinds |= {"stages": "curriculum", "wins": "replay", "quoted": "format", "coin": "sampler"}
     assert sorted(EXAMPLES) == sorted(f"{name}.py" for name in kinds)
     assert set(kinds.values()) == set(registry.KINDS) - {"engine"}

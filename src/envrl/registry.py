@@ -97,8 +97,18 @@ KINDS = {
         "",
         ("auxiliary", "warm_start.auxiliary"),
         "envrl.auxiliaries",
-        {name: f"envrl.objective.auxiliary.{name}:{name}" for name in ("state", "inverse", "echo")},
+        {
+            name: f"envrl.objective.auxiliary.{name}:{name}"
+            for name in ("state", "inverse", "echo", "paw", "uishift", "aawm")
+        },
         reserved=("entropy", "imitation", "kl", "policy", "value"),
+    ),
+    "reward": Kind(
+        "reward",
+        "",
+        ("reward",),
+        "envrl.rewards",
+        {"inverse": "envrl.objective.rewards.inverse:inverse"},
     ),
     "format": Kind(
         "prompt format",

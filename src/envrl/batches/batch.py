@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envrl.batches.auxiliary import make_rows, weights_of
+from envrl.batches.auxiliary import Predict, make_rows, weights_of
+from envrl.batches.rewards import Logprobs, with_rewards
+from envrl.batches.selection import Memory
 from envrl.batches.values import COMPONENT, Values, value_terms, values_of_steps
 from envrl.config.schema import Config
 from envrl.objective.advantage import ESTIMATORS
@@ -66,18 +68,31 @@ def _credit(
 
 
 def build_batch(
-    groups: Sequence[TrajectoryGroup], config: Config, renderer: Renderer, update: int, values: Values | None = None
+    groups: Sequence[TrajectoryGroup],
+    config: Config,
+    renderer: Renderer,
+    update: int,
+    values: Values | None = None,
+    memory: Memory | None = None,
+    logprobs: Logprobs | None = None,
+    predict: Predict | None = None,
 ) -> UpdateBatch:
     """Return the rows of an update; (seed, update) seed the choice of auxiliary rows.
 
-    `values` asks the engine for those of the value head, if the estimator reads them.
+    `values` asks the engine for those of the value head, if the estimator reads them. `memory` holds what the choice of
+    auxiliary rows knows of earlier updates, and learns this one. `logprobs` asks the engine for those of tokens, if the
+    recipe has a reward beside the world's; `predict` asks the policy for texts, if an objective's targets are its own.
     """
+    memory = memory or Memory()
     auxiliaries = config.auxiliaries()
     weights = weights_of(auxiliaries, update, config.train.updates)
     active = [each for each in auxiliaries if weights[each.name] > 0]
-    auxiliary = make_rows(active, groups, renderer, (config.seed, update))
+    auxiliary = make_rows(active, groups, renderer, (config.seed, update), memory, update, predict)
+    if any(each.common.select == "novel" for each in auxiliaries):
+        memory.observe(groups)
     rows: list[Row] = []
-    advantages, returns = _credit(groups, config, values)
+    paid, rewards = _paid(groups, config, renderer, update, logprobs)
+    advantages, returns = _credit(paid, config, values)
     knobs = config.settings("estimator")
     level = ESTIMATORS[config.objective.estimator].level(knobs)
     for number, (trajectory, advantages_S) in enumerate(zip(episodes_of(groups), advantages, strict=True)):
@@ -103,4 +118,16 @@ def build_batch(
     staleness = [update - trajectory.policy_version for trajectory in episodes_of(groups)]
     if any(staleness):
         figures["staleness"] = float(np.mean(staleness))
-    return UpdateBatch([*rows, *auxiliary.rows], weights, figures | auxiliary.figures)
+    return UpdateBatch([*rows, *auxiliary.rows], weights, figures | auxiliary.figures | rewards)
+
+
+def _paid(
+    groups: Sequence[TrajectoryGroup], config: Config, renderer: Renderer, update: int, logprobs: Logprobs | None
+) -> tuple[Sequence[TrajectoryGroup], dict[str, float]]:
+    """Return the groups with the rewards that the recipe adds to the world's, and figures of these."""
+    rewards = config.rewards()
+    if not rewards:
+        return groups, {}
+    if logprobs is None:
+        raise ValueError("a reward beside the world's is asked of an engine")
+    return with_rewards(groups, rewards, update, config.train.updates, renderer, logprobs)

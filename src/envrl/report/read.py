@@ -192,9 +192,9 @@ def setting(config: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def auxiliaries(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the tables of the auxiliary objectives that have a weight in RL, by name."""
-    tables = setting(config, "auxiliary")
+def weighed(config: Mapping[str, Any], kind: str = "auxiliary") -> dict[str, Mapping[str, Any]]:
+    """Return the tables of those auxiliary objectives, or rewards, that have a weight in RL, by name."""
+    tables = setting(config, kind)
     return {
         str(name): table
         for name, table in (tables if isinstance(tables, Mapping) else {}).items()

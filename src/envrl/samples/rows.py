@@ -27,9 +27,14 @@ def counted_term(
     factors: Sequence[float] | NDArray[Any] | float = 1.0,
     streams: Mapping[str, NDArray[Any]] | None = None,
     allowed: Ragged | None = None,
+    besides: int = 0,
 ) -> LossTerm:
-    """Return a component's term at these positions of a row; `factors` scale the losses, not the token count."""
-    weights, shares = row_weights([len(positions)], aggregation)
+    """Return a component's term at these positions of a row; `factors` scale the losses, not the token count.
+
+    `besides` is a number of tokens without a loss that a row's own mean counts all the same.
+    """
+    counted = len(positions) + (besides if aggregation == "sequence_mean" else 0)
+    weights, shares = row_weights([counted], aggregation)
     weights_T = np.full(len(positions), weights[0]) * np.asarray(factors)
     return LossTerm(
         component,
