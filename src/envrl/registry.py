@@ -97,7 +97,10 @@ KINDS = {
         "",
         ("auxiliary", "warm_start.auxiliary"),
         "envrl.auxiliaries",
-        {name: f"envrl.objective.auxiliary.{name}:{name}" for name in ("state", "inverse", "echo")},
+        {
+            name: f"envrl.objective.auxiliary.{name}:{name}"
+            for name in ("state", "inverse", "echo", "paw", "uishift", "aawm")
+        },
         reserved=("entropy", "imitation", "kl", "policy", "replay", "value"),
     ),
     "regularizer": Kind(
@@ -106,7 +109,14 @@ KINDS = {
         ("regularizer",),
         "envrl.regularizers",
         {"epo": "envrl.objective.regularizers.epo:Epo"},
-        reserved=("entropy", "imitation", "kl", "policy", "value"),
+        reserved=("entropy", "imitation", "kl", "policy", "replay", "value"),
+    ),
+    "reward": Kind(
+        "reward",
+        "",
+        ("reward",),
+        "envrl.rewards",
+        {name: f"envrl.objective.rewards.{name}:{name}" for name in ("inverse", "overlong")},
     ),
     "format": Kind(
         "prompt format",
@@ -123,7 +133,7 @@ KINDS = {
         "curriculum.name",
         ("curriculum",),
         "envrl.curricula",
-        {"shuffle": "envrl.curricula.shuffle:Shuffle"},
+        {"shuffle": "envrl.curricula.shuffle:Shuffle", "dynamic": "envrl.curricula.dynamic:Dynamic"},
     ),
     "engine": Kind(
         "engine",

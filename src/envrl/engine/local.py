@@ -16,6 +16,7 @@ from envrl.config.schema import Config
 from envrl.engine.guard import Guard
 from envrl.engine.optimizer import Optimizer
 from envrl.engine.placement import HERE, Placement
+from envrl.engine.token_losses import auxiliary_losses
 from envrl.engine.update import LossSettings, OldLogprobs, Regularizer, head_values, policy_logprobs
 from envrl.models.adapters import has_adapter, other_adapter, read_adapter
 from envrl.models.load import LanguageModel, load_policy
@@ -145,6 +146,7 @@ def loss_settings(config: Config, weights: Mapping[str, float]) -> LossSettings:
         checkpointing=train.checkpointing,
         importance_cap=objective.importance_cap,
         importance_mask=objective.importance_mask,
+        auxiliary_losses=auxiliary_losses(config.auxiliaries()),
     )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from envrl.engine.placement import HERE, Placement, merged
+from envrl.engine.token_losses import AuxiliaryLoss
 from envrl.models.heads import values_of
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import counted_memory
@@ -26,6 +27,7 @@ from envrl.objective.losses.kl import KL_LOSSES
 from envrl.objective.policy import TOKEN_LOSSES, importance_ratio, stale_importance, truncated_importance
 from envrl.objective.regularizers.tokens import PolicyTokens
 from envrl.randomness import key_of
+from envrl.rendering.kinds import TOKEN_KINDS
 from envrl.samples.packing import denominators, pack
 from envrl.types import IntArray, LossTerm, Ragged, Row
 
@@ -49,6 +51,8 @@ class LossSettings:
     """Cap of a token's importance weight (`truncated_importance`, `stale_importance`); 0: no importance weights."""
     importance_mask: float = 0.0
     """Factor by which a token's probability may differ from the sampled one for it to learn; 0: any."""
+    auxiliary_losses: Mapping[str, AuxiliaryLoss] = field(default_factory=dict)
+    """Losses of tokens by component, of those whose loss is not the cross-entropy."""
     regularizers: Mapping[str, Regularizer] = field(default_factory=dict)
     """By name; each has its weight in `weights`."""
     key: int = 0
@@ -64,10 +68,11 @@ class Totals:
     largest: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
 
-    def add(self, name: str, values: Tensor) -> None:
+    def add(self, name: str, values: Tensor, count: int | None = None) -> None:
+        """Add values to a sum, of `count` tokens if they are sums of several."""
         total = values.detach().double().sum()
         self.sums[name] = self.sums[name] + total if name in self.sums else total
-        self.counts[name] += values.numel()
+        self.counts[name] += values.numel() if count is None else count
 
     def add_largest(self, name: str, values: Tensor) -> None:
         largest = values.detach().double().max()
@@ -214,10 +219,26 @@ def micro_loss(
             scores = score_terms(model, rows, component, states, settings.temperature, settings.precision)
             loss = loss + _policy_part(rows, component, scores, weights_N, totals, settings, old, reference)
         else:
-            scores = score_terms(model, rows, component, states, 1.0, settings.precision)
-            loss = loss - weight * (weights_N * scores.logprobs).sum()
-            totals.add(f"loss/{component}", -scores.logprobs)
+            losses_N = -score_terms(model, rows, component, states, 1.0, settings.precision).logprobs
+            _count_kinds(rows, component, losses_N, totals)
+            if own := settings.auxiliary_losses.get(component):
+                losses_N = own(-losses_N, row_numbers(rows, component, device))
+            loss = loss + weight * (weights_N * losses_N).sum()
+            totals.add(f"loss/{component}", losses_N)
     return loss if counts else 0.0 * loss
+
+
+def _count_kinds(rows: Sequence[Row], component: str, nll_N: Tensor, totals: Totals) -> None:
+    """Add the component's cross-entropy by kind of token, if its terms say of what kind each token is."""
+    terms = [term for row in rows for term in row.terms if term.component == component]
+    if not all("kinds" in term.streams for term in terms):
+        return
+    kinds_N = np.concatenate([term.streams["kinds"] for term in terms])
+    index_N = torch.from_numpy(kinds_N.astype(np.int64)).to(nll_N.device)
+    sums_K = nll_N.new_zeros(len(TOKEN_KINDS), dtype=torch.float64).index_add(0, index_N, nll_N.detach().double())
+    for kind, count in enumerate(np.bincount(kinds_N, minlength=len(TOKEN_KINDS)).tolist()):
+        if count:
+            totals.add(f"nll/{component}/{TOKEN_KINDS[kind]}", sums_K[kind], count)
 
 
 def _head_part(

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from envrl import ranks
+from envrl.batches.auxiliary import Predict
 from envrl.batches.batch import build_batch
+from envrl.batches.selection import Memory
 from envrl.build import env_maker, form_of, policy_of, renderer_of
 from envrl.config.check import check_processes
 from envrl.config.schema import Config
@@ -27,6 +29,7 @@ from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.runtime import give_back_memory, prepare_torch, reset_peak_memory
 from envrl.progress import Reporter
 from envrl.registry import find
+from envrl.rollout.predict import predict_targets
 from envrl.rollout.splitter import BatchSplitter
 from envrl.trainer.ahead import PlayAhead, PlayNow
 from envrl.trainer.evaluations import Evaluations
@@ -82,7 +85,7 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         with opened(make_env()) as env:
             self.tasks = Tasks(listed_tasks(env, config.env.split, config.env.name), config)
-        self.replay, self.regularizers = Replaying(config), Regularizers(config)
+        self.replay, self.memory, self.regularizers = Replaying(config), Memory(), Regularizers(config)
         self.splitter = BatchSplitter(reporter.say)
         self.idle = IdleUpdates(config, reporter.say)
 
@@ -102,6 +105,7 @@ class Run:
         if latest is not None:
             self.replay.load(state.components["replay"])
             self.regularizers.load(state.components.get("regularizers", {}))
+            self.memory.load(state.components.get("auxiliary"))
             self.player.load(state.components)
         try:
             try:
@@ -179,9 +183,9 @@ class Run:
             played = self.player.play(number, laps)
         with laps.of("rows"):
             groups = self.replay.mix(played.admitted, number)
-            batch = build_batch(
-                groups, self.config, self.renderer, number, self.engine.values, self.engine.reference_logprobs
-            )
+            engine, predict = self.engine, self._predict(state.model)
+            asks = (engine.values, self.memory, engine.logprobs, predict, engine.reference_logprobs)
+            batch = build_batch(groups, self.config, self.renderer, number, *asks)
         self.idle.observe(number, groups, batch.figures)
         with laps.of("update"):  # before the step: what the policy that played them thought
             if ranks.is_first():
@@ -196,8 +200,12 @@ class Run:
         state.evaluated, state.components = not self.evaluations.due(number), self._components()
         return progress_figures(record)
 
+    def _predict(self, model: LanguageModel) -> Predict:
+        return lambda pairs: ranks.of_first(lambda: predict_targets(model, pairs, self.renderer.stops))
+
     def _components(self) -> dict[str, Any]:
-        return {"replay": self.replay.state(), "regularizers": self.regularizers.state()}
+        parts = {"replay": self.replay, "auxiliary": self.memory, "regularizers": self.regularizers}
+        return {name: part.state() for name, part in parts.items()}
 
     def _evaluate(self, state: RunState) -> None:
         self.evals.truncate(state.eval_offset)

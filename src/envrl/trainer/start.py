@@ -12,10 +12,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from envrl import ranks
 from envrl.batches.auxiliary import try_out
+from envrl.batches.rewards import rewards_of
 from envrl.build import form_of, renderer_of
 from envrl.config.idle import idle_settings
 from envrl.config.load import config_differences, dump_config, load_recipe, load_run
@@ -167,10 +169,15 @@ def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
         Replaying(config).state()
         _try_regularizers(config)
         auxiliaries = [*config.auxiliaries(), *config.auxiliaries("warm_start")]
-        if theirs := [each for each in auxiliaries if not find("auxiliary", each.name).ships]:
+        theirs = [each for each in auxiliaries if not find("auxiliary", each.name).ships]
+        rewards = [each for each in config.rewards() if not find("reward", each.name).ships]
+        if theirs or rewards:
             played = attempt_script(env, tasks[0], partial(random_script, 0), config.env.max_steps)
+            group = TrajectoryGroup(played.task, (played,))
             for each in theirs:
-                try_out(each, TrajectoryGroup(played.task, (played,)), config.rollout.layout)
+                try_out(each, group, config.rollout.layout)
+            for reward in rewards:
+                rewards_of(reward, [group], lambda examples: np.full(len(examples), 0.5))
 
 
 def _try_regularizers(config: Config) -> None:
