@@ -354,6 +354,40 @@ def test_what_an_earlier_policy_played_is_weighed_by_how_its_probability_changed
         assert figures["importance_capped"] == pytest.approx((ratios > cap).mean(), abs=1e-6)
 
 
+def test_the_cap_of_stale_tokens_is_that_of_the_weight_in_the_loss() -> None:
+    """CISPO's weight is the clipped ratio and GSPO's that of the row: neither is cut down by a token's own ratio."""
+    config = tiny(rollout={"layout": "steps"})
+    model = make_model(config)
+    rows = [row for row in make_rows(model, config) if row.terms[0].component == "policy"]
+    counts = [len(row.terms[0].positions_T) for row in rows]
+    gaps = np.linspace(-1.0, 1.5, sum(counts))
+    rows = as_sampled(rows, gaps, policy_logprobs(model, rows, LossSettings({"policy": 1.0})))
+    stale = []
+    for row in rows:
+        streams = {**row.terms[0].streams, "old_logprobs": row.terms[0].streams["sampled_logprobs"]}
+        stale.append(replace(row, terms=(replace(row.terms[0], streams=streams),)))
+    by_row = np.split(gaps, np.cumsum(counts)[:-1])
+    means = np.concatenate([np.full(len(part), part.mean()) for part in by_row])
+    bounds = {"clip_low": 1.0, "clip_high": 0.5, "dual_clip": 0.0}
+    wide = {"clip_low": 1.0, "clip_high": 1e6, "dual_clip": 0.0}
+    expected = {
+        ("cispo", 2.0): (bounds, np.ones(len(gaps))),  # no weight is above 1.5
+        ("cispo", 1.25): (bounds, np.minimum(1.0, 1.25 / np.minimum(np.exp(gaps), 1.5))),
+        ("gspo", 1.25): (wide, np.minimum(1.0, 1.25 / np.exp(means))),
+    }
+    for (name, cap), (knobs, factors) in expected.items():
+        plain = LossSettings({"policy": 1.0}, name, knobs)
+        accumulate(model, stale, replace(plain, importance_cap=cap))
+        found = gradient(model)
+        parts = np.split(factors.astype(np.float32), np.cumsum(counts)[:-1])
+        weighted = [
+            replace(row, terms=(replace(row.terms[0], weights_T=row.terms[0].weights_T * part),))
+            for row, part in zip(stale, parts, strict=True)
+        ]
+        accumulate(model, weighted, plain)
+        assert torch.allclose(gradient(model), found, rtol=1e-4, atol=1e-6)
+
+
 def test_the_largest_mismatch_of_an_update_is_that_of_all_its_steps(tmp_path: Path) -> None:
     config = tiny(train={"minibatches": 3, "micro_batch_tokens": 64}, objective={"importance_cap": 5.0})
     model = make_model(config)

@@ -293,7 +293,8 @@ def _policy_part(
         cap = settings.importance_cap
         importance = truncated_importance(before, sampled, cap)
         if stale is not None:
-            importance = torch.where(stale, stale_importance(current, sampled, cap), importance)
+            weight_N = policy_loss.weight(current, before, advantages, row_N, **settings.knobs)
+            importance = torch.where(stale, stale_importance(weight_N, cap), importance)
         losses = importance * losses
         totals.add("importance", importance)
         totals.add("importance_capped", (ratio > cap).float())

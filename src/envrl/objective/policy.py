@@ -59,6 +59,19 @@ class PolicyLoss:
             )
         return told_N
 
+    def weight(
+        self, logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, row_N: Tensor, **knobs: Any
+    ) -> Tensor:
+        """Return the importance weight that each token's loss has in it, without a gradient.
+
+        It is the token's ratio, unless the loss has another one (`weight=` in `register`).
+        """
+        if "weight" not in self.entry.traits:
+            return importance_ratio(logprobs_N, old_logprobs_N)
+        chosen = {name: each.default for name, each in self.entry.settings.items()} | knobs
+        with blame(self.entry):
+            return self.entry.traits["weight"](logprobs_N, old_logprobs_N, advantages_N, row_N, **chosen)
+
     def __call__(
         self,
         logprobs_N: Tensor,
@@ -149,13 +162,13 @@ def truncated_importance(old_logprobs_N: Tensor, sampled_logprobs_N: Tensor, cap
     return importance_ratio(old_logprobs_N, sampled_logprobs_N).clamp(max=cap)
 
 
-def stale_importance(logprobs_N: Tensor, sampled_logprobs_N: Tensor, cap: float) -> Tensor:
-    """Return the importance weight min(1, cap / ratio) of each token that an earlier policy sampled.
+def stale_importance(weights_N: Tensor, cap: float) -> Tensor:
+    """Return min(1, cap / weight) of each token that an earlier policy sampled.
 
-    It has no gradient. The loss of such a token has ratio = exp(logprob − sampled) in it: times this weight it is
-    truncated at the cap.
+    The loss of such a token has an importance weight in it (`PolicyLoss.weight`): times this it is truncated at the
+    cap.
     """
-    return (cap / importance_ratio(logprobs_N, sampled_logprobs_N)).clamp(max=1.0)
+    return (cap / weights_N).clamp(max=1.0)
 
 
 def importance_ratio(logprobs_N: Tensor, sampled_logprobs_N: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from envrl.objective.losses.common import TokenLoss, check_clips, log_ratio
 from envrl.ranges import Fraction, NonNegative
@@ -12,7 +12,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@register("loss", "cispo")
+def weight(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    row_N: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+    **_: Any,
+) -> Tensor:
+    """Return the clipped ratio of each token, without a gradient: the importance weight in its loss."""
+    weight_N = log_ratio(logprobs_N, old_logprobs_N).exp().detach().clamp(1.0 - clip_low, 1.0 + clip_high)
+    return weight_N.clamp(max=dual_clip).where(advantages_N < 0, weight_N) if dual_clip else weight_N
+
+
+@register("loss", "cispo", weight=weight)
 def cispo(
     logprobs_N: Tensor,
     old_logprobs_N: Tensor,
@@ -39,7 +55,6 @@ def cispo(
     """
     check_clips(clip_low, clip_high, dual_clip)
     ratio_N = log_ratio(logprobs_N, old_logprobs_N).exp().detach()
-    weight_N = ratio_N.clamp(1.0 - clip_low, 1.0 + clip_high)
-    if dual_clip:
-        weight_N = weight_N.clamp(max=dual_clip).where(advantages_N < 0, weight_N)
+    bounds = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
+    weight_N = weight(logprobs_N, old_logprobs_N, advantages_N, row_N, **bounds)
     return TokenLoss(-weight_N * advantages_N * logprobs_N, weight_N != ratio_N)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from envrl.objective.losses.common import LARGEST_LOG_RATIO, TokenLoss, clipped_surrogate
 from envrl.ranges import Fraction, NonNegative
@@ -12,7 +12,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@register("loss", "gspo", aggregation="sequence_mean")
+def sequence_log_ratio(logprobs_N: Tensor, old_logprobs_N: Tensor, row_N: Tensor) -> Tensor:
+    """Return the mean over its row of each token's logprob − old, without a gradient."""
+    log_ratio_N = (logprobs_N - old_logprobs_N).detach()
+    rows = int(row_N.max()) + 1 if row_N.numel() else 0
+    counts_R = log_ratio_N.new_zeros(rows).index_add(0, row_N, log_ratio_N.new_ones(len(log_ratio_N)))
+    sums_R = log_ratio_N.new_zeros(rows).index_add(0, row_N, log_ratio_N)
+    mean_R = (sums_R / counts_R.clamp(min=1.0)).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    return mean_R[row_N]
+
+
+def weight(logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, row_N: Tensor, **_: Any) -> Tensor:
+    """Return s of each token's row, the importance weight in its loss."""
+    return sequence_log_ratio(logprobs_N, old_logprobs_N, row_N).exp()
+
+
+@register("loss", "gspo", aggregation="sequence_mean", weight=weight)
 def gspo(
     logprobs_N: Tensor,
     old_logprobs_N: Tensor,
@@ -38,10 +53,5 @@ def gspo(
     >>> [round(value, 4) for value in loss.tolist()], clipped.tolist()
     ([-1.1, -1.1, 0.9], [False, False, False])
     """
-    log_ratio_N = (logprobs_N - old_logprobs_N).detach()
-    rows = int(row_N.max()) + 1 if row_N.numel() else 0
-    counts_R = log_ratio_N.new_zeros(rows).index_add(0, row_N, log_ratio_N.new_ones(len(log_ratio_N)))
-    sums_R = log_ratio_N.new_zeros(rows).index_add(0, row_N, log_ratio_N)
-    mean_R = (sums_R / counts_R.clamp(min=1.0)).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
-    ratio_N = (mean_R[row_N] + logprobs_N - logprobs_N.detach()).exp()
+    ratio_N = (sequence_log_ratio(logprobs_N, old_logprobs_N, row_N) + logprobs_N - logprobs_N.detach()).exp()
     return clipped_surrogate(ratio_N, advantages_N, clip_low, clip_high, dual_clip)
