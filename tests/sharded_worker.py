@@ -30,6 +30,7 @@ from envrl.models.heads import new_head
 from envrl.models.load import LanguageModel, build_model, load_model, load_path, load_policy, save_model
 from envrl.registry import find
 from envrl.samples.rows import counted_term
+from envrl.trainer.regularizing import Regularizers
 from envrl.types import Row
 from test_adapters import make_base
 from test_graphs import qwen
@@ -137,10 +138,16 @@ def work(case: str, folder: Path, engine: str) -> None:
     model.heads.double()
     local.load_policy = sharded.load_policy = exact_policy  # type: ignore[attr-defined]
     optimizer = adamw(model, config.train.learning_rate, config.train.weight_decay)
-    made = find("engine", engine).target(config, model, optimizer, run, lambda: None, print)
-    weights = {each.name: 0.2 for each in config.auxiliaries()} | {"value": 0.5}
-    updates = [made.step(rows, weights, number) for number in (1, 2, 3)]
+    regularizers = Regularizers(config)
+    made = find("engine", engine).target(config, model, optimizer, run, lambda: None, print, regularizers)
+    weights = {each.name: 0.2 for each in config.auxiliaries()} | {"value": 0.5} | dict.fromkeys(regularizers, 0.5)
+    updates = []
+    for number in (1, 2, 3):
+        updates.append(made.step(rows, weights, number))
+        regularizers.observe(updates[-1])
     tables = {"logprobs": made.logprobs(rows)}
+    if config.objective.kl_weight:
+        tables["reference"] = made.reference_logprobs(rows)
     if case == "heads":
         tables["values"] = made.values(rows, "value")
     moments = made.state()

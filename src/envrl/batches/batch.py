@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envrl.batches.auxiliary import make_rows, weights_of
+from envrl.batches.auxiliary import Predict, make_rows, regularizer_weights, weights_of
+from envrl.batches.divergence import Reference, less_divergence
+from envrl.batches.rewards import Logprobs, with_rewards
+from envrl.batches.selection import Memory
 from envrl.batches.values import Values, value_terms, values_of_steps
 from envrl.config.schema import Config
 from envrl.objective.advantage import ESTIMATORS, VALUE
@@ -29,7 +32,7 @@ class UpdateBatch:
 
     rows: list[Row]
     weights: dict[str, float]
-    """The weight λ of each auxiliary objective."""
+    """The weight λ of each auxiliary objective and regularizer."""
     figures: dict[str, float]
 
 
@@ -68,7 +71,7 @@ def _credit(
     )
 
 
-def _given_rows(groups: Sequence[TrajectoryGroup], aggregation: str) -> list[Row]:
+def _given_rows(groups: Sequence[TrajectoryGroup], config: Config) -> list[Row]:
     """Return the rows of groups whose advantages are given."""
     return [
         row
@@ -77,29 +80,48 @@ def _given_rows(groups: Sequence[TrajectoryGroup], aggregation: str) -> list[Row
         for row in policy_rows(
             trajectory,
             np.full(len(trajectory.transitions), advantage),
-            aggregation,
+            config.objective.aggregation,
             stale=True,
             component="replay",
             weight=group.weight,
+            constant=config.row_tokens,
         )
     ]
 
 
 def build_batch(
-    groups: Sequence[TrajectoryGroup], config: Config, renderer: Renderer, update: int, values: Values | None = None
+    groups: Sequence[TrajectoryGroup],
+    config: Config,
+    renderer: Renderer,
+    update: int,
+    values: Values | None = None,
+    memory: Memory | None = None,
+    logprobs: Logprobs | None = None,
+    predict: Predict | None = None,
+    reference: Reference | None = None,
 ) -> UpdateBatch:
     """Return the rows of an update; (seed, update) seed the choice of auxiliary rows.
 
-    `values` asks the engine for those of the value head, if the estimator reads them. Groups with given advantages have
-    rows of the component `replay`: neither estimator nor auxiliary objectives see them.
+    `values` asks the engine for those of the value head, if the estimator reads them. `memory` holds what the choice of
+    auxiliary rows knows of earlier updates, and learns this one. `logprobs` asks the engine for those of tokens, if the
+    recipe has a reward beside the world's; `predict` asks the policy for texts, if an objective's targets are its own;
+    `reference` asks for the log-probs of the model that RL started from, if the KL to it is taken from the reward.
+    Groups with given advantages have rows of the component `replay`: neither estimator nor auxiliary objectives see
+    them.
     """
+    memory = memory or Memory()
     auxiliaries = config.auxiliaries()
     weights = weights_of(auxiliaries, update, config.train.updates)
     active = [each for each in auxiliaries if weights[each.name] > 0]
+    weights |= regularizer_weights(config.regularizers(), update, config.train.updates)
     judged = [group for group in groups if not group.advantages_G]
-    auxiliary = make_rows(active, judged, renderer, (config.seed, update))
+    auxiliary = make_rows(active, judged, renderer, (config.seed, update), memory, update, predict)
+    if any(each.common.select == "novel" for each in auxiliaries):
+        memory.observe(judged)
     rows: list[Row] = []
-    advantages, returns = _credit(judged, config, values)
+    paid, rewards = _paid(judged, config, renderer, update, logprobs)
+    charged, divergence = less_divergence(paid, config, reference)
+    advantages, returns = _credit(charged, config, values)
     knobs = config.settings("estimator")
     levels = ESTIMATORS[config.objective.estimator].levels(knobs)
     for number, (trajectory, advantages_S) in enumerate(zip(episodes_of(judged), advantages, strict=True)):
@@ -114,8 +136,9 @@ def build_batch(
             in_pass,
             idle=config.objective.idle_rows == "count",
             stale=trajectory.policy_version < update,
+            constant=config.row_tokens,
         )
-    given = _given_rows([group for group in groups if group.advantages_G], config.objective.aggregation)
+    given = _given_rows([group for group in groups if group.advantages_G], config)
     figures = {f"weight/{name}": weight for name, weight in weights.items()}
     weights = {**weights, **{name: knobs.get(f"{name}_weight", 0.5) for name in returns}}
     figures["rows/policy"] = sum(map(learns, rows))
@@ -127,4 +150,17 @@ def build_batch(
     staleness = [update - trajectory.policy_version for trajectory in episodes_of(groups)]
     if any(staleness):
         figures["staleness"] = float(np.mean(staleness))
-    return UpdateBatch([*rows, *given, *auxiliary.rows], weights, figures | auxiliary.figures)
+    figures |= divergence | auxiliary.figures | rewards
+    return UpdateBatch([*rows, *given, *auxiliary.rows], weights, figures)
+
+
+def _paid(
+    groups: Sequence[TrajectoryGroup], config: Config, renderer: Renderer, update: int, logprobs: Logprobs | None
+) -> tuple[Sequence[TrajectoryGroup], dict[str, float]]:
+    """Return the groups with the rewards that the recipe adds to the world's, and figures of these."""
+    rewards = config.rewards()
+    if not rewards:
+        return groups, {}
+    if logprobs is None:
+        raise ValueError("a reward beside the world's is asked of an engine")
+    return with_rewards(groups, rewards, update, config.train.updates, renderer, logprobs)

@@ -7,6 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 
 import torch
@@ -80,7 +81,9 @@ class Bench:
     def update(self, config: Config, groups: Sequence[TrajectoryGroup], watch: Watch) -> list[Row]:
         """Run an update on these episodes as training does; return the rows."""
         watch.start()
-        batch = build_batch(groups, config, renderer_of(self.model, form_of(config)), 1)
+        alone = loss_settings(config, {})
+        asked = partial(policy_logprobs, self.model, settings=alone)
+        batch = build_batch(groups, config, renderer_of(self.model, form_of(config)), 1, logprobs=asked)
         rows = batch.rows
         if not rows:
             raise UserError(

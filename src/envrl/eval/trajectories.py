@@ -83,9 +83,9 @@ def advantage_parts(groups: Sequence[TrajectoryGroup], config: Config) -> list[l
     """Return `advantage` for each step of each episode, and `advantage_parts` if it is a sum.
 
     An estimator with the setting `step_weight` (GiGPO, GraphGPO) adds an advantage of the step to that of the episode.
-    Nothing for one that reads a head's values, which are not at hand here.
+    Nothing for one that reads a head's values, and where rewards are added to the world's: these are not at hand here.
     """
-    if ESTIMATORS[config.objective.estimator].reads_values:
+    if ESTIMATORS[config.objective.estimator].reads_values or config.rewards():
         return []
     whole = step_advantages(groups, config)
     if "step_weight" not in config.settings("estimator"):
@@ -107,9 +107,9 @@ def _predictions(
     model: LanguageModel, renderer: Renderer, config: Config, trajectories: Sequence[Trajectory]
 ) -> list[dict[str, str]]:
     """Return for each step the greedy predictions of what the recipe trains: its answer, its command."""
-    trained = {each.name for stage in ("", "warm_start") for each in config.auxiliaries(stage)}
+    trained = {each.asks for stage in ("", "warm_start") for each in config.auxiliaries(stage)}
     asked = {
-        "predicted_observation": state_pairs if trained & {"state", "echo"} else None,
+        "predicted_observation": state_pairs if "state" in trained else None,
         "predicted_action": inverse_pairs if "inverse" in trained else None,
     }
     pairs = {key: of(config, renderer, trajectories) for key, of in asked.items() if of is not None}
