@@ -20,7 +20,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import envrl
 from boxes import Boxes, tiny
 from envrl.batches.examples import pair_rows
 from envrl.build import renderer_of
@@ -91,15 +90,11 @@ def shallow(shallow_folder: Path) -> LanguageModel:
     return load_model(shallow_folder, marks=False)
 
 
-def play(
-    model: LanguageModel, form: Form, settings: PlaySettings = FREE, world: str = "", episodes: int = 2
-) -> list[Trajectory]:
+def play(model: LanguageModel, form: Form, settings: PlaySettings = FREE, episodes: int = 2) -> list[Trajectory]:
     """Play a group of episodes of the first training task, and check that what was fed is what was recorded."""
-    make_env, stats = (lambda: envrl.make(world)) if world else Boxes, RolloutStats()
-    tasks = [make_env().tasks("train")[0]] * episodes
-    played = play_model(
-        model, renderer_of(model, form), make_env, tasks, range(episodes), settings, seed=0, stats=stats
-    )
+    stats = RolloutStats()
+    tasks = [Boxes().tasks("train")[0]] * episodes
+    played = play_model(model, renderer_of(model, form), Boxes, tasks, range(episodes), settings, seed=0, stats=stats)
     assert stats.mismatches == 0
     assert all(trajectory.transitions for trajectory in played)
     return played
@@ -136,9 +131,9 @@ def test_it_is_the_model_that_it_says(whole: LanguageModel) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_zero_shot_every_response_is_a_command_or_a_fault(name: str, whole: LanguageModel) -> None:
-    """Of a group in the household world: what it says is recorded and read, and nothing else happens."""
+    """Of a group: what it says is recorded and read, and nothing else happens."""
     settings = replace(FREE, max_steps=1, response_tokens=16)
-    played = play(whole, Form("steps", format=name, history=0), settings, "household")
+    played = play(whole, Form("steps", format=name, history=0), settings)
     actions = [step.action for trajectory in played for step in trajectory.transitions]
     assert len(actions) == 2
     for action in actions:
