@@ -6,12 +6,12 @@ run. A killed process is killed by SIGKILL: nothing of it goes on to run.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
-import traceback
 from importlib import import_module
 from pathlib import Path
 
@@ -98,8 +98,11 @@ def _child(recipe: str, run: str, resume: bool, moment: int, how: int) -> int:
 
 
 def _phase() -> str:
-    names = [frame.name for frame in traceback.extract_stack()]
-    return next((PHASES[name] for name in names if name in PHASES), "between")
+    frame, found = sys._getframe(), "between"
+    while frame is not None:  # not by traceback, which looks up the source of every line
+        found = PHASES.get(frame.f_code.co_name, found)
+        frame = frame.f_back
+    return found
 
 
 def essence(run: Path) -> dict[str, object]:
@@ -124,6 +127,7 @@ def _timeless(record: dict[str, object]) -> dict[str, object]:
 def _serve() -> None:
     register()
     import_module("transformers.models.lfm2.modeling_lfm2")  # what transformers would import at the first use
+    gc.freeze()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
