@@ -20,7 +20,8 @@ from envrl.build import form_of, play_settings, renderer_of
 from envrl.cli.main import main
 from envrl.config.load import dump_config
 from envrl.config.schema import CurriculumConfig
-from envrl.curriculum import Plan, Shuffle
+from envrl.curricula.shuffle import Shuffle
+from envrl.curriculum import Plan
 from envrl.engine.update import LossSettings, Totals, micro_loss
 from envrl.errors import UserError
 from envrl.models.load import build_model
@@ -31,7 +32,6 @@ from envrl.trainer.tasks import Tasks
 from envrl.types import Assignment, Task, TrajectoryGroup, episodes_of
 from moments import essence
 from playing import play_model
-from test_registry import clean  # noqa: F401 - a fixture: what a test registers does not stay
 
 TASKS = Boxes().tasks("train")
 TEXTS = ["Open box 1. You see 1, 2, 3, 4, nothing. It is empty. You open box 2 and find the key."]

@@ -2,12 +2,13 @@
 
 A curriculum is made with the tasks of the training split and the `Plan`, and is asked before every update. Besides
 `next` it may have `observe(groups)`, which receives the groups that were played; `admit(group)`, which says whether the
-policy learns from a group; and `state()` with `load(state)`, for state that survives a checkpoint (JSON).
+policy learns from a group; `state()` with `load(state)`, for state that survives a checkpoint (JSON); and `figures()`,
+for the update's line in metrics.jsonl. `curricula/` holds those that ship.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envrl.randomness import key_of
-from envrl.registry import register
 from envrl.types import Assignment, Task, TrajectoryGroup
 
 
@@ -63,18 +63,11 @@ class HasState(Protocol):
     def load(self, state: Any) -> None: ...
 
 
-@register("curriculum", "shuffle")
-class Shuffle:
-    """Plays every task in turn, in an order that is shuffled anew for every pass over the tasks."""
+@runtime_checkable
+class HasFigures(Protocol):
+    """Anything with figures for the log line of an update."""
 
-    def __init__(self, tasks: Sequence[Task], plan: Plan) -> None:
-        self._tasks, self._plan = tasks, plan
-
-    def next(self, update: int) -> list[Assignment]:
-        """Return one assignment per task of the update, a function of (seed, update)."""
-        plan = self._plan
-        tasks = draw_tasks(self._tasks, plan.seed, update, plan.tasks)
-        return [Assignment(task, plan.group_size) for task in tasks]
+    def figures(self) -> Mapping[str, float]: ...
 
 
 def draw_tasks(tasks: Sequence[Task], seed: int, update: int, count: int) -> list[Task]:

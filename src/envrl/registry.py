@@ -101,7 +101,7 @@ KINDS = {
             name: f"envrl.objective.auxiliary.{name}:{name}"
             for name in ("state", "inverse", "echo", "paw", "uishift", "aawm")
         },
-        reserved=("entropy", "imitation", "kl", "policy", "value"),
+        reserved=("entropy", "imitation", "kl", "policy", "replay", "value"),
     ),
     "reward": Kind(
         "reward",
@@ -125,7 +125,7 @@ KINDS = {
         "curriculum.name",
         ("curriculum",),
         "envrl.curricula",
-        {"shuffle": "envrl.curriculum:Shuffle"},
+        {"shuffle": "envrl.curricula.shuffle:Shuffle"},
     ),
     "engine": Kind(
         "engine",
@@ -151,7 +151,11 @@ KINDS = {
         "replay.name",
         ("replay",),
         "envrl.replays",
-        {"none": "envrl.replay:NoReplay"},
+        {
+            "none": "envrl.replays.none:NoReplay",
+            "arpo": "envrl.replays.arpo:Arpo",
+            "spear": "envrl.replays.spear:Spear",
+        },
     ),
 }
 

@@ -208,6 +208,10 @@ class TrajectoryGroup:
     trajectories: tuple[Trajectory, ...]
     policy_version: int = 0
     source: str = "policy"
+    advantages_G: tuple[float, ...] = ()
+    """The advantage of each episode, from a replay that knows it; empty: the estimator works it out."""
+    weight: float = 1.0
+    """Of the loss, if the advantages are given: it is then the loss component `replay`, beside the policy's."""
 
     @property
     def returns_G(self) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envrl.batches.auxiliary import Predict, make_rows, weights_of
+from envrl.batches.examples import AuxiliaryRows
 from envrl.batches.rewards import Logprobs, with_rewards
 from envrl.batches.selection import Memory
 from envrl.batches.values import COMPONENT, Values, value_terms, values_of_steps
@@ -17,7 +18,7 @@ from envrl.config.schema import Config
 from envrl.objective.advantage import ESTIMATORS
 from envrl.rendering.renderer import Renderer
 from envrl.samples.rows import learns, policy_rows
-from envrl.types import Row, TrajectoryGroup, Transition, episodes_of
+from envrl.types import Row, Trajectory, TrajectoryGroup, Transition, episodes_of
 
 _VALID: dict[str, Callable[[Transition], bool]] = {
     "command": lambda step: step.admissible and bool(step.action.text),
@@ -67,6 +68,23 @@ def _credit(
     )
 
 
+def _given_rows(groups: Sequence[TrajectoryGroup], aggregation: str) -> list[Row]:
+    """Return the rows of groups whose advantages are given."""
+    return [
+        row
+        for group in groups
+        for trajectory, advantage in zip(group.trajectories, group.advantages_G, strict=True)
+        for row in policy_rows(
+            trajectory,
+            np.full(len(trajectory.transitions), advantage),
+            aggregation,
+            stale=True,
+            component="replay",
+            weight=group.weight,
+        )
+    ]
+
+
 def build_batch(
     groups: Sequence[TrajectoryGroup],
     config: Config,
@@ -79,23 +97,50 @@ def build_batch(
 ) -> UpdateBatch:
     """Return the rows of an update; (seed, update) seed the choice of auxiliary rows.
 
-    `values` asks the engine for those of the value head, if the estimator reads them. `memory` holds what the choice of
-    auxiliary rows knows of earlier updates, and learns this one. `logprobs` asks the engine for those of tokens, if the
-    recipe has a reward beside the world's; `predict` asks the policy for texts, if an objective's targets are its own.
+    `values` asks the engine for those of the value head, if the estimator reads them; `logprobs` for those of tokens,
+    if the recipe has a reward beside the world's; `predict` asks the policy for texts, if an objective's targets are
+    its own. `memory` holds what the choice of auxiliary rows knows of earlier updates, and learns this one. Groups with
+    given advantages have rows of the component `replay`: neither estimator nor auxiliary objectives see them.
     """
     memory = memory or Memory()
     auxiliaries = config.auxiliaries()
     weights = weights_of(auxiliaries, update, config.train.updates)
     active = [each for each in auxiliaries if weights[each.name] > 0]
-    auxiliary = make_rows(active, groups, renderer, (config.seed, update), memory, update, predict)
+    judged = [group for group in groups if not group.advantages_G]
+    auxiliary = make_rows(active, judged, renderer, (config.seed, update), memory, update, predict)
     if any(each.common.select == "novel" for each in auxiliaries):
-        memory.observe(groups)
-    rows: list[Row] = []
-    paid, rewards = _paid(groups, config, renderer, update, logprobs)
+        memory.observe(judged)
+    paid, rewards = _paid(judged, config, renderer, update, logprobs)
     advantages, returns = _credit(paid, config, values)
-    knobs = config.settings("estimator")
-    level = ESTIMATORS[config.objective.estimator].level(knobs)
-    for number, (trajectory, advantages_S) in enumerate(zip(episodes_of(groups), advantages, strict=True)):
+    rows = _judged_rows(episodes_of(judged), advantages, returns, auxiliary, config, update)
+    given = _given_rows([group for group in groups if group.advantages_G], config.objective.aggregation)
+    figures = {f"weight/{name}": weight for name, weight in weights.items()}
+    if returns is not None:
+        weights = {**weights, COMPONENT: config.settings("estimator").get("value_weight", 0.5)}
+    figures["rows/policy"] = sum(map(learns, rows))
+    if given:
+        figures["rows/replay"] = len(given)
+    if config.objective.idle_rows == "count":
+        figures["rows/idle"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
+        figures["rows/idle"] -= figures["rows/policy"]
+    staleness = [update - trajectory.policy_version for trajectory in episodes_of(groups)]
+    if any(staleness):
+        figures["staleness"] = float(np.mean(staleness))
+    return UpdateBatch([*rows, *given, *auxiliary.rows], weights, figures | auxiliary.figures | rewards)
+
+
+def _judged_rows(
+    trajectories: Sequence[Trajectory],
+    advantages: Sequence[NDArray[np.float64]],
+    returns: Sequence[NDArray[np.float64]] | None,
+    auxiliary: AuxiliaryRows,
+    config: Config,
+    update: int,
+) -> list[Row]:
+    """Return the policy's rows of these episodes, with the terms of a value head and of objectives in its pass."""
+    level = ESTIMATORS[config.objective.estimator].level(config.settings("estimator"))
+    rows: list[Row] = []
+    for number, (trajectory, advantages_S) in enumerate(zip(trajectories, advantages, strict=True)):
         in_pass = auxiliary.in_pass.get(number, {})
         if returns is not None:
             learned = value_terms(trajectory, returns[number], level)
@@ -108,17 +153,7 @@ def build_batch(
             idle=config.objective.idle_rows == "count",
             stale=trajectory.policy_version < update,
         )
-    figures = {f"weight/{name}": weight for name, weight in weights.items()}
-    if returns is not None:
-        weights = {**weights, COMPONENT: knobs.get("value_weight", 0.5)}
-    figures["rows/policy"] = sum(map(learns, rows))
-    if config.objective.idle_rows == "count":
-        figures["rows/idle"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
-        figures["rows/idle"] -= figures["rows/policy"]
-    staleness = [update - trajectory.policy_version for trajectory in episodes_of(groups)]
-    if any(staleness):
-        figures["staleness"] = float(np.mean(staleness))
-    return UpdateBatch([*rows, *auxiliary.rows], weights, figures | auxiliary.figures | rewards)
+    return rows
 
 
 def _paid(

@@ -170,6 +170,10 @@ OldLogprobs = Mapping[str, np.ndarray]
 """Log-probs of policy tokens by row origin, under the policy before the batch's first step or the reference model."""
 
 
+POLICY_LOSSES = ("policy", "replay")
+"""Components with the policy loss: episodes that the estimator judged, and those whose advantages a replay gave."""
+
+
 def micro_loss(
     model: LanguageModel,
     rows: Sequence[Row],
@@ -200,9 +204,9 @@ def micro_loss(
         weights_N = _weights(rows, component, device) / denominator[component]
         if component in model.heads:
             loss = loss + weight * _head_part(model, rows, component, states, weights_N, totals)
-        elif component == "policy":
+        elif component in POLICY_LOSSES:
             scores = score_terms(model, rows, component, states, settings.temperature, settings.precision)
-            loss = loss + _policy_part(rows, scores, weights_N, totals, settings, old, reference)
+            loss = loss + _policy_part(rows, component, scores, weights_N, totals, settings, old, reference)
         else:
             losses_N = -score_terms(model, rows, component, states, 1.0, settings.precision).logprobs
             _count_kinds(rows, component, losses_N, totals)
@@ -252,6 +256,7 @@ def _places(rows: Sequence[Row], component: str, device: torch.device) -> tuple[
 
 def _policy_part(
     rows: Sequence[Row],
+    component: str,
     scores: TokenScores,
     weights_N: Tensor,
     totals: Totals,
@@ -259,14 +264,18 @@ def _policy_part(
     old: OldLogprobs | None,
     reference: OldLogprobs | None,
 ) -> Tensor:
-    device = scores.logprobs.device
-    policy_rows = [row for row in rows if any(term.component == "policy" for term in row.terms)]
-    advantages = _stream(rows, "policy", "advantages", device)
-    sampled = _stream(rows, "policy", "sampled_logprobs", device)
+    """Return the policy loss of a component's tokens; only `policy` has the entropy bonus and KL.
+
+    Figures of the ratios of stale tokens are counted over both components.
+    """
+    device, judged = scores.logprobs.device, component == "policy"
+    prefix = "" if judged else f"{component}/"
+    advantages = _stream(rows, component, "advantages", device)
+    sampled = _stream(rows, component, "sampled_logprobs", device)
     current = scores.logprobs.detach()
-    before, stale = _before(policy_rows, current, old)
+    before, stale = _before(rows, component, current, old)
     losses, clipped = TOKEN_LOSSES[settings.policy_loss](
-        scores.logprobs, before, advantages, row_numbers(rows, "policy", device), **settings.knobs
+        scores.logprobs, before, advantages, row_numbers(rows, component, device), **settings.knobs
     )
     ratio = importance_ratio(before if stale is None else torch.where(stale, current, before), sampled)
     if settings.importance_cap:
@@ -286,38 +295,47 @@ def _policy_part(
         totals.add("ratio", ratio[stale])
         totals.add("ratio_squared", ratio[stale].square())
         mismatch = mismatch[~stale]
-    part = (weights_N * losses).sum() * settings.weights.get("policy", 1.0)
-    totals.add("loss/policy", losses)
-    totals.add("clip_fraction", clipped.float())
-    totals.add("entropy", scores.entropies)
+    part = (weights_N * losses).sum() * settings.weights.get(component, 1.0)
+    totals.add(f"loss/{component}", losses)
+    totals.add(f"{prefix}clip_fraction", clipped.float())
+    totals.add(f"{prefix}entropy", scores.entropies)
     if mismatch.numel():
         totals.add("sampler_mismatch", mismatch.abs())
         totals.add_largest("sampler_mismatch_max", mismatch.abs())
-    if settings.weights.get("entropy"):
+    if settings.weights.get("entropy") and judged:
         part = part - settings.weights["entropy"] * (weights_N * scores.entropies).sum()
-    if reference is not None:
-        kl = kl_k3(scores.logprobs, _lookup(policy_rows, reference, device))
+    if reference is not None and judged:
+        kl = kl_k3(scores.logprobs, _lookup(_rows_with(rows, component), reference, device))
         part = part + settings.weights["kl"] * (weights_N * kl).sum()
         totals.add("kl", kl)
     return part
 
 
-def _before(rows: Sequence[Row], current: Tensor, old: OldLogprobs | None) -> tuple[Tensor, Tensor | None]:
+def _before(
+    rows: Sequence[Row], component: str, current: Tensor, old: OldLogprobs | None
+) -> tuple[Tensor, Tensor | None]:
     """Return the old log-probs in the policy ratios, and which tokens an earlier policy played (None: no token).
 
     The old log-probs are those under the policy before the batch's first step. `current` are the log-probs of this
     pass, which are the old ones if the batch has a single step (`old` is None). A row that an earlier policy played has
     its own (`old_logprobs`).
     """
-    terms = [term for row in rows for term in row.terms if term.component == "policy"]
-    before = current if old is None else _lookup(rows, old, current.device)
+    having = _rows_with(rows, component)
+    terms = [term for row in having for term in row.terms if term.component == component]
     recorded = [term.streams.get("old_logprobs") for term in terms]
     if all(own is None for own in recorded):
-        return before, None
+        return current if old is None else _lookup(having, old, current.device), None
     counts = [len(term.positions_T) for term in terms]
     stale = torch.from_numpy(np.repeat([own is not None for own in recorded], counts)).to(current.device)
-    parts = zip(before.split(counts), recorded, strict=True)
-    return torch.cat([part if own is None else torch.from_numpy(own).to(part) for part, own in parts]), stale
+    parts = [
+        torch.from_numpy(own).to(part) if own is not None else part if old is None else _lookup([row], old, part.device)
+        for row, own, part in zip(having, recorded, current.split(counts), strict=True)
+    ]
+    return torch.cat(parts), stale
+
+
+def _rows_with(rows: Sequence[Row], component: str) -> list[Row]:
+    return [row for row in rows if any(term.component == component for term in row.terms)]
 
 
 def _lookup(rows: Sequence[Row], table: OldLogprobs, device: torch.device) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,19 +55,23 @@ def policy_rows(
     *,
     idle: bool = False,
     stale: bool = False,
+    component: str = "policy",
+    weight: float = 1.0,
 ) -> list[Row]:
     """Return a trajectory's policy rows, one per segment, with the extra terms that `in_pass` has by segment number.
 
     Tokens that the restriction fixed have no gradient and are not counted. A segment whose advantages are all 0 gets no
     policy term, so groups of equal returns cost nothing; with `idle` it gets one, which counts in the denominator.
-    `stale`: an earlier policy played the trajectory, so its log-probs become `old_logprobs`.
+    `stale`: an earlier policy played the trajectory, so its log-probs become `old_logprobs`. `weight` scales
+    the losses.
     """
     rows = []
     for number, segment in enumerate(trajectory.segments):
         terms = []
         if idle or any(np.any(advantages_S[span.step]) for span in segment.spans):
             term = _policy_term(trajectory, segment, advantages_S, aggregation, stale)
-            terms += [term] if term is not None else []
+            if term is not None:
+                terms.append(replace(term, component=component, weights_T=term.weights_T * weight))
         terms += (in_pass or {}).get(number, ())
         if terms:
             rows.append(Row(segment.token_ids, tuple(terms), origin_of(trajectory, number)))

@@ -183,6 +183,7 @@ def _to_json(update: int, found: PlayedAhead) -> dict[str, Any]:
         "groups": to_json(played.groups),
         "admitted": [places[id(group)] for group in played.admitted],
         "episodes": played.episodes,
+        "figures": played.figures,
         "mismatches": stats.mismatches,
         "replaced": stats.replaced,
     }
@@ -190,5 +191,6 @@ def _to_json(update: int, found: PlayedAhead) -> dict[str, Any]:
 
 def _from_json(state: dict[str, Any]) -> PlayedAhead:
     groups = from_json(state["groups"])
-    played = Played(groups, [groups[place] for place in state["admitted"]], state["episodes"])
+    admitted = [groups[place] for place in state["admitted"]]
+    played = Played(groups, admitted, state["episodes"], state["figures"])
     return PlayedAhead(played, RolloutStats(mismatches=state["mismatches"], replaced=state["replaced"]))

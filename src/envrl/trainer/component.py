@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
+from numbers import Real
 from typing import Any
 
-from envrl.curriculum import HasState
+from envrl.curriculum import HasFigures, HasState
 from envrl.errors import RunError, UserError
 from envrl.registry import Entry, blame
 from envrl.samples.store import from_json, to_json
@@ -39,6 +41,16 @@ class Component:
             return to_json(state)
         except RunError as error:
             raise UserError(f"the {self.entry.called} cannot be saved: {error}") from error
+
+    def figures(self) -> dict[str, float]:
+        """Return the object's figures for the log, as KIND/NAME; raise `UserError` if one is no number."""
+        if not isinstance(self.made, HasFigures):
+            return {}
+        figures = self.do(lambda: dict(self.made.figures()))
+        for name, value in figures.items():
+            if not isinstance(value, Real) or not isfinite(value):
+                raise UserError(f"the {self.entry.called} has the figure '{name}' = {value!r:.40}, which is no number")
+        return {f"{self.entry.kind}/{name}": float(value) for name, value in figures.items()}
 
     def load(self, state: Any) -> None:
         """Restore the state from a checkpoint."""

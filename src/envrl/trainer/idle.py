@@ -31,7 +31,7 @@ class IdleUpdates:
                 f"placebo/{name}_targets", 0.0
             ):
                 self._say_same_targets(update, name, figures)
-        if figures["rows/policy"]:
+        if figures["rows/policy"] or figures.get("rows/replay"):
             self._in_a_row = 0
             return
         self._in_a_row += 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from envrl import ranks
-from envrl.batches.auxiliary import Predict
+from envrl.batches.auxiliary import LONGEST_WRITTEN, Predict
 from envrl.batches.batch import build_batch
 from envrl.batches.selection import Memory
 from envrl.build import env_maker, form_of, policy_of, renderer_of
@@ -189,7 +189,7 @@ class Run:
             if ranks.is_first():
                 write_shown(self.folder, number, played.groups, state.model, self.renderer, self.config, self.reporter)
         with laps.of("update"), self.reporter.phase("learning"):
-            figures = self.engine.step(batch.rows, batch.weights, number)
+            figures = self.replay.figures() | self.engine.step(batch.rows, batch.weights, number)
             give_back_memory()
         record = self.log.write(state, number, played, batch, figures, laps)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.engine.skips
@@ -197,7 +197,7 @@ class Run:
         return progress_figures(record)
 
     def _predict(self, model: LanguageModel) -> Predict:
-        return lambda pairs: ranks.of_first(lambda: predict_targets(model, pairs, self.renderer.stops))
+        return lambda pairs: ranks.of_first(lambda: predict_targets(model, pairs, self.renderer.stops, LONGEST_WRITTEN))
 
     def _components(self) -> dict[str, Any]:
         return {"replay": self.replay.state(), "auxiliary": self.memory.state()}

@@ -90,6 +90,7 @@ class UpdateLog:
             "episodes": state.episodes,
             "total_tokens": state.tokens,
             **of_play,
+            **played.figures,
             **batch.figures,
             **figures,
             "train/token_mismatches": laps.stats.mismatches,

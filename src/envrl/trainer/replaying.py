@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from envrl.config.schema import Config
-from envrl.errors import UserError
 from envrl.registry import find
+from envrl.replay import checked
 from envrl.trainer.component import Component
 from envrl.trainer.tasks import plan_of
 from envrl.types import TrajectoryGroup
@@ -22,9 +22,4 @@ class Replaying(Component):
     def mix(self, groups: Sequence[TrajectoryGroup], update: int) -> list[TrajectoryGroup]:
         """Return the groups that an update learns from; raise `UserError` if the replay returns anything else."""
         mixed = self.do(lambda: list(self.made.mix(groups, update)))
-        for group in mixed:
-            if not isinstance(group, TrajectoryGroup):
-                raise UserError(f"the {self.entry.called} gave {group!r:.80}, which is no group of episodes")
-            if any(trajectory.policy_version > update for trajectory in group.trajectories):
-                raise UserError(f"the {self.entry.called} gave episodes of a later update than {update}")
-        return mixed
+        return checked(self.entry.called, mixed, update)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from envrl import ranks
 from envrl.build import training_settings
@@ -22,11 +22,12 @@ from envrl.types import StopReason, Trajectory, TrajectoryGroup
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """An update's complete groups, those that the curriculum admitted, and the number of episodes played."""
+    """An update's complete groups, those admitted, the number of episodes played, and the curriculum's figures."""
 
     groups: list[TrajectoryGroup]
     admitted: list[TrajectoryGroup]
     episodes: int
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Rollouts:
                 break
         if self.tasks.refuses and not admitted:
             self.reporter.say(f"update {update}: the curriculum refused all {len(groups)} groups of {ROUNDS} rounds")
-        return Played(groups, admitted[:wanted], episodes)
+        return Played(groups, admitted[:wanted], episodes, self.tasks.figures())
 
     def _round(
         self, playing: Sequence[Playing], update: int, stats: RolloutStats, version: int | None

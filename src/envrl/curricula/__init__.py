@@ -1,0 +1,1 @@
+"""Curricula that ship, a file each; `envrl.curriculum` has what a curriculum is."""
