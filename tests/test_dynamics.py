@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from boxes import tiny
+from chat_models import make_tokenizer
 from envrl.batches.auxiliary import make_rows
 from envrl.batches.batch import build_batch
 from envrl.build import form_of, renderer_of
@@ -27,6 +28,7 @@ from envrl.eval.diversity import diversity
 from envrl.eval.probe import probe
 from envrl.eval.questions import ask
 from envrl.models.load import LanguageModel, build_model
+from envrl.models.tokenizer import Codec
 from envrl.objective.auxiliary.aawm import aawm, retrieve
 from envrl.objective.auxiliary.paw import clipped_error, paw
 from envrl.objective.auxiliary.uishift import expected_miss, uishift
@@ -394,3 +396,13 @@ def test_a_chat_model_learns_what_it_wrote(tmp_path: Path, capsys: pytest.Captur
 
 def model_of_chats() -> LanguageModel:
     return build_model(tiny(**CHATS).model, ["Box 3 has a false bottom."] * 8, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_pieces_have_the_letters_digits_and_spaces_of_the_text(kind: str) -> None:
+    """As the texts have them, for any text of ASCII; one of SentencePiece begins with a space of its own."""
+    codec = Codec(make_tokenizer(kind))
+    text = "You arrive at desk 1.\nOn the desk 12, you see 3 pens (2 pens)."
+    ids = codec.encode(text)
+    assert "".join(codec.pieces(ids)).strip() == "".join(codec.texts(ids)) == text
+    assert kinds_of(codec.pieces(ids)).tolist() == kinds_of(codec.texts(ids)).tolist()
