@@ -79,7 +79,7 @@ KINDS = {
         {
             **{
                 name: f"envrl.objective.estimators.{name}:{name}"
-                for name in ("grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "stratified", "gae", "poad")
+                for name in ("grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "stratified", "gae", "poad", "spa")
             },
             "reinforce++": "envrl.objective.estimators.reinforce:reinforce_plus_plus",
             "reinforce++-baseline": "envrl.objective.estimators.reinforce:reinforce_plus_plus_baseline",
@@ -90,7 +90,7 @@ KINDS = {
         "objective.loss",
         ("objective",),
         "envrl.losses",
-        {name: f"envrl.objective.policy:{name}" for name in ("ppo", "gspo", "cispo")},
+        {name: f"envrl.objective.losses.{name}:{name}" for name in ("ppo", "gspo", "cispo", "clip_cov")},
     ),
     "auxiliary": Kind(
         "auxiliary objective",
@@ -101,14 +101,22 @@ KINDS = {
             name: f"envrl.objective.auxiliary.{name}:{name}"
             for name in ("state", "inverse", "echo", "paw", "uishift", "aawm")
         },
-        reserved=("entropy", "imitation", "kl", "policy", "replay", "value"),
+        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
+    ),
+    "regularizer": Kind(
+        "regularizer",
+        "",
+        ("regularizer",),
+        "envrl.regularizers",
+        {"epo": "envrl.objective.regularizers.epo:Epo"},
+        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
     ),
     "reward": Kind(
         "reward",
         "",
         ("reward",),
         "envrl.rewards",
-        {"inverse": "envrl.objective.rewards.inverse:inverse"},
+        {name: f"envrl.objective.rewards.{name}:{name}" for name in ("inverse", "overlong")},
     ),
     "format": Kind(
         "prompt format",
@@ -125,7 +133,7 @@ KINDS = {
         "curriculum.name",
         ("curriculum",),
         "envrl.curricula",
-        {"shuffle": "envrl.curricula.shuffle:Shuffle"},
+        {"shuffle": "envrl.curricula.shuffle:Shuffle", "dynamic": "envrl.curricula.dynamic:Dynamic"},
     ),
     "engine": Kind(
         "engine",
@@ -245,7 +253,14 @@ def _check_free(entry: Entry) -> None:
     if entry.ships:  # looking up installed packages takes time, and built-in names do not collide
         return
     for kind, other in KINDS.items():
-        if kind != entry.kind and other.tables == KINDS[entry.kind].tables and entry.name in names(kind):
+        if kind == entry.kind or entry.name not in names(kind):
+            continue
+        if {entry.kind, kind} == {"auxiliary", "regularizer"}:
+            raise UserError(
+                f"there is already {other.one} '{entry.name}', and loss/{entry.name} is its figure in the log: "
+                "register yours under another name"
+            )
+        if other.tables == KINDS[entry.kind].tables:
             raise UserError(
                 f"there is already {other.one} '{entry.name}', and [{other.tables[0]}.{entry.name}] is the table of "
                 "its settings: register yours under another name"

@@ -9,7 +9,7 @@ from typing import get_args
 
 from envrl.batches.examples import AuxiliaryRows, auxiliary_rows
 from envrl.batches.selection import Memory
-from envrl.config.schema import Auxiliary
+from envrl.config.schema import Auxiliary, Regularizer
 from envrl.errors import UserError, suggest
 from envrl.objective.schedule import weight_at
 from envrl.randomness import key_of
@@ -42,6 +42,20 @@ def weights_of(auxiliaries: Sequence[Auxiliary], update: int, updates: int) -> d
             each.common.floor,
         )
         for each in auxiliaries
+    }
+
+
+def regularizer_weights(regularizers: Sequence[Regularizer], update: int, updates: int) -> dict[str, float]:
+    """Return the weight λ of each regularizer at an update (counted from 1; the schedule's t is one less)."""
+    return {
+        each.name: weight_at(
+            update - 1,
+            each.common.weight,
+            each.common.schedule,
+            each.common.schedule_updates or updates,
+            each.common.floor,
+        )
+        for each in regularizers
     }
 
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envrl.batches.auxiliary import Predict, make_rows, weights_of
-from envrl.batches.examples import AuxiliaryRows
+from envrl.batches.auxiliary import Predict, make_rows, regularizer_weights, weights_of
+from envrl.batches.divergence import Reference, less_divergence
 from envrl.batches.rewards import Logprobs, with_rewards
 from envrl.batches.selection import Memory
-from envrl.batches.values import COMPONENT, Values, value_terms, values_of_steps
+from envrl.batches.values import Values, value_terms, values_of_steps
 from envrl.config.schema import Config
-from envrl.objective.advantage import ESTIMATORS
+from envrl.objective.advantage import ESTIMATORS, VALUE
 from envrl.rendering.renderer import Renderer
 from envrl.samples.rows import learns, policy_rows
-from envrl.types import Row, Trajectory, TrajectoryGroup, Transition, episodes_of
+from envrl.types import Row, TrajectoryGroup, Transition, episodes_of
 
 _VALID: dict[str, Callable[[Transition], bool]] = {
     "command": lambda step: step.admissible and bool(step.action.text),
@@ -27,12 +27,28 @@ _VALID: dict[str, Callable[[Transition], bool]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Asks:
+    """Whom the rows of an update ask for what the recipe needs: the engine, the policy, and earlier updates."""
+
+    values: Values | None = None
+    """Those of a head, for an estimator that reads them; None: those of a new head."""
+    logprobs: Logprobs | None = None
+    """Of tokens, for a reward beside the world's."""
+    reference: Reference | None = None
+    """Log-probs of the model that RL started from, for a KL in the reward; None: it is left out."""
+    predict: Predict | None = None
+    """Texts of the policy, for an objective whose targets it writes."""
+    memory: Memory = field(default_factory=Memory)
+    """What the choice of auxiliary rows knows of earlier updates; it learns this one."""
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateBatch:
     """The rows of one update, and figures to log."""
 
     rows: list[Row]
     weights: dict[str, float]
-    """The weight λ of each auxiliary objective."""
+    """The weight λ of each auxiliary objective and regularizer."""
     figures: dict[str, float]
 
 
@@ -47,28 +63,31 @@ def step_advantages(groups: Sequence[TrajectoryGroup], config: Config, **setting
 
 def _credit(
     groups: Sequence[TrajectoryGroup], config: Config, values: Values | None, **settings: Any
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]] | None]:
-    """Return the advantages of each episode's steps, and the returns that a value head is to learn, if there is one."""
+) -> tuple[list[NDArray[np.float64]], dict[str, list[NDArray[np.float64]]]]:
+    """Return the advantages of each episode's steps, and what each head is to learn, by its name."""
     estimator = ESTIMATORS[config.objective.estimator]
     trajectories = episodes_of(groups)
     penalty = config.rollout.invalid_penalty
-    valid = _VALID[config.rollout.invalid]
-    penalties = [[0.0 if valid(s) else penalty for s in t.transitions] for t in trajectories] if penalty else None
+    is_valid = _VALID[config.rollout.invalid]
+    valid = [[is_valid(step) for step in t.transitions] for t in trajectories]
     knobs = config.settings("estimator") | settings
-    read = values_of_steps(trajectories, estimator.level(knobs), values) if estimator.reads_values else None
+    levels = estimator.levels(knobs)
+    read = {name: values_of_steps(trajectories, name, level, values) for name, level in levels.items()}
     return estimator.credit(
         [[step.reward for step in t.transitions] for t in trajectories],
         [[step.observation.text for step in t.transitions] for t in trajectories],
         groups=[number for number, group in enumerate(groups) for _ in group.trajectories],
-        penalties=penalties,
+        penalties=[[0.0 if one else penalty for one in each] for each in valid] if penalty else None,
         commands=[[step.action.text for step in t.transitions] for t in trajectories],
         final_observations=[t.transitions[-1].next_observation.text if t.transitions else "" for t in trajectories],
-        values=read,
+        values=read.pop(VALUE, None),
+        heads=read,
+        valid=valid,
         **knobs,
     )
 
 
-def _given_rows(groups: Sequence[TrajectoryGroup], aggregation: str) -> list[Row]:
+def _given_rows(groups: Sequence[TrajectoryGroup], config: Config) -> list[Row]:
     """Return the rows of groups whose advantages are given."""
     return [
         row
@@ -77,10 +96,11 @@ def _given_rows(groups: Sequence[TrajectoryGroup], aggregation: str) -> list[Row
         for row in policy_rows(
             trajectory,
             np.full(len(trajectory.transitions), advantage),
-            aggregation,
+            config.objective.aggregation,
             stale=True,
             component="replay",
             weight=group.weight,
+            constant=config.row_tokens,
         )
     ]
 
@@ -90,33 +110,45 @@ def build_batch(
     config: Config,
     renderer: Renderer,
     update: int,
-    values: Values | None = None,
-    memory: Memory | None = None,
-    logprobs: Logprobs | None = None,
-    predict: Predict | None = None,
+    asks: Asks | None = None,
 ) -> UpdateBatch:
     """Return the rows of an update; (seed, update) seed the choice of auxiliary rows.
 
-    `values` asks the engine for those of the value head, if the estimator reads them; `logprobs` for those of tokens,
-    if the recipe has a reward beside the world's; `predict` asks the policy for texts, if an objective's targets are
-    its own. `memory` holds what the choice of auxiliary rows knows of earlier updates, and learns this one. Groups with
-    given advantages have rows of the component `replay`: neither estimator nor auxiliary objectives see them.
+    Groups with given advantages have rows of the component `replay`: neither estimator nor auxiliary objectives see
+    them.
     """
-    memory = memory or Memory()
+    asks = asks or Asks()
     auxiliaries = config.auxiliaries()
     weights = weights_of(auxiliaries, update, config.train.updates)
     active = [each for each in auxiliaries if weights[each.name] > 0]
+    weights |= regularizer_weights(config.regularizers(), update, config.train.updates)
     judged = [group for group in groups if not group.advantages_G]
-    auxiliary = make_rows(active, judged, renderer, (config.seed, update), memory, update, predict)
+    auxiliary = make_rows(active, judged, renderer, (config.seed, update), asks.memory, update, asks.predict)
     if any(each.common.select == "novel" for each in auxiliaries):
-        memory.observe(judged)
-    paid, rewards = _paid(judged, config, renderer, update, logprobs)
-    advantages, returns = _credit(paid, config, values)
-    rows = _judged_rows(episodes_of(judged), advantages, returns, auxiliary, config, update)
-    given = _given_rows([group for group in groups if group.advantages_G], config.objective.aggregation)
+        asks.memory.observe(judged)
+    rows: list[Row] = []
+    paid, rewards = _paid(judged, config, renderer, update, asks.logprobs)
+    charged, divergence = less_divergence(paid, config, asks.reference)
+    advantages, returns = _credit(charged, config, asks.values)
+    knobs = config.settings("estimator")
+    levels = ESTIMATORS[config.objective.estimator].levels(knobs)
+    for number, (trajectory, advantages_S) in enumerate(zip(episodes_of(judged), advantages, strict=True)):
+        in_pass = auxiliary.in_pass.get(number, {})
+        for name, of_head in returns.items():
+            learned = value_terms(trajectory, name, of_head[number], levels[name])
+            in_pass = {place: [*in_pass.get(place, ()), *terms] for place, terms in learned.items()}
+        rows += policy_rows(
+            trajectory,
+            advantages_S,
+            config.objective.aggregation,
+            in_pass,
+            idle=config.objective.idle_rows == "count",
+            stale=trajectory.policy_version < update,
+            constant=config.row_tokens,
+        )
+    given = _given_rows([group for group in groups if group.advantages_G], config)
     figures = {f"weight/{name}": weight for name, weight in weights.items()}
-    if returns is not None:
-        weights = {**weights, COMPONENT: config.settings("estimator").get("value_weight", 0.5)}
+    weights = {**weights, **{name: knobs.get(f"{name}_weight", 0.5) for name in returns}}
     figures["rows/policy"] = sum(map(learns, rows))
     if given:
         figures["rows/replay"] = len(given)
@@ -126,34 +158,8 @@ def build_batch(
     staleness = [update - trajectory.policy_version for trajectory in episodes_of(groups)]
     if any(staleness):
         figures["staleness"] = float(np.mean(staleness))
-    return UpdateBatch([*rows, *given, *auxiliary.rows], weights, figures | auxiliary.figures | rewards)
-
-
-def _judged_rows(
-    trajectories: Sequence[Trajectory],
-    advantages: Sequence[NDArray[np.float64]],
-    returns: Sequence[NDArray[np.float64]] | None,
-    auxiliary: AuxiliaryRows,
-    config: Config,
-    update: int,
-) -> list[Row]:
-    """Return the policy's rows of these episodes, with the terms of a value head and of objectives in its pass."""
-    level = ESTIMATORS[config.objective.estimator].level(config.settings("estimator"))
-    rows: list[Row] = []
-    for number, (trajectory, advantages_S) in enumerate(zip(trajectories, advantages, strict=True)):
-        in_pass = auxiliary.in_pass.get(number, {})
-        if returns is not None:
-            learned = value_terms(trajectory, returns[number], level)
-            in_pass = {place: [*in_pass.get(place, ()), *terms] for place, terms in learned.items()}
-        rows += policy_rows(
-            trajectory,
-            advantages_S,
-            config.objective.aggregation,
-            in_pass,
-            idle=config.objective.idle_rows == "count",
-            stale=trajectory.policy_version < update,
-        )
-    return rows
+    figures |= divergence | auxiliary.figures | rewards
+    return UpdateBatch([*rows, *given, *auxiliary.rows], weights, figures)
 
 
 def _paid(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
-from envrl.config.schema import Auxiliary, AuxiliaryConfig, Config, RewardConfig
+from envrl.config.schema import Auxiliary, AuxiliaryConfig, Config, RegularizerConfig, RewardConfig
 from envrl.errors import UserError, suggest
 from envrl.registry import KINDS, find
 
@@ -109,6 +109,12 @@ def _check_learning(config: Config) -> None:
             f"rollout.group_size must be at least 2, not {rollout.group_size}: '{objective.estimator}' compares the "
             "episodes of a group"
         )
+    if objective.constant and objective.aggregation != "constant":
+        raise UserError(
+            f"objective.constant = {objective.constant} is for objective.aggregation = 'constant', and that is "
+            f"'{objective.aggregation}': set it, or leave the constant out"
+        )
+    _check_kl(config)
     if rollout.max_steps > config.env.max_steps:
         raise UserError(
             f"rollout.max_steps = {rollout.max_steps} is above env.max_steps = {config.env.max_steps}, at which every "
@@ -149,6 +155,31 @@ def _check_learning(config: Config) -> None:
                 _check_imitated(each, f"{table}.{each.name}")
     for reward in config.rewards():
         _check_weight(reward.common, f"reward.{reward.name}")
+    for each in config.regularizers():
+        _check_weight(each.common, f"regularizer.{each.name}")
+
+
+def _check_kl(config: Config) -> None:
+    objective = config.objective
+    if not objective.kl_weight:
+        return
+    given = f"objective.kl_estimator = '{objective.kl_estimator}' with objective.kl_in = '{objective.kl_in}'"
+    if objective.kl_in == "loss" and objective.kl_estimator == "k1":
+        raise UserError(
+            f"{given} does nothing: the mean of its gradient is 0; set kl_in = 'reward', or kl_estimator = 'k2', whose "
+            "gradient as a loss is that of k1 in the reward"
+        )
+    if objective.kl_in == "reward" and objective.kl_estimator != "k1":
+        why = {"k2": "is not the KL in the mean", "k3": "hardly pulls the policy back where it is near the reference"}
+        raise UserError(
+            f"{given} is biased: in the reward, {objective.kl_estimator} {why[objective.kl_estimator]}; set "
+            "kl_estimator = 'k1', or kl_in = 'loss'"
+        )
+    if objective.kl_in == "reward" and find("estimator", objective.estimator).traits.get("positive"):
+        raise UserError(
+            f"{given} makes returns negative, and objective.estimator = '{objective.estimator}' is for returns from 0 "
+            "on: set kl_in = 'loss' with kl_estimator = 'k2', or take 'grpo'"
+        )
 
 
 def check_format(config: Config) -> None:
@@ -222,7 +253,7 @@ def _check_writing(auxiliary: Auxiliary, table: str, config: Config, warm: bool)
         )
 
 
-def _check_weight(common: AuxiliaryConfig | RewardConfig, table: str) -> None:
+def _check_weight(common: AuxiliaryConfig | RegularizerConfig | RewardConfig, table: str) -> None:
     if common.floor > common.weight:
         raise UserError(
             f"{table}.floor = {common.floor:g} is above {table}.weight = {common.weight:g}, which falls to it over the "

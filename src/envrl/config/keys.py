@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
 
-from envrl.config.schema import AuxiliaryConfig, Config, RewardConfig
+from envrl.config.schema import AuxiliaryConfig, Config, RegularizerConfig, RewardConfig
 from envrl.errors import suggest
 from envrl.older import RETIRED
 from envrl.registry import KINDS, TAKEN, find, in_order, names
@@ -49,7 +49,11 @@ def _all_keys() -> dict[str, Key]:
 
 KEYS: dict[str, Key] = _all_keys()
 TAKEN.update(KEYS)
-COMMON: dict[str, dict[str, Key]] = {"auxiliary": _keys_of(AuxiliaryConfig, ""), "reward": _keys_of(RewardConfig, "")}
+COMMON: dict[str, dict[str, Key]] = {
+    "auxiliary": _keys_of(AuxiliaryConfig, ""),
+    "reward": _keys_of(RewardConfig, ""),
+    "regularizer": _keys_of(RegularizerConfig, ""),
+}
 """The settings that all things of a kind share, by kind."""
 SECTIONS: tuple[str, ...] = (*section_types(), *COMMON)
 

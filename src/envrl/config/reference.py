@@ -43,8 +43,13 @@ rows); `docs/extend.md` adds one. The warm start counts its optimiser steps wher
 
 """,
     "reward": """\
-What every reward beside the world's can be told; one without a weight is off. Ours is `inverse`
-(`docs/algorithms/inverse-reward.md`); `docs/extend.md` adds one.
+What every reward beside the world's can be told; one without a weight is off. Ours are `inverse`
+(`docs/algorithms/inverse-reward.md`) and `overlong` (`docs/algorithms/dapo.md`); `docs/extend.md` adds one.
+
+""",
+    "regularizer": """\
+What every regularizer of the policy's tokens can be told; one without a weight is off. Ours is `epo`, a band for the
+entropy (`docs/algorithms/epo.md`); `docs/extend.md` adds one.
 
 """,
 }

@@ -104,11 +104,14 @@ class RolloutConfig:
 class ObjectiveConfig:
     estimator: str = "grpo"  # advantage estimator
     loss: str = "ppo"  # policy loss
-    aggregation: Literal["token_mean", "sequence_mean"] = "sequence_mean"  # of the policy loss
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = "sequence_mean"  # of the policy loss
+    constant: Count = 0  # with aggregation = "constant": tokens that each row counts as; 0: the most that it can have
     idle_rows: Literal["skip", "count"] = "skip"  # without advantage: left out | in the denominator, KL and entropy
     importance_cap: NonNegative = 0.0  # tokens weigh trainer's over sampler's probability, at most this; 0: off
     importance_mask: NonNegative = 0.0  # tokens whose probability changed by more than this factor do not learn; 0: off
-    kl_weight: Weight = 0.0  # KL to the policy that RL started from, k3 estimator
+    kl_weight: Weight = 0.0  # KL to the policy that RL started from; 0: off
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # of the KL (docs/algorithms/kl.md)
+    kl_in: Literal["loss", "reward"] = "loss"  # it is a loss of every token (k2, k3) | taken from the reward (k1)
     entropy_weight: Weight = 0.0  # of the entropy bonus; 0: off
 
 
@@ -169,6 +172,25 @@ class Reward:
 
     name: str
     common: RewardConfig
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegularizerConfig:
+    """The settings of every regularizer, in `[regularizer.NAME]`."""
+
+    weight: Weight = 0.0  # of its loss; 0: off
+    schedule: Literal["cosine", "linear", "rise", "constant"] = "constant"  # of the weight; rise: a cosine upwards
+    schedule_updates: Count = 0  # updates that the schedule takes; 0: all of the run
+    floor: Weight = 0.0  # the weight falls to this, or rises from it
+
+
+@dataclass(frozen=True, slots=True)
+class Regularizer:
+    """A regularizer with a weight: the common settings, and its own."""
+
+    name: str
+    common: RegularizerConfig
     settings: dict[str, Any]
 
 
@@ -241,6 +263,13 @@ class Config:
     owned: dict[str, Any] = field(default_factory=dict)
     """Non-default settings of registered things by dotted key, such as `objective.gigpo.gamma`."""
 
+    @property
+    def row_tokens(self) -> int:
+        """The tokens that a policy row counts as with the aggregation "constant": by default the most it can have."""
+        rollout = self.rollout
+        steps = (rollout.max_steps or self.env.max_steps) if rollout.layout == "concat" else 1
+        return self.objective.constant or rollout.response_tokens * steps
+
     def settings(self, kind: str) -> dict[str, Any]:
         """Return all settings of the chosen thing of a kind; raise `UserError` if there is no such thing."""
         choice = KINDS[kind]
@@ -263,6 +292,11 @@ class Config:
         """Return the rewards beside the world's that have a weight, built-in ones first."""
         weighed = self._weighed("reward", "reward.", RewardConfig)
         return [Reward(name, RewardConfig(**shared), own) for name, shared, own in weighed]
+
+    def regularizers(self) -> list[Regularizer]:
+        """Return the regularizers with a weight, built-in ones first."""
+        weighed = self._weighed("regularizer", "regularizer.", RegularizerConfig)
+        return [Regularizer(name, RegularizerConfig(**shared), own) for name, shared, own in weighed]
 
     def _weighed(self, kind: str, prefix: str, common: type) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         """Return name, given shared settings and all own settings of those things of a kind that have a weight."""

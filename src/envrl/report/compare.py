@@ -11,6 +11,7 @@ from typing import Any
 
 from envrl.errors import UserError
 from envrl.report.read import (
+    WEIGHED,
     EmptyRun,
     Record,
     RunData,
@@ -177,11 +178,11 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes two runs the same experiment, by dotted key: neither seed, nor place, nor what was shared."""
     parts: dict[str, Any] = {}
     for section, values in config.items():
-        if isinstance(values, Mapping) and section not in ("auxiliary", "reward"):
+        if isinstance(values, Mapping) and section not in WEIGHED:
             for key, value in values.items():  # a table is that of what is chosen by name
                 of = value if isinstance(value, Mapping) else {"": value}
                 parts |= {f"{section}.{key}.{name}".rstrip("."): each for name, each in of.items()}
-    for kind in ("auxiliary", "reward"):
+    for kind in WEIGHED:
         for name, table in weighed(config, kind).items():
             parts |= {f"{kind}.{name}.{key}": value for key, value in table.items()}
             if not table.get("schedule_updates"):  # 0 stands for train.updates
@@ -201,9 +202,9 @@ def differing_keys(arms: Sequence[Arm]) -> dict[str, list[Any]]:
 def _differ(key: str, values: Sequence[Any]) -> bool:
     """Return whether values differ: settings of what is chosen by name only between arms that have it.
 
-    An auxiliary objective and a reward are chosen by their weight.
+    What a recipe may have several of, such as auxiliary objectives, is chosen by its weight.
     """
-    if key.count(".") == 2 and not (key.startswith(("auxiliary.", "reward.")) and key.endswith(".weight")):
+    if key.count(".") == 2 and not (key.partition(".")[0] in WEIGHED and key.endswith(".weight")):
         values = [value for value in values if value is not None]
     return any(value != values[0] for value in values)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from envrl.registry import KINDS, find
 from envrl.report.read import (
+    WEIGHED,
     Record,
     RunData,
     before_and_after,
@@ -86,7 +87,8 @@ def method(run: RunData) -> str:
     parts = [title("estimator", str(estimator))] if estimator else []
     learned = weighed(run.config)
     parts += [_auxiliary(name, table) for name, table in learned.items()]
-    parts += [f"{title('reward', name)} {table['weight']:g}" for name, table in weighed(run.config, "reward").items()]
+    for kind in (kind for kind in WEIGHED if kind != "auxiliary"):
+        parts += [f"{title(kind, name)} {table['weight']:g}" for name, table in weighed(run.config, kind).items()]
     if any(table.get("placebo") is True for table in learned.values()):
         parts.append("placebo: exchanged targets")
     return " + ".join(parts)
@@ -100,7 +102,7 @@ def _auxiliary(name: str, table: Mapping[str, Any]) -> str:
     usual = find("auxiliary", name).traits.get("defaults", {}) if own else {}
     chosen = table.get("select", "all")
     ways += [_SELECTED.get(chosen, chosen)] * (chosen != usual.get("select", "all"))
-    ways += [f"reservoir of {table['reservoir']}"] * bool(table.get("reservoir"))
+    ways += [f"reservoir of {table.get('reservoir')}"] * bool(table.get("reservoir"))
     return f"{title('auxiliary', name)} {table['weight']:g}" + (f" ({', '.join(ways)})" if ways else "")
 
 

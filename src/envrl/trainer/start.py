@@ -38,10 +38,12 @@ from envrl.models.out_of_memory import is_out_of_memory, release_memory
 from envrl.models.runtime import in_place_of_auto, prepare_torch, usable_threads, with_precision
 from envrl.models.tokenizer import MARKS
 from envrl.objective.policy import TOKEN_LOSSES
+from envrl.objective.regularizers.tokens import PolicyTokens
 from envrl.older import is_older
 from envrl.registry import find
 from envrl.rollout.scripts import attempt_script, random_script
 from envrl.trainer.inputs import check_demonstrator, check_directory, check_names, pinned_model
+from envrl.trainer.regularizing import Regularizers
 from envrl.trainer.replaying import Replaying
 from envrl.trainer.tasks import Tasks
 from envrl.types import TrajectoryGroup
@@ -165,6 +167,7 @@ def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
         curriculum.next(1, Counter())
         curriculum.state()
         Replaying(config).state()
+        _try_regularizers(config)
         auxiliaries = [*config.auxiliaries(), *config.auxiliaries("warm_start")]
         theirs = [each for each in auxiliaries if not find("auxiliary", each.name).ships]
         rewards = [each for each in config.rewards() if not find("reward", each.name).ships]
@@ -175,6 +178,16 @@ def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
                 try_out(each, group, config.rollout.layout)
             for reward in rewards:
                 rewards_of(reward, [group], lambda examples: np.full(len(examples), 0.5))
+
+
+def _try_regularizers(config: Config) -> None:
+    """Refuse a regularizer that fails on its first use, before an update and after one."""
+    regularizers, trial = Regularizers(config), torch.tensor([0.5, 1.0], requires_grad=True)
+    for _ in range(2):
+        for each in regularizers.values():
+            each(PolicyTokens(-trial, trial, torch.tensor([0, 1])))
+        regularizers.observe({"entropy": 0.7})
+    regularizers.state()
 
 
 def _check_model(folder: str | Path, config: Config, make_env: Callable[[], TextEnv]) -> None:
