@@ -46,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "epo": {**VARIANTS["epo"], "objective": {"kl_weight": 0.05, "entropy_weight": 0.01}},
     "heads": {"auxiliary": AUXILIARY},
     "untied": {"auxiliary": AUXILIARY},
+    "dynamics": {"auxiliary": {"paw": {"weight": 0.2}, "uishift": {"weight": 0.1}}},
     "few": {},
     "adapter": {"auxiliary": AUXILIARY, "objective": {"kl_weight": 0.05}},
 }

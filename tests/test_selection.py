@@ -50,7 +50,7 @@ def test_the_surprisal_is_the_mean_over_the_tokens_that_were_drawn() -> None:
     """Tokens that the restriction fixed do not count; a command without tokens is never uncertain."""
     (step, *_) = episode(ANSWERS[0]).transitions
     drawn = Action("x", (1, 2, 3), (log(0.5), 0.0, log(0.125)), ((1, 2), (2,), None))
-    assert surprisal(replace(step, action=drawn)) == pytest.approx((log(2) + log(8)) / 2)
+    assert surprisal(replace(step, action=drawn)) == round((log(2) + log(8)) / 2, 3)
     assert surprisal(replace(step, action=Action("x", (1,), (0.0,), ((1,),)))) == 0.0
     assert surprisal(step) == -inf
 
@@ -99,6 +99,27 @@ def test_failures_are_those_of_lost_episodes() -> None:
     lost, won = episode(ANSWERS[0]), episode(ANSWERS[1], 1)
     won = replace(won, transitions=(*won.transitions[:-1], replace(won.transitions[-1], success=True)))
     assert failures(parts_of(lost, won)) == parts_of(lost)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    chances=st.lists(st.lists(st.sampled_from([0.1, 0.3, 0.9]), min_size=4, max_size=4), min_size=1, max_size=4),
+    fraction=st.sampled_from([0.0, 0.3, 0.5, 0.9]),
+    key=st.integers(0, 5),
+)
+def test_none_that_is_left_out_is_less_sure_than_one_that_stays(
+    chances: list[list[float]], fraction: float, key: int
+) -> None:
+    """As many as the share says, in their order; the same key chooses the same."""
+    played = [with_chances(episode(ANSWERS[0], n), *((p,) for p in each)) for n, each in enumerate(chances)]
+    parts = parts_of(*played)
+    found = uncertain(parts, fraction, key)
+    assert len(found) == round(fraction * len(parts))
+    assert found == [part for part in parts if part in found] == uncertain(parts, fraction, key)
+    doubts = [surprisal(part.trajectory.transitions[part.step]) for part in parts]
+    stays = [doubt for part, doubt in zip(parts, doubts, strict=True) if part in found]
+    out = [doubt for part, doubt in zip(parts, doubts, strict=True) if part not in found]
+    assert not stays or not out or min(stays) >= max(out)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

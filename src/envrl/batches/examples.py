@@ -114,7 +114,7 @@ def pair_rows(
     for number, pair in enumerate(pairs):
         ids = np.array((*pair.prompt, *pair.target), dtype=np.int32)
         first = 1 if predicted == "all" else len(pair.prompt)
-        kinds = {"kinds": tokens.kinds(tuple(ids[first:].tolist()))} if tokens else None
+        kinds = {"kinds": tokens.kinds(pair.target)} if tokens and predicted == "target" else None
         term = counted_term(component, range(first, len(ids)), aggregation, factors=pair.weight, streams=kinds)
         rows.append(Row(ids, (term,), f"{component}/{number}"))
     return rows

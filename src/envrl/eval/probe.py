@@ -139,7 +139,7 @@ def probe(
 def _by_kind(model: LanguageModel, pairs: Sequence[Pair], scores: Sequence[TargetScore]) -> dict[str, float]:
     """Return the nats per token of each kind of token that occurs in the targets."""
     sums, counts = np.zeros(len(TOKEN_KINDS)), np.zeros(len(TOKEN_KINDS))
-    kinds = cache(lambda target: kinds_of(model.codec.texts(target)))
+    kinds = cache(lambda target: kinds_of(model.codec.pieces(target)))
     for pair, score in zip(pairs, scores, strict=True):
         if score.tokens:
             np.add.at(sums, kinds(pair.target), score.token_logprobs)

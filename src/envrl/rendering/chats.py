@@ -46,7 +46,7 @@ class ChatRenderer:
         self._clean, self._clean_response = cleaner(template.special), cleaner(template.special - self._tags)
         self.end, self.stops = template.end, template.stops
         self.lead = template.encode_behind(self._close) if self._close else ()
-        self.kinds = lru_cache(maxsize=100_000)(lambda ids: kinds_of(self.texts(ids)))
+        self.kinds = lru_cache(maxsize=4096)(lambda ids: kinds_of(self._codec.pieces(ids)))
 
     def prompt(
         self, past: Sequence[Transition], observation: Observation, segment: SegmentState, room: int

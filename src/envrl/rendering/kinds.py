@@ -17,7 +17,7 @@ Kinds = NDArray[np.int8]
 
 
 def kinds_of(texts: Sequence[str]) -> Kinds:
-    """Return the place in `TOKEN_KINDS` of each token, given their texts in order; a token has its last kind.
+    """Return the place in `TOKEN_KINDS` of each token, given their texts in order; of several kinds the last counts.
 
     >>> kinds_of(["You see a", " desk", " 1", "."]).tolist()
     [0, 1, 2, 0]

@@ -30,7 +30,7 @@ class MarksRenderer:
         self.end = codec.marks["end"]
         self.stops = frozenset({self.end})
         self.lead: Ids = ()
-        self.kinds = lru_cache(maxsize=100_000)(lambda ids: kinds_of(self.texts(ids)))
+        self.kinds = lru_cache(maxsize=4096)(lambda ids: kinds_of(self._codec.pieces(ids)))
 
     def prompt(
         self, past: Sequence[Transition], observation: Observation, segment: SegmentState, room: int
