@@ -81,4 +81,14 @@ def draw_tasks(tasks: Sequence[Task], seed: int, update: int, count: int) -> lis
 
 
 def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.Generator(np.random.PCG64(key_of(seed, "tasks", epoch))).permutation(count)
+    return generator(seed, "tasks", epoch).permutation(count)
+
+
+def success_rate(group: TrajectoryGroup) -> float:
+    """Return the share of a group's episodes that were won."""
+    return sum(episode.success for episode in group.trajectories) / max(1, len(group.trajectories))
+
+
+def generator(*key: int | str) -> np.random.Generator:
+    """Return a generator of random numbers that is a function of its key."""
+    return np.random.Generator(np.random.PCG64(key_of(*key)))

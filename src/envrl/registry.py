@@ -115,7 +115,10 @@ KINDS = {
         "curriculum.name",
         ("curriculum",),
         "envrl.curricula",
-        {"shuffle": "envrl.curricula.shuffle:Shuffle"},
+        {
+            name: f"envrl.curricula.{name}:{name.capitalize()}"
+            for name in ("shuffle", "scaling", "solvable", "progress", "failures", "restarts")
+        },
     ),
     "engine": Kind(
         "engine",

@@ -29,7 +29,7 @@ class Spear:
 
     γ stays at `weight` afterwards. ℓ is the policy loss with the ratio to the policy that played the episode. Until
     `bonus_updates` the policy's own episodes get bonus · min(1, turns / bonus_turns) · ½ (1 + cos(π t / bonus_updates))
-    at their last step; stored returns are without it. Source: arXiv 2509.22601, section 4.
+    at their last step; stored returns are without it. Source: arXiv 2509.22601.
     """
 
     def __init__(
