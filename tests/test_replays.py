@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from math import cos, pi
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,10 @@ import pytest
 import torch
 
 from boxes import Boxes, tiny
+from boxes import register as register_worlds
 from envrl.batches.batch import build_batch
 from envrl.build import form_of, play_settings, renderer_of
+from envrl.cli.main import main
 from envrl.curriculum import Plan
 from envrl.engine.update import LossSettings, accumulate
 from envrl.errors import UserError
@@ -25,6 +29,7 @@ from envrl.samples.store import from_json, to_json
 from envrl.trainer.rollouts import as_groups
 from envrl.types import Row, TrajectoryGroup, episodes_of
 from episodes import episode, group
+from moments import essence
 from playing import play_model
 
 TASKS = Boxes().tasks("train")
@@ -283,3 +288,66 @@ def _as_of(term: Any, row: Row, model: Any) -> list[Any]:
 
     told = policy_logprobs(model, [row], LossSettings({"policy": 1.0}))[row.origin]
     return [replace(term, streams={**term.streams, "sampled_logprobs": told})]
+
+
+# Recipes
+
+SMALL = {
+    "env.name": "boxes",
+    "env.max_steps": 3,
+    "model.hidden_size": 32,
+    "model.layers": 2,
+    "model.heads": 2,
+    "model.vocabulary": 320,
+    "model.context": 256,
+    "warm_start.demonstrations": 4,
+    "warm_start.epochs": 1,
+    "warm_start.batch": 4,
+    "warm_start.held_out": 0,
+    "rollout.tasks": 4,
+    "rollout.group_size": 3,
+    "rollout.max_steps": 3,
+    "rollout.response_tokens": 12,
+    "train.threads": 1,
+    "train.learning_rate": 3e-3,
+    "train.epochs": 2,
+    "train.trajectories": 0,
+    "auxiliary.state.fraction": 1.0,
+    "auxiliary.inverse.fraction": 1.0,
+    "objective.kl_weight": 0.01,
+    "eval.every": 0,
+    "eval.split": "valid_a",
+    "eval.final": 1,
+    "eval.free_episodes": 0,
+    "eval.probe_episodes": 0,
+    "train.updates": 7,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 9,
+}
+OF_RECIPE = {
+    "alfworld-envrl-arpo": {"curriculum.solvable.count": 8, "rollout.group_size": 2, "rollout.max_steps": 2},
+    "alfworld-envrl-spear": {"replay.spear.size": 4, "replay.spear.weight_updates": 4, "replay.spear.bonus_updates": 4},
+}
+
+
+@pytest.mark.parametrize(("name", "ahead"), [("alfworld-envrl-arpo", 0), ("alfworld-envrl-spear", 1)])
+def test_a_recipe_with_replay_and_envrl_goes_on_bit_for_bit(name: str, ahead: int, tmp_path: Path) -> None:
+    register_worlds()
+    settings = SMALL | OF_RECIPE[name] | {"rollout.ahead": ahead}
+    arguments = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(["train", name, *arguments, "--run", str(whole)]) == 0
+    shutil.copytree(whole, cut, symlinks=True)
+    for update in (5, 6, 7):
+        shutil.rmtree(cut / "checkpoints" / f"step-{update:06d}")
+    assert main(["train", name, *arguments, "--run", str(cut), "--resume"]) == 0
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    joined = [line.get("replay/swapped", line.get("replay/imitated")) for line in lines]
+    assert sum(joined[:4]) > 0
+    assert sum(joined[4:]) > 0
+    assert all(line["rows/state"] > 0 and line["rows/inverse"] > 0 for line in lines)
+    learned = [line for line, count in zip(lines, joined, strict=True) if count]
+    assert all(0.0 < line["effective_sample_size"] <= 1.0 for line in learned)
+    assert all(1 <= line["replay/staleness"] <= 50 for line in learned)
+    found, expected = essence(cut), essence(whole)
+    assert found == expected
