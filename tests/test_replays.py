@@ -18,12 +18,14 @@ from boxes import register as register_worlds
 from envrl.batches.batch import build_batch
 from envrl.build import form_of, play_settings, renderer_of
 from envrl.cli.main import main
+from envrl.config.load import load_run
 from envrl.curriculum import Plan
 from envrl.engine.update import LossSettings, accumulate
 from envrl.errors import UserError
 from envrl.models.load import build_model
 from envrl.replay import checked, start_of
 from envrl.replays.arpo import Arpo
+from envrl.replays.other_run import begin
 from envrl.replays.spear import Spear
 from envrl.samples.store import from_json, to_json
 from envrl.trainer.rollouts import as_groups
@@ -351,3 +353,80 @@ def test_a_recipe_with_replay_and_envrl_goes_on_bit_for_bit(name: str, ahead: in
     assert all(1 <= line["replay/staleness"] <= 50 for line in learned)
     found, expected = essence(cut), essence(whole)
     assert found == expected
+
+
+# The episodes of another run
+
+FIRST = {
+    **{key: value for key, value in SMALL.items() if not key.startswith("auxiliary")},
+    "replay.name": "arpo",
+    "train.updates": 1,
+}
+
+
+def begun(run: Path, **settings: Any) -> int:
+    register_worlds()
+    arguments = [part for key, value in (FIRST | settings).items() for part in (f"--{key}", str(value))]
+    return main(["train", "alfworld-grpo", "--run", str(run), *arguments])
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("first") / "run"
+    assert begun(run) == 0
+    return run
+
+
+def test_a_run_can_begin_with_the_successes_of_another(first: Path, tmp_path: Path) -> None:
+    shared = {"replay.start": first, "warm_start.path": first / "warm_start"}
+    assert begun(tmp_path / "run", seed=1, **shared) == 0
+    (before,) = (first / "metrics.jsonl").read_text().splitlines()
+    (after,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(after)["replay/stored"] > json.loads(before)["replay/stored"] > 0
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-000000" / "state.json").read_text())
+    stored = from_json(state["components"]["replay"]).values()
+    assert {e.policy_version for e in episodes_of(stored)} == {0}  # before this run's first update: stale in all
+    assert len(episodes_of(stored)) == json.loads(before)["replay/stored"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"env.name": "halves"}, "played the world 'boxes', and this run plays 'halves'"),
+        ({"rollout.repeat_task": "false"}, "this run could not have played (other values of rollout.repeat_task)"),
+        ({"rollout.temperature": 0.7}, "other values of rollout.temperature"),
+        ({"replay.name": "spear"}, "has the replay 'arpo', and this run 'spear'"),
+        ({"replay.name": "none"}, "has no effect, since the replay 'none' keeps nothing"),
+        ({"replay.start": "/nowhere"}, "replay.start = '/nowhere' is no run"),
+        ({"model.vocabulary": 330}, "in the tokens of another tokenizer ("),
+    ],
+)
+def test_episodes_that_do_not_fit_are_refused(
+    settings: dict[str, Any], said: str, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert begun(tmp_path / "run", **({"replay.start": first} | settings)) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_another_tokenizer_of_a_shared_warm_start_is_refused_before_the_run(
+    first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    assert begun(other, **{"model.vocabulary": 330, "train.updates": 0}) == 0
+    shared = {"replay.start": first, "warm_start.path": other / "warm_start", "model.vocabulary": 330}
+    assert begun(tmp_path / "run", **shared) == 2
+    assert "in the tokens of another tokenizer (" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_replay_of_another_version_is_refused(first: Path) -> None:
+    def load(state: Any) -> None:
+        raise KeyError("means")
+
+    config = load_run(first)
+    config = replace(config, replay=replace(config.replay, start=str(first)))
+    with pytest.raises(UserError, match="is of another version of envrl"):
+        begin(config, load, None)
+    with pytest.raises(UserError, match="is of another version of envrl"):
+        begin(config, lambda state: from_json({"$group": {"task": state}}), None)

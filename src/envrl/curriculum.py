@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from envrl.errors import UserError
 from envrl.randomness import key_of
 from envrl.types import Assignment, Task, TrajectoryGroup
 
@@ -82,6 +85,15 @@ def draw_tasks(tasks: Sequence[Task], seed: int, update: int, count: int) -> lis
 
 def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return generator(seed, "tasks", epoch).permutation(count)
+
+
+def figures_of(called: str, made: object) -> dict[str, float]:
+    """Return the figures of a curriculum or replay, if it has any; raise `UserError` if one is no finite number."""
+    figures = dict(made.figures()) if isinstance(made, HasFigures) else {}
+    for name, value in figures.items():
+        if not isinstance(value, Real) or not isfinite(value):
+            raise UserError(f"the {called} has the figure '{name}' = {value!r:.40}, which is no number")
+    return {name: float(value) for name, value in figures.items()}
 
 
 def success_rate(group: TrajectoryGroup) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,6 @@ class Restarts:
     ) -> None:
         self._tasks, self._plan, self._won, self._size = tasks, plan, won, size
         self._count = int(share * plan.tasks)
-        self._known = {task.id: task for task in tasks}
         self._kept: list[dict[str, Any]] = []
         """Task, commands and score of each episode, the latest last."""
         self._observed = 0
@@ -46,7 +46,7 @@ class Restarts:
         if self._kept:
             scores = np.array([each["score"] for each in self._kept])
             for number in random.choice(len(self._kept), self._count, p=scores / scores.sum()):
-                task, commands = self._known[self._kept[number]["task"]], self._kept[number]["commands"]
+                task, commands = Task(**self._kept[number]["task"]), self._kept[number]["commands"]
                 length = int(random.integers(1, min(len(commands), plan.max_steps)))
                 started.append(Assignment(task, plan.group_size, start=tuple(commands[:length])))
         self._lengths = [len(each.start) for each in started]
@@ -61,7 +61,7 @@ class Restarts:
             if group.differs and several:
                 drawn = generator(self._plan.seed, "restarts of", self._observed).integers(len(several))
                 score = float(group.returns_G.var())
-                self._kept.append({"task": group.task.id, "commands": several[drawn], "score": score})
+                self._kept.append({"task": asdict(group.task), "commands": several[drawn], "score": score})
         self._kept = self._kept[-self._size :]
 
     def figures(self) -> dict[str, float]:

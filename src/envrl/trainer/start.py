@@ -162,7 +162,9 @@ def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
         curriculum = Tasks(tasks, config)
         curriculum.next(1, Counter())
         curriculum.state()
-        Replaying(config).state()
+        replay = Replaying(config)
+        replay.begin()
+        replay.state()
         auxiliaries = [*config.auxiliaries(), *config.auxiliaries("warm_start")]
         if theirs := [each for each in auxiliaries if not find("auxiliary", each.name).ships]:
             played = attempt_script(env, tasks[0], partial(random_script, 0), config.env.max_steps)
