@@ -81,7 +81,7 @@ class Arpo:
 
 def _failed(group: TrajectoryGroup) -> bool:
     """Return whether all episodes of a group failed, with equal returns."""
-    return not group.differs and not any(episode.success for episode in group.trajectories)
+    return bool(group.trajectories) and not group.differs and not any(each.success for each in group.trajectories)
 
 
 def _place(trajectory: Trajectory) -> str:
