@@ -586,6 +586,7 @@ def test_entry_points_are_found_and_their_names_stand_in_errors(
         "reinforce++",
         "reinforce++-baseline",
         "rloo",
+        "spa",
         "stratified",
     ]
     assert "of_a_package" not in sys.modules

@@ -79,7 +79,7 @@ KINDS = {
         {
             **{
                 name: f"envrl.objective.estimators.{name}:{name}"
-                for name in ("grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "stratified", "gae", "poad")
+                for name in ("grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "stratified", "gae", "poad", "spa")
             },
             "reinforce++": "envrl.objective.estimators.reinforce:reinforce_plus_plus",
             "reinforce++-baseline": "envrl.objective.estimators.reinforce:reinforce_plus_plus_baseline",
@@ -98,7 +98,7 @@ KINDS = {
         ("auxiliary", "warm_start.auxiliary"),
         "envrl.auxiliaries",
         {name: f"envrl.objective.auxiliary.{name}:{name}" for name in ("state", "inverse", "echo")},
-        reserved=("entropy", "imitation", "kl", "policy", "replay", "value"),
+        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
     ),
     "format": Kind(
         "prompt format",
