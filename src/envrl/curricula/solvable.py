@@ -25,7 +25,7 @@ class Solvable:
         plan: Plan,
         *,
         count: Positive = 128,  # tasks that are tried
-        patience: Count = 0,  # a task that is lost altogether so often in a row is dropped; 0: never
+        patience: Count = 10,  # a task that is lost altogether so often in a row is dropped; 0: never
     ) -> None:
         self._plan, self._patience = plan, patience
         self._tried = draw_tasks(tasks, plan.seed, 1, min(count, len(tasks)))
