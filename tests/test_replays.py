@@ -27,6 +27,8 @@ from envrl.replay import checked, start_of
 from envrl.replays.arpo import Arpo
 from envrl.replays.other_run import begin
 from envrl.replays.spear import Spear
+from envrl.report.curves import update_charts
+from envrl.report.read import RunData
 from envrl.samples.store import from_json, to_json
 from envrl.trainer.rollouts import as_groups
 from envrl.types import Row, TrajectoryGroup, episodes_of
@@ -430,3 +432,17 @@ def test_a_replay_of_another_version_is_refused(first: Path) -> None:
         begin(config, load, None)
     with pytest.raises(UserError, match="is of another version of envrl"):
         begin(config, lambda state: from_json({"$group": {"task": state}}), None)
+
+
+def test_the_report_draws_what_a_replay_and_a_curriculum_say_of_themselves() -> None:
+    metrics = tuple(
+        {"update": n, "loss/replay": -0.1 * n, "replay/too_old": n, "curriculum/kept": 3.0, "replay/bonus": 0.0}
+        for n in (1, 2)
+    )
+    run = RunData(Path("run"), {}, "", metrics, (), {})
+    drawn = {chart["title"]: chart["lines"][0]["points"] for chart in update_charts(run)}
+    assert drawn == {
+        "Policy loss of replayed episodes with advantages of their own": [(1, -0.1), (2, -0.2)],
+        "Replay: too old": [(1, 1), (2, 2)],
+        "Curriculum: kept": [(1, 3.0), (2, 3.0)],
+    }

@@ -12,6 +12,20 @@ from envrl.registry import register
 from envrl.types import Assignment, Task
 
 
+def _checked(horizons: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """Return the horizons, or thirds of the longest episode where none are given."""
+    if not horizons:
+        return tuple(-(-most * third // 3) for third in (1, 2, 3))
+    if min(horizons) < 1 or any(one >= other for one, other in pairwise(horizons)):
+        raise UserError(f"curriculum.scaling.horizons must be steps, each more than the last, not {list(horizons)}")
+    if horizons[-1] > most:
+        raise UserError(
+            f"curriculum.scaling.horizons ends with {horizons[-1]} steps, and episodes end after {most} "
+            "(rollout.max_steps, else env.max_steps): lower it, or raise that"
+        )
+    return horizons
+
+
 @register("curriculum", "scaling")
 class Scaling:
     """Limit the episodes of update t to horizons[min((t − 1) // every, last)] steps; tasks come in turn.
@@ -27,16 +41,8 @@ class Scaling:
         horizons: tuple[int, ...] = (),  # steps of an episode in each stage; empty: a third, two thirds, all of them
         every: Positive = 100,  # updates of a stage; the last one goes on to the end
     ) -> None:
-        most = plan.max_steps
         self._tasks, self._plan, self._every = tasks, plan, every
-        self._horizons = horizons or tuple(-(-most * third // 3) for third in (1, 2, 3))
-        if horizons and (min(horizons) < 1 or any(one >= other for one, other in pairwise(horizons))):
-            raise UserError(f"curriculum.scaling.horizons must be steps, each more than the last, not {list(horizons)}")
-        if self._horizons[-1] > most:
-            raise UserError(
-                f"curriculum.scaling.horizons ends with {self._horizons[-1]} steps, and episodes end after {most} "
-                "(rollout.max_steps, else env.max_steps): lower it, or raise that"
-            )
+        self._horizons = _checked(horizons, plan.max_steps)
         self._now = 0
 
     def next(self, update: int) -> list[Assignment]:

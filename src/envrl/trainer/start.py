@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tomllib
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -41,7 +40,6 @@ from envrl.registry import find
 from envrl.rollout.scripts import attempt_script, random_script
 from envrl.trainer.inputs import check_demonstrator, check_directory, check_names, pinned_model
 from envrl.trainer.replaying import Replaying
-from envrl.trainer.tasks import Tasks
 from envrl.types import TrajectoryGroup
 
 
@@ -134,13 +132,14 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         warnings.warn(sentence, stacklevel=2)
     trial = torch.tensor([-1.0, -2.0])
     TOKEN_LOSSES[config.objective.loss](trial, trial, trial, torch.tensor([0, 1]), **config.settings("loss"))
-    _try_choices(config, make_env)
+    _try_auxiliaries(config, make_env)
     find_device(config.train.device)
     find("sampler", config.rollout.sampler).traits.get("check", lambda **_: None)(**config.settings("sampler"))
     if config.model.lora_rank:
         check_peft()
     if not warm_start:
         return
+    Replaying(config).begin()
     if config.warm_start.path:
         source = Path(config.warm_start.path)
         if (source / "config.toml").is_file():
@@ -155,21 +154,17 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         check_demonstrator(config, make_env)
 
 
-def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
-    """Refuse a curriculum, a replay or a user's auxiliary objective that fails on its first use."""
+def _try_auxiliaries(config: Config, make_env: Callable[[], TextEnv]) -> None:
+    """Refuse a user's auxiliary objective that fails on its first use."""
+    auxiliaries = [*config.auxiliaries(), *config.auxiliaries("warm_start")]
+    theirs = [each for each in auxiliaries if not find("auxiliary", each.name).ships]
+    if not theirs:
+        return
     with opened(make_env()) as env:
         tasks = listed_tasks(env, config.env.split, config.env.name)
-        curriculum = Tasks(tasks, config)
-        curriculum.next(1, Counter())
-        curriculum.state()
-        replay = Replaying(config)
-        replay.begin()
-        replay.state()
-        auxiliaries = [*config.auxiliaries(), *config.auxiliaries("warm_start")]
-        if theirs := [each for each in auxiliaries if not find("auxiliary", each.name).ships]:
-            played = attempt_script(env, tasks[0], partial(random_script, 0), config.env.max_steps)
-            for each in theirs:
-                try_out(each, TrajectoryGroup(played.task, (played,)), config.rollout.layout)
+        played = attempt_script(env, tasks[0], partial(random_script, 0), config.env.max_steps)
+    for each in theirs:
+        try_out(each, TrajectoryGroup(played.task, (played,)), config.rollout.layout)
 
 
 def _check_model(folder: str | Path, config: Config, make_env: Callable[[], TextEnv]) -> None:
