@@ -29,7 +29,7 @@ def check_directory(run: Path, resume: bool) -> None:
 
 
 def check_names(config: Config, make_env: Callable[[], TextEnv]) -> None:
-    """Raise `UserError` for an unknown estimator, format, world or split, or a curriculum or replay that fails at once."""
+    """Raise `UserError` for an unknown name, a split without tasks, and a curriculum or replay that fails at once."""
     # Try the estimator on two short episodes, so that bad settings or a broken function fail before the first rollout.
     trial = ([[0.0, 1.0], [0.0]], [["a", "b"], ["a"]])
     estimator, values = ESTIMATORS[config.objective.estimator], [[0.5, 0.5], [0.5]]
