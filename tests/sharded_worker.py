@@ -30,6 +30,7 @@ from envrl.models.heads import new_head
 from envrl.models.load import LanguageModel, build_model, load_model, load_path, load_policy, save_model
 from envrl.registry import find
 from envrl.samples.rows import counted_term
+from envrl.trainer.regularizing import Regularizers
 from envrl.types import Row
 from test_adapters import make_base
 from test_graphs import qwen
@@ -37,16 +38,18 @@ from test_update import AUXILIARY, VARIANTS, exact, make_model, make_rows
 
 TRAIN = {"micro_batch_tokens": 300, "epochs": 2, "learning_rate": 1e-3, "max_grad_norm": 0.5}
 CASES: dict[str, dict[str, Any]] = {
-    **VARIANTS,
+    "token_mean": {**VARIANTS["token_mean"], "train": {"checkpointing": True}},
     "sequence_mean": {**VARIANTS["sequence_mean"], "train": {"minibatches": 2}},
-    "kl": {"auxiliary": AUXILIARY, "objective": {"kl_weight": 0.05, "entropy_weight": 0.01}},
-    "recomputed": {"auxiliary": AUXILIARY, "train": {"checkpointing": True}},
+    "gspo": {**VARIANTS["gspo"], **VARIANTS["in_pass"]},
+    "cispo": {**VARIANTS["free"], **VARIANTS["cispo"]},
+    "clip_cov": {**VARIANTS["steps"], **VARIANTS["clip_cov"]},
+    "epo": {**VARIANTS["epo"], "objective": {"kl_weight": 0.05, "entropy_weight": 0.01}},
     "heads": {"auxiliary": AUXILIARY},
     "untied": {"auxiliary": AUXILIARY},
     "few": {},
     "adapter": {"auxiliary": AUXILIARY, "objective": {"kl_weight": 0.05}},
 }
-"""`few`: fewer rows than processes; `heads`: a value head in some of the rows; `untied`: an output of its own."""
+"""Every loss, each with another setting; `few`: fewer rows than processes; `heads`: a value head in some of the rows; `untied`: an output of its own."""
 
 STEPS: dict[str, Any] = {"demonstrations": 8, "batch": 3, "epochs": 2, "held_out": 3, "every": 4}
 WARM: dict[str, dict[str, Any]] = {
@@ -137,10 +140,16 @@ def work(case: str, folder: Path, engine: str) -> None:
     model.heads.double()
     local.load_policy = sharded.load_policy = exact_policy  # type: ignore[attr-defined]
     optimizer = adamw(model, config.train.learning_rate, config.train.weight_decay)
-    made = find("engine", engine).target(config, model, optimizer, run, lambda: None, print)
-    weights = {each.name: 0.2 for each in config.auxiliaries()} | {"value": 0.5}
-    updates = [made.step(rows, weights, number) for number in (1, 2, 3)]
+    regularizers = Regularizers(config)
+    made = find("engine", engine).target(config, model, optimizer, run, lambda: None, print, regularizers)
+    weights = {each.name: 0.2 for each in config.auxiliaries()} | {"value": 0.5} | dict.fromkeys(regularizers, 0.5)
+    updates = []
+    for number in (1, 2, 3):
+        updates.append(made.step(rows, weights, number))
+        regularizers.observe(updates[-1])
     tables = {"logprobs": made.logprobs(rows)}
+    if config.objective.kl_weight:
+        tables["reference"] = made.reference_logprobs(rows)
     if case == "heads":
         tables["values"] = made.values(rows, "value")
     moments = made.state()

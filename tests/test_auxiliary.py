@@ -17,6 +17,7 @@ import torch
 from boxes import COMMANDS, tiny
 from envrl.batches.auxiliary import weights_of
 from envrl.batches.batch import UpdateBatch, build_batch
+from envrl.batches.in_pass import unmasked
 from envrl.build import form_of, renderer_of
 from envrl.cli.main import main
 from envrl.config.load import dump_config, load_recipe, load_run
@@ -237,6 +238,98 @@ def test_the_loss_in_pass_is_the_cross_entropy_of_the_labels(placebo: bool, mode
     loss = micro_loss(model, rows, totals, denominators(rows), LossSettings({"echo": 0.5}))
     assert float(loss.detach()) == pytest.approx(0.5 * total / count, rel=1e-5)
     assert totals.mean("loss/echo") == pytest.approx(total / count, rel=1e-5)
+
+
+# --- ECHO: what is masked, and what a row is divided by ---------------------------------------------------------------
+
+
+def answers_of(row: Row, term: LossTerm) -> list[list[int]]:
+    """Return the runs of positions that a term predicts."""
+    places = term.positions_T
+    return [part.tolist() for part in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_echo_divides_by_the_answers_of_a_row_and_leaves_masked_texts_out(whole: bool, model: LanguageModel) -> None:
+    """The second answer of the first episode says "you see a door", the first of the second one is "Nothing."."""
+    masked = ("you see a door", "Nothing.")
+    plain = terms_of(
+        batch_of(model, tiny(auxiliary={"echo": {**IN_PASS, "aggregation": "sequence_mean"}})).rows, "echo"
+    )
+    table = {**IN_PASS, "aggregation": "sequence_mean", "masked": masked, "whole": whole}
+    rows = batch_of(model, tiny(auxiliary={"echo": table})).rows
+    total = 0.0
+    for (row, term), (same, all_) in zip(terms_of(rows, "echo"), plain, strict=True):
+        assert row.token_ids.tolist() == same.token_ids.tolist()
+        kept = []
+        for run in answers_of(same, all_):
+            ids = same.token_ids[run].tolist()
+            texts = model.codec.texts(ids)
+            for number, place in enumerate(run):
+                before, here = len("".join(texts[:number])), texts[number]
+                said = "".join(texts)
+                inside = any(
+                    said.find(text) < before + len(here) and before < said.find(text) + len(text)
+                    for text in masked
+                    if text in said
+                )
+                kept += [] if inside else [place]
+        assert term.positions_T.tolist() == kept != all_.positions_T.tolist()
+        divisor = len(all_.positions_T) if whole else len(kept)
+        assert term.token_count == 1.0
+        assert term.weights_T.tolist() == pytest.approx([1 / divisor] * len(kept))
+        with torch.no_grad():
+            logprobs = model.network(torch.tensor(row.token_ids[None].astype(np.int64))).logits[0].log_softmax(-1)
+        total -= sum(float(logprobs[p - 1, row.token_ids[p]]) for p in kept) / divisor
+    totals = Totals()
+    loss = micro_loss(model, rows, totals, denominators(rows), LossSettings({"echo": 0.5}))
+    assert float(loss.detach()) == pytest.approx(0.5 * total / 2, rel=1e-5), "the mean over two rows"
+
+
+def test_the_answer_to_a_response_without_a_command_may_be_left_out(model: LanguageModel) -> None:
+    """It counts in its row's mean all the same; under the placebo no other answer's place gets its text."""
+    renderer = renderer_of(model, form_of(tiny()))
+    played = [episode(answers, member, renderer) for member, answers in enumerate(ANSWERS)]
+    steps = played[0].transitions
+    faulty = replace(steps[1], action=replace(steps[1].action, fault="unclosed"))
+    played[0] = replace(played[0], transitions=(steps[0], faulty, *steps[2:]))
+    found: dict[tuple[bool, bool], list[tuple[Row, LossTerm]]] = {}
+    for faults in (True, False):
+        for placebo in (True, False):
+            table = {**IN_PASS, "aggregation": "sequence_mean", "faults": faults, "placebo": placebo}
+            batch = build_batch(
+                [TrajectoryGroup(played[0].task, tuple(played))], tiny(auxiliary={"echo": table}), renderer, 1
+            )
+            found[faults, placebo] = terms_of(batch.rows, "echo")
+            if placebo:
+                assert batch.figures["placebo/echo_targets"] == 6 - (not faults)
+    (row, all_), (_, other) = found[True, False]
+    (_, kept), (_, same) = found[False, False]
+    span = next(span for span in played[0].segments[0].answers if span.step == 1)
+    assert kept.positions_T.tolist() == [p for p in all_.positions_T.tolist() if not span.start <= p < span.stop]
+    assert kept.weights_T.tolist() == pytest.approx([1 / len(all_.positions_T)] * len(kept.positions_T))
+    assert same.positions_T.tolist() == other.positions_T.tolist()
+    (_, exchanged), _ = found[False, True]
+    hidden = row.token_ids[span.start : span.stop].tolist()
+    labels = [t.streams["targets"].tolist() for _, t in found[False, True]]
+    assert not any(each[i : i + len(hidden)] == hidden for each in labels for i in range(len(each)))
+    assert not set(exchanged.positions_T.tolist()) & set(range(span.start, span.stop))
+
+
+@pytest.mark.parametrize(
+    ("texts", "masked", "runs"),
+    [
+        (["ab", "cd", "ef"], ["c"], [(0, 1), (2, 3)]),
+        (["ab", "cd", "ef"], ["bc"], [(2, 3)]),
+        (["ab", "", "ab"], ["ab"], [(1, 2)]),
+        (["ab", "cd"], ["abcd"], []),
+        (["ab", "cd"], ["x", ""], [(0, 2)]),
+    ],
+)
+def test_a_token_of_which_a_character_is_masked_is_not_predicted(
+    texts: list[str], masked: list[str], runs: list[tuple[int, int]]
+) -> None:
+    assert unmasked(texts, masked) == runs
 
 
 # --- inverse dynamics with choices -----------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ def test_a_dumped_configuration_loads_equal(tmp_path_factory: pytest.TempPathFac
 
 def test_a_dump_has_every_key(tmp_path: Path) -> None:
     text = dump_config(load_recipe("alfworld-envrl"))
-    owned = 2 + 3 + 15 + 2 * 16  # of grpo and ppo, state prediction, and inverse dynamics in both stages
+    owned = 2 + 3 + 17 + 2 * 18  # of grpo and ppo, state prediction, and inverse dynamics in both stages
     assert text.count(" = ") + text.count("[model.template_arguments]") == len(KEYS) + owned
     assert 'name = "alfworld"' in text
 

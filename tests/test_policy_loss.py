@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 from math import exp, log
 
 import numpy as np
@@ -13,10 +15,13 @@ from hypothesis import strategies as st
 import envrl
 from envrl.errors import UserError
 from envrl.objective.aggregation import row_weights
-from envrl.objective.policy import LOSSES, TOKEN_LOSSES, entropy, kl_k3, truncated_importance
+from envrl.objective.losses.kl import kl_k3
+from envrl.objective.policy import LOSSES, TOKEN_LOSSES, entropy, truncated_importance
 
 torch.set_num_threads(1)
-EVERY = ["cispo", "gspo", "ppo"]
+EVERY = ["cispo", "clip_cov", "gspo", "ppo"]
+SEPARABLE = [name for name in EVERY if name != "clip_cov"]
+"""What looks at no other row. The others are told of all rows of a step before it (tests/test_update.py)."""
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -86,6 +91,13 @@ def test_ppo_is_the_formula(ratio: float, advantage: float, low: float, high: fl
         expected = min(expected, -advantage * dual)
     loss, _, _ = per_token("ppo", [ratio], [advantage], clip_low=low, clip_high=high, dual_clip=dual)
     assert loss[0] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_examples_of_the_docstrings(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"envrl.objective.losses.{name}"))
+    assert result.attempted >= 3
+    assert result.failed == 0
 
 
 def test_at_ratio_one_every_loss_has_the_policy_gradient():
@@ -171,6 +183,46 @@ def test_cispo_dual_clip_caps_the_weight_of_negative_advantages():
     assert gradient == pytest.approx([3.0, -5.0])
 
 
+# --- Clip-Cov ------------------------------------------------------------------------------------------------------
+
+
+def test_clip_cov_draws_among_the_tokens_within_its_bounds() -> None:
+    """Ten tokens of A = ±1 (mean 0); log-probs −1 … −10 (mean −5.5), so covariances 4.5, −3.5, 2.5, −1.5, 0.5, 0.5, …
+
+    The sixth to tenth have A = −1, 1, −1, 1, −1: 0.5, −1.5, 2.5, −3.5, 4.5.
+    """
+    logprobs = -np.arange(1.0, 11.0)
+    advantages = np.resize([1.0, -1.0], 10)
+    loss = TOKEN_LOSSES["clip_cov"]
+
+    def dropped(key: int, **knobs: float) -> list[int]:
+        return np.flatnonzero(loss.beforehand(logprobs, advantages, key, **knobs)).tolist()
+
+    assert dropped(0, cov_ratio=1.0, cov_low=1.0, cov_high=5.0) == [0, 2, 7, 9]
+    assert dropped(0, cov_ratio=1.0, cov_low=1.0, cov_high=3.0) == [2, 7]
+    assert dropped(0, cov_ratio=0.0) == []
+    assert dropped(0, cov_ratio=0.5, cov_low=4.6) == []
+    drawn = [tuple(dropped(key, cov_ratio=0.2)) for key in range(40)]
+    assert {len(each) for each in drawn} == {2}
+    assert {token for each in drawn for token in each} == {0, 2, 7, 9}
+    assert dropped(7, cov_ratio=0.2) == list(drawn[7])
+    assert {len(dropped(key, cov_ratio=0.01)) for key in range(10)} == {1}  # at least one, as the published code
+
+
+def test_clip_cov_is_ppo_on_all_other_tokens() -> None:
+    new, old, advantages, mask = batch(4, sequences=8)
+    given = new[mask], old[mask], advantages[mask], mask.nonzero()[:, 0]
+    plain, clipped = TOKEN_LOSSES["ppo"](*given, dual_clip=3.0)
+    knobs = {"dual_clip": 3.0, "cov_ratio": 0.3, "cov_low": 0.2}
+    loss, left_out = TOKEN_LOSSES["clip_cov"](*given, **knobs)
+    dropped = torch.from_numpy(TOKEN_LOSSES["clip_cov"].beforehand(given[1].numpy(), given[2].numpy(), **knobs)) > 0
+    assert 0 < int(dropped.sum()) <= 0.3 * len(dropped)
+    assert torch.equal(loss, plain.masked_fill(dropped, 0.0))
+    assert torch.equal(left_out, clipped | dropped)
+    (gradient,) = torch.autograd.grad(loss.sum(), new)
+    assert not gradient[mask][dropped].any()
+
+
 # --- aggregation ---------------------------------------------------------------------------------------------------
 
 
@@ -201,7 +253,7 @@ def test_aggregations_by_hand():
     assert loss("cispo") == 0.0  # log-probs of 0
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", SEPARABLE)
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
 def test_micro_batches_add_up_exactly(name: str, aggregation: str):
     new, old, advantages, mask = batch(3, sequences=7)
@@ -303,6 +355,8 @@ def test_entropy_of_restricted_distributions():
         ("ppo", {"clip_hi": 0.3}, "the policy loss 'ppo' has no setting 'clip_hi'; did you mean 'clip_high'?"),
         ("gspo", {"clip_low": 1.5}, "clip_low must be between 0 and 1"),
         ("ppo", {"dual_clip": 0.5}, "dual_clip must be above 1"),
+        ("clip_cov", {"cov_low": 5.0}, "cov_low = 5 must be below cov_high = 5"),
+        ("ppo", {"cov_low": 5.0}, "the policy loss 'ppo' has no setting 'cov_low'"),
         ("ppo", {"aggregation": "tokens_mean"}, "did you mean 'token_mean'?"),
         ("ppo", {"aggregation": "constant"}, "needs constant="),
     ],

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import envrl
 from boxes import Boxes, tiny
+from envrl.batches.examples import pair_rows
 from envrl.build import renderer_of
 from envrl.config.schema import Config
 from envrl.engine.update import score_terms
@@ -36,7 +37,6 @@ from envrl.rendering.prompts import FORMATS
 from envrl.rendering.renderer import Form
 from envrl.rendering.responses import FAULTS
 from envrl.rollout.scheduler import PlaySettings, RolloutStats
-from envrl.samples.auxiliary import pair_rows
 from envrl.samples.rows import policy_rows
 from envrl.trainer.loop import train
 from envrl.types import Pair, Row, Step, Trajectory

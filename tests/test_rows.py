@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boxes import tiny
+from envrl.batches.examples import pair_rows
 from envrl.build import renderer_of
 from envrl.config.schema import ModelConfig
 from envrl.eval.questions import ask
@@ -19,7 +20,6 @@ from envrl.rendering.formats import observation_ids
 from envrl.rendering.renderer import Form
 from envrl.rollout.in_pass import pairs_in_pass
 from envrl.rollout.scheduler import PlaySettings
-from envrl.samples.auxiliary import pair_rows
 from envrl.samples.packing import denominators, pack
 from envrl.samples.rows import counted_term, places, policy_rows, ragged
 from envrl.types import (

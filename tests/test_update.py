@@ -27,6 +27,7 @@ from envrl.models.load import LanguageModel, build_model, save_model
 from envrl.models.runtime import prepare_torch
 from envrl.samples.packing import denominators
 from envrl.samples.rows import policy_rows, ragged
+from envrl.trainer.regularizing import Regularizers
 from envrl.types import LossTerm, Row, Trajectory
 from playing import play_model
 
@@ -141,6 +142,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sequence_mean": {"auxiliary": AUXILIARY, "objective": {"aggregation": "sequence_mean"}},
     "gspo": {"auxiliary": AUXILIARY, "objective": {"loss": "gspo"}},
     "cispo": {"auxiliary": AUXILIARY, "objective": {"loss": "cispo", "aggregation": "token_mean"}},
+    "clip_cov": {
+        "auxiliary": AUXILIARY,
+        "objective": {"loss": "clip_cov"},
+        "owned": {"objective.clip_cov.cov_ratio": 0.2, "objective.clip_cov.cov_low": 0.0},
+    },
+    "epo": {
+        "auxiliary": AUXILIARY,
+        "owned": {"regularizer.epo.weight": 0.5, "regularizer.epo.lower": 1.5, "regularizer.epo.upper": 2.0},
+    },
     "in_pass": {"auxiliary": {"echo": {"weight": 0.2, **SAME}, **INVERSE}},
     "steps": {"auxiliary": AUXILIARY, "rollout": {"layout": "steps"}},
     "free": {"auxiliary": AUXILIARY, "rollout": {"actions": "free", "invalid_penalty": 0.1}, "env": {"max_steps": 4}},
@@ -158,7 +168,10 @@ def test_the_gradient_is_the_same_for_any_micro_batch_size(variant: str) -> None
     components = {term.component for row in rows for term in row.terms}
     assert components == {"policy", "echo" if variant == "in_pass" else "state", "inverse"}
     weights = {"policy": 1.0, "state": 0.2, "echo": 0.2, "inverse": 0.1, "entropy": 0.01, "kl": 0.05}
-    loss = LossSettings(weights, config.objective.loss, {"clip_low": 0.2, "clip_high": 0.2})
+    regularizers = Regularizers(config)
+    regularizers.observe({"entropy": 0.7})
+    weights |= dict.fromkeys(regularizers, 0.5)
+    loss = LossSettings(weights, config.objective.loss, config.settings("loss"), regularizers=regularizers)
     old, reference = (policy_logprobs(make_model(config, seed), rows, loss) for seed in (1, 2))
     exact(model)
     found = []
@@ -339,6 +352,40 @@ def test_what_an_earlier_policy_played_is_weighed_by_how_its_probability_changed
         assert figures["importance_masked"] == pytest.approx(((ratios > mask) | (ratios < 1 / mask)).mean(), abs=1e-6)
     if cap:
         assert figures["importance_capped"] == pytest.approx((ratios > cap).mean(), abs=1e-6)
+
+
+def test_the_cap_of_stale_tokens_is_that_of_the_weight_in_the_loss() -> None:
+    """CISPO's weight is the clipped ratio and GSPO's that of the row: neither is cut down by a token's own ratio."""
+    config = tiny(rollout={"layout": "steps"})
+    model = make_model(config)
+    rows = [row for row in make_rows(model, config) if row.terms[0].component == "policy"]
+    counts = [len(row.terms[0].positions_T) for row in rows]
+    gaps = np.linspace(-1.0, 1.5, sum(counts))
+    rows = as_sampled(rows, gaps, policy_logprobs(model, rows, LossSettings({"policy": 1.0})))
+    stale = []
+    for row in rows:
+        streams = {**row.terms[0].streams, "old_logprobs": row.terms[0].streams["sampled_logprobs"]}
+        stale.append(replace(row, terms=(replace(row.terms[0], streams=streams),)))
+    by_row = np.split(gaps, np.cumsum(counts)[:-1])
+    means = np.concatenate([np.full(len(part), part.mean()) for part in by_row])
+    bounds = {"clip_low": 1.0, "clip_high": 0.5, "dual_clip": 0.0}
+    wide = {"clip_low": 1.0, "clip_high": 1e6, "dual_clip": 0.0}
+    expected = {
+        ("cispo", 2.0): (bounds, np.ones(len(gaps))),  # no weight is above 1.5
+        ("cispo", 1.25): (bounds, np.minimum(1.0, 1.25 / np.minimum(np.exp(gaps), 1.5))),
+        ("gspo", 1.25): (wide, np.minimum(1.0, 1.25 / np.exp(means))),
+    }
+    for (name, cap), (knobs, factors) in expected.items():
+        plain = LossSettings({"policy": 1.0}, name, knobs)
+        accumulate(model, stale, replace(plain, importance_cap=cap))
+        found = gradient(model)
+        parts = np.split(factors.astype(np.float32), np.cumsum(counts)[:-1])
+        weighted = [
+            replace(row, terms=(replace(row.terms[0], weights_T=row.terms[0].weights_T * part),))
+            for row, part in zip(stale, parts, strict=True)
+        ]
+        accumulate(model, weighted, plain)
+        assert torch.allclose(gradient(model), found, rtol=1e-4, atol=1e-6)
 
 
 def test_the_largest_mismatch_of_an_update_is_that_of_all_its_steps(tmp_path: Path) -> None:

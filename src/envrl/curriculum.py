@@ -53,7 +53,7 @@ class Observes(Protocol):
 
 @runtime_checkable
 class Admits(Protocol):
-    """A curriculum that can refuse groups."""
+    """A curriculum that can refuse groups; an attribute `rounds` says how many rounds an update plays at most."""
 
     def admit(self, group: TrajectoryGroup) -> bool: ...
 
@@ -75,7 +75,11 @@ class HasFigures(Protocol):
 
 def draw_tasks(tasks: Sequence[Task], seed: int, update: int, count: int) -> list[Task]:
     """Return the tasks of an update (counted from 1): the next `count` of an endless order, reshuffled every pass."""
-    first = (update - 1) * count
+    return tasks_from(tasks, seed, (update - 1) * count, count)
+
+
+def tasks_from(tasks: Sequence[Task], seed: int, first: int, count: int) -> list[Task]:
+    """Return the tasks at the places `first` … `first + count - 1` of that endless order."""
     drawn = []
     for place in range(first, first + count):
         epoch, index = divmod(place, len(tasks))

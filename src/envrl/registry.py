@@ -90,15 +90,33 @@ KINDS = {
         "objective.loss",
         ("objective",),
         "envrl.losses",
-        {name: f"envrl.objective.policy:{name}" for name in ("ppo", "gspo", "cispo")},
+        {name: f"envrl.objective.losses.{name}:{name}" for name in ("ppo", "gspo", "cispo", "clip_cov")},
     ),
     "auxiliary": Kind(
         "auxiliary objective",
         "",
         ("auxiliary", "warm_start.auxiliary"),
         "envrl.auxiliaries",
-        {name: f"envrl.objective.auxiliary.{name}:{name}" for name in ("state", "inverse", "echo")},
+        {
+            name: f"envrl.objective.auxiliary.{name}:{name}"
+            for name in ("state", "inverse", "echo", "paw", "uishift", "aawm")
+        },
         reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
+    ),
+    "regularizer": Kind(
+        "regularizer",
+        "",
+        ("regularizer",),
+        "envrl.regularizers",
+        {"epo": "envrl.objective.regularizers.epo:Epo"},
+        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
+    ),
+    "reward": Kind(
+        "reward",
+        "",
+        ("reward",),
+        "envrl.rewards",
+        {name: f"envrl.objective.rewards.{name}:{name}" for name in ("inverse", "overlong")},
     ),
     "format": Kind(
         "prompt format",
@@ -117,7 +135,7 @@ KINDS = {
         "envrl.curricula",
         {
             name: f"envrl.curricula.{name}:{name.capitalize()}"
-            for name in ("shuffle", "scaling", "solvable", "progress", "failures", "restarts")
+            for name in ("shuffle", "scaling", "solvable", "progress", "failures", "restarts", "dynamic")
         },
     ),
     "engine": Kind(
@@ -238,7 +256,14 @@ def _check_free(entry: Entry) -> None:
     if entry.ships:  # looking up installed packages takes time, and built-in names do not collide
         return
     for kind, other in KINDS.items():
-        if kind != entry.kind and other.tables == KINDS[entry.kind].tables and entry.name in names(kind):
+        if kind == entry.kind or entry.name not in names(kind):
+            continue
+        if {entry.kind, kind} == {"auxiliary", "regularizer"}:
+            raise UserError(
+                f"there is already {other.one} '{entry.name}', and loss/{entry.name} is its figure in the log: "
+                "register yours under another name"
+            )
+        if other.tables == KINDS[entry.kind].tables:
             raise UserError(
                 f"there is already {other.one} '{entry.name}', and [{other.tables[0]}.{entry.name}] is the table of "
                 "its settings: register yours under another name"

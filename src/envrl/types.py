@@ -306,9 +306,16 @@ Part = Literal["observation", "response"]
 @dataclass(frozen=True, slots=True)
 class InPass:
     """Tokens of the policy's own row that an auxiliary objective predicts: the world's answer to a step, or the
-    policy's response in it. An answer that begins a new segment is in no row, and is left out."""
+    policy's response in it. An answer that begins a new segment is in no row, and is left out.
+
+    `masked` are texts inside it that are not predicted, or all of it if not `predicted`; if `whole`, a row's own mean
+    counts them all the same.
+    """
 
     trajectory: Trajectory
     step: int
     part: Part = "observation"
     weight: float = 1.0
+    masked: tuple[str, ...] = ()
+    predicted: bool = True
+    whole: bool = False

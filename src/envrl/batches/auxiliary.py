@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from numbers import Integral, Real
 from typing import get_args
 
-from envrl.config.schema import Auxiliary
+from envrl.batches.examples import AuxiliaryRows, auxiliary_rows
+from envrl.batches.selection import Memory
+from envrl.config.schema import Auxiliary, Regularizer
 from envrl.errors import UserError, suggest
 from envrl.objective.schedule import weight_at
 from envrl.randomness import key_of
 from envrl.registry import Entry, blame, find
 from envrl.rendering.renderer import Renderer
-from envrl.samples.auxiliary import AuxiliaryRows, auxiliary_rows
-from envrl.types import Example, InPass, Part, Trajectory, TrajectoryGroup, episodes_of
+from envrl.types import Example, InPass, Pair, Part, Trajectory, TrajectoryGroup, episodes_of
 
+Predict = Callable[[Sequence[Pair]], list[str]]
+"""Returns what the policy says to each prompt, as text."""
+Write = Callable[[Sequence[Example]], list[str]]
 MOST_EXAMPLES = 1_000
 """Examples of an objective for each step of the episodes, which none needs: one that yields more is endless."""
 
@@ -39,23 +43,47 @@ def weights_of(auxiliaries: Sequence[Auxiliary], update: int, updates: int) -> d
     }
 
 
+def regularizer_weights(regularizers: Sequence[Regularizer], update: int, updates: int) -> dict[str, float]:
+    """Return the weight λ of each regularizer at an update (counted from 1; the schedule's t is one less)."""
+    return {
+        each.name: weight_at(
+            update - 1,
+            each.common.weight,
+            each.common.schedule,
+            each.common.schedule_updates or updates,
+            each.common.floor,
+        )
+        for each in regularizers
+    }
+
+
 def make_rows(
-    auxiliaries: Sequence[Auxiliary], groups: Sequence[TrajectoryGroup], renderer: Renderer, key: Sequence[int | str]
+    auxiliaries: Sequence[Auxiliary],
+    groups: Sequence[TrajectoryGroup],
+    renderer: Renderer,
+    key: Sequence[int | str],
+    memory: Memory | None = None,
+    update: int = 0,
+    predict: Predict | None = None,
 ) -> AuxiliaryRows:
     """Return the rows and terms of these objectives; `key` seeds the choice of a fraction of them.
 
-    Raises `UserError` if a user's objective raises, or yields something that is not an example.
+    `memory` is what selection knows of earlier updates; `predict` is the policy, for objectives whose targets it
+    writes. Raises `UserError` if a user's objective raises, or yields something that is not an example.
     """
     made, episodes = AuxiliaryRows(), episodes_of(groups)
     for each in auxiliaries:
         its = auxiliary_rows(
             each.name,
-            _yielded(find("auxiliary", each.name), groups, each.settings),
+            _yielded(find("auxiliary", each.name), groups, each.settings, _writer(each.name, renderer, predict)),
             episodes,
             lambda example, name=each.name: renderer.pair(name, example),
             renderer.context,
             each.common,
             key_of(*key, each.name),
+            renderer,
+            memory,
+            update,
         )
         made.rows.extend(its.rows)
         made.figures.update(its.figures)
@@ -68,7 +96,14 @@ def make_rows(
 def try_out(auxiliary: Auxiliary, group: TrajectoryGroup, layout: str) -> None:
     """Raise `UserError` if an objective fails on a group of episodes, or its tokens are in no row of this layout."""
     entry = find("auxiliary", auxiliary.name)
-    for each in _yielded(entry, [group], auxiliary.settings):
+    for each in _yielded(
+        entry, [group], auxiliary.settings, lambda examples: [example.question for example in examples]
+    ):
+        if isinstance(each, InPass) and auxiliary.common.reservoir:
+            raise UserError(
+                f"the {entry.called} has tokens of the policy's own rows, and a reservoir keeps rows of their own: "
+                f"leave auxiliary.{auxiliary.name}.reservoir out"
+            )
         if isinstance(each, InPass) and auxiliary.common.tokens == "all":
             raise UserError(
                 f"the {entry.called} has tokens of the policy's own rows, and tokens = 'all' is for rows of their own: "
@@ -81,8 +116,19 @@ def try_out(auxiliary: Auxiliary, group: TrajectoryGroup, layout: str) -> None:
             )
 
 
+def _writer(name: str, renderer: Renderer, predict: Predict | None) -> Write:
+    """Return how the policy answers examples of an objective."""
+
+    def write(examples: Sequence[Example]) -> list[str]:
+        if predict is None:
+            raise UserError(f"the {find('auxiliary', name).called} needs a policy at hand, which writes its targets")
+        return predict([renderer.pair(name, example) for example in examples])
+
+    return write
+
+
 def _yielded(
-    entry: Entry, groups: Sequence[TrajectoryGroup], settings: dict[str, object]
+    entry: Entry, groups: Sequence[TrajectoryGroup], settings: dict[str, object], write: Write
 ) -> Iterator[Example | InPass]:
     """Yield the objective's examples of these groups, each checked.
 
@@ -92,7 +138,8 @@ def _yielded(
     known = {id(trajectory) for trajectory in episodes}
     steps = sum(len(trajectory.transitions) for trajectory in episodes)
     with blame(entry):
-        for count, each in enumerate(entry.target(groups, **settings)):
+        given = (groups, write) if entry.traits.get("writes") else (groups,)
+        for count, each in enumerate(entry.target(*given, **settings)):
             if count >= MOST_EXAMPLES * max(1, steps):
                 raise UserError(
                     f"the {entry.called} yields more than {MOST_EXAMPLES:,} examples a step and goes on: it has no "
@@ -119,6 +166,8 @@ def _checked(entry: Entry, each: object, known: set[int]) -> Example | InPass:
             raise UserError(f"{what} of an episode that is none of the update's")
         if each.part not in get_args(Part):
             raise UserError(f"{what} of the part {each.part!r}{suggest(str(each.part), get_args(Part))}")
+        if isinstance(each.masked, str) or not all(isinstance(text, str) for text in each.masked):
+            raise UserError(f"{what} whose masked texts are {each.masked!r:.60}, no tuple of texts")
         return each
     texts = {"question": each.question, "target": each.target}
     texts |= {name: text for name in ("command", "following") if (text := getattr(each, name)) is not None}

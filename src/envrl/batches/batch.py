@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envrl.batches.auxiliary import make_rows, weights_of
+from envrl.batches.auxiliary import Predict, make_rows, regularizer_weights, weights_of
+from envrl.batches.divergence import Reference, less_divergence
+from envrl.batches.rewards import Logprobs, with_rewards
+from envrl.batches.selection import Memory
 from envrl.batches.values import Values, value_terms, values_of_steps
 from envrl.config.schema import Config
 from envrl.objective.advantage import ESTIMATORS, VALUE
@@ -24,12 +27,28 @@ _VALID: dict[str, Callable[[Transition], bool]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Asks:
+    """Whom the rows of an update ask for what the recipe needs: the engine, the policy, and earlier updates."""
+
+    values: Values | None = None
+    """Those of a head, for an estimator that reads them; None: those of a new head."""
+    logprobs: Logprobs | None = None
+    """Of tokens, for a reward beside the world's."""
+    reference: Reference | None = None
+    """Log-probs of the model that RL started from, for a KL in the reward; None: it is left out."""
+    predict: Predict | None = None
+    """Texts of the policy, for an objective whose targets it writes."""
+    memory: Memory = field(default_factory=Memory)
+    """What the choice of auxiliary rows knows of earlier updates; it learns this one."""
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateBatch:
     """The rows of one update, and figures to log."""
 
     rows: list[Row]
     weights: dict[str, float]
-    """The weight λ of each auxiliary objective."""
+    """The weight λ of each auxiliary objective and regularizer."""
     figures: dict[str, float]
 
 
@@ -68,7 +87,7 @@ def _credit(
     )
 
 
-def _given_rows(groups: Sequence[TrajectoryGroup], aggregation: str) -> list[Row]:
+def _given_rows(groups: Sequence[TrajectoryGroup], config: Config) -> list[Row]:
     """Return the rows of groups whose advantages are given."""
     return [
         row
@@ -77,29 +96,40 @@ def _given_rows(groups: Sequence[TrajectoryGroup], aggregation: str) -> list[Row
         for row in policy_rows(
             trajectory,
             np.full(len(trajectory.transitions), advantage),
-            aggregation,
+            config.objective.aggregation,
             stale=True,
             component="replay",
             weight=group.weight,
+            constant=config.row_tokens,
         )
     ]
 
 
 def build_batch(
-    groups: Sequence[TrajectoryGroup], config: Config, renderer: Renderer, update: int, values: Values | None = None
+    groups: Sequence[TrajectoryGroup],
+    config: Config,
+    renderer: Renderer,
+    update: int,
+    asks: Asks | None = None,
 ) -> UpdateBatch:
     """Return the rows of an update; (seed, update) seed the choice of auxiliary rows.
 
-    `values` asks the engine for those of the value head, if the estimator reads them. Groups with given advantages have
-    rows of the component `replay`: neither estimator nor auxiliary objectives see them.
+    Groups with given advantages have rows of the component `replay`: neither estimator nor auxiliary objectives see
+    them.
     """
+    asks = asks or Asks()
     auxiliaries = config.auxiliaries()
     weights = weights_of(auxiliaries, update, config.train.updates)
     active = [each for each in auxiliaries if weights[each.name] > 0]
+    weights |= regularizer_weights(config.regularizers(), update, config.train.updates)
     judged = [group for group in groups if not group.advantages_G]
-    auxiliary = make_rows(active, judged, renderer, (config.seed, update))
+    auxiliary = make_rows(active, judged, renderer, (config.seed, update), asks.memory, update, asks.predict)
+    if any(each.common.select == "novel" for each in auxiliaries):
+        asks.memory.observe(judged)
     rows: list[Row] = []
-    advantages, returns = _credit(judged, config, values)
+    paid, rewards = _paid(judged, config, renderer, update, asks.logprobs)
+    charged, divergence = less_divergence(paid, config, asks.reference)
+    advantages, returns = _credit(charged, config, asks.values)
     knobs = config.settings("estimator")
     levels = ESTIMATORS[config.objective.estimator].levels(knobs)
     for number, (trajectory, advantages_S) in enumerate(zip(episodes_of(judged), advantages, strict=True)):
@@ -114,8 +144,9 @@ def build_batch(
             in_pass,
             idle=config.objective.idle_rows == "count",
             stale=trajectory.policy_version < update,
+            constant=config.row_tokens,
         )
-    given = _given_rows([group for group in groups if group.advantages_G], config.objective.aggregation)
+    given = _given_rows([group for group in groups if group.advantages_G], config)
     figures = {f"weight/{name}": weight for name, weight in weights.items()}
     weights = {**weights, **{name: knobs.get(f"{name}_weight", 0.5) for name in returns}}
     figures["rows/policy"] = sum(map(learns, rows))
@@ -127,4 +158,17 @@ def build_batch(
     staleness = [update - trajectory.policy_version for trajectory in episodes_of(groups)]
     if any(staleness):
         figures["staleness"] = float(np.mean(staleness))
-    return UpdateBatch([*rows, *given, *auxiliary.rows], weights, figures | auxiliary.figures)
+    figures |= divergence | auxiliary.figures | rewards
+    return UpdateBatch([*rows, *given, *auxiliary.rows], weights, figures)
+
+
+def _paid(
+    groups: Sequence[TrajectoryGroup], config: Config, renderer: Renderer, update: int, logprobs: Logprobs | None
+) -> tuple[Sequence[TrajectoryGroup], dict[str, float]]:
+    """Return the groups with the rewards that the recipe adds to the world's, and figures of these."""
+    rewards = config.rewards()
+    if not rewards:
+        return groups, {}
+    if logprobs is None:
+        raise ValueError("a reward beside the world's is asked of an engine")
+    return with_rewards(groups, rewards, update, config.train.updates, renderer, logprobs)

@@ -7,11 +7,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 
 import torch
 
-from envrl.batches.batch import build_batch
+from envrl.batches.batch import Asks, build_batch
 from envrl.build import env_maker, form_of, policy_of, renderer_of, training_settings
 from envrl.config.schema import Config
 from envrl.engine.heads import give_heads
@@ -80,7 +81,9 @@ class Bench:
     def update(self, config: Config, groups: Sequence[TrajectoryGroup], watch: Watch) -> list[Row]:
         """Run an update on these episodes as training does; return the rows."""
         watch.start()
-        batch = build_batch(groups, config, renderer_of(self.model, form_of(config)), 1)
+        alone = loss_settings(config, {})
+        asked = partial(policy_logprobs, self.model, settings=alone)
+        batch = build_batch(groups, config, renderer_of(self.model, form_of(config)), 1, Asks(logprobs=asked))
         rows = batch.rows
         if not rows:
             raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
-from envrl.config.schema import Auxiliary, AuxiliaryConfig, Config
+from envrl.config.schema import Auxiliary, AuxiliaryConfig, Config, RegularizerConfig, RewardConfig
 from envrl.errors import UserError, suggest
 from envrl.registry import KINDS, find
 
@@ -109,6 +109,12 @@ def _check_learning(config: Config) -> None:
             f"rollout.group_size must be at least 2, not {rollout.group_size}: '{objective.estimator}' compares the "
             "episodes of a group"
         )
+    if objective.constant and objective.aggregation != "constant":
+        raise UserError(
+            f"objective.constant = {objective.constant} is for objective.aggregation = 'constant', and that is "
+            f"'{objective.aggregation}': set it, or leave the constant out"
+        )
+    _check_kl(config)
     if rollout.max_steps > config.env.max_steps:
         raise UserError(
             f"rollout.max_steps = {rollout.max_steps} is above env.max_steps = {config.env.max_steps}, at which every "
@@ -144,6 +150,36 @@ def _check_learning(config: Config) -> None:
     for stage, table in (("", "auxiliary"), ("warm_start", "warm_start.auxiliary")):
         for each in config.auxiliaries(stage):
             _check_auxiliary(each, f"{table}.{each.name}", rollout.layout)
+            _check_writing(each, f"{table}.{each.name}", config, bool(stage))
+            if stage:
+                _check_imitated(each, f"{table}.{each.name}")
+    for reward in config.rewards():
+        _check_weight(reward.common, f"reward.{reward.name}")
+    for each in config.regularizers():
+        _check_weight(each.common, f"regularizer.{each.name}")
+
+
+def _check_kl(config: Config) -> None:
+    objective = config.objective
+    if not objective.kl_weight:
+        return
+    given = f"objective.kl_estimator = '{objective.kl_estimator}' with objective.kl_in = '{objective.kl_in}'"
+    if objective.kl_in == "loss" and objective.kl_estimator == "k1":
+        raise UserError(
+            f"{given} does nothing: the mean of its gradient is 0; set kl_in = 'reward', or kl_estimator = 'k2', whose "
+            "gradient as a loss is that of k1 in the reward"
+        )
+    if objective.kl_in == "reward" and objective.kl_estimator != "k1":
+        why = {"k2": "is not the KL in the mean", "k3": "hardly pulls the policy back where it is near the reference"}
+        raise UserError(
+            f"{given} is biased: in the reward, {objective.kl_estimator} {why[objective.kl_estimator]}; set "
+            "kl_estimator = 'k1', or kl_in = 'loss'"
+        )
+    if objective.kl_in == "reward" and find("estimator", objective.estimator).traits.get("positive"):
+        raise UserError(
+            f"{given} makes returns negative, and objective.estimator = '{objective.estimator}' is for returns from 0 "
+            "on: set kl_in = 'loss' with kl_estimator = 'k2', or take 'grpo'"
+        )
 
 
 def check_format(config: Config) -> None:
@@ -179,17 +215,18 @@ def _check_auxiliary(auxiliary: Auxiliary, table: str, layout: str) -> None:
     entry, common = find("auxiliary", auxiliary.name), auxiliary.common
     for name in sorted(auxiliary.settings.keys() & {setting.name for setting in fields(AuxiliaryConfig)}):
         raise UserError(f"the {entry.called} has a setting '{name}' of its own, which every one has: rename it")
-    if common.floor > common.weight:
+    _check_weight(common, table)
+    if common.select in ("novel", "uncertain") and common.fraction == 1.0:
         raise UserError(
-            f"{table}.floor = {common.floor:g} is above {table}.weight = {common.weight:g}, which falls to it over the "
-            "schedule"
+            f"{table}.select = '{common.select}' says which transitions come first, so {table}.fraction must be below 1"
         )
-    if common.floor and common.schedule == "constant":
-        raise UserError(
-            f"{table}.floor = {common.floor:g} needs a schedule that falls: set {table}.schedule, or floor = 0"
-        )
-    if not entry.traits.get("in_pass"):
+    if not auxiliary.in_pass:
         return
+    if common.reservoir:
+        raise UserError(
+            f"{table}.reservoir = {common.reservoir} is for rows of their own: '{auxiliary.name}' has tokens of the "
+            "policy's, and those of earlier updates are gone"
+        )
     if layout == "steps":
         raise UserError(
             f"{table}.weight needs rollout.layout = 'concat': a row of the layout 'steps' ends before the next "
@@ -199,3 +236,46 @@ def _check_auxiliary(auxiliary: Auxiliary, table: str, layout: str) -> None:
         raise UserError(
             f"{table}.tokens = 'all' is for rows of their own: '{auxiliary.name}' has tokens of the policy's"
         )
+
+
+def _check_writing(auxiliary: Auxiliary, table: str, config: Config, warm: bool) -> None:
+    """Raise `UserError` for an objective whose targets the policy writes, where it cannot."""
+    traits = find("auxiliary", auxiliary.name).traits
+    if traits.get("chat") and not config.rollout.is_chat:
+        raise UserError(
+            f"{table}.weight needs a chat, in which the model can be asked in words: set rollout.format (such as "
+            f"'action', docs/prompts.md), or leave '{auxiliary.name}' out"
+        )
+    if traits.get("writes") and warm and config.train.engine == "sharded":
+        raise UserError(
+            f"{table}.weight: the targets of '{auxiliary.name}' are written by the model, which in a warm start of "
+            "several processes lies in shards: set train.engine = 'local', or leave it to RL"
+        )
+
+
+def _check_weight(common: AuxiliaryConfig | RegularizerConfig | RewardConfig, table: str) -> None:
+    if common.floor > common.weight:
+        raise UserError(
+            f"{table}.floor = {common.floor:g} is above {table}.weight = {common.weight:g}, which falls to it over the "
+            "schedule"
+        )
+    if common.floor and common.schedule == "constant":
+        raise UserError(
+            f"{table}.floor = {common.floor:g} needs a schedule that falls: set {table}.schedule, or floor = 0"
+        )
+
+
+def _check_imitated(auxiliary: Auxiliary, table: str) -> None:
+    """Raise `UserError` for what chooses among an update's episodes: a warm start has its demonstrations."""
+    entry, common = find("auxiliary", auxiliary.name), auxiliary.common
+    if entry.traits.get("played"):
+        raise UserError(
+            f"{table}.weight: the {entry.called} is about episodes that the policy played, and a warm start imitates "
+            "those of a script: leave it out"
+        )
+    for name, value in (("select", common.select), ("reservoir", common.reservoir)):
+        if value not in ("all", 0):
+            raise UserError(
+                f"{table}.{name} = {value!r} chooses among the episodes of updates, and a warm start has its "
+                "demonstrations, all won: leave it out"
+            )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from envrl.config.schema import AuxiliaryConfig, Config
+from envrl.registry import find
 
 
 def idle_settings(config: Config) -> Iterator[str]:
     """Yield a warning for every auxiliary objective of the recipe that has no effect."""
+    yield from _unlearned(config)
     warm = config.warm_start
     for stage, key in (("", "auxiliary"), ("warm_start", "warm_start.auxiliary")):
         active = {each.name: each.common for each in config.auxiliaries(stage)}
@@ -24,6 +26,18 @@ def idle_settings(config: Config) -> Iterator[str]:
                 yield f"{given} {key}.{name}.fraction = 0 leaves no rows: raise one, or set the other to 0"
             elif not stage:
                 yield from _ended(config, name, common)
+
+
+def _unlearned(config: Config) -> Iterator[str]:
+    """Yield a warning for a reward that asks what nothing teaches the policy to answer."""
+    learned = {each.asks for stage in ("", "warm_start") for each in config.auxiliaries(stage)}
+    for reward in config.rewards():
+        asks = find("reward", reward.name).traits.get("asks")
+        if asks and asks not in learned and not config.warm_start.path:
+            yield (
+                f"reward.{reward.name}.weight = {reward.common.weight:g} pays for what the policy can answer, and "
+                f"nothing teaches it that: give auxiliary.{asks}.weight or warm_start.auxiliary.{asks}.weight a value"
+            )
 
 
 def _ended(config: Config, name: str, common: AuxiliaryConfig) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
 
-from envrl.config.schema import AuxiliaryConfig, Config
+from envrl.config.schema import AuxiliaryConfig, Config, RegularizerConfig, RewardConfig
 from envrl.errors import suggest
 from envrl.older import RETIRED
 from envrl.registry import KINDS, TAKEN, find, in_order, names
@@ -49,9 +49,13 @@ def _all_keys() -> dict[str, Key]:
 
 KEYS: dict[str, Key] = _all_keys()
 TAKEN.update(KEYS)
-SECTIONS: tuple[str, ...] = (*section_types(), "auxiliary")
-COMMON: dict[str, dict[str, Key]] = {"auxiliary": _keys_of(AuxiliaryConfig, "")}
+COMMON: dict[str, dict[str, Key]] = {
+    "auxiliary": _keys_of(AuxiliaryConfig, ""),
+    "reward": _keys_of(RewardConfig, ""),
+    "regularizer": _keys_of(RegularizerConfig, ""),
+}
 """The settings that all things of a kind share, by kind."""
+SECTIONS: tuple[str, ...] = (*section_types(), *COMMON)
 
 
 def kind_of(table: str, owner: str) -> str:
@@ -75,11 +79,15 @@ def find_key(name: str) -> Key | None:
 
 
 def keys_of(table: str, kind: str, owner: str) -> dict[str, Key]:
-    """Return the keys of the table [TABLE.OWNER] by dotted name: those shared by the kind, then the thing's own."""
-    own = {each.name: each for each in find(kind, owner).settings.values()}
+    """Return the keys of the table [TABLE.OWNER] by dotted name: those shared by the kind, then the thing's own.
+
+    A thing may have other defaults of what is shared (`defaults=` in `register`).
+    """
+    entry = find(kind, owner)
+    defaults = entry.traits.get("defaults", {})
     return {
-        (name := f"{table}.{owner}.{each.name}"): Key(name, each.annotation, each.default)
-        for each in (COMMON.get(kind, {}) | own).values()
+        (name := f"{table}.{owner}.{each.name}"): Key(name, each.annotation, defaults.get(each.name, each.default))
+        for each in (COMMON.get(kind, {}) | dict(entry.settings)).values()
     }
 
 

@@ -41,7 +41,17 @@ What every auxiliary objective can be told, in RL by `[auxiliary.NAME]` and in t
 `inverse` (rows that ask for the command between two observations), and `echo` (the next observation in the policy's own
 rows); `docs/extend.md` adds one. The warm start counts its optimiser steps where updates are counted here.
 
-"""
+""",
+    "reward": """\
+What every reward beside the world's can be told; one without a weight is off. Ours are `inverse`
+(`docs/algorithms/inverse-reward.md`) and `overlong` (`docs/algorithms/dapo.md`); `docs/extend.md` adds one.
+
+""",
+    "regularizer": """\
+What every regularizer of the policy's tokens can be told; one without a weight is off. Ours is `epo`, a band for the
+entropy (`docs/algorithms/epo.md`); `docs/extend.md` adds one.
+
+""",
 }
 
 _HEAD = "| key | value | default | meaning |\n|---|---|---|---|\n"
@@ -68,7 +78,15 @@ def recipe_reference() -> str:
 def _owned(section: str, kind: str, name: str) -> str:
     """Return the table of a registered thing's settings."""
     entry = find(kind, name)
+    shared = [
+        (
+            replace(COMMON[kind][key], name=f"{section}.{name}.{key}", default=value),
+            "as for all, with another default",
+        )
+        for key, value in entry.traits.get("defaults", {}).items()
+    ]
     keys = [(Key(f"{section}.{name}.{s.name}", s.annotation, s.default), s.meaning) for s in entry.settings.values()]
+    keys = [*shared, *keys]
     rows = "\n".join(_row(key, meaning) for key, meaning in keys)
     chosen_by = f': with `{KINDS[kind].key} = "{name}"`' if KINDS[kind].key else ", besides"
     written = name if name.replace("_", "").replace("-", "").isalnum() else f'"{name}"'  # as TOML wants it

@@ -104,11 +104,14 @@ class RolloutConfig:
 class ObjectiveConfig:
     estimator: str = "grpo"  # advantage estimator
     loss: str = "ppo"  # policy loss
-    aggregation: Literal["token_mean", "sequence_mean"] = "sequence_mean"  # of the policy loss
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = "sequence_mean"  # of the policy loss
+    constant: Count = 0  # with aggregation = "constant": tokens that each row counts as; 0: the most that it can have
     idle_rows: Literal["skip", "count"] = "skip"  # without advantage: left out | in the denominator, KL and entropy
     importance_cap: NonNegative = 0.0  # tokens weigh trainer's over sampler's probability, at most this; 0: off
     importance_mask: NonNegative = 0.0  # tokens whose probability changed by more than this factor do not learn; 0: off
-    kl_weight: Weight = 0.0  # KL to the policy that RL started from, k3 estimator
+    kl_weight: Weight = 0.0  # KL to the policy that RL started from; 0: off
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # of the KL (docs/algorithms/kl.md)
+    kl_in: Literal["loss", "reward"] = "loss"  # it is a loss of every token (k2, k3) | taken from the reward (k1)
     entropy_weight: Weight = 0.0  # of the entropy bonus; 0: off
 
 
@@ -124,7 +127,9 @@ class AuxiliaryConfig:
     schedule_updates: Count = 0  # updates after which the weight has fallen to its floor; 0: all of the run
     floor: Weight = 0.0  # the weight falls to this
     every: Positive = 1  # it takes part in one update of so many
+    select: Literal["all", "failures", "novel", "uncertain"] = "all"  # transitions (docs/algorithms/selection.md)
     fraction: Fraction = 1.0  # share of its examples that make rows; in the policy's own rows: of the episodes
+    reservoir: Count = 0  # rows are drawn from a sample of so many examples of all updates; 0: from the update's own
     deduplicate: bool = True  # equal examples of an update make one row
     tokens: Literal["target", "all"] = "target"  # that have a loss: the target's | the question's, too
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"  # every token weighs the same | every row
@@ -137,6 +142,55 @@ class Auxiliary:
 
     name: str
     common: AuxiliaryConfig
+    settings: dict[str, Any]
+
+    @property
+    def in_pass(self) -> bool:
+        """True if it predicts tokens of the policy's own rows; an objective may leave that to its settings."""
+        of_it = find("auxiliary", self.name).traits.get("in_pass", False)
+        return bool(of_it(self.settings) if callable(of_it) else of_it)
+
+    @property
+    def asks(self) -> str:
+        """What it is about, if that is one of the probe's questions: "state", "inverse"."""
+        return str(find("auxiliary", self.name).traits.get("asks", ""))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardConfig:
+    """The settings of every reward beside the world's, in `[reward.NAME]`."""
+
+    weight: Weight = 0.0  # it is multiplied by this, and added to each step's; 0: off
+    schedule: Literal["cosine", "linear", "constant"] = "constant"  # of the weight, over the updates
+    schedule_updates: Count = 0  # updates after which the weight has fallen to its floor; 0: all of the run
+    floor: Weight = 0.0  # the weight falls to this
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A reward beside the world's with a weight: the common settings, and its own."""
+
+    name: str
+    common: RewardConfig
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegularizerConfig:
+    """The settings of every regularizer, in `[regularizer.NAME]`."""
+
+    weight: Weight = 0.0  # of its loss; 0: off
+    schedule: Literal["cosine", "linear", "rise", "constant"] = "constant"  # of the weight; rise: a cosine upwards
+    schedule_updates: Count = 0  # updates that the schedule takes; 0: all of the run
+    floor: Weight = 0.0  # the weight falls to this, or rises from it
+
+
+@dataclass(frozen=True, slots=True)
+class Regularizer:
+    """A regularizer with a weight: the common settings, and its own."""
+
+    name: str
+    common: RegularizerConfig
     settings: dict[str, Any]
 
 
@@ -210,6 +264,13 @@ class Config:
     owned: dict[str, Any] = field(default_factory=dict)
     """Non-default settings of registered things by dotted key, such as `objective.gigpo.gamma`."""
 
+    @property
+    def row_tokens(self) -> int:
+        """The tokens that a policy row counts as with the aggregation "constant": by default the most it can have."""
+        rollout = self.rollout
+        steps = (rollout.max_steps or self.env.max_steps) if rollout.layout == "concat" else 1
+        return self.objective.constant or rollout.response_tokens * steps
+
     def settings(self, kind: str) -> dict[str, Any]:
         """Return all settings of the chosen thing of a kind; raise `UserError` if there is no such thing."""
         choice = KINDS[kind]
@@ -223,18 +284,36 @@ class Config:
     def auxiliaries(self, stage: str = "") -> list[Auxiliary]:
         """Return the auxiliary objectives with a weight, of RL or of a stage ("warm_start"), built-in ones first."""
         prefix = f"{stage}.auxiliary." if stage else "auxiliary."
+        return [
+            Auxiliary(name, AuxiliaryConfig(**find("auxiliary", name).traits.get("defaults", {}) | shared), own)
+            for name, shared, own in self._weighed("auxiliary", prefix, AuxiliaryConfig)
+        ]
+
+    def rewards(self) -> list[Reward]:
+        """Return the rewards beside the world's that have a weight, built-in ones first."""
+        weighed = self._weighed("reward", "reward.", RewardConfig)
+        return [Reward(name, RewardConfig(**shared), own) for name, shared, own in weighed]
+
+    def regularizers(self) -> list[Regularizer]:
+        """Return the regularizers with a weight, built-in ones first."""
+        weighed = self._weighed("regularizer", "regularizer.", RegularizerConfig)
+        return [Regularizer(name, RegularizerConfig(**shared), own) for name, shared, own in weighed]
+
+    def _weighed(self, kind: str, prefix: str, common: type) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """Return name, given shared settings and all own settings of those things of a kind that have a weight."""
+        shared = {setting.name for setting in fields(common)}
         tables: dict[str, dict[str, Any]] = {}
         for key, value in self.owned.items():
             if key.startswith(prefix):
                 name, _, setting = key.removeprefix(prefix).partition(".")
                 tables.setdefault(name, {})[setting] = value
         return [
-            Auxiliary(
+            (
                 name,
-                AuxiliaryConfig(**{key: value for key, value in tables[name].items() if key in _COMMON}),
-                {s.name: tables[name].get(s.name, s.default) for s in find("auxiliary", name).settings.values()},
+                {key: value for key, value in tables[name].items() if key in shared},
+                {s.name: tables[name].get(s.name, s.default) for s in find(kind, name).settings.values()},
             )
-            for name in in_order("auxiliary", tables)
+            for name in in_order(kind, tables)
             if tables[name].get("weight")
         ]
 
@@ -245,6 +324,3 @@ class Config:
             s.name: next((v for p in prefixes if (v := self.owned.get(f"{p}.{name}.{s.name}")) is not None), s.default)
             for s in find("auxiliary", name).settings.values()
         }
-
-
-_COMMON = {setting.name for setting in fields(AuxiliaryConfig)}

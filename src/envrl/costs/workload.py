@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from envrl.config.schema import Auxiliary, Config
+from envrl.config.schema import Config
 from envrl.costs.memory import Load
 from envrl.costs.shape import Shape
-from envrl.registry import find
 
 CHARACTERS = {"preset": 5.4, "model": 4.0}
 """Of a token: the preset's tokenizer is made for its world; a pretrained one's on English."""
@@ -139,11 +138,7 @@ def workload(config: Config) -> Workload:
 
 def _auxiliary_share(config: Config) -> float:
     """Return how many rows of their own the auxiliary objectives make of a transition: one each, it is taken."""
-    return sum(each.common.fraction for each in config.auxiliaries() if not _in_pass(each))
-
-
-def _in_pass(auxiliary: Auxiliary) -> bool:
-    return bool(find("auxiliary", auxiliary.name).traits.get("in_pass"))
+    return sum(each.common.fraction for each in config.auxiliaries() if not each.in_pass)
 
 
 def _texts(config: Config) -> Texts:
@@ -161,7 +156,7 @@ def memory_load(config: Config, work: Workload, shape: Shape, cuda: bool | None 
     longest, prompt = work.longest(context)
     micro_batch = max(config.train.micro_batch_tokens, longest)
     scored = min(micro_batch, int(micro_batch * work.response * (1 if work.steps else work.turns) / work.sequence))
-    if any(map(_in_pass, config.auxiliaries())):
+    if any(each.in_pass for each in config.auxiliaries()):
         scored = micro_batch
     slots = min(config.rollout.slots or work.episodes, work.episodes)
     fresh = slots if work.steps else min(slots, config.rollout.tasks)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,8 @@ from envrl.config.schema import Config
 from envrl.engine.guard import Guard
 from envrl.engine.optimizer import Optimizer
 from envrl.engine.placement import HERE, Placement
-from envrl.engine.update import LossSettings, OldLogprobs, head_values, policy_logprobs
+from envrl.engine.token_losses import auxiliary_losses
+from envrl.engine.update import LossSettings, OldLogprobs, Regularizer, head_values, policy_logprobs
 from envrl.models.adapters import has_adapter, other_adapter, read_adapter
 from envrl.models.load import LanguageModel, load_policy
 from envrl.randomness import key_of
@@ -42,8 +45,10 @@ class LocalEngine:
         say: Callable[[str], None] = lambda _: None,
         placement: Placement = HERE,
         reference: Placed | None = None,
+        regularizers: Mapping[str, Regularizer] = MappingProxyType({}),
     ) -> None:
         """`reference`: the model that RL starts from, where KL is weighed; left out it is loaded from the run."""
+        self.regularizers = regularizers
         self.config, self.model, self.poll = config, model, poll
         self.optimizer, self.policy = optimizer, Placed(model, placement)
         self.guard = Guard(model, optimizer, config.train.max_grad_norm, run, say, placement)
@@ -75,6 +80,13 @@ class LocalEngine:
         """Return the log-probs of every row's policy tokens, by row origin."""
         return self._logprobs(self.policy, "log-probs", rows, loss_settings(self.config, {}))
 
+    def reference_logprobs(self, rows: Sequence[Row]) -> OldLogprobs:
+        """Return the log-probs of every row's policy tokens under the model that RL started from, by row origin.
+
+        It is loaded where the recipe weighs the KL to it; else there are none.
+        """
+        return self._reference("reference log-probs", rows, loss_settings(self.config, {})) or {}
+
     def values(self, rows: Sequence[Row], component: str) -> OldLogprobs:
         """Return the values of a component's head for the state before each of its tokens, by row origin."""
         settings = loss_settings(self.config, {})
@@ -84,18 +96,20 @@ class LocalEngine:
 
     def step(self, rows: Sequence[Row], weights: Mapping[str, float], update: int) -> dict[str, float]:
         """Take the update's optimiser steps; return its metrics. A step with a non-finite gradient is skipped."""
-        settings = loss_settings(self.config, weights)
+        settings = replace(loss_settings(self.config, weights), regularizers=self.regularizers)
         if not rows:
             return {"grad_norm": 0.0, "skipped": 0.0}
         name, parts = f"update-{update:06d}", optimiser_batches(self.config, rows, update)
         old = self._logprobs(self.policy, name, rows, settings) if len(parts) > 1 else None
-        reference = self._reference(name, rows, settings)
+        reference = self._reference(name, rows, settings) if settings.weights["kl"] else None
         # Between the optimiser steps of one update the weights belong to no update: only the first can be interrupted.
         polls = [self.poll, *([lambda: None] * (len(parts) - 1))]
         names = [name] if len(parts) == 1 else [f"{name}-step-{number}" for number in range(1, len(parts) + 1)]
         return _summary(
             [
-                self.guard.step(name, part, settings, old, reference, poll).figures
+                self.guard.step(
+                    name, part, replace(settings, key=key_of(self.config.seed, name)), old, reference, poll
+                ).figures
                 for name, part, poll in zip(names, parts, polls, strict=True)
             ]
         )
@@ -120,16 +134,19 @@ class LocalEngine:
 def loss_settings(config: Config, weights: Mapping[str, float]) -> LossSettings:
     """Return the recipe's loss settings, given the weights of its auxiliary components."""
     objective, train = config.objective, config.train
+    kl_weight = objective.kl_weight if objective.kl_in == "loss" else 0.0
     return LossSettings(
-        weights={"policy": 1.0, "entropy": objective.entropy_weight, "kl": objective.kl_weight, **weights},
+        weights={"policy": 1.0, "entropy": objective.entropy_weight, "kl": kl_weight, **weights},
         policy_loss=objective.loss,
         knobs=config.settings("loss"),
+        kl_estimator=objective.kl_estimator,
         temperature=config.rollout.temperature,
         precision=train.precision,
         micro_batch_tokens=train.micro_batch_tokens,
         checkpointing=train.checkpointing,
         importance_cap=objective.importance_cap,
         importance_mask=objective.importance_mask,
+        auxiliary_losses=auxiliary_losses(config.auxiliaries()),
     )
 
 

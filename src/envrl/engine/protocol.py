@@ -1,12 +1,14 @@
 """The engine protocol, through which the training loop takes optimiser steps, and the built-in engine.
 
-An engine knows nothing about algorithms: it sees rows with their loss terms, and the weight of each component.
+An engine knows nothing about algorithms: it sees rows with their loss terms, and the weight of each component. It is
+made with the run's regularizers of the policy's tokens, by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from envrl.config.schema import Config
@@ -18,6 +20,7 @@ if TYPE_CHECKING:  # a recipe's settings are those of these signatures, and read
     from torch import Tensor
 
     from envrl.engine.optimizer import Optimizer
+    from envrl.engine.update import Regularizer
     from envrl.models.load import LanguageModel
 
 
@@ -45,6 +48,10 @@ class Engine(Protocol):
         """Return the log-probs of every row's policy tokens under the current weights, by row origin."""
         ...
 
+    def reference_logprobs(self, rows: Sequence[Row]) -> Mapping[str, FloatArray]:
+        """Return the same under the model that RL started from, if the recipe weighs the KL to it; else nothing."""
+        ...
+
     def values(self, rows: Sequence[Row], component: str) -> Mapping[str, FloatArray]:
         """Return the values of a component's head for its tokens in every row, by row origin."""
         ...
@@ -69,11 +76,12 @@ def local(
     run: Path,
     poll: Callable[[], None],
     say: Callable[[str], None],
+    regularizers: Mapping[str, Regularizer] = MappingProxyType({}),
 ) -> Engine:
     """Return the engine of one process on one device."""
     from envrl.engine.local import LocalEngine
 
-    return LocalEngine(config, model, optimizer, run, poll, say)
+    return LocalEngine(config, model, optimizer, run, poll, say, regularizers=regularizers)
 
 
 @register("engine", "sharded", shards=True)
@@ -84,8 +92,9 @@ def sharded(
     run: Path,
     poll: Callable[[], None],
     say: Callable[[str], None],
+    regularizers: Mapping[str, Regularizer] = MappingProxyType({}),
 ) -> Engine:
     """Return the engine of many processes, each with a shard of the weights (FSDP2)."""
     from envrl.engine.sharded import ShardedEngine
 
-    return ShardedEngine(config, model, optimizer, run, poll, say)
+    return ShardedEngine(config, model, optimizer, run, poll, say, regularizers)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from envrl.config.schema import Config
 from envrl.engine.local import LocalEngine, Placed
 from envrl.engine.optimizer import Optimizer, policy_optimizer
 from envrl.engine.shards import Shards, whole
-from envrl.engine.update import OldLogprobs
+from envrl.engine.update import OldLogprobs, Regularizer
 from envrl.models.adapters import has_adapter
 from envrl.models.copies import with_weights
 from envrl.models.load import LanguageModel, load_policy
@@ -38,6 +39,7 @@ class ShardedEngine:
         run: Path,
         poll: Callable[[], None],
         say: Callable[[str], None],
+        regularizers: Mapping[str, Regularizer] = MappingProxyType({}),
     ) -> None:
         self.whole, precision = model, config.train.precision
         mine = with_weights(model, lambda _, own: own.detach())  # what FSDP keeps of a weight is a copy of its part
@@ -50,7 +52,9 @@ class ShardedEngine:
         self._optimizer.restore(self._shards.spread(optimizer.tensors()))
         optimizer.forget()  # whole, they would take as much again on every process
         # One process alone must not leave an update: the loop asks all of them between two.
-        self._inner = LocalEngine(config, mine, self._optimizer, run, lambda: None, say, self._shards, reference)
+        self._inner = LocalEngine(
+            config, mine, self._optimizer, run, lambda: None, say, self._shards, reference, regularizers
+        )
         self._gather()
 
     @property
@@ -76,6 +80,10 @@ class ShardedEngine:
     def logprobs(self, rows: Sequence[Row]) -> OldLogprobs:
         """Return the log-probs of every row's policy tokens, by row origin."""
         return self._inner.logprobs(rows)
+
+    def reference_logprobs(self, rows: Sequence[Row]) -> OldLogprobs:
+        """Return the log-probs of every row's policy tokens under the model that RL started from, by row origin."""
+        return self._inner.reference_logprobs(rows)
 
     def values(self, rows: Sequence[Row], component: str) -> OldLogprobs:
         """Return what the head of a component gives for the state before each of its tokens, by row origin."""

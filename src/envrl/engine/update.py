@@ -17,14 +17,22 @@ import torch
 from torch import Tensor
 
 from envrl.engine.placement import HERE, Placement, merged
+from envrl.engine.token_losses import AuxiliaryLoss
 from envrl.models.heads import values_of
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import counted_memory
 from envrl.models.rows import RowStates, runs_as_tree, states_of_rows
 from envrl.models.scores import TokenScores, score_tokens
-from envrl.objective.policy import TOKEN_LOSSES, importance_ratio, kl_k3, stale_importance, truncated_importance
+from envrl.objective.losses.kl import KL_LOSSES
+from envrl.objective.policy import TOKEN_LOSSES, importance_ratio, stale_importance, truncated_importance
+from envrl.objective.regularizers.tokens import PolicyTokens
+from envrl.randomness import key_of
+from envrl.rendering.kinds import TOKEN_KINDS
 from envrl.samples.packing import denominators, pack
 from envrl.types import IntArray, LossTerm, Ragged, Row
+
+Regularizer = Callable[[PolicyTokens], Tensor]
+"""Returns a loss for each of the policy's tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,7 @@ class LossSettings:
     weights: Mapping[str, float]
     policy_loss: str = "ppo"
     knobs: Mapping[str, float | None] = field(default_factory=dict)
+    kl_estimator: str = "k3"
     temperature: float = 1.0
     precision: str = "fp32"
     micro_batch_tokens: int = 16384
@@ -42,6 +51,12 @@ class LossSettings:
     """Cap of a token's importance weight (`truncated_importance`, `stale_importance`); 0: no importance weights."""
     importance_mask: float = 0.0
     """Factor by which a token's probability may differ from the sampled one for it to learn; 0: any."""
+    auxiliary_losses: Mapping[str, AuxiliaryLoss] = field(default_factory=dict)
+    """Losses of tokens by component, of those whose loss is not the cross-entropy."""
+    regularizers: Mapping[str, Regularizer] = field(default_factory=dict)
+    """By name; each has its weight in `weights`."""
+    key: int = 0
+    """Seeds what a policy loss draws in this optimiser step."""
 
 
 @dataclass(slots=True)
@@ -53,10 +68,11 @@ class Totals:
     largest: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
 
-    def add(self, name: str, values: Tensor) -> None:
+    def add(self, name: str, values: Tensor, count: int | None = None) -> None:
+        """Add values to a sum, of `count` tokens if they are sums of several."""
         total = values.detach().double().sum()
         self.sums[name] = self.sums[name] + total if name in self.sums else total
-        self.counts[name] += values.numel()
+        self.counts[name] += values.numel() if count is None else count
 
     def add_largest(self, name: str, values: Tensor) -> None:
         largest = values.detach().double().max()
@@ -203,10 +219,26 @@ def micro_loss(
             scores = score_terms(model, rows, component, states, settings.temperature, settings.precision)
             loss = loss + _policy_part(rows, component, scores, weights_N, totals, settings, old, reference)
         else:
-            scores = score_terms(model, rows, component, states, 1.0, settings.precision)
-            loss = loss - weight * (weights_N * scores.logprobs).sum()
-            totals.add(f"loss/{component}", -scores.logprobs)
+            losses_N = -score_terms(model, rows, component, states, 1.0, settings.precision).logprobs
+            _count_kinds(rows, component, losses_N, totals)
+            if own := settings.auxiliary_losses.get(component):
+                losses_N = own(-losses_N, row_numbers(rows, component, device))
+            loss = loss + weight * (weights_N * losses_N).sum()
+            totals.add(f"loss/{component}", losses_N)
     return loss if counts else 0.0 * loss
+
+
+def _count_kinds(rows: Sequence[Row], component: str, nll_N: Tensor, totals: Totals) -> None:
+    """Add the component's cross-entropy by kind of token, if its terms say of what kind each token is."""
+    terms = [term for row in rows for term in row.terms if term.component == component]
+    if not all("kinds" in term.streams for term in terms):
+        return
+    kinds_N = np.concatenate([term.streams["kinds"] for term in terms])
+    index_N = torch.from_numpy(kinds_N.astype(np.int64)).to(nll_N.device)
+    sums_K = nll_N.new_zeros(len(TOKEN_KINDS), dtype=torch.float64).index_add(0, index_N, nll_N.detach().double())
+    for kind, count in enumerate(np.bincount(kinds_N, minlength=len(TOKEN_KINDS)).tolist()):
+        if count:
+            totals.add(f"nll/{component}/{TOKEN_KINDS[kind]}", sums_K[kind], count)
 
 
 def _head_part(
@@ -253,15 +285,16 @@ def _policy_part(
     sampled = _stream(rows, component, "sampled_logprobs", device)
     current = scores.logprobs.detach()
     before, stale = _before(rows, component, current, old)
-    losses, clipped = TOKEN_LOSSES[settings.policy_loss](
-        scores.logprobs, before, advantages, row_numbers(rows, component, device), **settings.knobs
-    )
+    policy_loss, row_N = TOKEN_LOSSES[settings.policy_loss], row_numbers(rows, component, device)
+    told = _stream(rows, component, "told", device) if policy_loss.looks_beforehand else None
+    losses, clipped = policy_loss(scores.logprobs, before, advantages, row_N, told, **settings.knobs)
     ratio = importance_ratio(before if stale is None else torch.where(stale, current, before), sampled)
     if settings.importance_cap:
         cap = settings.importance_cap
         importance = truncated_importance(before, sampled, cap)
         if stale is not None:
-            importance = torch.where(stale, stale_importance(current, sampled, cap), importance)
+            weight_N = policy_loss.weight(current, before, advantages, row_N, **settings.knobs)
+            importance = torch.where(stale, stale_importance(weight_N, cap), importance)
         losses = importance * losses
         totals.add("importance", importance)
         totals.add("importance_capped", (ratio > cap).float())
@@ -283,8 +316,14 @@ def _policy_part(
         totals.add_largest("sampler_mismatch_max", mismatch.abs())
     if settings.weights.get("entropy") and judged:
         part = part - settings.weights["entropy"] * (weights_N * scores.entropies).sum()
+    for name, regularizer in settings.regularizers.items() if judged else ():
+        if weight := settings.weights.get(name, 0.0):
+            penalties = regularizer(PolicyTokens(scores.logprobs, scores.entropies, row_N))
+            part = part + weight * (weights_N * penalties).sum()
+            totals.add(f"loss/{name}", penalties)
     if reference is not None and judged:
-        kl = kl_k3(scores.logprobs, _lookup(_rows_with(rows, component), reference, device))
+        rows_with_it = _rows_with(rows, component)
+        kl = KL_LOSSES[settings.kl_estimator](scores.logprobs, _lookup(rows_with_it, reference, device))
         part = part + settings.weights["kl"] * (weights_N * kl).sum()
         totals.add("kl", kl)
     return part
@@ -319,6 +358,36 @@ def _rows_with(rows: Sequence[Row], component: str) -> list[Row]:
 
 def _lookup(rows: Sequence[Row], table: OldLogprobs, device: torch.device) -> Tensor:
     return torch.from_numpy(np.concatenate([table[row.origin] for row in rows])).to(device)
+
+
+def told_beforehand(rows: Sequence[Row], settings: LossSettings, old: OldLogprobs | None) -> list[Row]:
+    """Return the rows of an optimiser step, with the stream `told` of their policy tokens if the loss looks beforehand.
+
+    Each of `POLICY_LOSSES` is told of its own tokens. Without `old` log-probs (a single step) those are taken that were
+    recorded as the tokens were sampled.
+    """
+    policy_loss, told = TOKEN_LOSSES[settings.policy_loss], dict[int, LossTerm]()
+    if not policy_loss.looks_beforehand:
+        return list(rows)
+    for component in POLICY_LOSSES:
+        having = _rows_with(rows, component)
+        terms = [term for row in having for term in row.terms if term.component == component]
+        if not terms:
+            continue
+        before = [
+            own if own is not None else term.streams["sampled_logprobs"] if old is None else old[row.origin]
+            for row, term, own in zip(having, terms, [term.streams.get("old_logprobs") for term in terms], strict=True)
+        ]
+        told_N = policy_loss.beforehand(
+            np.concatenate(before).astype(np.float64),
+            np.concatenate([term.streams["advantages"] for term in terms]).astype(np.float64),
+            key_of(settings.key, component),
+            **settings.knobs,
+        )
+        parts = np.split(told_N.astype(np.float32), np.cumsum([len(part) for part in before])[:-1])
+        for term, part in zip(terms, parts, strict=True):
+            told[id(term)] = replace(term, streams={**term.streams, "told": part})
+    return [replace(row, terms=tuple(told.get(id(term), term) for term in row.terms)) for row in rows]
 
 
 def micro_batches(model: LanguageModel, rows: Sequence[Row], settings: LossSettings) -> list[list[Row]]:
@@ -414,6 +483,7 @@ def accumulate(
     by the whole step's N_c. Raises `OutOfMemory` if a micro-batch does not fit; the gradient of earlier ones stays.
     """
     totals, value = Totals(), 0.0
+    rows = told_beforehand(rows, settings, old)
     denominator = denominators(rows)
     shortest = [min(rows, key=lambda row: len(row.token_ids))] if rows else []
     for batch in placement.passes(rows, lambda some: micro_batches(model, some, settings)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from envrl.models.load import LanguageModel
 from envrl.models.rows import runs_as_tree, states_of_rows
 from envrl.progress import Reporter
 from envrl.randomness import key_of
+from envrl.rendering.kinds import TOKEN_KINDS, kinds_of
 from envrl.rollout.scripts import HasExpert, attempt_script, make_script
 from envrl.samples.packing import pack_ids
 from envrl.types import Pair, Task, Trajectory, Transition
@@ -39,6 +40,7 @@ class TargetScore:
     logprob: float
     tokens: int
     exact: bool
+    token_logprobs: tuple[float, ...] = ()
 
 
 def probe_episodes(env: TextEnv, tasks: Sequence[Task], count: int, max_steps: int, seed: int) -> list[Trajectory]:
@@ -77,7 +79,8 @@ def score_targets(
             logprobs = logits_of(model.network, hidden).log_softmax(-1)
             target = torch.tensor(pairs[index].target, device=logprobs.device)
             exact = bool((logprobs.argmax(-1) == target).all())
-            scores[index] = TargetScore(float(logprobs.gather(1, target[:, None]).sum()), len(target), exact)
+            chosen = logprobs.gather(1, target[:, None])
+            scores[index] = TargetScore(float(chosen.sum()), len(target), exact, tuple(chosen[:, 0].tolist()))
         done += len(batch)
         watch(done)
     return scores
@@ -109,9 +112,10 @@ def probe(
 ) -> dict[str, float]:
     """Return the probe's metrics from the `questions` about the transitions of these trajectories.
 
-    `state_nll` is in nats per token; `state_exact` and `inverse_accuracy` are the shares of answers and commands that
-    greedy decoding gets exactly right; `inverse_accuracy_unnamed` is the latter on transitions whose answer does not
-    name the action, and absent if there are none.
+    `state_nll` is in nats per token, and again for each kind of token (`state_nll_number`, …); `state_exact` and
+    `inverse_accuracy` are the shares of answers and commands that greedy decoding gets exactly right;
+    `inverse_accuracy_unnamed` is the latter on transitions whose answer does not name the action, and absent if there
+    are none.
     """
     steps = [step for trajectory in trajectories for step in trajectory.transitions]
     if not steps:
@@ -126,6 +130,18 @@ def probe(
         "state_exact": sum(s.exact for s in states) / len(states),
         "inverse_accuracy": sum(s.exact for s in inverse) / len(inverse),
     }
+    result |= _by_kind(model, questions.state, states)
     if unnamed:
         result["inverse_accuracy_unnamed"] = sum(s.exact for s in unnamed) / len(unnamed)
     return result
+
+
+def _by_kind(model: LanguageModel, pairs: Sequence[Pair], scores: Sequence[TargetScore]) -> dict[str, float]:
+    """Return the nats per token of each kind of token that occurs in the targets."""
+    sums, counts = np.zeros(len(TOKEN_KINDS)), np.zeros(len(TOKEN_KINDS))
+    kinds = cache(lambda target: kinds_of(model.codec.texts(target)))
+    for pair, score in zip(pairs, scores, strict=True):
+        if score.tokens:
+            np.add.at(sums, kinds(pair.target), score.token_logprobs)
+            np.add.at(counts, kinds(pair.target), 1)
+    return {f"state_nll_{kind}": -sums[n] / counts[n] for n, kind in enumerate(TOKEN_KINDS) if counts[n]}

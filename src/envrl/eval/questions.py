@@ -43,8 +43,9 @@ def asks_alike(a: Config, b: Config) -> bool:
 
 
 def _in_pass(config: Config) -> bool:
-    trained = [{each.name for each in config.auxiliaries(stage)} & {"state", "echo"} for stage in ("", "warm_start")]
-    return "echo" in (trained[0] or trained[1])
+    """Return whether the next observation is predicted in the policy's pass, in RL or else in the warm start."""
+    rl, warm = ([each for each in config.auxiliaries(stage) if each.asks == "state"] for stage in ("", "warm_start"))
+    return any(each.in_pass for each in rl or warm)
 
 
 def _pairs(name: str, config: Config, renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[Pair]:

@@ -19,13 +19,11 @@ from envrl.models.load import LanguageModel
 from envrl.objective.advantage import ESTIMATORS
 from envrl.progress import Reporter
 from envrl.rendering.renderer import Renderer
-from envrl.rollout.predict import predict_targets
+from envrl.rollout.predict import LONGEST, predict_targets
 from envrl.types import Trajectory, TrajectoryGroup, Transition, episodes_of
 
 PREDICTED = 8
 """Number of trajectories per file with predicted answers as text; greedy decoding costs more than playing."""
-LONGEST = 96
-"""A prediction ends after as many tokens, or twice those of the longest true answer of the file."""
 
 
 def write_trajectories(
@@ -83,9 +81,9 @@ def advantage_parts(groups: Sequence[TrajectoryGroup], config: Config) -> list[l
     """Return `advantage` for each step of each episode, and `advantage_parts` if it is a sum.
 
     An estimator with the setting `step_weight` (GiGPO, GraphGPO) adds an advantage of the step to that of the episode.
-    Nothing for one that reads a head's values, which are not at hand here.
+    Nothing for one that reads a head's values, and where rewards are added to the world's: these are not at hand here.
     """
-    if ESTIMATORS[config.objective.estimator].reads_values:
+    if ESTIMATORS[config.objective.estimator].reads_values or config.rewards():
         return []
     whole = step_advantages(groups, config)
     if "step_weight" not in config.settings("estimator"):
@@ -106,10 +104,13 @@ def advantage_parts(groups: Sequence[TrajectoryGroup], config: Config) -> list[l
 def _predictions(
     model: LanguageModel, renderer: Renderer, config: Config, trajectories: Sequence[Trajectory]
 ) -> list[dict[str, str]]:
-    """Return for each step the greedy predictions of what the recipe trains: its answer, its command."""
-    trained = {each.name for stage in ("", "warm_start") for each in config.auxiliaries(stage)}
+    """Return for each step the greedy predictions of what the recipe trains: its answer, its command.
+
+    None is longer than twice the longest true one: a model that knows little would go on for long.
+    """
+    trained = {each.asks for stage in ("", "warm_start") for each in config.auxiliaries(stage)}
     asked = {
-        "predicted_observation": state_pairs if trained & {"state", "echo"} else None,
+        "predicted_observation": state_pairs if "state" in trained else None,
         "predicted_action": inverse_pairs if "inverse" in trained else None,
     }
     pairs = {key: of(config, renderer, trajectories) for key, of in asked.items() if of is not None}

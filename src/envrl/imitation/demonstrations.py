@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from envrl.batches.auxiliary import make_rows
+from envrl.batches.auxiliary import Predict, make_rows
 from envrl.config.schema import Auxiliary, Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
@@ -145,10 +145,14 @@ def batch_rows(
     auxiliaries: Sequence[Auxiliary],
     renderer: Renderer,
     key: Sequence[int | str],
+    predict: Predict | None = None,
 ) -> tuple[list[Row], dict[str, float]]:
-    """Return the rows of an optimiser step on `written` demonstrations, and figures to log."""
+    """Return the rows of an optimiser step on `written` demonstrations, and figures to log.
+
+    `predict` is the policy, for objectives whose targets it writes.
+    """
     groups = [TrajectoryGroup(d.trajectory.task, (d.trajectory,), source="demonstration") for d in demonstrations]
-    auxiliary = make_rows(auxiliaries, groups, renderer, key)
+    auxiliary = make_rows(auxiliaries, groups, renderer, key, predict=predict)
     rows = [row for n, each in enumerate(demonstrations) for row in imitation_rows(each, auxiliary.in_pass.get(n))]
     return [*rows, *auxiliary.rows], auxiliary.figures
 

@@ -30,6 +30,7 @@ from envrl.engine.checkpoint import (
 from envrl.engine.guard import Guard
 from envrl.engine.optimizer import Optimizer, adamw, muon
 from envrl.engine.placement import HERE, Placement
+from envrl.engine.token_losses import auxiliary_losses
 from envrl.engine.update import LossSettings
 from envrl.envs.answers import opened
 from envrl.envs.protocol import TextEnv
@@ -46,8 +47,9 @@ from envrl.models.scores import logits_in_chunks
 from envrl.progress import Reporter
 from envrl.randomness import key_of
 from envrl.rendering.renderer import Renderer
+from envrl.rollout.predict import predict_targets
 from envrl.samples.packing import pack
-from envrl.types import Row
+from envrl.types import Pair, Row
 
 FOLDER = "warm_start"
 PARTIAL = "warm_start.partial"
@@ -200,12 +202,14 @@ class _Stage:
         chosen = [self.training[i] for i in order[place * warm.batch : (place + 1) * warm.batch]]
         weights = weights_of(self.auxiliaries, self.step + 1, self.steps)
         weighed = [each for each in self.auxiliaries if weights[each.name] > 0]
-        rows, figures = batch_rows(chosen, weighed, self.renderer, (config.seed, "auxiliary", epoch, place))
+        key = (config.seed, "auxiliary", epoch, place)
+        rows, figures = batch_rows(chosen, weighed, self.renderer, key, self._predict)
         settings = LossSettings(
             {"imitation": 1.0, **weights},
             precision=config.train.precision,
             micro_batch_tokens=config.train.micro_batch_tokens,
             checkpointing=config.train.checkpointing,
+            auxiliary_losses=auxiliary_losses(self.auxiliaries),
         )
         factor = learning_rate_factor(self.step, self.steps)
         self.optimizer.scale(factor)
@@ -221,6 +225,9 @@ class _Stage:
             **outcome.figures,
             "seconds": {"total": time.perf_counter() - began},
         }
+
+    def _predict(self, pairs: Sequence[Pair]) -> list[str]:
+        return predict_targets(self.model, pairs, self.renderer.stops)
 
     def _measure(self) -> dict[str, float]:
         held_out = self.held_out or self.training[:64]

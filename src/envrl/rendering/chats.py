@@ -8,10 +8,12 @@ a response trimmed), a new segment begins with the whole prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from envrl.errors import UserError
 from envrl.models.template import ChatTemplate, cleaner
 from envrl.rendering.formats import trim
+from envrl.rendering.kinds import kinds_of
 from envrl.rendering.marks import last_turns, task_of
 from envrl.rendering.prompts import (
     SEEN,
@@ -44,6 +46,7 @@ class ChatRenderer:
         self._clean, self._clean_response = cleaner(template.special), cleaner(template.special - self._tags)
         self.end, self.stops = template.end, template.stops
         self.lead = template.encode_behind(self._close) if self._close else ()
+        self.kinds = lru_cache(maxsize=100_000)(lambda ids: kinds_of(self.texts(ids)))
 
     def prompt(
         self, past: Sequence[Transition], observation: Observation, segment: SegmentState, room: int
@@ -133,6 +136,10 @@ class ChatRenderer:
             summary=parsed.summary,
         )
 
+    def texts(self, ids: Ids) -> list[str]:
+        """Return the text of each token of a sequence."""
+        return self._codec.texts(ids)
+
     def rewrites(self, action: Action) -> bool:
         """Return whether the tokenizer would encode a response's text differently from its sampled ids."""
         return self._codec.encode_special(self.text_of(action.token_ids)) != action.token_ids
@@ -150,7 +157,7 @@ class ChatRenderer:
             command=None if example.command is None else clean(example.command),
             following=None if example.following is None else clean(example.following),
             choices=tuple(map(clean, example.choices)),
-            question=example.question,
+            question=clean(example.question),
             summary=self._summary(past),
         )
         return Pair(self._ids(messages, self._close), (*self._plain(trim(example.target)), self.end), example.weight)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from envrl.rendering.formats import action_ids, observation_ids, steps_prompt, task_text, trim
+from envrl.rendering.kinds import kinds_of
 from envrl.rendering.renderer import Form, Prompt, SegmentState
 from envrl.types import Action, Example, Ids, Observation, Pair, Transition
 
@@ -28,6 +30,7 @@ class MarksRenderer:
         self.end = codec.marks["end"]
         self.stops = frozenset({self.end})
         self.lead: Ids = ()
+        self.kinds = lru_cache(maxsize=100_000)(lambda ids: kinds_of(self.texts(ids)))
 
     def prompt(
         self, past: Sequence[Transition], observation: Observation, segment: SegmentState, room: int
@@ -73,6 +76,10 @@ class MarksRenderer:
             fault=fault,
             imagined=completion.free and (not begins.isdisjoint(body) or _ANSWER.search(text) is not None),
         )
+
+    def texts(self, ids: Ids) -> list[str]:
+        """Return the text of each token of a sequence."""
+        return self._codec.texts(ids)
 
     def rewrites(self, action: Action) -> bool:
         """Return whether the tokenizer would encode a well-formed response differently from its sampled ids."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from envrl.types import Action, Example, Ids, Observation, Pair, Transition
 
 if TYPE_CHECKING:
+    from envrl.rendering.kinds import Kinds
     from envrl.rendering.prompts import Message
     from envrl.types import Completion
 
@@ -109,6 +110,14 @@ class Renderer(PromptWriter, Protocol):
     @property
     def lead(self) -> Ids:
         """The tokens that begin every response of `respond`: the end of a thought that the prompt opens."""
+        ...
+
+    def texts(self, ids: Ids) -> list[str]:
+        """Return the text of each token of a sequence."""
+        ...
+
+    def kinds(self, ids: Ids) -> Kinds:
+        """Return what kind of token each one of a sequence is, in `TOKEN_KINDS`."""
         ...
 
     def rewrites(self, action: Action) -> bool:

@@ -11,15 +11,16 @@ from typing import Any
 
 from envrl.errors import UserError
 from envrl.report.read import (
+    WEIGHED,
     EmptyRun,
     Record,
     RunData,
-    auxiliaries,
     has_scores,
     load_config,
     load_run,
     number,
     setting,
+    weighed,
 )
 from envrl.report.results import origin_of, outcomes_of, read_result
 from envrl.report.summary import duration, method, stage_seconds
@@ -177,14 +178,15 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes two runs the same experiment, by dotted key: neither seed, nor place, nor what was shared."""
     parts: dict[str, Any] = {}
     for section, values in config.items():
-        if isinstance(values, Mapping) and section != "auxiliary":
+        if isinstance(values, Mapping) and section not in WEIGHED:
             for key, value in values.items():  # a table is that of what is chosen by name
                 of = value if isinstance(value, Mapping) else {"": value}
                 parts |= {f"{section}.{key}.{name}".rstrip("."): each for name, each in of.items()}
-    for name, table in auxiliaries(config).items():
-        parts |= {f"auxiliary.{name}.{key}": value for key, value in table.items()}
-        if not table.get("schedule_updates"):  # 0 stands for train.updates
-            parts[f"auxiliary.{name}.schedule_updates"] = parts.get("train.updates")
+    for kind in WEIGHED:
+        for name, table in weighed(config, kind).items():
+            parts |= {f"{kind}.{name}.{key}": value for key, value in table.items()}
+            if not table.get("schedule_updates"):  # 0 stands for train.updates
+                parts[f"{kind}.{name}.schedule_updates"] = parts.get("train.updates")
     ignored = ("warm_start.path", "env.data", "train.threads", "train.device")
     return {key: value for key, value in parts.items() if key not in ignored}
 
@@ -200,9 +202,9 @@ def differing_keys(arms: Sequence[Arm]) -> dict[str, list[Any]]:
 def _differ(key: str, values: Sequence[Any]) -> bool:
     """Return whether values differ: settings of what is chosen by name only between arms that have it.
 
-    An auxiliary objective is chosen by its weight.
+    What a recipe may have several of, such as auxiliary objectives, is chosen by its weight.
     """
-    if key.count(".") == 2 and not (key.startswith("auxiliary.") and key.endswith(".weight")):
+    if key.count(".") == 2 and not (key.partition(".")[0] in WEIGHED and key.endswith(".weight")):
         values = [value for value in values if value is not None]
     return any(value != values[0] for value in values)
 

@@ -36,6 +36,16 @@ UPDATE_CURVES = (
     Curve("Turns an episode", {"train/turns": ""}),
     Curve("Mean return", {"train/return": ""}),
     Curve("Admissible actions in training", {"train/admissible_action_rate": ""}, rate=True),
+    Curve("Imagined observations in training", {"train/imagined_observation_rate": ""}, rate=True),
+    Curve(
+        "How different the episodes are",
+        {
+            "train/distinct_states": "different observations a step",
+            "train/distinct_episodes": "different episodes of a group",
+            "train/repeated_states": "steps where it was before",
+        },
+        rate=True,
+    ),
     Curve("Episodes ended by a full context", {"train/context_full": ""}, rate=True),
     Curve("Skipped: loss or gradient not finite", {"skipped": ""}, rate=True),
 )
@@ -48,6 +58,8 @@ WARM_START_CURVES = (
 
 EVALUATION_CURVES = (
     Curve("Loss of state prediction", {"state_nll": ""}, NATS),
+    Curve("The same, numbers alone", {"state_nll_number": ""}, NATS),
+    Curve("The same, names before numbers alone", {"state_nll_name": ""}, NATS),
     Curve("Next observation predicted exactly", {"state_exact": ""}, rate=True),
     Curve("Inverse dynamics: action right", {"inverse_accuracy": ""}, rate=True),
     Curve("The same, act not named in the text", {"inverse_accuracy_unnamed": ""}, rate=True),
@@ -67,6 +79,14 @@ def auxiliary_curves(records: Sequence[Record]) -> list[Curve]:
     keys = list(dict.fromkeys(key for record in records for key in record))
     losses = [key for key in keys if key.startswith("loss/") and key.removeprefix("loss/") not in _OTHER_LOSSES]
     curves = [Curve(f"Loss of {title('auxiliary', key.removeprefix('loss/'))}", {key: ""}, NATS) for key in losses]
+    kinds: dict[str, dict[str, str]] = {}
+    for key in (key for key in keys if key.startswith("nll/")):
+        _, name, kind = key.split("/")
+        kinds.setdefault(name, {})[key] = f"{kind}s"
+    curves += [
+        Curve(f"Cross-entropy of {title('auxiliary', name)} by kind of token", lines, NATS)
+        for name, lines in kinds.items()
+    ]
     weights = {key: key.removeprefix("weight/") for key in keys if key.startswith("weight/")}
     exchanged = {
         key: key.removeprefix("placebo/").removesuffix(_COINCIDENCES)

@@ -192,9 +192,13 @@ def setting(config: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def auxiliaries(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the tables of the auxiliary objectives that have a weight in RL, by name."""
-    tables = setting(config, "auxiliary")
+WEIGHED = tuple(kind for kind, of in KINDS.items() if not of.key)
+"""The kinds of which a recipe may have several, each with a weight: auxiliary objectives, rewards, regularizers."""
+
+
+def weighed(config: Mapping[str, Any], kind: str = "auxiliary") -> dict[str, Mapping[str, Any]]:
+    """Return the tables of those things of a kind that have a weight in RL, by name."""
+    tables = setting(config, kind)
     return {
         str(name): table
         for name, table in (tables if isinstance(tables, Mapping) else {}).items()

@@ -8,9 +8,9 @@ from typing import Any
 
 from envrl.registry import KINDS, find
 from envrl.report.read import (
+    WEIGHED,
     Record,
     RunData,
-    auxiliaries,
     before_and_after,
     has_scores,
     interval,
@@ -18,6 +18,7 @@ from envrl.report.read import (
     number,
     setting,
     title,
+    weighed,
 )
 
 
@@ -84,9 +85,11 @@ def method(run: RunData) -> str:
     """Return the algorithm in a phrase, as configured: "GRPO + state prediction 0.2 + inverse dynamics 0.05"."""
     estimator = setting(run.config, "objective.estimator")
     parts = [title("estimator", str(estimator))] if estimator else []
-    weighed = auxiliaries(run.config)
-    parts += [_auxiliary(name, table) for name, table in weighed.items()]
-    if any(table.get("placebo") is True for table in weighed.values()):
+    learned = weighed(run.config)
+    parts += [_auxiliary(name, table) for name, table in learned.items()]
+    for kind in (kind for kind in WEIGHED if kind != "auxiliary"):
+        parts += [f"{title(kind, name)} {table['weight']:g}" for name, table in weighed(run.config, kind).items()]
+    if any(table.get("placebo") is True for table in learned.values()):
         parts.append("placebo: exchanged targets")
     return " + ".join(parts)
 

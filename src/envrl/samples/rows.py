@@ -28,9 +28,16 @@ def counted_term(
     factors: Sequence[float] | NDArray[Any] | float = 1.0,
     streams: Mapping[str, NDArray[Any]] | None = None,
     allowed: Ragged | None = None,
+    besides: int = 0,
+    constant: float | None = None,
 ) -> LossTerm:
-    """Return a component's term at these positions of a row; `factors` scale the losses, not the token count."""
-    weights, shares = row_weights([len(positions)], aggregation)
+    """Return a component's term at these positions of a row; `factors` scale the losses, not the token count.
+
+    `besides` is a number of tokens without a loss that a row's own mean counts all the same; `constant` is the token
+    count of the aggregation of that name.
+    """
+    counted = len(positions) + (besides if aggregation == "sequence_mean" else 0)
+    weights, shares = row_weights([counted], aggregation, constant)
     weights_T = np.full(len(positions), weights[0]) * np.asarray(factors)
     return LossTerm(
         component,
@@ -52,19 +59,20 @@ def policy_rows(
     stale: bool = False,
     component: str = "policy",
     weight: float = 1.0,
+    constant: float | None = None,
 ) -> list[Row]:
     """Return a trajectory's policy rows, one per segment, with the extra terms that `in_pass` has by segment number.
 
     Tokens that the restriction fixed have no gradient and are not counted. A segment whose advantages are all 0 gets no
     policy term, so groups of equal returns cost nothing; with `idle` it gets one, which counts in the denominator.
     `stale`: an earlier policy played the trajectory, so its log-probs become `old_logprobs`. `weight` scales
-    the losses.
+    the losses; `constant` is the token count of a row with the aggregation "constant".
     """
     rows = []
     for number, segment in enumerate(trajectory.segments):
         terms = []
         if idle or any(np.any(advantages_S[span.step]) for span in segment.spans):
-            term = _policy_term(trajectory, segment, advantages_S, aggregation, stale)
+            term = _policy_term(trajectory, segment, advantages_S, aggregation, stale, constant)
             if term is not None:
                 terms.append(replace(term, component=component, weights_T=term.weights_T * weight))
         terms += (in_pass or {}).get(number, ())
@@ -82,8 +90,12 @@ def judged_offsets(action: Action, level: str) -> list[int]:
     """Return which tokens of an action have a value: its first ("step"), its last, or the first and all not fixed."""
     if level == "last":
         return [len(action.allowed) - 1]
-    free = [n for n, choices in enumerate(action.allowed) if n and (choices is None or len(choices) > 1)]
-    return [0, *free] if level == "token" else [0]
+    return [0, *(offset for offset in free_tokens(action) if offset)] if level == "token" else [0]
+
+
+def free_tokens(action: Action) -> list[int]:
+    """Return which tokens of an action were sampled among several: the others have no log-prob to learn."""
+    return [offset for offset, choices in enumerate(action.allowed) if choices is None or len(choices) > 1]
 
 
 def learns(row: Row) -> bool:
@@ -92,19 +104,22 @@ def learns(row: Row) -> bool:
 
 
 def _policy_term(
-    trajectory: Trajectory, segment: Segment, advantages_S: NDArray[np.float64], aggregation: str, stale: bool
+    trajectory: Trajectory,
+    segment: Segment,
+    advantages_S: NDArray[np.float64],
+    aggregation: str,
+    stale: bool,
+    constant: float | None,
 ) -> LossTerm | None:
     positions, advantages, logprobs, allowed = [], [], [], []
     for span in segment.spans:
         action = trajectory.transitions[span.step].action
         advantages_T = _by_token(action, advantages_S[span.step])
-        for offset, choices in enumerate(action.allowed):
-            if choices is not None and len(choices) == 1:
-                continue
+        for offset in free_tokens(action):
             positions.append(span.start + offset)
             advantages.append(advantages_T[offset])
             logprobs.append(action.logprobs[offset])
-            allowed.append(choices)
+            allowed.append(action.allowed[offset])
     if not positions:
         return None
     streams = {
@@ -113,7 +128,7 @@ def _policy_term(
     }
     if stale:
         streams["old_logprobs"] = streams["sampled_logprobs"]
-    return counted_term("policy", positions, aggregation, streams=streams, allowed=ragged(allowed))
+    return counted_term("policy", positions, aggregation, streams=streams, allowed=ragged(allowed), constant=constant)
 
 
 def _by_token(action: Action, advantage: float | NDArray[np.float64]) -> NDArray[np.float64]:

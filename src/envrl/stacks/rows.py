@@ -87,10 +87,10 @@ def auxiliary_rows(
     entry = find("auxiliary", name)
     if other := [key for key in settings if key not in entry.settings]:
         raise UserError(f"the {entry.called} has no setting '{other[0]}'{suggest(other[0], entry.settings)}")
-    if entry.traits.get("in_pass"):
-        raise UserError(f"the {entry.called} has no rows of its own: its tokens are in the policy's")
     common = AuxiliaryConfig(weight=1.0, deduplicate=deduplicate, fraction=fraction, tokens=tokens, placebo=placebo)
     auxiliary = Auxiliary(name, common, {each.name: each.default for each in entry.settings.values()} | settings)
+    if auxiliary.in_pass:
+        raise UserError(f"the {entry.called} has no rows of its own: its tokens are in the policy's")
     groups = [TrajectoryGroup(each.task, (each,)) for each in map(_trajectory, range(len(episodes)), episodes)]
     renderer = _renderer(
         tokenizer,

@@ -24,6 +24,7 @@ class IdleUpdates:
     def observe(self, update: int, groups: Sequence[TrajectoryGroup], figures: Mapping[str, float]) -> None:
         """Check an update: its groups of episodes, and the figures of `build_batch`."""
         active = [key.removeprefix("weight/") for key, value in figures.items() if key.startswith("weight/") and value]
+        active = [name for name in active if f"rows/{name}" in figures]  # a regularizer has none of its own
         for name in active:
             if not figures[f"rows/{name}"]:
                 self._say_without_rows(update, name, figures.get(f"rows/{name}_too_long", 0.0))

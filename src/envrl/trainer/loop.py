@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 from envrl import ranks
-from envrl.batches.batch import build_batch
+from envrl.batches.auxiliary import Predict
+from envrl.batches.batch import Asks, UpdateBatch, build_batch
+from envrl.batches.selection import Memory
 from envrl.build import env_maker, form_of, policy_of, renderer_of
 from envrl.config.check import check_processes
 from envrl.config.schema import Config
@@ -26,11 +29,13 @@ from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.runtime import give_back_memory, prepare_torch, reset_peak_memory
 from envrl.progress import Reporter
 from envrl.registry import find
+from envrl.rollout.predict import predict_targets
 from envrl.rollout.splitter import BatchSplitter
 from envrl.trainer.ahead import PlayAhead, PlayNow
 from envrl.trainer.evaluations import Evaluations
 from envrl.trainer.idle import IdleUpdates
 from envrl.trainer.record import Laps, UpdateLog, progress_figures
+from envrl.trainer.regularizing import Regularizers
 from envrl.trainer.replaying import Replaying
 from envrl.trainer.rollouts import Rollouts
 from envrl.trainer.signals import StopRequest, stop_on_signals
@@ -80,7 +85,7 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         with opened(make_env()) as env:
             self.tasks = Tasks(listed_tasks(env, config.env.split, config.env.name), config)
-        self.replay = Replaying(config)
+        self.replay, self.memory, self.regularizers = Replaying(config), Memory(), Regularizers(config)
         self.splitter = BatchSplitter(reporter.say)
         self.idle = IdleUpdates(config, reporter.say)
 
@@ -93,13 +98,15 @@ class Run:
         if latest is None:
             state = fresh_state(self._start(), self.config)
             self.replay.begin(state.model.codec.tokenizer.get_vocab())
-            state.components = {"replay": self.replay.state()}
+            state.components = self._components()
         else:
             with self.reporter.phase("loading the checkpoint"):
                 state = read_state(latest, self.config)
         self._make_ready(state)
         if latest is not None:
             self.replay.load(state.components["replay"])
+            self.regularizers.load(state.components.get("regularizers", {}))
+            self.memory.load(state.components.get("auxiliary"))
             self.player.load(state.components)
         try:
             try:
@@ -143,14 +150,18 @@ class Run:
         rollouts = Rollouts(config, self.make_env, self.tasks, *shared)
         self.evaluations = Evaluations(config, self.folder, self.make_env, self.renderer, *shared, self.evals)
         make_engine = find("engine", config.train.engine).target
-        self.engine: Engine = make_engine(
-            config, state.model, state.optimizer, self.folder, poll, self.reporter.say, **config.settings("engine")
-        )
+        made_with = (config, state.model, state.optimizer, self.folder, poll, self.reporter.say, self.regularizers)
+        self.engine: Engine = make_engine(*made_with, **config.settings("engine"))
         self.engine.skips = state.skips
+        asked = (self.engine.values, self.engine.logprobs, self.engine.reference_logprobs)
+        self.asks = Asks(*asked, self._predict(state.model), self.memory)
         self.player: PlayNow | PlayAhead = PlayNow(rollouts, self.engine)
         if config.rollout.ahead:
             self.player = PlayAhead(config, rollouts, self.engine, poll, self.reporter)
         self.log = UpdateLog(config, self.metrics, self.renderer, self.splitter, self.engine, self.make_env.workers)
+
+    def _predict(self, model: LanguageModel) -> Predict:
+        return lambda pairs: ranks.of_first(lambda: predict_targets(model, pairs, self.renderer.stops))
 
     def _updates(self, state: RunState) -> None:
         updates = self.config.train.updates
@@ -178,18 +189,29 @@ class Run:
             played = self.player.play(number, laps)
         with laps.of("rows"):
             groups = self.replay.mix(played.admitted, number)
-            batch = build_batch(groups, self.config, self.renderer, number, self.engine.values)
+            batch = build_batch(groups, self.config, self.renderer, number, self.asks)
         self.idle.observe(number, groups, batch.figures)
         with laps.of("update"):  # before the step: what the policy that played them thought
             if ranks.is_first():
                 write_shown(self.folder, number, played.groups, state.model, self.renderer, self.config, self.reporter)
         with laps.of("update"), self.reporter.phase("learning"):
-            figures = self.replay.figures() | self.engine.step(batch.rows, batch.weights, number)
-            give_back_memory()
+            figures = self._learn(batch, number)
         record = self.log.write(state, number, played, batch, figures, laps)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.engine.skips
-        state.evaluated, state.components = not self.evaluations.due(number), {"replay": self.replay.state()}
+        state.evaluated, state.components = not self.evaluations.due(number), self._components()
         return progress_figures(record)
+
+    def _learn(self, batch: UpdateBatch, update: int) -> dict[str, float]:
+        """Take the optimiser steps of an update; return its figures."""
+        told = self.replay.figures() | self.regularizers.figures()
+        figures = told | self.engine.step(batch.rows, batch.weights, update)
+        self.regularizers.observe(figures)
+        give_back_memory()
+        return figures
+
+    def _components(self) -> dict[str, Any]:
+        parts = {"replay": self.replay, "auxiliary": self.memory, "regularizers": self.regularizers}
+        return {name: part.state() for name, part in parts.items()}
 
     def _evaluate(self, state: RunState) -> None:
         self.evals.truncate(state.eval_offset)

@@ -13,6 +13,7 @@ import numpy as np
 from envrl.batches.batch import UpdateBatch
 from envrl.config.schema import Config
 from envrl.engine.protocol import Engine
+from envrl.eval.diversity import diversity
 from envrl.eval.record import action_rates
 from envrl.files import JsonLines
 from envrl.models.load import LanguageModel
@@ -134,6 +135,7 @@ def played_figures(groups: Sequence[TrajectoryGroup], renderer: Renderer) -> dic
         **{f"train/{name}": rate for name, rate in action_rates(trajectories).items()},
         "train/context_full": sum(t.stop_reason is StopReason.CONTEXT for t in trajectories) / count,
         "train/segments": sum(len(t.segments) for t in trajectories) / count,
+        **{f"train/{name}": share for name, share in diversity(groups).items()},
         "train/retokenized_rate": sum(map(renderer.rewrites, sampled)) / max(len(steps), 1),
     }
 

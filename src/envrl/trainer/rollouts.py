@@ -16,7 +16,7 @@ from envrl.rollout.policy import Policy
 from envrl.rollout.runner import play_episodes
 from envrl.rollout.scheduler import RolloutStats
 from envrl.rollout.splitter import BatchSplitter
-from envrl.trainer.tasks import ROUNDS, Playing, Tasks
+from envrl.trainer.tasks import Playing, Tasks
 from envrl.types import StopReason, Trajectory, TrajectoryGroup
 
 
@@ -43,7 +43,7 @@ class Rollouts:
     reporter: Reporter
 
     def play(self, update: int, stats: RolloutStats, version: int | None = None) -> Played:
-        """Play an update, in more rounds as long as the curriculum refuses groups (at most `ROUNDS`).
+        """Play an update, in more rounds as long as the curriculum refuses groups (at most `Tasks.rounds`).
 
         `version` is that of the policy, the update's own by default. Raises `RunError` if every group of a round has an
         episode in which the world failed.
@@ -52,7 +52,7 @@ class Rollouts:
         groups: list[TrajectoryGroup] = []
         admitted: list[TrajectoryGroup] = []
         wanted = episodes = 0
-        for _ in range(ROUNDS):
+        for _ in range(self.tasks.rounds):
             playing = self.tasks.next(update, met)
             drawn = self._round(playing, update, stats, version)
             whole = whole_groups(drawn, self.config.env.name, self.make_env.vector().set_aside)
@@ -60,10 +60,11 @@ class Rollouts:
             self.tasks.observe(whole)
             groups += whole
             admitted += self.tasks.admitted(whole)
-            if len(admitted) >= wanted or not self.tasks.refuses:
+            if len(admitted) >= wanted:
                 break
-        if self.tasks.refuses and not admitted:
-            self.reporter.say(f"update {update}: the curriculum refused all {len(groups)} groups of {ROUNDS} rounds")
+        if len(admitted) < wanted and self.tasks.refuses:
+            which = f"{len(groups) - len(admitted)} of {len(groups)}" if admitted else f"all {len(groups)}"
+            self.reporter.say(f"update {update}: the curriculum refused {which} groups of {self.tasks.rounds} rounds")
         return Played(groups, admitted[:wanted], episodes, self.tasks.figures())
 
     def _round(

@@ -11,10 +11,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from envrl import ranks
 from envrl.batches.auxiliary import try_out
+from envrl.batches.rewards import rewards_of
 from envrl.build import form_of, renderer_of
 from envrl.config.idle import idle_settings
 from envrl.config.load import config_differences, dump_config, load_recipe, load_run
@@ -35,10 +37,12 @@ from envrl.models.out_of_memory import is_out_of_memory, release_memory
 from envrl.models.runtime import in_place_of_auto, prepare_torch, usable_threads, with_precision
 from envrl.models.tokenizer import MARKS
 from envrl.objective.policy import TOKEN_LOSSES
+from envrl.objective.regularizers.tokens import PolicyTokens
 from envrl.older import is_older
 from envrl.registry import find
 from envrl.rollout.scripts import attempt_script, random_script
 from envrl.trainer.inputs import check_demonstrator, check_directory, check_names, pinned_model
+from envrl.trainer.regularizing import Regularizers
 from envrl.trainer.replaying import Replaying
 from envrl.types import TrajectoryGroup
 
@@ -132,7 +136,7 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         warnings.warn(sentence, stacklevel=2)
     trial = torch.tensor([-1.0, -2.0])
     TOKEN_LOSSES[config.objective.loss](trial, trial, trial, torch.tensor([0, 1]), **config.settings("loss"))
-    _try_auxiliaries(config, make_env)
+    _try_choices(config, make_env)
     find_device(config.train.device)
     find("sampler", config.rollout.sampler).traits.get("check", lambda **_: None)(**config.settings("sampler"))
     if config.model.lora_rank:
@@ -154,17 +158,32 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         check_demonstrator(config, make_env)
 
 
-def _try_auxiliaries(config: Config, make_env: Callable[[], TextEnv]) -> None:
-    """Refuse a user's auxiliary objective that fails on its first use."""
+def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
+    """Refuse a regularizer, and a user's auxiliary objective or reward, that fails on its first use."""
+    _try_regularizers(config)
     auxiliaries = [*config.auxiliaries(), *config.auxiliaries("warm_start")]
     theirs = [each for each in auxiliaries if not find("auxiliary", each.name).ships]
-    if not theirs:
+    rewards = [each for each in config.rewards() if not find("reward", each.name).ships]
+    if not (theirs or rewards):
         return
     with opened(make_env()) as env:
         tasks = listed_tasks(env, config.env.split, config.env.name)
         played = attempt_script(env, tasks[0], partial(random_script, 0), config.env.max_steps)
+    group = TrajectoryGroup(played.task, (played,))
     for each in theirs:
-        try_out(each, TrajectoryGroup(played.task, (played,)), config.rollout.layout)
+        try_out(each, group, config.rollout.layout)
+    for reward in rewards:
+        rewards_of(reward, [group], lambda examples: np.full(len(examples), 0.5))
+
+
+def _try_regularizers(config: Config) -> None:
+    """Refuse a regularizer that fails on its first use, before an update and after one."""
+    regularizers, trial = Regularizers(config), torch.tensor([0.5, 1.0], requires_grad=True)
+    for _ in range(2):
+        for each in regularizers.values():
+            each(PolicyTokens(-trial, trial, torch.tensor([0, 1])))
+        regularizers.observe({"entropy": 0.7})
+    regularizers.state()
 
 
 def _check_model(folder: str | Path, config: Config, make_env: Callable[[], TextEnv]) -> None:

@@ -14,7 +14,7 @@ from envrl.trainer.component import Component
 from envrl.types import Assignment, Task, TrajectoryGroup
 
 ROUNDS = 5
-"""The most rounds that an update plays if the curriculum refuses groups."""
+"""The most rounds that an update plays if the curriculum refuses groups and does not say how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,14 @@ class Tasks(Component):
     def refuses(self) -> bool:
         """True if the curriculum may refuse groups."""
         return isinstance(self.made, Admits)
+
+    @property
+    def rounds(self) -> int:
+        """The most rounds that an update plays; `UserError` for a curriculum that says anything but a number from 1."""
+        rounds = getattr(self.made, "rounds", ROUNDS) if self.refuses else 1
+        if not isinstance(rounds, int) or rounds < 1:
+            raise UserError(f"the {self.entry.called} has rounds = {rounds!r:.40}: it is a whole number from 1 on")
+        return rounds
 
     def next(self, update: int, met: Counter[str]) -> list[Playing]:
         """Return the episodes of an update, group by group; `met` counts each task's episodes in it so far.

@@ -10,7 +10,7 @@ from envrl.registry import register
 from envrl.types import Example, Trajectory, TrajectoryGroup
 
 
-@register("auxiliary", "inverse", title="inverse dynamics")
+@register("auxiliary", "inverse", title="inverse dynamics", asks="inverse")
 def inverse(
     groups: Sequence[TrajectoryGroup],
     *,

@@ -8,7 +8,7 @@ from envrl.registry import register
 from envrl.types import Example, Trajectory, TrajectoryGroup, Transition, episodes_of
 
 
-@register("auxiliary", "state", title="state prediction")
+@register("auxiliary", "state", title="state prediction", asks="state")
 def state(
     groups: Sequence[TrajectoryGroup],
     *,

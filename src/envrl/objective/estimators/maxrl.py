@@ -10,7 +10,7 @@ from envrl.objective.estimators.common import EPSILON, index_sets, total_rewards
 from envrl.registry import register
 
 
-@register("estimator", "maxrl", title="MaxRL", compares=True)
+@register("estimator", "maxrl", title="MaxRL", compares=True, positive=True)
 def maxrl(steps: Steps) -> Array:
     """Maximum-likelihood advantage A = (R_i − p_{i,t} − μ) / (μ + ε), μ the group's mean return (arXiv 2602.02710).
 
