@@ -413,3 +413,68 @@ def test_idle_rows_count_in_the_denominator_and_have_no_gradient_of_their_own(pl
     model.network.zero_grad()
     ratio = len(skipped.rows) / 12
     torch.testing.assert_close(gradients[1], gradients[0] * ratio, rtol=1e-4, atol=1e-7)
+
+
+# Figures of a user's curriculum and replay
+
+
+def test_figures_of_a_curriculum_and_a_replay_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With play ahead too: a curriculum's figures are those of the update that was played, not of a later one."""
+    text = """
+        @envrl.register("curriculum", "counting")
+        class Counting:
+            def __init__(self, tasks, plan):
+                self.tasks, self.updates = tasks, 0
+            def next(self, update):
+                self.updates = update
+                return [envrl.Assignment(self.tasks[update], 2)]
+            def figures(self):
+                return {"update": self.updates}
+
+        @envrl.register("replay", "twice")
+        class Twice:
+            def __init__(self, plan, *, figure: str = "3"):
+                self.figure = figure
+            def mix(self, groups, update):
+                return groups
+            def figures(self):
+                return {"figure": int(self.figure) if self.figure.isdigit() else self.figure}
+    """
+    file = plugin(tmp_path, text)
+    chosen = ["--plugin", str(file), "--curriculum.name", "counting", "--replay.name", "twice", "--train.updates", "3"]
+    for ahead in ("0", "1"):
+        run = tmp_path / f"ahead-{ahead}"
+        assert main(["train", recipe(tmp_path), "--run", str(run), *chosen, "--rollout.ahead", ahead]) == 0
+        found = lines(run / "metrics.jsonl")
+        assert [line["curriculum/update"] for line in found] == [1, 2, 3]
+        assert [line["replay/figure"] for line in found] == [3, 3, 3]
+    wrong = ["--replay.twice.figure", "many"]
+    assert main(["train", recipe(tmp_path), "--run", str(tmp_path / "wrong"), *chosen, *wrong]) == 2
+    assert "the replay 'twice' has the figure 'figure' = 'many', which is no number" in capsys.readouterr().err
+
+
+def test_a_replay_s_own_advantages_are_learned_from_beside_the_policy_s(tmp_path: Path) -> None:
+    """Its groups are in the component `replay`; the estimator and the auxiliary losses see the others alone."""
+    text = """
+        from dataclasses import replace
+        @envrl.register("replay", "own")
+        class Own:
+            def __init__(self, plan, *, given: bool = True):
+                self.given = given
+            def mix(self, groups, update):
+                own = [replace(group, advantages_G=(1.0,) * len(group.trajectories), weight=0.5) for group in groups]
+                return [*groups, *own] if self.given else groups
+    """
+    chosen = ["--plugin", str(plugin(tmp_path, text)), "--replay.name", "own", "--train.updates", "1"]
+    chosen += ["--objective.idle_rows", "count", "--auxiliary.state.weight", "0.1"]
+    runs = {name: [*chosen, "--replay.own.given", name] for name in ("true", "false")}
+    for name, arguments in runs.items():
+        assert main(["train", recipe(tmp_path), "--run", str(tmp_path / name), *arguments]) == 0
+    (given,), (plain,) = (lines(tmp_path / name / "metrics.jsonl") for name in runs)
+    assert (
+        given["rows/replay"] == given["rows/policy"] + given["rows/idle"] == plain["rows/policy"] + plain["rows/idle"]
+    )
+    assert given["rows/state"] == plain["rows/state"]
+    assert given["loss/policy"] == pytest.approx(plain["loss/policy"], rel=1e-5)
+    assert given["loss/replay"] == pytest.approx(-1.0, abs=1e-5)  # an advantage of 1 at a ratio of 1
+    assert given["entropy"] == pytest.approx(plain["entropy"], rel=1e-5)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from math import cos, pi
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,19 +14,26 @@ import pytest
 import torch
 
 from boxes import Boxes, tiny
+from boxes import register as register_worlds
 from envrl.batches.batch import build_batch
 from envrl.build import form_of, play_settings, renderer_of
+from envrl.cli.main import main
+from envrl.config.load import load_run
 from envrl.curriculum import Plan
 from envrl.engine.update import LossSettings, accumulate
 from envrl.errors import UserError
 from envrl.models.load import build_model
 from envrl.replay import checked, start_of
 from envrl.replays.arpo import Arpo
+from envrl.replays.other_run import begin
 from envrl.replays.spear import Spear
+from envrl.report.curves import update_charts
+from envrl.report.read import RunData
 from envrl.samples.store import from_json, to_json
 from envrl.trainer.rollouts import as_groups
 from envrl.types import Row, TrajectoryGroup, episodes_of
 from episodes import episode, group
+from moments import essence
 from playing import play_model
 
 TASKS = Boxes().tasks("train")
@@ -283,3 +292,157 @@ def _as_of(term: Any, row: Row, model: Any) -> list[Any]:
 
     told = policy_logprobs(model, [row], LossSettings({"policy": 1.0}))[row.origin]
     return [replace(term, streams={**term.streams, "sampled_logprobs": told})]
+
+
+# Recipes
+
+SMALL = {
+    "env.name": "boxes",
+    "env.max_steps": 3,
+    "model.hidden_size": 32,
+    "model.layers": 2,
+    "model.heads": 2,
+    "model.vocabulary": 320,
+    "model.context": 256,
+    "warm_start.demonstrations": 4,
+    "warm_start.epochs": 1,
+    "warm_start.batch": 4,
+    "warm_start.held_out": 0,
+    "rollout.tasks": 4,
+    "rollout.group_size": 3,
+    "rollout.max_steps": 3,
+    "rollout.response_tokens": 12,
+    "train.threads": 1,
+    "train.learning_rate": 3e-3,
+    "train.epochs": 2,
+    "train.trajectories": 0,
+    "auxiliary.state.fraction": 1.0,
+    "auxiliary.inverse.fraction": 1.0,
+    "objective.kl_weight": 0.01,
+    "eval.every": 0,
+    "eval.split": "valid_a",
+    "eval.final": 1,
+    "eval.free_episodes": 0,
+    "eval.probe_episodes": 0,
+    "train.updates": 7,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 9,
+}
+OF_RECIPE = {
+    "alfworld-envrl-arpo": {"curriculum.solvable.count": 8, "rollout.group_size": 2, "rollout.max_steps": 2},
+    "alfworld-envrl-spear": {"replay.spear.size": 4, "replay.spear.weight_updates": 4, "replay.spear.bonus_updates": 4},
+}
+
+
+@pytest.mark.parametrize(("name", "ahead"), [("alfworld-envrl-arpo", 0), ("alfworld-envrl-spear", 1)])
+def test_a_recipe_with_replay_and_envrl_goes_on_bit_for_bit(name: str, ahead: int, tmp_path: Path) -> None:
+    register_worlds()
+    settings = SMALL | OF_RECIPE[name] | {"rollout.ahead": ahead}
+    arguments = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(["train", name, *arguments, "--run", str(whole)]) == 0
+    shutil.copytree(whole, cut, symlinks=True)
+    for update in (5, 6, 7):
+        shutil.rmtree(cut / "checkpoints" / f"step-{update:06d}")
+    assert main(["train", name, *arguments, "--run", str(cut), "--resume"]) == 0
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    joined = [line.get("replay/swapped", line.get("replay/imitated")) for line in lines]
+    assert sum(joined[:4]) > 0
+    assert sum(joined[4:]) > 0
+    assert all(line["rows/state"] > 0 and line["rows/inverse"] > 0 for line in lines)
+    learned = [line for line, count in zip(lines, joined, strict=True) if count]
+    assert all(0.0 < line["effective_sample_size"] <= 1.0 for line in learned)
+    assert all(1 <= line["replay/staleness"] <= 50 for line in learned)
+    found, expected = essence(cut), essence(whole)
+    assert found == expected
+
+
+# The episodes of another run
+
+FIRST = {
+    **{key: value for key, value in SMALL.items() if not key.startswith("auxiliary")},
+    "replay.name": "arpo",
+    "train.updates": 1,
+}
+
+
+def begun(run: Path, **settings: Any) -> int:
+    register_worlds()
+    arguments = [part for key, value in (FIRST | settings).items() for part in (f"--{key}", str(value))]
+    return main(["train", "alfworld-grpo", "--run", str(run), *arguments])
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("first") / "run"
+    assert begun(run) == 0
+    return run
+
+
+def test_a_run_can_begin_with_the_successes_of_another(first: Path, tmp_path: Path) -> None:
+    shared = {"replay.start": first, "warm_start.path": first / "warm_start"}
+    assert begun(tmp_path / "run", seed=1, **shared) == 0
+    (before,) = (first / "metrics.jsonl").read_text().splitlines()
+    (after,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(after)["replay/stored"] > json.loads(before)["replay/stored"] > 0
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-000000" / "state.json").read_text())
+    stored = from_json(state["components"]["replay"]).values()
+    assert {e.policy_version for e in episodes_of(stored)} == {0}  # before this run's first update: stale in all
+    assert len(episodes_of(stored)) == json.loads(before)["replay/stored"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"env.name": "halves"}, "played the world 'boxes', and this run plays 'halves'"),
+        ({"rollout.repeat_task": "false"}, "this run could not have played (other values of rollout.repeat_task)"),
+        ({"rollout.temperature": 0.7}, "other values of rollout.temperature"),
+        ({"replay.name": "spear"}, "has the replay 'arpo', and this run 'spear'"),
+        ({"replay.name": "none"}, "has no effect, since the replay 'none' keeps nothing"),
+        ({"replay.start": "/nowhere"}, "replay.start = '/nowhere' is no run"),
+        ({"model.vocabulary": 330}, "in the tokens of another tokenizer ("),
+    ],
+)
+def test_episodes_that_do_not_fit_are_refused(
+    settings: dict[str, Any], said: str, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert begun(tmp_path / "run", **({"replay.start": first} | settings)) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_another_tokenizer_of_a_shared_warm_start_is_refused_before_the_run(
+    first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    assert begun(other, **{"model.vocabulary": 330, "train.updates": 0}) == 0
+    shared = {"replay.start": first, "warm_start.path": other / "warm_start", "model.vocabulary": 330}
+    assert begun(tmp_path / "run", **shared) == 2
+    assert "in the tokens of another tokenizer (" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_replay_of_another_version_is_refused(first: Path) -> None:
+    def load(state: Any) -> None:
+        raise KeyError("means")
+
+    config = load_run(first)
+    config = replace(config, replay=replace(config.replay, start=str(first)))
+    with pytest.raises(UserError, match="is of another version of envrl"):
+        begin(config, load, None)
+    with pytest.raises(UserError, match="is of another version of envrl"):
+        begin(config, lambda state: from_json({"$group": {"task": state}}), None)
+
+
+def test_the_report_draws_what_a_replay_and_a_curriculum_say_of_themselves() -> None:
+    metrics = tuple(
+        {"update": n, "loss/replay": -0.1 * n, "replay/too_old": n, "curriculum/kept": 3.0, "replay/bonus": 0.0}
+        for n in (1, 2)
+    )
+    run = RunData(Path("run"), {}, "", metrics, (), {})
+    drawn = {chart["title"]: chart["lines"][0]["points"] for chart in update_charts(run)}
+    assert drawn == {
+        "Policy loss of replayed episodes with advantages of their own": [(1, -0.1), (2, -0.2)],
+        "Replay: too old": [(1, 1), (2, 2)],
+        "Curriculum: kept": [(1, 3.0), (2, 3.0)],
+    }

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from envrl.errors import UserError
 from envrl.randomness import key_of
 from envrl.types import Assignment, Task, TrajectoryGroup
 
@@ -85,4 +88,23 @@ def tasks_from(tasks: Sequence[Task], seed: int, first: int, count: int) -> list
 
 
 def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.Generator(np.random.PCG64(key_of(seed, "tasks", epoch))).permutation(count)
+    return generator(seed, "tasks", epoch).permutation(count)
+
+
+def figures_of(called: str, made: object) -> dict[str, float]:
+    """Return the figures of a curriculum or replay, if it has any; raise `UserError` if one is no finite number."""
+    figures = dict(made.figures()) if isinstance(made, HasFigures) else {}
+    for name, value in figures.items():
+        if not isinstance(value, Real) or not isfinite(value):
+            raise UserError(f"the {called} has the figure '{name}' = {value!r:.40}, which is no number")
+    return {name: float(value) for name, value in figures.items()}
+
+
+def success_rate(group: TrajectoryGroup) -> float:
+    """Return the share of a group's episodes that were won."""
+    return sum(episode.success for episode in group.trajectories) / max(1, len(group.trajectories))
+
+
+def generator(*key: int | str) -> np.random.Generator:
+    """Return a generator of random numbers that is a function of its key."""
+    return np.random.Generator(np.random.PCG64(key_of(*key)))

@@ -133,7 +133,10 @@ KINDS = {
         "curriculum.name",
         ("curriculum",),
         "envrl.curricula",
-        {"shuffle": "envrl.curricula.shuffle:Shuffle", "dynamic": "envrl.curricula.dynamic:Dynamic"},
+        {
+            name: f"envrl.curricula.{name}:{name.capitalize()}"
+            for name in ("shuffle", "scaling", "solvable", "progress", "failures", "restarts", "dynamic")
+        },
     ),
     "engine": Kind(
         "engine",

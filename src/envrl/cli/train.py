@@ -67,11 +67,13 @@ def run(arguments: Sequence[str]) -> int:
 
     from envrl.build import env_maker
     from envrl.trainer.inputs import check_directory, check_names, pinned_model
+    from envrl.trainer.replaying import Replaying
 
     check_directory(directory, values.resume)  # what is wrong is said before torch is loaded, which takes seconds
     check_names(config, env_maker(config))
     if not values.resume:
         config = pinned_model(config)
+        Replaying(config).begin()
 
     if values.ray is not None:
         patience = WAIT if values.ray_patience is None else values.ray_patience

@@ -202,6 +202,7 @@ class CurriculumConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayConfig:
     name: str = "none"  # what decides which old episodes an update learns from, too
+    start: str = ""  # a run with the same replay: begin with the episodes that it keeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

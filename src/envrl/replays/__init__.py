@@ -1,1 +1,4 @@
-"""Replays that ship, a file each; `envrl.replay` has what a replay is."""
+"""Replays that ship, a file each; `envrl.replay` has what a replay is.
+
+`other_run` reads what the replay of another run keeps.
+"""

@@ -1,4 +1,4 @@
-"""ARPO: a stored success enters a group that failed altogether (arXiv 2505.16282, section 3.2)."""
+"""ARPO: a stored success enters a group that failed altogether (arXiv 2505.16282)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from envrl.curriculum import Plan
-from envrl.randomness import key_of
+from envrl.curriculum import Plan, generator
 from envrl.ranges import Positive
 from envrl.registry import register
 from envrl.replay import fresh, start_of
@@ -68,8 +65,7 @@ class Arpo:
         stored = self._stored.get(_place(group.trajectories[0])) if _failed(group) else None
         if stored is None:
             return group
-        key = key_of(self._seed, update, stored.task.id, "arpo")
-        drawn = np.random.Generator(np.random.PCG64(key)).integers(len(stored.trajectories))
+        drawn = generator(self._seed, update, stored.task.id, "arpo").integers(len(stored.trajectories))
         return replace(group, trajectories=(stored.trajectories[drawn], *group.trajectories[1:]), source="arpo")
 
     def _store(self, group: TrajectoryGroup) -> None:
@@ -85,7 +81,7 @@ class Arpo:
 
 def _failed(group: TrajectoryGroup) -> bool:
     """Return whether all episodes of a group failed, with equal returns."""
-    return not group.differs and not any(episode.success for episode in group.trajectories)
+    return bool(group.trajectories) and not group.differs and not any(each.success for each in group.trajectories)
 
 
 def _place(trajectory: Trajectory) -> str:

@@ -29,14 +29,14 @@ class Spear:
 
     γ stays at `weight` afterwards. ℓ is the policy loss with the ratio to the policy that played the episode. Until
     `bonus_updates` the policy's own episodes get bonus · min(1, turns / bonus_turns) · ½ (1 + cos(π t / bonus_updates))
-    at their last step; stored returns are without it. Source: arXiv 2509.22601, section 4.
+    at their last step; stored returns are without it. Source: arXiv 2509.22601.
     """
 
     def __init__(
         self,
         plan: Plan,
         *,
-        size: Count = 0,  # good episodes that are learned from together; 0: as many as an update plays
+        size: Count = 0,  # good episodes that are learned from together; 0: a quarter of what an update plays
         age: Positive = 5,  # updates after which an episode is forgotten
         baselines: Positive = 10240,  # groups whose mean returns the baseline is the median of, the latest
         std: bool = False,  # divide by the median of the groups' deviations, too
@@ -46,7 +46,7 @@ class Spear:
         bonus_turns: Positive = 10,  # turns that earn all of it
         bonus_updates: Positive = 100,  # updates over which it fades to 0
     ) -> None:
-        self._size = size or plan.tasks * plan.group_size
+        self._size = size or max(1, plan.tasks * plan.group_size // 4)
         self._age, self._baselines, self._std = age, baselines, std
         self._weight, self._weight_updates = weight, weight_updates
         self._bonus, self._bonus_turns, self._bonus_updates = bonus, bonus_turns, bonus_updates

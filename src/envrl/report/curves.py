@@ -27,6 +27,7 @@ NATS = "nats a token"
 
 UPDATE_CURVES = (
     Curve("Policy loss", {"loss/policy": ""}),
+    Curve("Policy loss of replayed episodes with advantages of their own", {"loss/replay": ""}),
     Curve("Entropy of the policy", {"entropy": ""}, NATS),
     Curve("KL to the policy before RL", {"kl": ""}),
     Curve("Norm of the gradient", {"grad_norm": ""}),
@@ -69,7 +70,7 @@ EVALUATION_CURVES = (
 )
 
 
-_OTHER_LOSSES = ("policy", "imitation", "value")
+_OTHER_LOSSES = ("policy", "imitation", "replay", "value")
 _COINCIDENCES = "_coincidences"
 
 
@@ -94,6 +95,13 @@ def auxiliary_curves(records: Sequence[Record]) -> list[Curve]:
     }
     curves += [Curve("Weights of the auxiliary losses", weights)] * bool(weights)
     return curves + [Curve("Placebo: targets equal to the true ones", exchanged)] * bool(exchanged)
+
+
+def component_curves(records: Sequence[Record]) -> list[Curve]:
+    """Return a curve for every figure of the replay and the curriculum that these records have."""
+    keys = dict.fromkeys(key for record in records for key in record)
+    names = [key for key in keys if key.startswith(("replay/", "curriculum/"))]
+    return [Curve(key.replace("/", ": ", 1).replace("_", " ").capitalize(), {key: ""}) for key in names]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +149,8 @@ def learning_chart(run: RunData) -> Chart | None:
 
 def update_charts(run: RunData) -> list[Chart]:
     """Return the charts of metrics.jsonl."""
-    return _charts([*UPDATE_CURVES, *auxiliary_curves(run.metrics)], _over(run.metrics, "update"))
+    curves = [*UPDATE_CURVES, *auxiliary_curves(run.metrics), *component_curves(run.metrics)]
+    return _charts(curves, _over(run.metrics, "update"))
 
 
 def warm_start_charts(run: RunData) -> list[Chart]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite
-from numbers import Real
 from typing import Any
 
-from envrl.curriculum import HasFigures, HasState
+from envrl.curriculum import HasState, figures_of
 from envrl.errors import RunError, UserError
 from envrl.registry import Entry, blame
 from envrl.samples.store import from_json, to_json
@@ -44,13 +42,8 @@ class Component:
 
     def figures(self) -> dict[str, float]:
         """Return the object's figures for the log, as KIND/NAME; raise `UserError` if one is no number."""
-        if not isinstance(self.made, HasFigures):
-            return {}
-        figures = self.do(lambda: dict(self.made.figures()))
-        for name, value in figures.items():
-            if not isinstance(value, Real) or not isfinite(value):
-                raise UserError(f"the {self.entry.called} has the figure '{name}' = {value!r:.40}, which is no number")
-        return {f"{self.entry.kind}/{name}": float(value) for name, value in figures.items()}
+        figures = self.do(lambda: figures_of(self.entry.called, self.made))
+        return {f"{self.entry.kind}/{name}": value for name, value in figures.items()}
 
     def load(self, state: Any) -> None:
         """Restore the state from a checkpoint."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from envrl.models.find import check_folder, is_hub_id, model_folder, pinned_revi
 from envrl.objective.advantage import ESTIMATORS
 from envrl.rendering.prompts import find_format
 from envrl.rollout.scripts import make_script
+from envrl.trainer.replaying import Replaying
+from envrl.trainer.tasks import Tasks
 
 
 def check_directory(run: Path, resume: bool) -> None:
@@ -26,7 +29,7 @@ def check_directory(run: Path, resume: bool) -> None:
 
 
 def check_names(config: Config, make_env: Callable[[], TextEnv]) -> None:
-    """Raise `UserError` for an unknown estimator, format, world or split, or a split without tasks."""
+    """Raise `UserError` for an unknown name, a split without tasks, and a curriculum or replay that fails at once."""
     # Try the estimator on two short episodes, so that bad settings or a broken function fail before the first rollout.
     trial = ([[0.0, 1.0], [0.0]], [["a", "b"], ["a"]])
     estimator, values = ESTIMATORS[config.objective.estimator], [[0.5, 0.5], [0.5]]
@@ -40,6 +43,10 @@ def check_names(config: Config, make_env: Callable[[], TextEnv]) -> None:
         for split in (config.env.split, *config.eval.split):
             if not listed_tasks(env, split, config.env.name):
                 raise UserError(f"the split '{split}' of the world '{config.env.name}' has no tasks")
+        curriculum = Tasks(listed_tasks(env, config.env.split, config.env.name), config)
+        curriculum.next(1, Counter())
+        curriculum.state()
+    Replaying(config).state()
 
 
 def pinned_model(config: Config) -> Config:

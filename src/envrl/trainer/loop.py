@@ -97,6 +97,7 @@ class Run:
             return self.folder
         if latest is None:
             state = fresh_state(self._start(), self.config)
+            self.replay.begin(state.model.codec.tokenizer.get_vocab())
             state.components = self._components()
         else:
             with self.reporter.phase("loading the checkpoint"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tomllib
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -45,7 +44,6 @@ from envrl.rollout.scripts import attempt_script, random_script
 from envrl.trainer.inputs import check_demonstrator, check_directory, check_names, pinned_model
 from envrl.trainer.regularizing import Regularizers
 from envrl.trainer.replaying import Replaying
-from envrl.trainer.tasks import Tasks
 from envrl.types import TrajectoryGroup
 
 
@@ -145,6 +143,7 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         check_peft()
     if not warm_start:
         return
+    Replaying(config).begin()
     if config.warm_start.path:
         source = Path(config.warm_start.path)
         if (source / "config.toml").is_file():
@@ -160,24 +159,21 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
 
 
 def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
-    """Refuse a curriculum, a replay or a user's auxiliary objective that fails on its first use."""
+    """Refuse a regularizer, and a user's auxiliary objective or reward, that fails on its first use."""
+    _try_regularizers(config)
+    auxiliaries = [*config.auxiliaries(), *config.auxiliaries("warm_start")]
+    theirs = [each for each in auxiliaries if not find("auxiliary", each.name).ships]
+    rewards = [each for each in config.rewards() if not find("reward", each.name).ships]
+    if not (theirs or rewards):
+        return
     with opened(make_env()) as env:
         tasks = listed_tasks(env, config.env.split, config.env.name)
-        curriculum = Tasks(tasks, config)
-        curriculum.next(1, Counter())
-        curriculum.state()
-        Replaying(config).state()
-        _try_regularizers(config)
-        auxiliaries = [*config.auxiliaries(), *config.auxiliaries("warm_start")]
-        theirs = [each for each in auxiliaries if not find("auxiliary", each.name).ships]
-        rewards = [each for each in config.rewards() if not find("reward", each.name).ships]
-        if theirs or rewards:
-            played = attempt_script(env, tasks[0], partial(random_script, 0), config.env.max_steps)
-            group = TrajectoryGroup(played.task, (played,))
-            for each in theirs:
-                try_out(each, group, config.rollout.layout)
-            for reward in rewards:
-                rewards_of(reward, [group], lambda examples: np.full(len(examples), 0.5))
+        played = attempt_script(env, tasks[0], partial(random_script, 0), config.env.max_steps)
+    group = TrajectoryGroup(played.task, (played,))
+    for each in theirs:
+        try_out(each, group, config.rollout.layout)
+    for reward in rewards:
+        rewards_of(reward, [group], lambda examples: np.full(len(examples), 0.5))
 
 
 def _try_regularizers(config: Config) -> None:
