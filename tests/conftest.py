@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import gzip
 import json
 import os
@@ -17,7 +18,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+import boxes
 import no_sync  # noqa: F401
+from envrl import registry
+from envrl.config import plugins
 from envrl.envs.data import default_folder
 from envrl.envs.household.problem import Goal, Item, Problem, Receptacle
 
@@ -97,6 +101,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.quick)
 
 
+def pytest_collection_finish() -> None:
+    """Leave the modules' objects, some million, out of every later collection of garbage, which runs look for too."""
+    gc.collect()
+    gc.freeze()
+
+
+boxes.register()
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -132,6 +144,19 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_registry() -> Iterator[None]:
+    """Nothing that a test registers or loads stays for the next one, but for what ships: a module registers once."""
+    tables: list[dict[Any, Any]] = [registry._ENTRIES, registry._LOADED, plugins._LOADED]
+    known = [dict(table) for table in tables]
+    yield
+    ours = {key: entry for key, entry in registry._ENTRIES.items() if entry.ships and not entry.file}
+    for table, before in zip(tables, known, strict=True):
+        table.clear()
+        table.update(before)
+    registry._ENTRIES.update(ours)
 
 
 def _unpacked(name: str, what: str, variable: str) -> Path:

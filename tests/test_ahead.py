@@ -26,7 +26,6 @@ from envrl.types import Observation, Task, TrajectoryGroup, episodes_of
 from moments import essence
 from playing import play_model
 from test_curriculum import lines
-from test_registry import clean  # noqa: F401 - a fixture: what a test registers does not stay
 
 UPDATES = 5
 STEADY = {"every": 1, "keep": 9}
@@ -58,7 +57,6 @@ def recorded(found: dict[int, list[TrajectoryGroup]]) -> str:
     return "recorder"
 
 
-@pytest.mark.usefixtures("clean")
 @pytest.mark.parametrize("ahead", [1, 2])
 def test_update_n_is_played_with_the_weights_before_update_n_less_ahead(tmp_path: Path, ahead: int) -> None:
     """Every episode is the one that the saved weights of that update play, token by token, and none is missing."""
@@ -87,7 +85,6 @@ def test_update_n_is_played_with_the_weights_before_update_n_less_ahead(tmp_path
     assert all("ahead" in line["seconds"] for line in metrics)
 
 
-@pytest.mark.usefixtures("clean")
 def test_episodes_are_played_while_an_update_is_learned_from(tmp_path: Path) -> None:
     """Learning of update 1 waits for an episode of update 2, and that episode waits for learning: neither in vain."""
     learning, playing = threading.Event(), threading.Event()
@@ -124,7 +121,6 @@ class Mixed(Boxes):
         return super().step("look" if self.thing == "key" else action)
 
 
-@pytest.mark.usefixtures("clean")
 @pytest.mark.parametrize("slots", [0, 2])
 def test_long_episodes_are_learned_from_as_often_as_short_ones(tmp_path: Path, slots: int) -> None:
     """Whatever is played at a time, each update has every episode of its own tasks, those that take longest too."""
@@ -201,7 +197,6 @@ def test_after_a_crash_it_goes_on_from_its_checkpoint_bit_for_bit(
     assert essence(tmp_path / "run") == essence(wholes[ahead])
 
 
-@pytest.mark.usefixtures("clean")
 def test_what_goes_wrong_while_playing_ahead_is_said_as_ever(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -289,4 +289,3 @@ def test_installed_worlds_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) ->
         assert scans == ["envrl.envs"] * 2
     finally:
         things._points.cache_clear()
-        things._ENTRIES.pop(("env", "installed-boxes"), None)

@@ -140,8 +140,6 @@ class Bell:
 
 
 def test_a_world_of_the_users_own_is_registered_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    from envrl import registry
-
     envrl.register_env("bell", Bell)
     try:
         assert "envrl/bell" in register_worlds()
@@ -150,7 +148,6 @@ def test_a_world_of_the_users_own_is_registered_when_asked(monkeypatch: pytest.M
         text, reward, terminated, _, info = env.step("ring")
         assert (text, reward, terminated, info["world"]) == ("Ding.", 1.0, True, {"loud": True})
     finally:
-        registry._ENTRIES.pop(("env", "bell"))
         gym.registry.pop("envrl/bell")
 
 

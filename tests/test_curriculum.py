@@ -32,7 +32,6 @@ from envrl.trainer.tasks import Tasks
 from envrl.types import Assignment, Task, TrajectoryGroup, episodes_of
 from moments import essence
 from playing import play_model
-from test_registry import clean  # noqa: F401 - a fixture: what a test registers does not stay
 
 TASKS = Boxes().tasks("train")
 TEXTS = ["Open box 1. You see 1, 2, 3, 4, nothing. It is empty. You open box 2 and find the key."]

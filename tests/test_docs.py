@@ -187,14 +187,8 @@ def example_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    from envrl import registry
-
     for name in ("parcels", "taxi"):
         sys.modules.pop(name, None)
-        registry._ENTRIES.pop(("env", name), None)
-    for key in [key for key, entry in registry._ENTRIES.items() if entry.file]:
-        del registry._ENTRIES[key]
-    registry._LOADED.clear()
 
 
 @pytest.fixture

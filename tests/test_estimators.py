@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from boxes import grouped, tiny
@@ -28,7 +29,7 @@ from envrl.types import Row, TrajectoryGroup, episodes_of
 from test_advantage import EPSILON, flat, no_text
 from test_update import make_model, play
 
-MODULES = ["grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "reinforce", "stratified", "gae", "poad"]
+MODULES = ["grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "reinforce", "stratified", "gae", "poad", "spa"]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -41,8 +42,13 @@ def test_the_examples_of_the_docstrings(name: str) -> None:
 
 def test_which_compare_the_episodes_of_a_group() -> None:
     traits = {name: registry.find("estimator", name).traits for name in registry.KINDS["estimator"].built_in}
-    assert sorted(name for name, has in traits.items() if not has.get("compares")) == ["gae", "poad", "reinforce++"]
-    assert [name for name in traits if ESTIMATORS[name].reads_values] == ["gae", "poad"]
+    assert sorted(name for name, has in traits.items() if not has.get("compares")) == [
+        "gae",
+        "poad",
+        "reinforce++",
+        "spa",
+    ]
+    assert [name for name in traits if ESTIMATORS[name].reads_values] == ["gae", "poad", "spa"]
 
 
 def batch(seed: int) -> dict[str, Any]:
@@ -297,11 +303,9 @@ def test_gae_by_hand() -> None:
     knobs: dict[str, Any] = {"gamma": 0.5, "lam": 0.5, "values": values, "penalties": [[0.0, 0.1, 0.0], [0.0]]}
     advantages, returns = call(rewards, [["a"] * 3, ["a"]], **knobs)
     assert flat(advantages) == pytest.approx([0.25 * 0.4, 0.9 - 0.5, -2.0, 2.0])
-    assert returns is not None
-    assert flat(returns) == pytest.approx([2.1, 4.4, 6.0, 3.0])
+    assert flat(returns["value"]) == pytest.approx([2.1, 4.4, 6.0, 3.0])
     whitened, same = call(rewards, [["a"] * 3, ["a"]], **knobs, whiten=True)
-    assert same is not None
-    assert flat(same) == flat(returns)
+    assert flat(same["value"]) == flat(returns["value"])
     assert np.mean(flat(whitened)) == pytest.approx(0.0, abs=1e-12)
     assert np.std(flat(whitened), ddof=1) == pytest.approx(1.0)
 
@@ -320,8 +324,7 @@ def test_gae_over_tokens_by_hand() -> None:
     ((first, second),), returns = ESTIMATORS["gae"].credit([[0.0, 2.0]], [["a", "b"]], **given)
     assert first.tolist() == pytest.approx([-2.74, -2.0])
     assert second.tolist() == pytest.approx([1.0])
-    assert returns is not None
-    assert returns[0][0].tolist() == pytest.approx([1.26, 1.0])
+    assert returns["value"][0][0].tolist() == pytest.approx([1.26, 1.0])
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -357,8 +360,17 @@ def test_poad_does_not_ask_how_an_action_is_cut_into_tokens() -> None:
     assert by_step[0][0][0] == 0.5 * 1.0 + 0.25 * 4.0 - 2.0, "with a discount it would not"
 
 
-@pytest.mark.parametrize("level", ["token", "step"])
-def test_gae_trains_a_head_and_resumes_bit_for_bit(level: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "own", "heads"),
+    [
+        ("gae", {"level": "token", "whiten": "true", "gamma": "0.9", "lam": "0.9"}, ["value"]),
+        ("gae", {"level": "step", "whiten": "true", "gamma": "0.9", "lam": "0.9"}, ["value"]),
+        ("spa", {"grounding": "0"}, ["progress", "value"]),
+    ],
+)
+def test_heads_are_trained_and_resume_bit_for_bit(
+    name: str, own: dict[str, str], heads: list[str], tmp_path: Path
+) -> None:
     plain = tiny(
         train={"updates": 4, "learning_rate": 1e-3, "head_learning_rate": 3e-2},
         auxiliary={"echo": {"weight": 0.05, "schedule": "constant"}},
@@ -366,20 +378,47 @@ def test_gae_trains_a_head_and_resumes_bit_for_bit(level: str, tmp_path: Path) -
     )
     recipe = tmp_path / "recipe.toml"
     text = re.sub(r"\[objective.grpo\][^\[]*", "", dump_config(plain))
-    recipe.write_text(text.replace('estimator = "grpo"', 'estimator = "gae"'))
-    own = {"level": level, "whiten": "true", "gamma": "0.9", "lam": "0.9"}
-    config = load_recipe(recipe, [(f"objective.gae.{key}", value) for key, value in own.items()])
+    recipe.write_text(text.replace('estimator = "grpo"', f'estimator = "{name}"'))
+    config = load_recipe(recipe, [(f"objective.{name}.{key}", value) for key, value in own.items()])
     whole = train(config, tmp_path / "whole")
     records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert all(record["loss/value"] > 0 and record["rows/policy"] > 0 for record in records)
-    head = load_file(whole / "checkpoints" / "latest" / "heads.safetensors")
-    assert head["value.weight"].abs().max() > 1e-3, "it began with zeros"
+    begun = records if name == "gae" else records[1:]  # a new head makes every reward of SPA 0
+    assert all(record[f"loss/{head}"] > 0 for record in begun for head in heads)
+    assert all(record["rows/policy"] > 0 for record in begun)
+    found = load_file(whole / "checkpoints" / "latest" / "heads.safetensors")
+    assert sorted(found) == sorted(f"{head}.{part}" for head in heads for part in ("weight", "bias"))
+    assert all(found[f"{head}.weight"].abs().max() > 1e-3 for head in heads), "they began with zeros"
     short = replace(config, train=replace(config.train, updates=2))
     run = train(short, tmp_path / "run")
     train(config, run, resume=True)
-    for name in ("model", "heads"):
-        found, expected = (each / "checkpoints" / "latest" / f"{name}.safetensors" for each in (run, whole))
-        assert found.read_bytes() == expected.read_bytes()
+    for file in ("model", "heads"):
+        resumed, expected = (each / "checkpoints" / "latest" / f"{file}.safetensors" for each in (run, whole))
+        assert resumed.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_targets_of_progress_have_the_gradient_of_the_papers_loss(seed: int) -> None:
+    """That of (Σ c − R)², by autograd, for every step of episodes of unequal length."""
+    data = batch(seed)
+    generator = np.random.default_rng(seed)
+    progress = [[float(c) for c in generator.normal(size=len(rewards))] for rewards in data["rewards"]]
+    zeros = [[0.0] * len(rewards) for rewards in data["rewards"]]
+    given: dict[str, Any] = {"values": zeros, "heads": {"progress": progress}}
+    _, learned = ESTIMATORS["spa"].credit(data["rewards"], data["observations"], **given)
+    for read, rewards, targets in zip(progress, data["rewards"], learned["progress"], strict=True):
+        ours, theirs = (torch.tensor(read, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        (ours - torch.tensor(targets)).square().sum().backward()
+        (theirs.sum() - float(np.sum(rewards))).square().backward()
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert ours.grad.tolist() == pytest.approx(theirs.grad.tolist(), abs=1e-9)
+
+
+def test_an_estimator_with_a_head_of_its_own_needs_its_values() -> None:
+    with pytest.raises(UserError, match="'spa' needs the values of its head"):
+        ESTIMATORS["spa"]([[1.0]], [["a"]], values=[[0.0]])
+    with pytest.raises(UserError, match=r"heads\['progress'\] must hold a finite number for each step"):
+        ESTIMATORS["spa"]([[1.0]], [["a"]], values=[[0.0]], heads={"progress": [[np.nan]]})
 
 
 def test_an_estimator_of_the_users_gets_values(tmp_path: Path) -> None:
@@ -411,15 +450,16 @@ def test_values_are_those_of_the_states_before_the_judged_tokens(played: list[Tr
         asked.extend(rows)
         return {row.origin: row.terms[0].positions_T.astype(np.float32) for row in rows}
 
-    for level in ("step", "token"):
+    for level in ("step", "last", "token"):
         asked.clear()
-        found = values_of_steps(episodes, level, values)
+        found = values_of_steps(episodes, "value", level, values)
         for episode, of_episode in zip(episodes, found, strict=True):
             for segment in episode.segments:
                 for span in segment.spans:
                     choices = episode.transitions[span.step].action.allowed
                     free = [n for n, ids in enumerate(choices) if n and (ids is None or len(ids) > 1)]
-                    expected = [span.start, *(span.start + n for n in free)] if level == "token" else [span.start]
+                    every = [span.start, *(span.start + n for n in free)]
+                    expected = {"step": [span.start], "last": [span.stop - 1], "token": every}[level]
                     assert of_episode[span.step].tolist() == expected
         assert len({row.origin for row in asked}) == len(asked)
 
@@ -475,7 +515,8 @@ def test_a_run_has_them_by_name(name: str, played: list[TrajectoryGroup]) -> Non
     groups, config = played, tiny(objective={"estimator": name})
     episodes = episodes_of(groups)
     found = step_advantages(groups, config)
-    values = values_of_steps(episodes, "token", None)
+    read = {level: values_of_steps(episodes, "any", level, None) for level in ("token", "step", "last")}
+    levels = ESTIMATORS[name].levels(config.settings("estimator"))
     assert [len(each) for each in found] == [len(episode.transitions) for episode in episodes]
     by_hand = ESTIMATORS[name](
         [[step.reward for step in each.transitions] for each in episodes],
@@ -483,7 +524,9 @@ def test_a_run_has_them_by_name(name: str, played: list[TrajectoryGroup]) -> Non
         groups=[group.task.id for group in groups for _ in group.trajectories],
         final_observations=[each.transitions[-1].next_observation.text for each in episodes],
         commands=[[step.action.text for step in each.transitions] for each in episodes],
-        values=values,
+        values=read[levels.get("value", "step")],
+        heads={head: read[level] for head, level in levels.items() if head != "value"},
+        valid=[[step.admissible for step in each.transitions] for each in episodes],
     )
     assert [np.hstack(list(each)).tolist() for each in found] == [np.hstack(list(each)).tolist() for each in by_hand]
     assert any(np.hstack(list(each)).any() for each in found)
@@ -517,5 +560,6 @@ def test_every_one_takes_all_data_and_groups_of_one() -> None:
     """Values, strata and the rest are data: each estimator takes them all, and reads what it needs."""
     given = batch(7) | {"groups": list(range(9)), "strata": list(range(9))}
     given["values"] = [[0.5] * len(each) for each in given["rewards"]]
+    given["heads"] = {"progress": given["values"]}
     for name in registry.KINDS["estimator"].built_in:
         assert np.isfinite(called(name, given)).all()

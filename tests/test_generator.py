@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -159,6 +160,10 @@ def test_task_ids_lead_back_to_their_games() -> None:
     assert index_of(tasks[499]) == ("valid_unseen", 499)
     assert tasks[-1] == tasks[499]
     assert tasks[2:4] == [tasks[2], tasks[3]]
+    assert tasks[3] in tasks
+    assert "valid_unseen" not in tasks
+    for change in ({"id": tasks[3].id.replace("unseen", "seen")}, {"id": f"{tasks[3].id}0"}, {"kind": "none"}):
+        assert replace(tasks[3], **change) not in tasks
     with pytest.raises(IndexError):
         tasks[500]
 

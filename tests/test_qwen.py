@@ -94,9 +94,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_chat_model("qwen2", tmp_path_factory.mktemp("model"), texts=texts, vocabulary=2000, context=8192)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[:8])
 def test_a_recipe_runs_shrunk(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two updates with a small random model: the same code, fewer tasks, turns and tokens."""
+    """Two updates with a small random model: the same code, fewer tasks, turns and tokens.
+
+    Those of 7B differ in the path of the model, which is replaced here, and in weights alone (see above).
+    """
     flags = {
         "model.path": str(folder),
         "train.device": "cpu",

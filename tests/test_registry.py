@@ -7,7 +7,6 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -41,19 +40,6 @@ from view_runs import data_of
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "extend.md"
 EXAMPLES = dict(re.findall(r"<!-- file: (\w+\.py) -->\n```python\n(.*?)^```", PAGE.read_text(), re.M | re.S))
-
-
-@pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
-    """Nothing that a test registers or loads stays for the next one, but for what ships: a module registers once."""
-    tables: list[dict[Any, Any]] = [registry._ENTRIES, registry._LOADED, plugins._LOADED]
-    known = [dict(table) for table in tables]
-    yield
-    ours = {key: entry for key, entry in registry._ENTRIES.items() if entry.ships and not entry.file}
-    for table, before in zip(tables, known, strict=True):
-        table.clear()
-        table.update(before)
-    registry._ENTRIES.update(ours)
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -601,6 +587,7 @@ def test_entry_points_are_found_and_their_names_stand_in_errors(
         "reinforce++",
         "reinforce++-baseline",
         "rloo",
+        "spa",
         "stratified",
     ]
     assert "of_a_package" not in sys.modules

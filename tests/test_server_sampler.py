@@ -66,7 +66,8 @@ def test_asked_again_it_draws_the_same(tmp_path: Path) -> None:
         with inference_server() as server:
             server.failing = 2 if name == "two" else 0  # it is busy at first, and asked again
             (tmp_path / name).mkdir()
-            assert run(tmp_path / name, recipe(server.address, tmp_path / name / "weights")) == 0
+            config = recipe(server.address, tmp_path / name / "weights")
+            assert run(tmp_path / name, config, "--train.updates", "2") == 0
         metrics = lines(tmp_path / name / "run" / "metrics.jsonl")
         found.append([(line["tokens"], line["train/return"], line["entropy"]) for line in metrics])
     assert found[0] == found[1]

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,5 +258,10 @@ def test_actions_are_read_as_the_originals_pattern_reads_them(action: str) -> No
 def test_the_real_shop_has_the_originals_goals(webshop_data: Path) -> None:
     env = make("webshop", data=str(webshop_data))
     assert [len(env.tasks(split)) for split in ("test", "valid", "train", "all")] == [500, 1000, 5410, 6910]
+    test, valid = env.tasks("test"), env.tasks("valid")
+    assert test[7] in test
+    assert test[7] not in valid
+    assert valid[7] not in test
+    assert replace(test[7], kind="none") not in test
     people = make("webshop", data=str(webshop_data), goals="human")
     assert [len(people.tasks(split)) for split in ("test", "valid", "train", "all")] == [13, 0, 0, 13]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import IO, Any
 
 from envrl.errors import UserError
+from envrl.processes import own_signals
 
 _ANSWER = 5.0  # seconds that a cluster has for an answer
 _STORE = 80 << 20  # bytes of the object store of a cluster of our own: next to nothing is kept in it
@@ -33,10 +32,10 @@ def connected(address: str, asked: str = "--ray") -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray: Any = import_module("ray")
     own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE} if address == "local" else {}
-    before = signal.getsignal(signal.SIGTERM)
     with tempfile.TemporaryFile() as log:
         try:
-            with _errors_to(log):  # where it fails, Ray prints a line a second
+            # where it fails, Ray prints a line a second; and it has SIGTERM end the program at once
+            with _errors_to(log), own_signals():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
         except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             log.seek(0)
@@ -50,9 +49,6 @@ def connected(address: str, asked: str = "--ray") -> Any:
                 f"{asked} {address}: no Ray cluster answers of which this machine is a node ({said.rstrip('.')}); "
                 "'ray start' makes it one"
             ) from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)  # Ray puts its own there, which ends the program at once
     return ray
 
 

@@ -79,7 +79,7 @@ KINDS = {
         {
             **{
                 name: f"envrl.objective.estimators.{name}:{name}"
-                for name in ("grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "stratified", "gae", "poad")
+                for name in ("grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "stratified", "gae", "poad", "spa")
             },
             "reinforce++": "envrl.objective.estimators.reinforce:reinforce_plus_plus",
             "reinforce++-baseline": "envrl.objective.estimators.reinforce:reinforce_plus_plus_baseline",
@@ -101,7 +101,7 @@ KINDS = {
             name: f"envrl.objective.auxiliary.{name}:{name}"
             for name in ("state", "inverse", "echo", "paw", "uishift", "aawm")
         },
-        reserved=("entropy", "imitation", "kl", "policy", "replay", "value"),
+        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
     ),
     "regularizer": Kind(
         "regularizer",
@@ -109,7 +109,7 @@ KINDS = {
         ("regularizer",),
         "envrl.regularizers",
         {"epo": "envrl.objective.regularizers.epo:Epo"},
-        reserved=("entropy", "imitation", "kl", "policy", "replay", "value"),
+        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
     ),
     "reward": Kind(
         "reward",

@@ -13,9 +13,9 @@ from envrl.batches.auxiliary import Predict, make_rows, regularizer_weights, wei
 from envrl.batches.divergence import Reference, less_divergence
 from envrl.batches.rewards import Logprobs, with_rewards
 from envrl.batches.selection import Memory
-from envrl.batches.values import COMPONENT, Values, value_terms, values_of_steps
+from envrl.batches.values import Values, value_terms, values_of_steps
 from envrl.config.schema import Config
-from envrl.objective.advantage import ESTIMATORS
+from envrl.objective.advantage import ESTIMATORS, VALUE
 from envrl.rendering.renderer import Renderer
 from envrl.samples.rows import learns, policy_rows
 from envrl.types import Row, TrajectoryGroup, Transition, episodes_of
@@ -47,23 +47,26 @@ def step_advantages(groups: Sequence[TrajectoryGroup], config: Config, **setting
 
 def _credit(
     groups: Sequence[TrajectoryGroup], config: Config, values: Values | None, **settings: Any
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]] | None]:
-    """Return the advantages of each episode's steps, and the returns that a value head is to learn, if there is one."""
+) -> tuple[list[NDArray[np.float64]], dict[str, list[NDArray[np.float64]]]]:
+    """Return the advantages of each episode's steps, and what each head is to learn, by its name."""
     estimator = ESTIMATORS[config.objective.estimator]
     trajectories = episodes_of(groups)
     penalty = config.rollout.invalid_penalty
-    valid = _VALID[config.rollout.invalid]
-    penalties = [[0.0 if valid(s) else penalty for s in t.transitions] for t in trajectories] if penalty else None
+    is_valid = _VALID[config.rollout.invalid]
+    valid = [[is_valid(step) for step in t.transitions] for t in trajectories]
     knobs = config.settings("estimator") | settings
-    read = values_of_steps(trajectories, estimator.level(knobs), values) if estimator.reads_values else None
+    levels = estimator.levels(knobs)
+    read = {name: values_of_steps(trajectories, name, level, values) for name, level in levels.items()}
     return estimator.credit(
         [[step.reward for step in t.transitions] for t in trajectories],
         [[step.observation.text for step in t.transitions] for t in trajectories],
         groups=[number for number, group in enumerate(groups) for _ in group.trajectories],
-        penalties=penalties,
+        penalties=[[0.0 if one else penalty for one in each] for each in valid] if penalty else None,
         commands=[[step.action.text for step in t.transitions] for t in trajectories],
         final_observations=[t.transitions[-1].next_observation.text if t.transitions else "" for t in trajectories],
-        values=read,
+        values=read.pop(VALUE, None),
+        heads=read,
+        valid=valid,
         **knobs,
     )
 
@@ -120,11 +123,11 @@ def build_batch(
     charged, divergence = less_divergence(paid, config, reference)
     advantages, returns = _credit(charged, config, values)
     knobs = config.settings("estimator")
-    level = ESTIMATORS[config.objective.estimator].level(knobs)
+    levels = ESTIMATORS[config.objective.estimator].levels(knobs)
     for number, (trajectory, advantages_S) in enumerate(zip(episodes_of(judged), advantages, strict=True)):
         in_pass = auxiliary.in_pass.get(number, {})
-        if returns is not None:
-            learned = value_terms(trajectory, returns[number], level)
+        for name, of_head in returns.items():
+            learned = value_terms(trajectory, name, of_head[number], levels[name])
             in_pass = {place: [*in_pass.get(place, ()), *terms] for place, terms in learned.items()}
         rows += policy_rows(
             trajectory,
@@ -137,8 +140,7 @@ def build_batch(
         )
     given = _given_rows([group for group in groups if group.advantages_G], config)
     figures = {f"weight/{name}": weight for name, weight in weights.items()}
-    if returns is not None:
-        weights = {**weights, COMPONENT: knobs.get("value_weight", 0.5)}
+    weights = {**weights, **{name: knobs.get(f"{name}_weight", 0.5) for name in returns}}
     figures["rows/policy"] = sum(map(learns, rows))
     if given:
         figures["rows/replay"] = len(given)

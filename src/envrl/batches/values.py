@@ -10,36 +10,36 @@ from numpy.typing import NDArray
 from envrl.samples.rows import counted_term, judged_offsets, origin_of
 from envrl.types import FloatArray, LossTerm, Row, Segment, Trajectory
 
-COMPONENT = "value"
-"""The head, and the component of its loss."""
 Values = Callable[[Sequence[Row], str], Mapping[str, FloatArray]]
 """`Engine.values`."""
 Array = NDArray[np.float64]
 
 
-def values_of_steps(trajectories: Sequence[Trajectory], level: str, values: Values | None) -> list[list[Array]]:
-    """Return the values of each step's judged tokens, by episode; None: those of a new head, which are 0."""
+def values_of_steps(
+    trajectories: Sequence[Trajectory], head: str, level: str, values: Values | None
+) -> list[list[Array]]:
+    """Return a head's values of each step's judged tokens, by episode; None: those of a new head, which are 0."""
     told: Mapping[str, FloatArray] = {}
     if values is not None:
-        told = values([row for each in trajectories for row in _rows(each, level)], COMPONENT)
+        told = values([row for each in trajectories for row in _rows(each, head, level)], head)
     return [_by_step(each, level, told) for each in trajectories]
 
 
-def value_terms(trajectory: Trajectory, returns_S: Array, level: str) -> dict[int, list[LossTerm]]:
-    """Return the terms by which the head learns an episode's returns, by segment number; a token counts once."""
+def value_terms(trajectory: Trajectory, head: str, returns_S: Array, level: str) -> dict[int, list[LossTerm]]:
+    """Return the terms by which a head learns an episode's returns, by segment number; a token counts once."""
     found = {}
     for number, segment in enumerate(trajectory.segments):
         returns = [np.atleast_1d(returns_S[span.step]) for span in segment.spans]
         streams = {"returns": np.concatenate([np.zeros(0), *returns]).astype(np.float32)}
-        found[number] = [counted_term(COMPONENT, _places(trajectory, segment, level), streams=streams)]
+        found[number] = [counted_term(head, _places(trajectory, segment, level), streams=streams)]
     return found
 
 
-def _rows(trajectory: Trajectory, level: str) -> list[Row]:
+def _rows(trajectory: Trajectory, head: str, level: str) -> list[Row]:
     return [
         Row(
             segment.token_ids,
-            (counted_term(COMPONENT, _places(trajectory, segment, level)),),
+            (counted_term(head, _places(trajectory, segment, level)),),
             origin_of(trajectory, number),
         )
         for number, segment in enumerate(trajectory.segments)

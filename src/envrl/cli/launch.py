@@ -12,7 +12,7 @@ from typing import Any
 
 from envrl import ranks
 from envrl.errors import UserError
-from envrl.processes import end_with
+from envrl.processes import end_with, own_signals
 
 AGAIN = 75
 """The status of a process whose memory ran out where less can be tried (EX_TEMPFAIL of BSD's sysexits)."""
@@ -64,10 +64,11 @@ def _start(arguments: Sequence[str], count: int, variables: Mapping[str, str]) -
         signals_to_handle="SIGINT,SIGTERM",
         **{name: value for name, value in newer.items() if name in known},
     )
-    before, handlers = dict(os.environ), {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = dict(os.environ)
     os.environ |= variables
     try:
-        elastic_launch(config, sys.executable)("-m", "envrl", "train", *arguments)
+        with own_signals():  # this process is none of the run's, and torch leaves variables and handlers behind
+            elastic_launch(config, sys.executable)("-m", "envrl", "train", *arguments)
     except ChildFailedError as error:
         status = cause([(failure.timestamp, failure.exitcode) for failure in error.failures.values()])
         if status < 0:
@@ -75,11 +76,9 @@ def _start(arguments: Sequence[str], count: int, variables: Mapping[str, str]) -
         return status if status > 0 and status != OTHERS else 1
     except SignalException:  # they were told, and have saved
         return 130
-    finally:  # this process is none of them, and torch leaves variables and handlers of its own behind
+    finally:
         os.environ.clear()
         os.environ |= before
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
     return 0
 
 

@@ -10,7 +10,8 @@ from envrl.objective.advantage import ESTIMATORS
 
 
 def give_heads(model: LanguageModel, config: Config) -> LanguageModel:
-    """Return the model with a value head if the recipe's estimator reads values; one that it has is kept."""
-    if ESTIMATORS[config.objective.estimator].reads_values and "value" not in model.heads:
-        model.heads["value"] = new_head(state_width(model.network), model.device)
+    """Return the model with the heads whose values the recipe's estimator reads; one that it has is kept."""
+    for name in sorted(ESTIMATORS[config.objective.estimator].levels({})):  # the order in which they are loaded
+        if name not in model.heads:
+            model.heads[name] = new_head(state_width(model.network), model.device)
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from envrl.types import Trajectory, TrajectoryGroup, Transition, episodes_of
 
 PREDICTED = 8
 """Number of trajectories per file with predicted answers as text; greedy decoding costs more than playing."""
+LONGEST = 96
+"""A prediction ends after as many tokens, or twice those of the longest true answer of the file."""
 
 
 def write_trajectories(
@@ -109,12 +112,12 @@ def _predictions(
         "predicted_observation": state_pairs if "state" in trained else None,
         "predicted_action": inverse_pairs if "inverse" in trained else None,
     }
-    texts = {
-        key: predict_targets(model, pairs(config, renderer, trajectories), renderer.stops)
-        for key, pairs in asked.items()
-        if pairs is not None
-    }
-    return [dict(zip(texts, step, strict=True)) for step in zip(*texts.values(), strict=True)]
+    pairs = {key: of(config, renderer, trajectories) for key, of in asked.items() if of is not None}
+    every = [pair for of_key in pairs.values() for pair in of_key]
+    room = min(LONGEST, 2 * max((len(pair.target) for pair in every), default=0))
+    texts = iter(predict_targets(model, every, renderer.stops, room))
+    found = {key: list(islice(texts, len(of_key))) for key, of_key in pairs.items()}
+    return [dict(zip(found, step, strict=True)) for step in zip(*found.values(), strict=True)]
 
 
 def _record(update: int, trajectory: Trajectory) -> dict[str, Any]:

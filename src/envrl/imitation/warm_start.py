@@ -74,7 +74,8 @@ def warm_start(config: Config, run: Path, make_env: Callable[[], TextEnv], hooks
     if not ranks.of_first(folder.exists):
         if not config.warm_start.path:
             _Stage(config, run, make_env, hooks).run()
-            release_memory()  # what runs in shards refers to itself
+            if ranks.count() > 1:
+                release_memory()  # what runs in shards refers to itself
         elif ranks.is_first():
             source = Path(config.warm_start.path)
             verify_checkpoint(source)

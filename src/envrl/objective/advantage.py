@@ -7,7 +7,7 @@ trajectories (`Steps`) and returns one number per step. Suffix `_N`: over all st
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from envrl.errors import UserError
 from envrl.registry import Entry, View, blame, check_settings
 
+VALUE = "value"
+"""The head of `Steps.values_N`."""
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
@@ -25,7 +27,8 @@ class Steps:
     """All steps of one call, concatenated; steps `offsets[i]:offsets[i + 1]` belong to trajectory i.
 
     `strata` and `final_observations` hold one entry a trajectory, `values_N` the values of a step: one, or one for each
-    of its judged tokens. They are empty where they are not given.
+    of its judged tokens; `heads` those of further heads, by name. They are empty where they are not given. `valid_N` is
+    False for a step whose command was none (`rollout.invalid`).
     """
 
     rewards_N: Array
@@ -37,6 +40,8 @@ class Steps:
     strata: tuple[Hashable, ...] = ()
     final_observations: tuple[str, ...] = ()
     values_N: tuple[Array, ...] = ()
+    heads: Mapping[str, tuple[Array, ...]] = field(default_factory=dict)
+    valid_N: tuple[bool, ...] = ()
 
     def per_trajectory(self, values_N: Array) -> list[Array]:
         return np.split(values_N, self.offsets[1:-1]) if len(self.offsets) > 1 else []
@@ -44,10 +49,14 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Advantages, and the returns that a value head is to learn, for each value of each step (`Steps.values_N`)."""
+    """Advantages, and the returns that a value head is to learn, for each value of each step (`Steps.values_N`).
+
+    `heads` holds what further heads are to learn, each in the shape of its values.
+    """
 
     advantages_N: tuple[Array, ...]
     returns_N: tuple[Array, ...]
+    heads: Mapping[str, tuple[Array, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +74,20 @@ class Estimator:
         """True if it needs the values of a head."""
         return "values" in self.entry.traits.get("reads", ())
 
-    def level(self, knobs: Mapping[str, Any]) -> str:
-        """Return whether its values are those of every "token", or of a "step": by its setting, or for good."""
-        return str(knobs.get("level", self.entry.traits.get("level", "step")))
+    def levels(self, knobs: Mapping[str, Any]) -> dict[str, str]:
+        """Return the heads that it reads, each with what has a value: every "token", a "step", or its "last" token.
+
+        The head `value` is read by `reads=("values",)`, at the level of the setting or trait `level`; the trait `heads`
+        names further ones.
+        """
+        if not self.reads_values:
+            return {}
+        return {VALUE: str(knobs.get("level", self.entry.traits.get("level", "step"))), **self.more_heads}
+
+    @property
+    def more_heads(self) -> dict[str, str]:
+        """The heads beside `value` that it reads, each with its level."""
+        return dict(self.entry.traits.get("heads", {}))
 
     def __call__(self, rewards: Sequence[ArrayLike], observations: Sequence[Sequence[str]], **more: Any) -> list[Array]:
         """Return the advantage of every step: one float64 array per trajectory, in the shape of `rewards`.
@@ -87,28 +107,39 @@ class Estimator:
         penalties: Sequence[ArrayLike] | None = None,
         final_observations: Sequence[str] | None = None,
         commands: Sequence[Sequence[str]] | None = None,
+        heads: Mapping[str, Sequence[Sequence[ArrayLike]]] | None = None,
+        valid: Sequence[Sequence[bool]] | None = None,
         **knobs: Any,
-    ) -> tuple[list[Array], list[Array] | None]:
-        """Return the advantages of every step, and the returns for a value head if the estimator reads values.
+    ) -> tuple[list[Array], dict[str, list[Array]]]:
+        """Return the advantages of every step, and what each head is to learn that the estimator reads, by its name.
 
         `rewards` holds one array of step rewards per trajectory, `observations` the text before each step, `commands`
         the command in it, `groups` one id per trajectory (default: one group). `penalties` are subtracted from a step's
         own score and its own discounted return, not from those of its neighbours. `final_observations` (the text after
-        the last step) and `strata` hold one per trajectory. `values` holds one number a
-        step, or an array of those of its tokens. Each estimator reads what it needs. Raises `UserError` for shapes that
-        disagree, a number that is not finite, an unknown setting, and values that are needed and missing.
+        the last step) and `strata` hold one per trajectory. `values` holds one number a step, or an array of those of
+        its tokens, `heads` as much for each further head, `valid` whether a step's command was one (default: all were).
+        Each estimator reads what it needs. Raises `UserError` for shapes that disagree, a number that is not finite, an
+        unknown setting, and values that are needed and missing.
         """
         check_settings(f"the {self.entry.called}", knobs, self.knobs)
         if self.reads_values and values is None:
             raise UserError(f"the {self.entry.called} needs values: a number for each step (values=[[…], …])")
-        steps = _lay_out(rewards, observations, groups, penalties, commands, strata, final_observations, values)
+        for name in self.more_heads:
+            if name not in (heads or {}):
+                raise UserError(f"the {self.entry.called} needs the values of its head (heads={{'{name}': [[…], …]}})")
+        read = {} if values is None else {VALUE: values}
+        read |= heads or {}
+        steps = _lay_out(rewards, observations, groups, penalties, commands, strata, final_observations, read, valid)
         with blame(self.entry):
             found = self.entry.target(steps, **knobs)
         if not isinstance(found, Credit):
-            return steps.per_trajectory(self._checked(found, len(steps.rewards_N))), None
-        both = (found.advantages_N, found.returns_N)
-        advantages_N, returns_N = (self._laid(parts, [len(values) for values in steps.values_N]) for parts in both)
-        return steps.per_trajectory(advantages_N), steps.per_trajectory(returns_N)
+            return steps.per_trajectory(self._checked(found, len(steps.rewards_N))), {}
+        counts = [len(values) for values in steps.values_N]
+        returns = {VALUE: self._laid(found.returns_N, counts)}
+        for name, learned in found.heads.items():
+            returns[name] = self._laid(learned, [len(values) for values in steps.heads[name]])
+        advantages_N = steps.per_trajectory(self._laid(found.advantages_N, counts))
+        return advantages_N, {name: steps.per_trajectory(of_head) for name, of_head in returns.items()}
 
     def _laid(self, parts: Sequence[Array], lengths: list[int]) -> Array:
         """Return checked figures, an entry a step: a number, or an array where a step of the call has several."""
@@ -151,7 +182,8 @@ def _lay_out(
     commands: Sequence[Sequence[str]] | None,
     strata: Sequence[Hashable] | None,
     final_observations: Sequence[str] | None,
-    values: Sequence[Sequence[ArrayLike]] | None,
+    heads: Mapping[str, Sequence[Sequence[ArrayLike]]],
+    valid: Sequence[Sequence[bool]] | None,
 ) -> Steps:
     arrays = [np.asarray(r, dtype=np.float64) for r in rewards]
     if any(a.ndim != 1 for a in arrays):
@@ -165,11 +197,16 @@ def _lay_out(
     if commands is None:
         commands = [[""] * n for n in lengths]
     _check_lengths("commands", [len(c) for c in commands], lengths)
-    judged = [np.atleast_1d(np.asarray(v, dtype=np.float64)) for trajectory in values or () for v in trajectory]
-    if values is not None:
-        _check_lengths("values", [len(v) for v in values], lengths)
-    if not all(v.ndim == 1 and len(v) and np.isfinite(v).all() for v in judged):
-        raise UserError("values must hold a finite number for each step, or one for each of its tokens")
+    if valid is None:
+        valid = [[True] * n for n in lengths]
+    _check_lengths("valid", [len(v) for v in valid], lengths)
+    judged: dict[str, tuple[Array, ...]] = {}
+    for name, values in heads.items():
+        called = "values" if name == VALUE else f"heads['{name}']"
+        _check_lengths(called, [len(v) for v in values], lengths)
+        judged[name] = tuple(np.atleast_1d(np.asarray(v, dtype=np.float64)) for of_one in values for v in of_one)
+        if not all(v.ndim == 1 and len(v) and np.isfinite(v).all() for v in judged[name]):
+            raise UserError(f"{called} must hold a finite number for each step, or one for each of its tokens")
     ids = [0] * len(arrays) if groups is None else list(groups)
     for name, given in (("groups", ids), ("strata", strata), ("final_observations", final_observations)):
         if given is not None and len(given) != len(arrays):
@@ -186,7 +223,9 @@ def _lay_out(
         offsets=np.cumsum([0, *lengths]),
         strata=tuple(strata or ()),
         final_observations=tuple(final_observations or ()),
-        values_N=tuple(judged),
+        values_N=judged.pop(VALUE, ()),
+        heads=judged,
+        valid_N=tuple(bool(one) for trajectory in valid for one in trajectory),
     )
 
 

@@ -10,12 +10,10 @@ from envrl.rollout.slot_sampler import SlotSampler
 from envrl.sequences import order
 from envrl.types import Ids
 
-_SLOTS = 16
+_SLOTS = 64
 
 
-def predict_targets(
-    model: LanguageModel, pairs: Sequence[Pair], stops: frozenset[int], max_tokens: int = 96
-) -> list[str]:
+def predict_targets(model: LanguageModel, pairs: Sequence[Pair], stops: frozenset[int], max_tokens: int) -> list[str]:
     """Return the greedy completion of each pair's prompt as text, up to a stop, a mark or `max_tokens`.
 
     Prompts with a common prefix, such as those of one episode, follow each other in a slot, so the prefix is run once.
@@ -27,14 +25,20 @@ def predict_targets(
     slots = max(1, min(_SLOTS, len(prompts)))
     streams = [prompts[len(prompts) * slot // slots : len(prompts) * (slot + 1) // slots] for slot in range(slots)]
     sampler = SlotSampler(model, slots, 0.0, max_tokens, ends)
-    texts: dict[Ids, str] = {}
-    for turn in range(max(map(len, streams), default=0)):
-        active = {slot: stream[turn] for slot, stream in enumerate(streams) if turn < len(stream)}
-        for slot, prompt in active.items():
+    asked: dict[int, Ids] = {}
+
+    def ask_next(slot: int) -> None:
+        if streams[slot]:
+            prompt = asked[slot] = streams[slot].pop(0)
             held = sampler.rewind(slot, prompt)
-            sampler.ask(slot, prompt[held:], None, 0, turn)
-        drafts = sampler.run()
-        for slot, prompt in active.items():
-            ids = drafts[slot].token_ids
-            texts[prompt] = model.codec.decode(ids[:-1] if ids and ids[-1] in ends else ids)
+            sampler.ask(slot, prompt[held:], None, 0, 0)
+
+    for slot in range(slots):
+        ask_next(slot)
+    texts: dict[Ids, str] = {}
+    while drafts := sampler.run(enough=1):
+        for slot, draft in drafts.items():
+            ids = draft.token_ids
+            texts[asked[slot]] = model.codec.decode(ids[:-1] if ids and ids[-1] in ends else ids)
+            ask_next(slot)
     return [texts.get(pair.prompt, "") for pair in pairs]

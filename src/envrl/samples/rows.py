@@ -87,7 +87,9 @@ def origin_of(trajectory: Trajectory, segment: int) -> str:
 
 
 def judged_offsets(action: Action, level: str) -> list[int]:
-    """Return which tokens of an action have a value: its first ("step"), or also all that were not fixed ("token")."""
+    """Return which tokens of an action have a value: its first ("step"), its last, or the first and all not fixed."""
+    if level == "last":
+        return [len(action.allowed) - 1]
     return [0, *(offset for offset in free_tokens(action) if offset)] if level == "token" else [0]
 
 

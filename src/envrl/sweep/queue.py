@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -22,7 +22,7 @@ from envrl.config.load import dump_config
 from envrl.errors import Interrupted, RunError, UserError
 from envrl.files import write_text
 from envrl.locks import held
-from envrl.processes import end_with
+from envrl.processes import end_with, own_signals
 from envrl.report.read import before_and_after, number
 from envrl.report.results import read_result, write_result
 from envrl.report.summary import duration
@@ -31,7 +31,6 @@ from envrl.sweep.state import Places, Status, seconds_of, status_of
 
 _GLANCE = 0.2
 """Seconds between two looks at whether a run has ended."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _HELD = "another sweep runs it"
 
 
@@ -67,7 +66,7 @@ def run_queue(
     queue = _Queue(sweep, places, threads, say)
     start = sweep.warm_start()
     left = [run for run in runs if status_of(run, places) is not Status.RECORDED]
-    with _signals(queue):
+    with own_signals(queue.stop):  # the second one, too, which ends the runs at once
         if start is not None and (left or not runs) and status_of(start, places) is not Status.FINISHED:
             _make_warm_start(queue, start)
         return queue.work(runs, jobs)
@@ -186,17 +185,6 @@ class _Queue:
             rates = [number(each, "success_rate") for each in before_and_after(records) if each]
             parts.append(f"{split} {' -> '.join(f'{100 * rate:.1f}' for rate in rates if rate is not None)} %")
         return ", ".join([*parts, duration(seconds_of(run, self.places) or 0.0)])
-
-
-@contextmanager
-def _signals(queue: _Queue) -> Iterator[None]:
-    """Pass Ctrl-C and SIGTERM on to the runs while the block runs; the second one, too, which ends them at once."""
-    before = {each: signal.signal(each, lambda number, _: queue.stop(number)) for each in _SIGNALS}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _time_left(seconds: Sequence[float | None], left: int, jobs: int) -> str:

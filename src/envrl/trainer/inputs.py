@@ -29,7 +29,11 @@ def check_names(config: Config, make_env: Callable[[], TextEnv]) -> None:
     """Raise `UserError` for an unknown estimator, format, world or split, or a split without tasks."""
     # Try the estimator on two short episodes, so that bad settings or a broken function fail before the first rollout.
     trial = ([[0.0, 1.0], [0.0]], [["a", "b"], ["a"]])
-    ESTIMATORS[config.objective.estimator](*trial, values=[[0.5, 0.5], [0.5]], **config.settings("estimator"))
+    estimator, values = ESTIMATORS[config.objective.estimator], [[0.5, 0.5], [0.5]]
+    heads = dict.fromkeys(estimator.more_heads, values)
+    estimator(*trial, values=values, heads=heads, **config.settings("estimator"))
+    if clash := heads.keys() & {each.name for each in config.auxiliaries()}:
+        raise UserError(f"the {estimator.entry.called} and an auxiliary objective both name a loss '{min(clash)}'")
     if config.rollout.is_chat:
         find_format(config.rollout.format, **config.settings("format"))
     with opened(make_env()) as env:

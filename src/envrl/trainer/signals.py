@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from envrl.errors import Interrupted
+from envrl.processes import own_signals
 
 
 class StopRequest:
@@ -28,18 +27,11 @@ def stop_on_signals(*, only_count: bool = False) -> Iterator[StopRequest]:
     The second one raises `KeyboardInterrupt`, unless they are only counted.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
 
-    def handle(number: int, _: object) -> None:
+    def handle(_: int) -> None:
         request.count += 1
         if request.count > 1 and not only_count:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with own_signals(handle):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

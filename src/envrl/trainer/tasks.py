@@ -38,8 +38,9 @@ class Tasks(Component):
 
     def __init__(self, tasks: Sequence[Task], config: Config) -> None:
         entry, settings = find("curriculum", config.curriculum.name), config.settings("curriculum")
-        super().__init__(entry, lambda: entry.target(list(tasks), plan_of(config), **settings))
-        self._known, self._most = set(tasks), config.env.max_steps
+        super().__init__(entry, lambda: entry.target(tasks, plan_of(config), **settings))
+        self._tasks, self._most = tasks, config.env.max_steps
+        self._known: set[Task] = set()
         self._length = plan_of(config).max_steps
 
     @property
@@ -90,8 +91,9 @@ class Tasks(Component):
         what = f"the {self.entry.called} gave"
         if not isinstance(assignment, Assignment):
             raise UserError(f"{what} {assignment!r:.80}, which is no envrl.Assignment")
-        if assignment.task not in self._known:
+        if assignment.task not in self._known and assignment.task not in self._tasks:
             raise UserError(f"{what} the task '{assignment.task.id}', which is none of the training split's")
+        self._known.add(assignment.task)
         if assignment.episodes < 1:
             raise UserError(f"{what} {assignment.episodes} episodes of '{assignment.task.id}': at least 1 is played")
         if not 0 <= assignment.max_steps <= self._most:

@@ -103,12 +103,18 @@ def task_of(split: str, index: int) -> Task:
 
 def index_of(task: Task) -> tuple[str, int]:
     """Return the split and index of a task by its id; raises `UserError` for an id that is no game's."""
-    parts = task.id.split("/")
-    if len(parts) == 3 and parts[0] in SPLIT_SIZES and parts[2].isdecimal():
-        split, index = parts[0], int(parts[2])
-        if index < SPLIT_SIZES[split] and task_of(split, index).id == task.id:
-            return split, index
+    found = _named(task.id)
+    if found is not None and task_of(*found).id == task.id:
+        return found
     raise UserError(f"there is no household game '{task.id}'; take one of env.tasks(split)")
+
+
+def _named(task_id: str) -> tuple[str, int] | None:
+    """Return the split and index that an id names, if there can be such a game."""
+    split, _, rest = task_id.partition("/")
+    number = rest.rpartition("/")[2]
+    there = rest.count("/") == 1 and number.isdecimal() and int(number) < SPLIT_SIZES.get(split, 0)
+    return (split, int(number)) if there else None
 
 
 class GeneratedTasks(Sequence[Task]):
@@ -130,6 +136,11 @@ class GeneratedTasks(Sequence[Task]):
         if isinstance(numbers, range):
             return [task_of(self._split, number) for number in numbers]
         return task_of(self._split, numbers)
+
+    def __contains__(self, task: object) -> bool:
+        """True for a task of the split; none is made but the one of that number."""
+        place = _named(task.id) if isinstance(task, Task) else None
+        return place is not None and place[0] == self._split and task_of(*place) == task
 
 
 def generate_problem(split: str, index: int) -> Problem:

@@ -188,7 +188,14 @@ class GoalTasks(Sequence[Task]):
     def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
         if isinstance(index, slice):
             return GoalTasks(self._shop, self._split, self._numbers[index])
-        number = self._numbers[index]
+        return self._task(self._numbers[index])
+
+    def __contains__(self, task: object) -> bool:
+        """True for a task of the split; none is made but the one of that number."""
+        number = task.id.rpartition("-")[2] if isinstance(task, Task) else ""
+        return number.isdecimal() and int(number) in self._numbers and self._task(int(number)) == task
+
+    def _task(self, number: int) -> Task:
         return Task(f"{self._shop.name}-{number}", self._split, kind=str(self._shop.goals[number]["category"]))
 
 
