@@ -44,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
     "recomputed": {"auxiliary": AUXILIARY, "train": {"checkpointing": True}},
     "heads": {"auxiliary": AUXILIARY},
     "untied": {"auxiliary": AUXILIARY},
+    "dynamics": {"auxiliary": {"paw": {"weight": 0.2}, "uishift": {"weight": 0.1}}},
     "few": {},
     "adapter": {"auxiliary": AUXILIARY, "objective": {"kl_weight": 0.05}},
 }

@@ -25,7 +25,6 @@ from envrl.objective.rewards import overlong
 from envrl.rollout.scripts import play_script, random_script
 from envrl.types import Trajectory, TrajectoryGroup, episodes_of
 from test_idle import Hopeless
-from test_registry import clean  # noqa: F401 - the fixture keeps what these tests register out of others
 from test_update import make_model, play
 
 TASKS = Boxes().tasks("train")

@@ -32,6 +32,7 @@ from envrl.objective.auxiliary.paw import clipped_error, paw
 from envrl.objective.auxiliary.uishift import expected_miss, uishift
 from envrl.rendering.kinds import TOKEN_KINDS, kinds_of
 from envrl.samples.packing import denominators
+from envrl.stacks.rows import auxiliary_rows as other_rows
 from envrl.types import Example, InPass, TrajectoryGroup
 from test_auxiliary import ANSWERS, SAID, episode, model, terms_of
 
@@ -341,9 +342,12 @@ def test_the_agent_says_what_it_needs_reads_what_fits_and_its_answer_is_the_targ
     assert len({(each.trajectory.member, each.step) for each in needs}) == 2
     assert [(each.trajectory, each.step) for each in asked] == [(each.trajectory, each.step) for each in needs]
     record = "Observation: Box 3 has a false bottom of thin wood.\nCommand: shake box 4\nAnswer: You find a coin there."
-    assert asked[0].question.startswith(record)
+    for each, others in zip(asked, ([record], []), strict=True):
+        shown = each.question.split("\n\n")
+        assert [part for part in shown if part.startswith("Observation:")][1:] == others
+        step = each.trajectory.transitions[each.step]
+        assert f"Command: {step.action.text}\nAnswer: {step.next_observation.text}" in each.question
     assert "Does it help to shake a false bottom?" in asked[0].question
-    assert "Observation:" not in asked[1].question
     (example,) = found
     assert (example.trajectory, example.step) == (needs[0].trajectory, needs[0].step)
     assert example.target == "Box 4 holds a coin."
@@ -351,6 +355,12 @@ def test_the_agent_says_what_it_needs_reads_what_fits_and_its_answer_is_the_targ
     again = list(aawm(groups, lambda examples: ["a coin"] * len(examples), states=2))
     assert [(e.trajectory.member, e.step) for e in again] == [(e.trajectory.member, e.step) for e in needs]
     assert len(list(aawm(groups, lambda examples: ["a coin"] * len(examples), states=99))) == 8
+
+
+@pytest.mark.parametrize("name", ["paw", "uishift"])
+def test_another_trainer_is_not_given_rows_of_another_loss(name: str) -> None:
+    with pytest.raises(UserError, match="has a loss of its own"):
+        other_rows(name, [], None)
 
 
 CHATS = {"model": {"chat_template": "chatml", "vocabulary": 600, "context": 1024}, "rollout": {"format": "action"}}

@@ -32,6 +32,9 @@ SETTINGS = {
     "warm_start.held_out": 2,
     "auxiliary.echo.schedule": "constant",
     "auxiliary.inverse.schedule": "constant",
+    "auxiliary.inverse.select": "novel",
+    "auxiliary.inverse.fraction": 0.3,
+    "auxiliary.inverse.reservoir": 60,
     "rollout.tasks": 3,
     "rollout.group_size": 4,
     "rollout.max_steps": 8,
@@ -76,10 +79,11 @@ def test_two_processes_play_and_learn_what_one_does(runs: Path) -> None:
     train(runs / "local")
     two, one = lines(runs / "two"), lines(runs / "local")
     assert len(two) == 4
+    chosen = ("rows/inverse", "rows/inverse_new", "rows/inverse_earlier")
     for line, other in zip(two, one, strict=True):
-        for key in ("tokens", "train/steps", "train/return", "rows/policy", "rows/inverse", "env_steps"):
+        for key in ("tokens", "train/steps", "train/return", "rows/policy", "env_steps", *chosen):
             assert line[key] == other[key]
-        assert line["loss/inverse"] == pytest.approx(other["loss/inverse"], rel=1e-4)
+        assert line["loss/inverse"] == pytest.approx(other["loss/inverse"], rel=2e-4)  # after a warm start, rounded
         assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
         assert line["train/token_mismatches"] == 0
     for line, other in zip(lines(runs / "two", "eval.jsonl"), lines(runs / "local", "eval.jsonl"), strict=True):

@@ -22,7 +22,7 @@ from envrl.objective.regularizers.epo import Epo
 from envrl.objective.regularizers.tokens import PolicyTokens
 from envrl.objective.schedule import weight_at
 from envrl.trainer.regularizing import Regularizers
-from test_registry import clean, write  # noqa: F401 - the fixture keeps what these tests register out of others
+from test_registry import write
 from test_update import _without_advantage, make_model, make_rows
 
 

@@ -50,7 +50,7 @@ def test_the_surprisal_is_the_mean_over_the_tokens_that_were_drawn() -> None:
     """Tokens that the restriction fixed do not count; a command without tokens is never uncertain."""
     (step, *_) = episode(ANSWERS[0]).transitions
     drawn = Action("x", (1, 2, 3), (log(0.5), 0.0, log(0.125)), ((1, 2), (2,), None))
-    assert surprisal(replace(step, action=drawn)) == pytest.approx((log(2) + log(8)) / 2)
+    assert surprisal(replace(step, action=drawn)) == round((log(2) + log(8)) / 2, 3)
     assert surprisal(replace(step, action=Action("x", (1,), (0.0,), ((1,),)))) == 0.0
     assert surprisal(step) == -inf
 

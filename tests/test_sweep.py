@@ -333,6 +333,17 @@ def test_the_study_differs_in_the_losses_alone() -> None:
     assert tokens == ["auxiliary.state.tokens", "auxiliary.inverse.tokens"]
 
 
+def test_the_sieve_of_dynamics_differs_in_what_is_learned_and_paid_alone() -> None:
+    """Eight ways to learn the dynamics with a placebo each, GRPO and a reward without, from the study's warm start."""
+    sweep, study = load_sweep("alfworld-dynamics"), load_sweep("alfworld-study")
+    assert (len(sweep.arms), sum(name.endswith("-placebo") for name in sweep.arms)) == (18, 8)
+    assert sweep.warm_start() is not None
+    assert sweep.warm_start().config == study.warm_start().config  # type: ignore[union-attr]
+    for config in sweep.arms.values():
+        assert all(key.startswith(("auxiliary.", "reward.")) for key in config_differences(sweep.arms["grpo"], config))
+        assert len(config.auxiliaries()) + len(config.rewards()) == (config != sweep.arms["grpo"])
+
+
 def test_a_real_sweep_plays_what_is_the_same_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run has the evaluation before RL from the run that made the warm start, whose games it does not play."""
     monkeypatch.chdir(tmp_path)

@@ -19,6 +19,8 @@ from envrl.types import Example, InPass, Pair, Part, Trajectory, TrajectoryGroup
 
 Predict = Callable[[Sequence[Pair]], list[str]]
 """Returns what the policy says to each prompt, as text."""
+LONGEST_WRITTEN = 96
+"""Tokens of a text that the policy writes as a target."""
 Write = Callable[[Sequence[Example]], list[str]]
 MOST_EXAMPLES = 1_000
 """Examples of an objective for each step of the episodes, which none needs: one that yields more is endless."""

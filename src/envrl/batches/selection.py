@@ -94,12 +94,13 @@ def transition_key(transition: Transition) -> int:
 def surprisal(transition: Transition) -> float:
     """Return the mean of −log p over an action's tokens that were drawn: one sample of the action's entropy, in nats.
 
-    A command that the policy did not draw has −∞.
+    It is rounded to thousandths: what two batches compute of the same token differs by less. A command that the policy
+    did not draw has −∞.
     """
     action = transition.action
     drawn = [lp for lp, ids in zip(action.logprobs, action.allowed, strict=True) if ids is None or len(ids) > 1]
     if drawn:
-        return -float(np.mean(drawn))
+        return round(-float(np.mean(drawn)), 3)
     return 0.0 if action.logprobs else -np.inf
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from envrl import ranks
-from envrl.batches.auxiliary import weights_of
+from envrl.batches.auxiliary import LONGEST_WRITTEN, weights_of
 from envrl.build import form_of, renderer_of
 from envrl.config.schema import Config
 from envrl.engine.checkpoint import (
@@ -227,7 +227,7 @@ class _Stage:
         }
 
     def _predict(self, pairs: Sequence[Pair]) -> list[str]:
-        return predict_targets(self.model, pairs, self.renderer.stops)
+        return predict_targets(self.model, pairs, self.renderer.stops, LONGEST_WRITTEN)
 
     def _measure(self) -> dict[str, float]:
         held_out = self.held_out or self.training[:64]

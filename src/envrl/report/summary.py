@@ -99,7 +99,14 @@ def _auxiliary(name: str, table: Mapping[str, Any]) -> str:
     own = find("auxiliary", name).settings if name in KINDS["auxiliary"].built_in else {}
     ways = [key for key, of in own.items() if of.default is False and table.get(key) is True]
     ways += ["all tokens"] * (table.get("tokens") == "all")
+    usual = find("auxiliary", name).traits.get("defaults", {}) if own else {}
+    chosen = table.get("select", "all")
+    ways += [_SELECTED.get(chosen, chosen)] * (chosen != usual.get("select", "all"))
+    ways += [f"reservoir of {table['reservoir']}"] * bool(table.get("reservoir"))
     return f"{title('auxiliary', name)} {table['weight']:g}" + (f" ({', '.join(ways)})" if ways else "")
+
+
+_SELECTED = {"novel": "novel first", "uncertain": "uncertain first", "failures": "failures alone", "all": "all"}
 
 
 def score_words(record: Record) -> str:

@@ -89,6 +89,10 @@ def auxiliary_rows(
         raise UserError(f"the {entry.called} has no setting '{other[0]}'{suggest(other[0], entry.settings)}")
     common = AuxiliaryConfig(weight=1.0, deduplicate=deduplicate, fraction=fraction, tokens=tokens, placebo=placebo)
     auxiliary = Auxiliary(name, common, {each.name: each.default for each in entry.settings.values()} | settings)
+    if "loss" in entry.traits:
+        raise UserError(
+            f"the {entry.called} has a loss of its own, and rows for another trainer have the cross-entropy"
+        )
     if auxiliary.in_pass:
         raise UserError(f"the {entry.called} has no rows of its own: its tokens are in the policy's")
     groups = [TrajectoryGroup(each.task, (each,)) for each in map(_trajectory, range(len(episodes)), episodes)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from envrl import ranks
-from envrl.batches.auxiliary import Predict
+from envrl.batches.auxiliary import LONGEST_WRITTEN, Predict
 from envrl.batches.batch import build_batch
 from envrl.batches.selection import Memory
 from envrl.build import env_maker, form_of, policy_of, renderer_of
@@ -201,7 +201,7 @@ class Run:
         return progress_figures(record)
 
     def _predict(self, model: LanguageModel) -> Predict:
-        return lambda pairs: ranks.of_first(lambda: predict_targets(model, pairs, self.renderer.stops))
+        return lambda pairs: ranks.of_first(lambda: predict_targets(model, pairs, self.renderer.stops, LONGEST_WRITTEN))
 
     def _components(self) -> dict[str, Any]:
         parts = {"replay": self.replay, "auxiliary": self.memory, "regularizers": self.regularizers}

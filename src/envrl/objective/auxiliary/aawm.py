@@ -23,25 +23,26 @@ def aawm(
     write: Write,
     *,
     states: Positive = 16,  # of an update that are asked about
-    evidence: Positive = 4,  # transitions of the update that are shown for each
+    evidence: Positive = 4,  # transitions of the update that are shown for each, beside its own
     need: str = "What do you not know about how this world answers? Name one thing, in a sentence.",  # asked first
     answer: str = "What do these records say about that? Answer in one or two sentences.",  # asked with records
     question: str = "What should you know about how this world answers, before you act here?",  # asked in the row
 ) -> Iterator[Example]:
     """Yield … sₜ, question → what the policy makes of the records that fit its own need (AAWM, arXiv 2606.25421).
 
-    At each of so many states the policy says what it needs to know. The update's transitions that share most with that,
-    by the words' inverse frequencies, are shown to it, and it answers. The answer is the target; one without words is
-    left out.
+    At each of so many states the policy says what it needs to know. The state's own transition and those of the update
+    that share most with the need, by the words' inverse frequencies, are shown to it, and it answers. The answer is the
+    target; one without words is left out.
     """
     asked = _chosen(groups, states)
     needs = write([Example(trajectory, step, need) for trajectory, step in asked])
-    records = [transition for _, _, transition in steps_of(groups, True)]
-    shown = retrieve(needs, [_words(_record(each)) for each in records], evidence)
-    prompts = [
-        Example(trajectory, step, "\n\n".join([*(_record(records[n]) for n in numbers), need, wanted, answer]))
-        for (trajectory, step), wanted, numbers in zip(asked, needs, shown, strict=True)
-    ]
+    records = [_record(transition) for _, _, transition in steps_of(groups, True)]
+    shown = retrieve(needs, [_words(each) for each in records], evidence)
+    prompts = []
+    for (trajectory, step), wanted, numbers in zip(asked, needs, shown, strict=True):
+        own = _record(trajectory.transitions[step])
+        read = dict.fromkeys([own, *(records[number] for number in numbers)])
+        prompts.append(Example(trajectory, step, "\n\n".join([*read, need, wanted, answer])))
     for (trajectory, step), text in zip(asked, write(prompts), strict=True):
         if _words(text):
             yield Example(trajectory, step, question, text.strip())
