@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from boxes import grouped, tiny
-from envrl.batches.batch import build_batch
+from envrl.batches.batch import Asks, build_batch
 from envrl.batches.divergence import kl_of_steps, less_divergence
 from envrl.build import form_of, renderer_of
 from envrl.cli.main import main
@@ -115,7 +115,7 @@ def test_the_kl_in_the_reward_is_a_part_of_the_return() -> None:
     def reference(rows):
         return policy_logprobs(other, rows, settings)
 
-    batch = build_batch(groups, config, renderer_of(model, form_of(config)), 1, reference=reference)
+    batch = build_batch(groups, config, renderer_of(model, form_of(config)), 1, Asks(reference=reference))
     kl = [each.sum() for each in kl_of_steps(episodes_of(groups), reference)]
     returns = groups[0].returns_G - 0.1 * np.array(kl)
     for row, advantage in zip(batch.rows, returns - returns.mean(), strict=True):

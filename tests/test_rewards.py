@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from boxes import tiny
-from envrl.batches.batch import build_batch
+from envrl.batches.batch import Asks, build_batch
 from envrl.batches.rewards import chances_of, rewards_of, with_rewards
 from envrl.build import form_of, renderer_of
 from envrl.cli.main import main
@@ -135,7 +135,7 @@ def test_the_advantages_are_of_the_sum(model: LanguageModel) -> None:
         }
 
     group = TrajectoryGroup(played[0].task, tuple(played))
-    batch = build_batch([group], config, renderer, 1, logprobs=first_alone)
+    batch = build_batch([group], config, renderer, 1, Asks(logprobs=first_alone))
     found = [term.streams["advantages"].tolist() for _, term in terms_of(batch.rows, "policy")]
     half = 0.5 * (0.25 * 3) / 2
     assert found == [pytest.approx([half] * 4), pytest.approx([-half] * 4)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,22 @@ _VALID: dict[str, Callable[[Transition], bool]] = {
     "command": lambda step: step.admissible and bool(step.action.text),
     "form": lambda step: step.action.well_formed,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """Whom the rows of an update ask for what the recipe needs: the engine, the policy, and earlier updates."""
+
+    values: Values | None = None
+    """Those of a head, for an estimator that reads them; None: those of a new head."""
+    logprobs: Logprobs | None = None
+    """Of tokens, for a reward beside the world's."""
+    reference: Reference | None = None
+    """Log-probs of the model that RL started from, for a KL in the reward; None: it is left out."""
+    predict: Predict | None = None
+    """Texts of the policy, for an objective whose targets it writes."""
+    memory: Memory = field(default_factory=Memory)
+    """What the choice of auxiliary rows knows of earlier updates; it learns this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,33 +111,25 @@ def build_batch(
     config: Config,
     renderer: Renderer,
     update: int,
-    values: Values | None = None,
-    memory: Memory | None = None,
-    logprobs: Logprobs | None = None,
-    predict: Predict | None = None,
-    reference: Reference | None = None,
+    asks: Asks | None = None,
 ) -> UpdateBatch:
     """Return the rows of an update; (seed, update) seed the choice of auxiliary rows.
 
-    `values` asks the engine for those of the value head, if the estimator reads them. `memory` holds what the choice of
-    auxiliary rows knows of earlier updates, and learns this one. `logprobs` asks the engine for those of tokens, if the
-    recipe has a reward beside the world's; `predict` asks the policy for texts, if an objective's targets are its own;
-    `reference` asks for the log-probs of the model that RL started from, if the KL to it is taken from the reward.
     Groups with given advantages have rows of the component `replay`: neither estimator nor auxiliary objectives see
     them.
     """
-    memory = memory or Memory()
+    asks = asks or Asks()
     auxiliaries = config.auxiliaries()
     weights = weights_of(auxiliaries, update, config.train.updates)
     active = [each for each in auxiliaries if weights[each.name] > 0]
     weights |= regularizer_weights(config.regularizers(), update, config.train.updates)
     judged = [group for group in groups if not group.advantages_G]
-    auxiliary = make_rows(active, judged, renderer, (config.seed, update), memory, update, predict)
+    auxiliary = make_rows(active, judged, renderer, (config.seed, update), asks.memory, update, asks.predict)
     if any(each.common.select == "novel" for each in auxiliaries):
-        memory.observe(judged)
-    paid, rewards = _paid(judged, config, renderer, update, logprobs)
-    charged, divergence = less_divergence(paid, config, reference)
-    advantages, returns = _credit(charged, config, values)
+        asks.memory.observe(judged)
+    paid, rewards = _paid(judged, config, renderer, update, asks.logprobs)
+    charged, divergence = less_divergence(paid, config, asks.reference)
+    advantages, returns = _credit(charged, config, asks.values)
     rows = _judged_rows(episodes_of(judged), advantages, returns, auxiliary, config, update)
     given = _given_rows([group for group in groups if group.advantages_G], config)
     figures = {f"weight/{name}": weight for name, weight in weights.items()}

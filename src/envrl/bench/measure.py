@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from envrl.batches.batch import build_batch
+from envrl.batches.batch import Asks, build_batch
 from envrl.build import env_maker, form_of, policy_of, renderer_of, training_settings
 from envrl.config.schema import Config
 from envrl.engine.heads import give_heads
@@ -83,7 +83,7 @@ class Bench:
         watch.start()
         alone = loss_settings(config, {})
         asked = partial(policy_logprobs, self.model, settings=alone)
-        batch = build_batch(groups, config, renderer_of(self.model, form_of(config)), 1, logprobs=asked)
+        batch = build_batch(groups, config, renderer_of(self.model, form_of(config)), 1, Asks(logprobs=asked))
         rows = batch.rows
         if not rows:
             raise UserError(

@@ -19,13 +19,11 @@ from envrl.models.load import LanguageModel
 from envrl.objective.advantage import ESTIMATORS
 from envrl.progress import Reporter
 from envrl.rendering.renderer import Renderer
-from envrl.rollout.predict import predict_targets
+from envrl.rollout.predict import LONGEST, predict_targets
 from envrl.types import Trajectory, TrajectoryGroup, Transition, episodes_of
 
 PREDICTED = 8
 """Number of trajectories per file with predicted answers as text; greedy decoding costs more than playing."""
-LONGEST = 96
-"""A prediction ends after as many tokens, or twice those of the longest true answer of the file."""
 
 
 def write_trajectories(
@@ -106,7 +104,10 @@ def advantage_parts(groups: Sequence[TrajectoryGroup], config: Config) -> list[l
 def _predictions(
     model: LanguageModel, renderer: Renderer, config: Config, trajectories: Sequence[Trajectory]
 ) -> list[dict[str, str]]:
-    """Return for each step the greedy predictions of what the recipe trains: its answer, its command."""
+    """Return for each step the greedy predictions of what the recipe trains: its answer, its command.
+
+    None is longer than twice the longest true one: a model that knows little would go on for long.
+    """
     trained = {each.asks for stage in ("", "warm_start") for each in config.auxiliaries(stage)}
     asked = {
         "predicted_observation": state_pairs if "state" in trained else None,

@@ -11,9 +11,13 @@ from envrl.sequences import order
 from envrl.types import Ids
 
 _SLOTS = 64
+LONGEST = 96
+"""The most tokens of a prediction, where nothing else is said."""
 
 
-def predict_targets(model: LanguageModel, pairs: Sequence[Pair], stops: frozenset[int], max_tokens: int) -> list[str]:
+def predict_targets(
+    model: LanguageModel, pairs: Sequence[Pair], stops: frozenset[int], max_tokens: int = LONGEST
+) -> list[str]:
     """Return the greedy completion of each pair's prompt as text, up to a stop, a mark or `max_tokens`.
 
     Prompts with a common prefix, such as those of one episode, follow each other in a slot, so the prefix is run once.

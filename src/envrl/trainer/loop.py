@@ -11,7 +11,7 @@ from typing import Any
 
 from envrl import ranks
 from envrl.batches.auxiliary import LONGEST_WRITTEN, Predict
-from envrl.batches.batch import build_batch
+from envrl.batches.batch import Asks, UpdateBatch, build_batch
 from envrl.batches.selection import Memory
 from envrl.build import env_maker, form_of, policy_of, renderer_of
 from envrl.config.check import check_processes
@@ -152,10 +152,15 @@ class Run:
         made_with = (config, state.model, state.optimizer, self.folder, poll, self.reporter.say, self.regularizers)
         self.engine: Engine = make_engine(*made_with, **config.settings("engine"))
         self.engine.skips = state.skips
+        asked = (self.engine.values, self.engine.logprobs, self.engine.reference_logprobs)
+        self.asks = Asks(*asked, self._predict(state.model), self.memory)
         self.player: PlayNow | PlayAhead = PlayNow(rollouts, self.engine)
         if config.rollout.ahead:
             self.player = PlayAhead(config, rollouts, self.engine, poll, self.reporter)
         self.log = UpdateLog(config, self.metrics, self.renderer, self.splitter, self.engine, self.make_env.workers)
+
+    def _predict(self, model: LanguageModel) -> Predict:
+        return lambda pairs: ranks.of_first(lambda: predict_targets(model, pairs, self.renderer.stops, LONGEST_WRITTEN))
 
     def _updates(self, state: RunState) -> None:
         updates = self.config.train.updates
@@ -183,25 +188,25 @@ class Run:
             played = self.player.play(number, laps)
         with laps.of("rows"):
             groups = self.replay.mix(played.admitted, number)
-            engine, predict = self.engine, self._predict(state.model)
-            asks = (engine.values, self.memory, engine.logprobs, predict, engine.reference_logprobs)
-            batch = build_batch(groups, self.config, self.renderer, number, *asks)
+            batch = build_batch(groups, self.config, self.renderer, number, self.asks)
         self.idle.observe(number, groups, batch.figures)
         with laps.of("update"):  # before the step: what the policy that played them thought
             if ranks.is_first():
                 write_shown(self.folder, number, played.groups, state.model, self.renderer, self.config, self.reporter)
         with laps.of("update"), self.reporter.phase("learning"):
-            told = self.replay.figures() | self.regularizers.figures()
-            figures = told | self.engine.step(batch.rows, batch.weights, number)
-            self.regularizers.observe(figures)
-            give_back_memory()
+            figures = self._learn(batch, number)
         record = self.log.write(state, number, played, batch, figures, laps)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.engine.skips
         state.evaluated, state.components = not self.evaluations.due(number), self._components()
         return progress_figures(record)
 
-    def _predict(self, model: LanguageModel) -> Predict:
-        return lambda pairs: ranks.of_first(lambda: predict_targets(model, pairs, self.renderer.stops, LONGEST_WRITTEN))
+    def _learn(self, batch: UpdateBatch, update: int) -> dict[str, float]:
+        """Take the optimiser steps of an update; return its figures."""
+        told = self.replay.figures() | self.regularizers.figures()
+        figures = told | self.engine.step(batch.rows, batch.weights, update)
+        self.regularizers.observe(figures)
+        give_back_memory()
+        return figures
 
     def _components(self) -> dict[str, Any]:
         parts = {"replay": self.replay, "auxiliary": self.memory, "regularizers": self.regularizers}
