@@ -38,17 +38,19 @@ from test_update import AUXILIARY, VARIANTS, exact, make_model, make_rows
 
 TRAIN = {"micro_batch_tokens": 300, "epochs": 2, "learning_rate": 1e-3, "max_grad_norm": 0.5}
 CASES: dict[str, dict[str, Any]] = {
-    **VARIANTS,
+    "token_mean": {**VARIANTS["token_mean"], "train": {"checkpointing": True}},
     "sequence_mean": {**VARIANTS["sequence_mean"], "train": {"minibatches": 2}},
-    "kl": {"auxiliary": AUXILIARY, "objective": {"kl_weight": 0.05, "entropy_weight": 0.01}},
-    "recomputed": {"auxiliary": AUXILIARY, "train": {"checkpointing": True}},
+    "gspo": {**VARIANTS["gspo"], **VARIANTS["in_pass"]},
+    "cispo": {**VARIANTS["free"], **VARIANTS["cispo"]},
+    "clip_cov": {**VARIANTS["steps"], **VARIANTS["clip_cov"]},
+    "epo": {**VARIANTS["epo"], "objective": {"kl_weight": 0.05, "entropy_weight": 0.01}},
     "heads": {"auxiliary": AUXILIARY},
     "untied": {"auxiliary": AUXILIARY},
     "dynamics": {"auxiliary": {"paw": {"weight": 0.2}, "uishift": {"weight": 0.1}}},
     "few": {},
     "adapter": {"auxiliary": AUXILIARY, "objective": {"kl_weight": 0.05}},
 }
-"""`few`: fewer rows than processes; `heads`: a value head in some of the rows; `untied`: an output of its own."""
+"""Every loss, each with another setting; `few`: fewer rows than processes; `heads`: a value head in some of the rows; `untied`: an output of its own."""
 
 STEPS: dict[str, Any] = {"demonstrations": 8, "batch": 3, "epochs": 2, "held_out": 3, "every": 4}
 WARM: dict[str, dict[str, Any]] = {
