@@ -50,7 +50,8 @@ CASES: dict[str, dict[str, Any]] = {
     "few": {},
     "adapter": {"auxiliary": AUXILIARY, "objective": {"kl_weight": 0.05}},
 }
-"""Every loss, each with another setting; `few`: fewer rows than processes; `heads`: a value head in some of the rows; `untied`: an output of its own."""
+"""Every loss, each with another setting; `few`: fewer rows than processes; `heads`: a value head in some of the rows;
+`untied`: an output of its own."""
 
 STEPS: dict[str, Any] = {"demonstrations": 8, "batch": 3, "epochs": 2, "held_out": 3, "every": 4}
 WARM: dict[str, dict[str, Any]] = {
