@@ -15,7 +15,8 @@ import torch
 
 from boxes import tiny
 from envrl.bench.measure import Bench, deal_returns
-from envrl.engine.update import LossSettings, Totals, _policy_part
+from envrl.engine.loss_settings import LossSettings, Totals
+from envrl.engine.policy_part import policy_part
 from envrl.models.scores import TokenScores
 from envrl.objective.policy import LOSSES, TOKEN_LOSSES
 from envrl.objective.rewards.overlong import penalty
@@ -128,7 +129,7 @@ def ours(
         scores = TokenScores(new[part][mask[part]], entropies[part][mask[part]])
         weights_N = torch.from_numpy(np.concatenate([row.terms[0].weights_T for row in rows[part]])).double() / whole
         reference = tables["ref_per_token_logps"] if settings.weights["kl"] else None
-        loss = loss + _policy_part(
+        loss = loss + policy_part(
             rows[part], "policy", scores, weights_N, Totals(), settings, tables["old_per_token_logps"], reference
         )
     return loss

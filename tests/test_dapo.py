@@ -162,6 +162,9 @@ def test_the_recipes_say_what_the_papers_do() -> None:
     assert drgrpo.settings("estimator")["std"] is False
     assert (drgrpo.objective.aggregation, drgrpo.objective.idle_rows) == ("constant", "count")
     assert drgrpo.row_tokens == 24 * 16
+    both = load_recipe("alfworld-envrl-dapo")
+    assert (both.objective, both.curriculum, both.rewards()) == (dapo.objective, dapo.curriculum, dapo.rewards())
+    assert both.auxiliaries() == load_recipe("alfworld-envrl").auxiliaries()
 
 
 def test_all_of_it_in_one_run_which_is_resumed_bit_for_bit(tmp_path: Path) -> None:

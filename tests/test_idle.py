@@ -148,6 +148,15 @@ def test_an_auxiliary_loss_without_rows_is_said_once() -> None:
             {"warm_auxiliary": {"inverse": {"weight": 0.5, "fraction": 0.0}}},
             "since warm_start.auxiliary.inverse.fraction = 0",
         ),
+        (
+            {"owned": {"regularizer.epo.upper": 1.5}},
+            "[regularizer.epo] has no effect, since regularizer.epo.weight = 0: give it a weight, or leave it out",
+        ),
+        ({"owned": {"reward.overlong.limit": 99}}, "[reward.overlong] has no effect, since reward.overlong.weight = 0"),
+        (
+            {"objective": {"kl_estimator": "k2"}},
+            "objective.kl_estimator = 'k2' and objective.kl_in = 'loss' have no effect, since objective.kl_weight = 0",
+        ),
     ],
 )
 def test_a_loss_that_cannot_learn_is_said_before_the_run(

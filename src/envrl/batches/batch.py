@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from envrl.batches.auxiliary import Predict, make_rows, regularizer_weights, weights_of
 from envrl.batches.divergence import Reference, less_divergence
+from envrl.batches.examples import AuxiliaryRows
 from envrl.batches.rewards import Logprobs, with_rewards
 from envrl.batches.selection import Memory
 from envrl.batches.values import Values, value_terms, values_of_steps
@@ -126,13 +127,39 @@ def build_batch(
     auxiliary = make_rows(active, judged, renderer, (config.seed, update), asks.memory, update, asks.predict)
     if any(each.common.select == "novel" for each in auxiliaries):
         asks.memory.observe(judged)
-    rows: list[Row] = []
     paid, rewards = _paid(judged, config, renderer, update, asks.logprobs)
     charged, divergence = less_divergence(paid, config, asks.reference)
     advantages, returns = _credit(charged, config, asks.values)
+    rows = _judged_rows(episodes_of(judged), advantages, returns, auxiliary, config, update)
+    given = _given_rows([group for group in groups if group.advantages_G], config)
+    figures = {f"weight/{name}": weight for name, weight in weights.items()}
     knobs = config.settings("estimator")
-    levels = ESTIMATORS[config.objective.estimator].levels(knobs)
-    for number, (trajectory, advantages_S) in enumerate(zip(episodes_of(judged), advantages, strict=True)):
+    weights = {**weights, **{name: knobs.get(f"{name}_weight", 0.5) for name in returns}}
+    figures["rows/policy"] = sum(map(learns, rows))
+    if given:
+        figures["rows/replay"] = len(given)
+    if config.objective.idle_rows == "count":
+        figures["rows/idle"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
+        figures["rows/idle"] -= figures["rows/policy"]
+    staleness = [update - trajectory.policy_version for trajectory in episodes_of(groups)]
+    if any(staleness):
+        figures["staleness"] = float(np.mean(staleness))
+    figures |= divergence | auxiliary.figures | rewards
+    return UpdateBatch([*rows, *given, *auxiliary.rows], weights, figures)
+
+
+def _judged_rows(
+    trajectories: Sequence[Trajectory],
+    advantages: Sequence[NDArray[np.float64]],
+    returns: Mapping[str, Sequence[NDArray[np.float64]]],
+    auxiliary: AuxiliaryRows,
+    config: Config,
+    update: int,
+) -> list[Row]:
+    """Return the policy's rows of these episodes, with the terms of heads and of objectives in its pass."""
+    levels = ESTIMATORS[config.objective.estimator].levels(config.settings("estimator"))
+    rows: list[Row] = []
+    for number, (trajectory, advantages_S) in enumerate(zip(trajectories, advantages, strict=True)):
         in_pass = auxiliary.in_pass.get(number, {})
         for name, of_head in returns.items():
             learned = value_terms(trajectory, name, of_head[number], levels[name])
@@ -146,20 +173,7 @@ def build_batch(
             stale=trajectory.policy_version < update,
             constant=config.row_tokens,
         )
-    given = _given_rows([group for group in groups if group.advantages_G], config)
-    figures = {f"weight/{name}": weight for name, weight in weights.items()}
-    weights = {**weights, **{name: knobs.get(f"{name}_weight", 0.5) for name in returns}}
-    figures["rows/policy"] = sum(map(learns, rows))
-    if given:
-        figures["rows/replay"] = len(given)
-    if config.objective.idle_rows == "count":
-        figures["rows/idle"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
-        figures["rows/idle"] -= figures["rows/policy"]
-    staleness = [update - trajectory.policy_version for trajectory in episodes_of(groups)]
-    if any(staleness):
-        figures["staleness"] = float(np.mean(staleness))
-    figures |= divergence | auxiliary.figures | rewards
-    return UpdateBatch([*rows, *given, *auxiliary.rows], weights, figures)
+    return rows
 
 
 def _paid(

@@ -9,8 +9,9 @@ from envrl.registry import find
 
 
 def idle_settings(config: Config) -> Iterator[str]:
-    """Yield a warning for every auxiliary objective of the recipe that has no effect."""
+    """Yield a warning for every objective, reward, regularizer and KL setting of the recipe that has no effect."""
     yield from _unlearned(config)
+    yield from _unweighed(config)
     warm = config.warm_start
     for stage, key in (("", "auxiliary"), ("warm_start", "warm_start.auxiliary")):
         active = {each.name: each.common for each in config.auxiliaries(stage)}
@@ -38,6 +39,20 @@ def _unlearned(config: Config) -> Iterator[str]:
                 f"reward.{reward.name}.weight = {reward.common.weight:g} pays for what the policy can answer, and "
                 f"nothing teaches it that: give auxiliary.{asks}.weight or warm_start.auxiliary.{asks}.weight a value"
             )
+
+
+def _unweighed(config: Config) -> Iterator[str]:
+    """Yield a warning for tables of rewards and regularizers without a weight, and for a KL without one."""
+    for kind, active in (("reward", config.rewards()), ("regularizer", config.regularizers())):
+        tables = {name.split(".")[1] for name in config.owned if name.startswith(f"{kind}.")}
+        for name in sorted(tables - {each.name for each in active}):
+            yield f"[{kind}.{name}] has no effect, since {kind}.{name}.weight = 0: give it a weight, or leave it out"
+    objective = config.objective
+    if not objective.kl_weight and (objective.kl_estimator, objective.kl_in) != ("k3", "loss"):
+        yield (
+            f"objective.kl_estimator = '{objective.kl_estimator}' and objective.kl_in = '{objective.kl_in}' have no "
+            "effect, since objective.kl_weight = 0: give it a weight, or leave them out"
+        )
 
 
 def _ended(config: Config, name: str, common: AuxiliaryConfig) -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from envrl import ranks
-from envrl.engine.update import LossSettings
+from envrl.engine.loss_settings import LossSettings
 from envrl.errors import MemoryShort, RunError
 from envrl.models.out_of_memory import OutOfMemory, release_memory
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from envrl import ranks
 from envrl.engine.budget import Budget
+from envrl.engine.loss_settings import LossSettings, OldLogprobs
 from envrl.engine.optimizer import Optimizer
 from envrl.engine.placement import HERE, Placement
-from envrl.engine.update import LossSettings, OldLogprobs, accumulate, clip_gradient
+from envrl.engine.update import accumulate, clip_gradient
 from envrl.errors import RunError
 from envrl.files import write_text
 from envrl.models.load import LanguageModel

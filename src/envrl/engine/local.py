@@ -14,10 +14,11 @@ from torch import Tensor
 
 from envrl.config.schema import Config
 from envrl.engine.guard import Guard
+from envrl.engine.loss_settings import LossSettings, OldLogprobs, Regularizer
 from envrl.engine.optimizer import Optimizer
 from envrl.engine.placement import HERE, Placement
 from envrl.engine.token_losses import auxiliary_losses
-from envrl.engine.update import LossSettings, OldLogprobs, Regularizer, head_values, policy_logprobs
+from envrl.engine.update import head_values, policy_logprobs
 from envrl.models.adapters import has_adapter, other_adapter, read_adapter
 from envrl.models.load import LanguageModel, load_policy
 from envrl.randomness import key_of

@@ -19,8 +19,8 @@ from envrl.types import FloatArray, Row
 if TYPE_CHECKING:  # a recipe's settings are those of these signatures, and reading one takes no torch
     from torch import Tensor
 
+    from envrl.engine.loss_settings import Regularizer
     from envrl.engine.optimizer import Optimizer
-    from envrl.engine.update import Regularizer
     from envrl.models.load import LanguageModel
 
 

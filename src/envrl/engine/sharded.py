@@ -14,9 +14,9 @@ from torch import Tensor
 
 from envrl.config.schema import Config
 from envrl.engine.local import LocalEngine, Placed
+from envrl.engine.loss_settings import OldLogprobs, Regularizer
 from envrl.engine.optimizer import Optimizer, policy_optimizer
 from envrl.engine.shards import Shards, whole
-from envrl.engine.update import OldLogprobs, Regularizer
 from envrl.models.adapters import has_adapter
 from envrl.models.copies import with_weights
 from envrl.models.load import LanguageModel, load_policy

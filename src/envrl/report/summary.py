@@ -102,7 +102,7 @@ def _auxiliary(name: str, table: Mapping[str, Any]) -> str:
     usual = find("auxiliary", name).traits.get("defaults", {}) if own else {}
     chosen = table.get("select", "all")
     ways += [_SELECTED.get(chosen, chosen)] * (chosen != usual.get("select", "all"))
-    ways += [f"reservoir of {table.get('reservoir')}"] * bool(table.get("reservoir"))
+    ways += [f"reservoir of {size}" for size in [table.get("reservoir")] if size]
     return f"{title('auxiliary', name)} {table['weight']:g}" + (f" ({', '.join(ways)})" if ways else "")
 
 

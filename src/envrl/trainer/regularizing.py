@@ -62,5 +62,6 @@ class Regularizers(dict[str, Regularizing]):
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore their states from a checkpoint."""
-        for name in self.keys() & state.keys():
-            self[name].load(state[name])
+        for name, each in self.items():
+            if name in state:
+                each.load(state[name])

@@ -21,7 +21,7 @@ def overlong(
     *,
     limit: Positive = 512,  # L_max, tokens; what is as long or longer costs 1
     buffer: Positive = 128,  # L_cache, tokens before the limit over which the cost grows from 0 to 1
-    of: Literal["response", "episode"] = "response",  # tokens of each, paid in its step | of all, paid at the end
+    of: Literal["response", "episode"] = "response",  # each response, paid in its step | all together, at the end
 ) -> list[NDArray[np.float64]]:
     """Return − min(1, max(0, (n − (L_max − L_cache)) / L_cache)) for n sampled tokens (DAPO, arXiv 2503.14476, eq. 13).
 
