@@ -19,7 +19,7 @@ from envrl.config.schema import Config
 from envrl.objective.advantage import ESTIMATORS, VALUE
 from envrl.rendering.renderer import Renderer
 from envrl.samples.rows import learns, policy_rows
-from envrl.types import Row, TrajectoryGroup, Transition, episodes_of
+from envrl.types import Row, Trajectory, TrajectoryGroup, Transition, episodes_of
 
 _VALID: dict[str, Callable[[Transition], bool]] = {
     "command": lambda step: step.admissible and bool(step.action.text),
