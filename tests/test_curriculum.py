@@ -182,6 +182,27 @@ def test_groups_that_are_refused_are_played_for_again_and_no_further(
     assert "the curriculum 'never' admitted none of the groups" in said
 
 
+def test_a_curriculum_says_how_many_rounds_an_update_plays_at_most() -> None:
+    class Picky:
+        def __init__(self, tasks: Any, plan: Plan, *, rounds: Any = 7) -> None:
+            self.rounds = rounds
+
+        def next(self, update: int) -> list[Assignment]:
+            return [Assignment(TASKS[0], 2)]
+
+        def admit(self, group: TrajectoryGroup) -> bool:
+            return False
+
+    register("curriculum", "picky")(Picky)
+    config = tiny(curriculum={"name": "picky"})
+    assert Tasks(TASKS, config).rounds == 7
+    assert Tasks(TASKS, tiny()).rounds == 1  # what refuses nothing is asked once
+    picky = Tasks(TASKS, config)
+    picky.made.rounds = 0
+    with pytest.raises(UserError, match="'picky' has rounds = 0: it is a whole number from 1 on"):
+        assert picky.rounds
+
+
 def test_refused_groups_are_replaced_by_others() -> None:
     """Of two groups a round one is refused; the second round fills the place."""
     played: list[int] = []

@@ -17,6 +17,7 @@ from envrl.errors import UserError
 from envrl.objective.aggregation import row_weights
 from envrl.objective.losses.kl import kl_k3
 from envrl.objective.policy import LOSSES, TOKEN_LOSSES, entropy, truncated_importance
+from envrl.registry import register
 
 torch.set_num_threads(1)
 EVERY = ["cispo", "clip_cov", "gspo", "ppo"]
@@ -221,6 +222,35 @@ def test_clip_cov_is_ppo_on_all_other_tokens() -> None:
     assert torch.equal(left_out, clipped | dropped)
     (gradient,) = torch.autograd.grad(loss.sum(), new)
     assert not gradient[mask][dropped].any()
+
+
+# --- a loss of one's own -------------------------------------------------------------------------------------------
+
+
+def test_a_loss_of_ones_own_may_look_at_all_tokens_beforehand() -> None:
+    """The share of the tokens with the largest advantages learns; a function that returns anything else is refused."""
+
+    def largest(logprobs_N: np.ndarray, advantages_N: np.ndarray, key: int, *, share: float) -> np.ndarray:
+        return (advantages_N >= np.quantile(advantages_N, 1.0 - share)).astype(float)
+
+    @register("loss", "best", beforehand=largest)
+    def best(logprobs_N, old_logprobs_N, advantages_N, row_N, best_N, *, share: float = 0.5):
+        return -best_N * advantages_N * logprobs_N
+
+    @register("loss", "short", beforehand=lambda logprobs_N, advantages_N, key: advantages_N[1:])
+    def short(logprobs_N, old_logprobs_N, advantages_N, row_N, told_N):
+        return logprobs_N
+
+    given = tensor(-1, -1, -1, -1), tensor(-1, -1, -1, -1), tensor(4, 3, 2, 1), torch.tensor([0, 0, 1, 1])
+    assert TOKEN_LOSSES["best"](*given).loss_N.tolist() == [4, 3, 0, 0]
+    assert TOKEN_LOSSES["best"](*given, share=0.25).loss_N.tolist() == [4, 0, 0, 0]
+    assert TOKEN_LOSSES["best"](*given, tensor(0, 0, 0, 1)).loss_N.tolist() == [0, 0, 0, 1]  # told of a whole step
+    padded = [each.reshape(2, 2) for each in given[:3]]
+    assert LOSSES["best"](*padded, torch.ones(2, 2)).item() == pytest.approx(7 / 4)
+    with pytest.raises(UserError, match=r"'short' is told beforehand must be one number a token, 4 in all"):
+        TOKEN_LOSSES["short"](*given)
+    with pytest.raises(UserError, match="has no setting 'shar'; did you mean 'share'"):
+        TOKEN_LOSSES["best"].beforehand(np.zeros(4), np.zeros(4), shar=0.5)
 
 
 # --- aggregation ---------------------------------------------------------------------------------------------------
