@@ -24,7 +24,7 @@ from test_curriculum import lines
 
 def recipe(address: str, folder: Path, **settings: Any) -> Config:
     config = tiny(
-        rollout={"sampler": "server", "actions": "free"} | settings.pop("rollout", {}),
+        rollout={"sampler": "server", "actions": "free", "response_tokens": 8} | settings.pop("rollout", {}),
         train={"updates": 3, "threads": 1, "learning_rate": 3e-3, "epochs": 2},
         objective={"idle_rows": "count"},
         auxiliary={"state": {"weight": 1.0}},  # weights change in every update, whatever the policy learns
