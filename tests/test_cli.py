@@ -126,8 +126,11 @@ def test_help_lists_the_commands_and_each_has_its_own(capsys: pytest.CaptureFixt
 
 def test_recipes_lists_them_and_prints_one_that_loads(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
-    listed = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("household-demo ") and "make demo" in line for line in listed)
+    recipes, _, methods = capsys.readouterr().out.partition("the key for it:")
+    assert any(line.startswith("household-demo ") and "make demo" in line for line in recipes.splitlines())
+    kinds = dict(re.findall(r"^(\S+) {2,}(.+)$", methods, re.M))
+    assert {"gae", "gigpo"} <= set(kinds["objective.estimator"].split(", "))
+    assert kinds["[regularizer.NAME]"] == "epo"
     assert main(["recipes", "alfworld-placebo"]) == 0
     Path("one.toml").write_text(capsys.readouterr().out, encoding="utf-8")
     assert load_recipe("one.toml") == load_recipe("alfworld-placebo")
