@@ -14,7 +14,7 @@ from envrl.registry import names as registered
 
 
 def run(arguments: Sequence[str]) -> int:
-    """List the recipes that ship, and what recipes choose by name; or print the one named, or a file, with every key."""
+    """List the recipes that ship and what recipes choose by name, or print the one named, or a file, with every key."""
     parser = Parser("recipes", "List recipes and methods by kind, or print a recipe with every key.")
     parser.add_argument("recipe", metavar="NAME", nargs="?", help="a recipe that ships, or a TOML file")
     add_plugin(parser)
