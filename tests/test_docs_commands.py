@@ -38,6 +38,7 @@ EXEMPT = {
     "envrl sweep study.toml": _RUNS,
     "envrl sweep alfworld-study": _RUNS,
     "envrl sweep alfworld-dynamics": _RUNS,
+    "envrl sweep alfworld-split": _RUNS,
     "envrl serve household --split valid_seen --port 8000": _SERVER,
     "envrl serve household": _SERVER,
     "envrl view runs/demo": _PAGE,

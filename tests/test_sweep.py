@@ -344,6 +344,18 @@ def test_the_sieve_of_dynamics_differs_in_what_is_learned_and_paid_alone() -> No
         assert len(config.auxiliaries()) + len(config.rewards()) == (config != sweep.arms["grpo"])
 
 
+def test_the_arms_of_the_split_take_one_budget_of_tokens() -> None:
+    """1,379 tokens a demonstration and 44,600 an update, by the log of the recipe: 8.87 million in all, within 1 %."""
+    sweep = load_sweep("alfworld-split")
+    assert sweep.warm_start() is None  # each arm makes its own
+    assert len(sweep.arms) == 5
+    for config in sweep.arms.values():
+        tokens = 1_379 * config.warm_start.demonstrations + 44_600 * config.train.updates
+        assert tokens == pytest.approx(8.87e6, rel=0.01)
+        changed = config_differences(sweep.arms["warm-50"], config)
+        assert set(changed) <= {"warm_start.demonstrations", "train.updates"}
+
+
 def test_a_real_sweep_plays_what_is_the_same_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run has the evaluation before RL from the run that made the warm start, whose games it does not play."""
     monkeypatch.chdir(tmp_path)

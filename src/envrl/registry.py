@@ -157,6 +157,19 @@ KINDS = {
             "vllm": "envrl.serving.sampler:vllm",
         },
     ),
+    "warm_start": Kind(
+        "warm-start method",
+        "warm_start.method",
+        ("warm_start",),
+        "envrl.warm_starts",
+        {
+            "imitation": "envrl.imitation.methods.imitation:Imitation",
+            "dagger": "envrl.imitation.methods.dagger:Dagger",
+            "rejection": "envrl.imitation.methods.rejection:Rejection",
+            "early_experience": "envrl.imitation.methods.early_experience:EarlyExperience",
+        },
+        reserved=("auxiliary",),
+    ),
     "replay": Kind(
         "replay",
         "replay.name",

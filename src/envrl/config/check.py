@@ -58,6 +58,12 @@ def check_processes(config: Config, count: int) -> None:
             f"{count} processes were started together, and train.engine = '{config.train.engine}' is an engine of one: "
             "set train.engine = 'sharded'"
         )
+    warm = config.warm_start
+    if count > 1 and warm.method != "imitation" and not warm.path:
+        raise UserError(
+            f"warm_start.method = '{warm.method}' plays between its rounds, which {count} processes together "
+            "cannot yet: make the warm start with one process, and share it by warm_start.path"
+        )
 
 
 def _check_model(config: Config) -> None:
@@ -142,6 +148,11 @@ def _check_learning(config: Config) -> None:
         )
     check_format(config)
     warm = config.warm_start
+    if warm.method != "imitation" and not (warm.demonstrations or warm.path):
+        raise UserError(
+            f"warm_start.method = '{warm.method}' goes on from demonstrations, and warm_start.demonstrations = 0: ask "
+            "for some"
+        )
     if warm.noise > 0 and warm.demonstrator == "walkthrough":
         raise UserError(
             "warm_start.noise needs warm_start.demonstrator = 'expert': a walkthrough that is led astray does not find "

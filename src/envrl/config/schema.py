@@ -55,6 +55,7 @@ class ModelConfig:
 class WarmStartConfig:
     path: str = ""  # share the warm start of another run: its folder `warm_start`
     demonstrations: Count = 1500  # episodes imitated; 0 skips the stage
+    method: str = "imitation"  # what else is learned from: rounds of the policy's own episodes, with an expert's labels
     demonstrator: Literal["expert", "walkthrough"] = "expert"  # who plays them
     epochs: Positive = 3  # passes over the demonstrations
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the hidden layers' matrices, AdamW for the rest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,6 +14,8 @@ from envrl.config.schema import Auxiliary, Config
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
+from envrl.imitation.method import Lesson
+from envrl.objective.auxiliary.state import state
 from envrl.progress import Reporter
 from envrl.randomness import key_of
 from envrl.rendering.formats import task_text, trim
@@ -22,17 +24,9 @@ from envrl.rendering.renderer import Renderer
 from envrl.rollout.scripts import Script, attempt_script, has_script, make_script, random_script
 from envrl.rollout.transcript import write_segments
 from envrl.samples.rows import counted_term, places
-from envrl.types import LossTerm, Observation, Row, Task, Trajectory, TrajectoryGroup
+from envrl.types import Action, LossTerm, Observation, Pair, Row, Task, TrajectoryGroup
 
 RANDOM_EPISODES = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Demonstration:
-    """An episode to imitate; `imitated[t]` is False if the command of step t was random noise."""
-
-    trajectory: Trajectory
-    imitated: tuple[bool, ...]
 
 
 def choose_tasks(tasks: Sequence[Task], seed: int, count: int) -> list[Task]:
@@ -41,9 +35,7 @@ def choose_tasks(tasks: Sequence[Task], seed: int, count: int) -> list[Task]:
     return [tasks[order[i % len(tasks)]] for i in range(count)]
 
 
-def demonstrate(
-    env: TextEnv, task: Task, config: Config, seed: int, set_aside: dict[str, str] | None = None
-) -> Demonstration:
+def demonstrate(env: TextEnv, task: Task, config: Config, seed: int, set_aside: dict[str, str] | None = None) -> Lesson:
     """Play one task with the demonstrator; each command is replaced by a random one with chance `warm_start.noise`.
 
     `set_aside` gains the task if its world fails.
@@ -55,7 +47,7 @@ def demonstrate(
         script = make_script(config.warm_start.demonstrator, env, task, seed)
         return _with_noise(script, config.warm_start.noise, key_of(seed, task.id, "noise"), imitated)
 
-    return Demonstration(attempt_script(env, task, noisy, config.env.max_steps, set_aside), tuple(imitated))
+    return Lesson(attempt_script(env, task, noisy, config.env.max_steps, set_aside), tuple(imitated))
 
 
 def _with_noise(script: Script, chance: float, seed: int, imitated: list[bool]) -> Script:
@@ -73,7 +65,7 @@ def _with_noise(script: Script, chance: float, seed: int, imitated: list[bool]) 
 
 def collect(
     config: Config, make_env: Callable[[], TextEnv], poll: Callable[[], None], reporter: Reporter | None = None
-) -> tuple[list[Demonstration], list[Demonstration]]:
+) -> tuple[list[Lesson], list[Lesson]]:
     """Return (demonstrations to imitate, held-out ones), on different training tasks; only won episodes are used.
 
     If none are to be imitated, the held-out ones still give texts to the tokenizer, if the world has the demonstrator.
@@ -84,7 +76,7 @@ def collect(
 
 def _collected(
     env: TextEnv, config: Config, poll: Callable[[], None], reporter: Reporter
-) -> tuple[list[Demonstration], list[Demonstration]]:
+) -> tuple[list[Lesson], list[Lesson]]:
     wanted, held = config.warm_start.demonstrations, config.warm_start.held_out
     tasks = listed_tasks(env, config.env.split, config.env.name)
     if not wanted:
@@ -92,7 +84,7 @@ def _collected(
     order = choose_tasks(tasks, config.seed, len(tasks))
     held_tasks, rest = order[:held], order[held:]
     tries = [rest[i % len(rest)] for i in range(2 * wanted)] if len(rest) < 2 * wanted else rest
-    won: tuple[list[Demonstration], list[Demonstration]] = ([], [])
+    won: tuple[list[Lesson], list[Lesson]] = ([], [])
     set_aside: dict[str, str] = {}
     with reporter.phase("demonstrations", held + wanted, unit="episodes") as phase:
         for which, pool, target in ((1, held_tasks, held), (0, tries, wanted)):
@@ -117,47 +109,67 @@ def _collected(
     return won
 
 
-def written(demonstration: Demonstration, renderer: Renderer) -> Demonstration | None:
-    """Return the demonstration with its tokens, as a rollout would have recorded them.
+def written(lesson: Lesson, renderer: Renderer) -> Lesson | None:
+    """Return the lesson with its tokens, as a rollout would have recorded them; those it has already are kept.
 
     None if it does not fit the model's context, before which a rollout would have ended too.
     """
-    segments = write_segments(renderer, demonstration.trajectory.transitions)
+    steps = lesson.trajectory.transitions
+    segments = lesson.trajectory.segments or write_segments(renderer, steps)
     if segments is None:
         return None
-    return replace(demonstration, trajectory=replace(demonstration.trajectory, segments=segments))
+    branches = []
+    for t, (step, label) in enumerate(zip(steps, lesson.labels, strict=False)):
+        if label in ("", step.action.text):
+            continue
+        if other := write_segments(renderer, [*steps[:t], replace(step, action=Action(label))]):
+            branches.append((t, other[-1]))
+    return replace(lesson, trajectory=replace(lesson.trajectory, segments=segments), branches=tuple(branches))
 
 
-def imitation_rows(demonstration: Demonstration, in_pass: Mapping[int, Sequence[LossTerm]] | None = None) -> list[Row]:
-    """Return the rows of a `written` demonstration: an `imitation` term on its commands, and the terms `in_pass`."""
+def imitation_rows(lesson: Lesson, in_pass: Mapping[int, Sequence[LossTerm]] | None = None) -> list[Row]:
+    """Return the rows of a `written` lesson: an `imitation` term on its commands, and the terms `in_pass`.
+
+    A label that was not played has a row of its own, with the episode up to its step as the prompt.
+    """
     rows: list[Row] = []
-    for number, segment in enumerate(demonstration.trajectory.segments):
-        targets = places(span for span in segment.spans if demonstration.imitated[span.step])
+    for number, segment in enumerate(lesson.trajectory.segments):
+        targets = places(span for span in segment.spans if lesson.imitated[span.step])
         terms = [counted_term("imitation", targets)] if targets else []
         terms += (in_pass or {}).get(number, ())
         if terms:
-            rows.append(Row(segment.token_ids, tuple(terms), demonstration.trajectory.task.id))
+            rows.append(Row(segment.token_ids, tuple(terms), lesson.trajectory.task.id))
+    for step, segment in lesson.branches:
+        targets = places(span for span in segment.spans if span.step == step)
+        rows.append(Row(segment.token_ids, (counted_term("imitation", targets),), lesson.trajectory.task.id))
     return rows
 
 
+def experience_pair(lesson: Lesson, config: Config, renderer: Renderer) -> Pair:
+    """Return the question what the world answered to an episode's last step, as `state` asks it, and the answer."""
+    group = TrajectoryGroup(lesson.trajectory.task, (lesson.trajectory,))
+    *_, example = state([group], **{**config.auxiliary("state"), "last": True})
+    return renderer.pair("state", example)
+
+
 def batch_rows(
-    demonstrations: Sequence[Demonstration],
+    lessons: Sequence[Lesson],
     auxiliaries: Sequence[Auxiliary],
     renderer: Renderer,
     key: Sequence[int | str],
     predict: Predict | None = None,
 ) -> tuple[list[Row], dict[str, float]]:
-    """Return the rows of an optimiser step on `written` demonstrations, and figures to log.
+    """Return the rows of an optimiser step on `written` lessons, and figures to log.
 
     `predict` is the policy, for objectives whose targets it writes.
     """
-    groups = [TrajectoryGroup(d.trajectory.task, (d.trajectory,), source="demonstration") for d in demonstrations]
+    groups = [TrajectoryGroup(each.trajectory.task, (each.trajectory,), source="demonstration") for each in lessons]
     auxiliary = make_rows(auxiliaries, groups, renderer, key, predict=predict)
-    rows = [row for n, each in enumerate(demonstrations) for row in imitation_rows(each, auxiliary.in_pass.get(n))]
+    rows = [row for n, each in enumerate(lessons) for row in imitation_rows(each, auxiliary.in_pass.get(n))]
     return [*rows, *auxiliary.rows], auxiliary.figures
 
 
-def world_texts(demonstrations: Sequence[Demonstration], env: TextEnv, config: Config) -> list[str]:
+def world_texts(demonstrations: Sequence[Lesson], env: TextEnv, config: Config) -> list[str]:
     """Return the tokenizer's training texts: all observations and commands of the demonstrations and of random play.
 
     A chat format adds its prompts. Random play has texts that no demonstrator sees (the answer to `help`), which would

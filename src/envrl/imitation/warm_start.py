@@ -8,15 +8,14 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from envrl import ranks
 from envrl.batches.auxiliary import LONGEST_WRITTEN, weights_of
+from envrl.batches.examples import pair_rows
 from envrl.build import form_of, renderer_of
 from envrl.config.schema import Config
 from envrl.engine.checkpoint import (
@@ -37,19 +36,23 @@ from envrl.envs.protocol import TextEnv
 from envrl.errors import Interrupted, UserError
 from envrl.eval.context_check import check_room_of_run, either, longer_context
 from envrl.files import JsonLines, NoLines
-from envrl.imitation.demonstrations import Demonstration, batch_rows, collect, imitation_rows, world_texts, written
+from envrl.imitation.demonstrations import (
+    batch_rows,
+    collect,
+    experience_pair,
+    world_texts,
+    written,
+)
+from envrl.imitation.measure import measure_imitation
+from envrl.imitation.method import Lesson, gathered_by, lesson_from_json, lesson_to_json, method_of
+from envrl.imitation.player import ModelPlayer
 from envrl.models.adapters import put_tensors, trained_tensors
-from envrl.models.forward import log_softmax_and_entropy
 from envrl.models.load import LanguageModel, build_model, load_path, load_policy, save_model
 from envrl.models.out_of_memory import release_memory
-from envrl.models.rows import states_of_rows
-from envrl.models.scores import logits_in_chunks
 from envrl.progress import Reporter
 from envrl.randomness import key_of
-from envrl.rendering.renderer import Renderer
 from envrl.rollout.predict import predict_targets
-from envrl.samples.packing import pack
-from envrl.types import Pair, Row
+from envrl.types import Pair
 
 FOLDER = "warm_start"
 PARTIAL = "warm_start.partial"
@@ -109,9 +112,11 @@ class _Stage:
         self.auxiliaries = config.auxiliaries("warm_start")
         self.training, self.held_out = ranks.of_first(lambda: collect(config, make_env, hooks.poll, hooks.reporter))
         self.log = JsonLines(run / "warm_start.jsonl") if ranks.is_first() else NoLines()
-        self.best = math.inf
-        self.waited = 0
-        self.skips = 0
+        self.method = method_of(config)
+        self.best, self.waited, self.skips = math.inf, 0, 0
+        self.round, self.round_began, self.epochs_before = 0, 0, 0
+        self.gathered: list[Lesson] = []
+        self.figures: dict[str, float] = {}
         latest = ranks.of_first(lambda: latest_checkpoint(run / PARTIAL))
         with hooks.reporter.phase("making the model"):
             self.model = self._fresh_model() if latest is None else load_policy(latest, config)
@@ -138,8 +143,40 @@ class _Stage:
         limit, say = config.train.max_grad_norm, hooks.reporter.say
         self.guard = Guard(self.model, self.optimizer, limit, run, say, self.place)
         self.guard.skips = self.skips
-        self.steps_an_epoch = max(1, math.ceil(len(self.training) / config.warm_start.batch))
-        self.steps = self.steps_an_epoch * config.warm_start.epochs if self.training else 0
+        self.gathered = self._fitting(self.gathered)
+        if latest is None:
+            self._gather(0)
+        self._begin_round()
+
+    def _gather(self, number: int) -> None:
+        """Gather the lessons of a round."""
+        poll, reporter = self.hooks.poll, self.hooks.reporter
+        player = ModelPlayer(self.model, self.renderer, self.config, self.make_env, poll, reporter)
+        gathered = gathered_by(self.method, self.config, number, self.training, player)
+        self.gathered += self._fitting(gathered.lessons)
+        self.figures |= {f"gathered/{name}": float(value) for name, value in gathered.figures.items()}
+        if gathered.queries:
+            self.figures["queries"] = self.figures.get("queries", 0.0) + gathered.queries
+
+    def _begin_round(self) -> None:
+        """Set out what the present round learns from, and how many steps it takes."""
+        self.lessons = self.method.learns(self.round, self.training, self.gathered)
+        self.steps_an_epoch = max(1, math.ceil(len(self.lessons) / self.config.warm_start.batch))
+        epochs = self.method.passes[self.round] if self.lessons else 0
+        self.steps = self.round_began + self.steps_an_epoch * epochs
+
+    def _next_round(self) -> None:
+        """End a round with its best weights, gather the lessons of the next one, and save them."""
+        self._keep_best()
+        self._gather(self.round + 1)  # if it is interrupted, the round before is saved, and it is gathered again
+        self.epochs_before += (self.step - self.round_began) // self.steps_an_epoch
+        self.round, self.round_began, self.best, self.waited = self.round + 1, self.step, math.inf, 0
+        self._begin_round()
+        self._save()
+
+    def _keep_best(self) -> None:
+        if self.steps > self.round_began:
+            put_tensors(self.model.network, self.best_weights)
 
     def _fresh_model(self) -> LanguageModel:
         config = self.config
@@ -158,7 +195,7 @@ class _Stage:
             return muon(self.model, warm.learning_rate, warm.matrix_learning_rate, self.place.muon)
         return adamw(self.model, warm.learning_rate)
 
-    def _fitting(self, demonstrations: list[Demonstration]) -> list[Demonstration]:
+    def _fitting(self, demonstrations: list[Lesson]) -> list[Lesson]:
         """Return the demonstrations that fit the model's context, with tokens."""
         context = self.model.context
         fitting = [each for d in demonstrations if (each := written(d, self.renderer)) is not None]
@@ -169,49 +206,58 @@ class _Stage:
         return fitting
 
     def run(self) -> None:
-        """Train to the end, or until the held-out loss has not fallen for `patience` epochs; keep the best weights."""
-        patience = self.config.warm_start.patience
-        while self.step < self.steps and not (patience and self.waited >= patience):
-            epoch, place = divmod(self.step, self.steps_an_epoch)
-            try:
-                ranks.agree(self.hooks.poll)
-                record = self._train_step(epoch, place)
-            except Interrupted:
-                self._save()
-                raise Interrupted(f"interrupted; saved {self.run_folder}: go on with --resume") from None
-            self.step += 1
-            if self.step % self.steps_an_epoch == 0:
-                record |= self._measure()
-            self.log.append(record)
-            self.hooks.show(self.step, self.steps, {k: v for k, v in record.items() if isinstance(v, float)})
-            if self.step % self.config.warm_start.every == 0:
-                self._save()
-        if self.steps:
-            put_tensors(self.model.network, self.best_weights)
+        """Train all rounds, each to its end or until the held-out loss has not fallen for `patience` epochs.
+
+        The best weights of a round are kept.
+        """
+        try:
+            self._run_round()
+            while self.round + 1 < len(self.method.passes):
+                self._next_round()
+                self._run_round()
+        except Interrupted:
+            self._save()
+            raise Interrupted(f"interrupted; saved {self.run_folder}: go on with --resume") from None
+        self._keep_best()
         self.log.close()
         with self.hooks.reporter.phase("writing the model"):
             if (model := self.place.whole(self.model)) is not None:
                 save_folder(self.run_folder / FOLDER, lambda aside: save_model(model, aside))
 
+    def _run_round(self) -> None:
+        patience = self.config.warm_start.patience
+        while self.step < self.steps and not (patience and self.waited >= patience):
+            epoch, place = divmod(self.step - self.round_began, self.steps_an_epoch)
+            ranks.agree(self.hooks.poll)
+            record = self._train_step(self.epochs_before + epoch, place)
+            self.step += 1
+            if (self.step - self.round_began) % self.steps_an_epoch == 0:
+                record |= self._measure()
+            self.log.append(record)
+            self.hooks.show(self.step, self.steps, {k: v for k, v in record.items() if isinstance(v, float)})
+            if self.step % self.config.warm_start.every == 0:
+                self._save()
+
     def _train_step(self, epoch: int, place: int) -> dict[str, Any]:
         config, warm = self.config, self.config.warm_start
         began = time.perf_counter()
-        order = np.random.Generator(np.random.PCG64(key_of(config.seed, "epoch", epoch))).permutation(
-            len(self.training)
-        )
-        chosen = [self.training[i] for i in order[place * warm.batch : (place + 1) * warm.batch]]
-        weights = weights_of(self.auxiliaries, self.step + 1, self.steps)
+        order = np.random.Generator(np.random.PCG64(key_of(config.seed, "epoch", epoch))).permutation(len(self.lessons))
+        chosen = [self.lessons[i] for i in order[place * warm.batch : (place + 1) * warm.batch]]
+        step, steps = self.step - self.round_began, self.steps - self.round_began
+        weights = weights_of(self.auxiliaries, step + 1, steps)
         weighed = [each for each in self.auxiliaries if weights[each.name] > 0]
         key = (config.seed, "auxiliary", epoch, place)
         rows, figures = batch_rows(chosen, weighed, self.renderer, key, self._predict)
+        pairs = [experience_pair(each, config, self.renderer) for each in chosen if each.predicted]
+        rows += pair_rows([p for p in pairs if len(p.prompt) + len(p.target) <= self.model.context], "experience")
         settings = LossSettings(
-            {"imitation": 1.0, **weights},
+            {"imitation": 1.0, "experience": 1.0, **weights},
             precision=config.train.precision,
             micro_batch_tokens=config.train.micro_batch_tokens,
             checkpointing=config.train.checkpointing,
             auxiliary_losses=auxiliary_losses(self.auxiliaries),
         )
-        factor = learning_rate_factor(self.step, self.steps)
+        factor = learning_rate_factor(step, steps)
         self.optimizer.scale(factor)
         poll = self.hooks.poll if self.place is HERE else lambda: None  # of several none leaves the others in a step
         outcome = self.guard.step(f"warm-start-{self.step + 1:06d}", rows, settings, poll=poll)
@@ -221,6 +267,8 @@ class _Stage:
             "epoch": epoch,
             "tokens": self.tokens,
             "learning_rate": warm.learning_rate * factor,
+            **({"round": self.round} if len(self.method.passes) > 1 else {}),
+            **self.figures,
             **figures,
             **outcome.figures,
             "seconds": {"total": time.perf_counter() - began},
@@ -233,8 +281,9 @@ class _Stage:
         held_out = self.held_out or self.training[:64]
         measured = measure_imitation(self.model, self.renderer, held_out, self.config, self.hooks.reporter, self.place)
         loss = measured["held_out/imitation"]
-        if loss < self.best:
-            self.best, self.waited = loss, 0
+        imitates = any(any(each.imitated) or each.branches for each in self.lessons)
+        if loss < self.best or not imitates:
+            self.best, self.waited = (loss if imitates else math.inf), 0
             self.best_weights = copy.deepcopy(trained_tensors(self.model.network))
         else:
             self.waited += 1
@@ -251,7 +300,9 @@ class _Stage:
         def write(folder: Path) -> None:
             save_model(model, folder)
             meta = {"step": self.step, "tokens": self.tokens, "waited": self.waited, "log": self.log.offset}
-            meta["skips"] = self.guard.skips
+            meta |= {"skips": self.guard.skips, "round": self.round, "round_began": self.round_began}
+            meta |= {"epochs_before": self.epochs_before, "figures": self.figures}
+            meta["gathered"] = [lesson_to_json(each) for each in self.gathered]
             meta["best"] = self.best if math.isfinite(self.best) else None
             save_state(folder / "state", tensors, meta)
 
@@ -264,6 +315,9 @@ class _Stage:
         self.best_weights = {k[5:]: v for k, v in tensors.items() if k.startswith("best.")}
         self.step, self.tokens, self.waited = meta["step"], meta["tokens"], meta["waited"]
         self.skips = meta.get("skips", 0)
+        self.round, self.round_began = meta.get("round", 0), meta.get("round_began", 0)
+        self.epochs_before, self.figures = meta.get("epochs_before", 0), meta.get("figures", {})
+        self.gathered = [lesson_from_json(each) for each in meta.get("gathered", ())]
         self.best = math.inf if meta["best"] is None else meta["best"]
         self.log.truncate(meta["log"])
 
@@ -275,61 +329,3 @@ def learning_rate_factor(step: int, steps: int) -> float:
         return (step + 1) / warm_up
     done = (step - warm_up) / max(1, steps - warm_up)
     return 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-@torch.no_grad()
-def measure_imitation(
-    model: LanguageModel,
-    renderer: Renderer,
-    demonstrations: Sequence[Demonstration],
-    config: Config,
-    reporter: Reporter | None = None,
-    place: Placement = HERE,
-) -> dict[str, float]:
-    """Return loss (nats per token), share of whole actions predicted right, and entropy (nats per token)."""
-    rows: list[Row] = [row for d in demonstrations for row in imitation_rows(d)]
-    batches = place.passes(rows, lambda some: pack(some, config.train.micro_batch_tokens))
-    here = _Imitated()
-    for batch in (reporter or Reporter()).over(batches, "held-out demonstrations", "passes"):
-        counted = here if batch else _Imitated()  # where another process has more, this one runs a row with it
-        place.run(partial(counted.add, model, batch or rows[:1], renderer.end))
-    loss, entropy, tokens, right, actions = (sum(each) for each in zip(*place.together(here.sums()), strict=True))
-    return {
-        "held_out/imitation": loss / max(tokens, 1),
-        "held_out/action_accuracy": right / max(actions, 1),
-        "held_out/entropy": entropy / max(tokens, 1),
-    }
-
-
-@dataclass(slots=True)
-class _Imitated:
-    """Sums over rows: the loss and the entropy of their tokens, and how many tokens, right and all actions."""
-
-    loss: float = 0.0
-    entropy: float = 0.0
-    tokens: int = 0
-    right: int = 0
-    actions: int = 0
-
-    def sums(self) -> tuple[float, ...]:
-        return self.loss, self.entropy, self.tokens, self.right, self.actions
-
-    def add(self, model: LanguageModel, rows: Sequence[Row], end: int) -> None:
-        states = states_of_rows(model.network, [row.token_ids for row in rows], model.codec.pad)
-        for number, row in enumerate(rows):
-            positions = torch.from_numpy(row.terms[0].positions_T.astype(np.int64)).to(model.device)
-            targets = torch.from_numpy(row.token_ids[row.terms[0].positions_T].astype(np.int64)).to(model.device)
-            hits: list[bool] = []
-            places = states.at(states.starts.new_tensor(number), positions - 1)
-            for part, logits in logits_in_chunks(model.network, places):
-                logprobs, entropies = log_softmax_and_entropy(logits)
-                self.loss -= float(logprobs.gather(1, targets[part, None]).sum())
-                self.entropy += float(entropies.sum())
-                hits += (logprobs.argmax(-1) == targets[part]).tolist()
-            self.tokens += len(targets)
-            start = 0
-            for index, target in enumerate(targets.tolist()):
-                if target == end:
-                    self.actions += 1
-                    self.right += all(hits[start : index + 1])
-                    start = index + 1

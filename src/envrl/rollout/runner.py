@@ -9,7 +9,7 @@ from envrl.envs.protocol import TextEnv
 from envrl.envs.vector import VectorEnv
 from envrl.randomness import key_of
 from envrl.rollout.policy import Policy
-from envrl.rollout.scheduler import Episode, EpisodeScheduler, PlaySettings, RolloutStats
+from envrl.rollout.scheduler import Episode, EpisodeScheduler, Guide, PlaySettings, RolloutStats, play_first
 from envrl.types import Assignment, Observation, StopReason, Task, Trajectory
 
 
@@ -21,6 +21,7 @@ def play_episodes(
     settings: PlaySettings,
     *,
     assignments: Sequence[Assignment] | None = None,
+    guides: Sequence[Guide] | None = None,
     seed: int,
     update: int = 0,
     version: int | None = None,
@@ -32,9 +33,10 @@ def play_episodes(
     """Play one episode for each (task, member), `settings.slots` at a time; return the trajectories in that order.
 
     Samples depend on (seed, update, task, member, turn, token) alone. `assignments`, one per episode, give the episodes
-    their own lengths and starts. `version` is the policy version to record, by default the update. `poll` is called
-    every turn and may raise; `watch` gets the number of episodes played, an unfinished one counted by its share of
-    steps; `ended` gets each trajectory when it ends.
+    their own lengths and starts; `guides`, one per episode, play some of the steps in place of the starts. `version` is
+    the policy version to record, by default the update. `poll` is called every turn and may raise; `watch` gets the
+    number of episodes played, an unfinished one counted by its share of steps; `ended` gets each trajectory when it
+    ends.
     """
     stats = stats or RolloutStats()
     version = update if version is None else version
@@ -48,7 +50,7 @@ def play_episodes(
             Observation(""),
             key_of(seed, update, task.id, member),
             max_steps=assigned.max_steps or settings.max_steps,
-            start=assigned.start,
+            guide=guides[number] if guides else play_first(assigned.start),
             number=number,
         )
         for number, (task, member, assigned) in enumerate(zip(tasks, members, given, strict=True))

@@ -39,6 +39,19 @@ class PlaySettings:
     reward_scale: float = 1.0
 
 
+Guide = Callable[[Sequence[Transition], Observation], str]
+"""Returns a command to play in place of the policy's, given the steps before and the observation, or "" to leave it to
+the policy. It is asked once at every observation."""
+
+
+def play_first(start: Sequence[str]) -> Guide:
+    """Return the guide that plays these commands first."""
+    return lambda past, observation: start[len(past)] if len(past) < len(start) else ""
+
+
+_NOTHING_FIRST = play_first(())
+
+
 @dataclass(slots=True)
 class RolloutStats:
     """Counts from playing episodes."""
@@ -63,8 +76,7 @@ class Episode:
     """Random key of its samples, together with the turn and the token's place."""
     max_steps: int = 0
     """Number of steps after which it is cut off."""
-    start: tuple[str, ...] = ()
-    """Commands that are played before the policy's first."""
+    guide: Guide = _NOTHING_FIRST
     number: int = 0
     """Its index among all episodes, which identifies it to the sampler."""
     slot: int = 0
@@ -171,6 +183,7 @@ class EpisodeScheduler:
                 episode.advance(action, step, self._settings)
                 if step is None:
                     episode.transcript.take_back()
+            self._play_guided([episode for episode, _ in acting])
 
     def close(self) -> None:
         """Release every episode from the sampler."""
@@ -212,25 +225,30 @@ class EpisodeScheduler:
         return [episode for episode in self._playing if not episode.stop_reason and not episode.asked]
 
     def _open(self, episodes: Sequence[Episode]) -> None:
-        """Reset the worlds of these episodes and play their `start` commands, all episodes at once."""
+        """Reset the worlds of these episodes, and play what their guides say first."""
         starts = [Start(episode.slot, episode.task, episode.task.seed) for episode in episodes]
         with self._in_worlds():
             for episode, observation in zip(episodes, self._worlds.reset(starts), strict=True):
                 episode.observation = observation or episode.observation
                 episode.stop_reason = StopReason.SET_ASIDE if observation is None else None
-            for turn in range(max((len(episode.start) for episode in episodes), default=0)):
-                self._play_start(episodes, turn)
+            self._play_guided(episodes)
 
-    def _play_start(self, episodes: Sequence[Episode], turn: int) -> None:
-        active = [episode for episode in episodes if turn < len(episode.start) and not episode.stop_reason]
-        steps = self._worlds.step([(episode.slot, episode.start[turn]) for episode in active])
-        for episode, step in zip(active, steps, strict=True):
-            episode.advance(Action(episode.start[turn]), step, self._settings)
-            if step is None:
-                continue
-            *past, known = episode.transitions
-            if not episode.transcript.write(self._renderer, past, known):
-                episode.stop_reason = StopReason.CONTEXT
+    def _play_guided(self, episodes: Sequence[Episode]) -> None:
+        """Play what the guides of these episodes say, all at once, until each leaves its episode to the policy."""
+        while episodes:
+            goes_on = [episode for episode in episodes if not episode.stop_reason]
+            said = [(episode, episode.guide(episode.transitions, episode.observation)) for episode in goes_on]
+            if not (acting := [(episode, command) for episode, command in said if command]):
+                return
+            steps = self._worlds.step([(episode.slot, command) for episode, command in acting])
+            for (episode, command), step in zip(acting, steps, strict=True):
+                episode.advance(Action(command), step, self._settings)
+                if step is None:
+                    continue
+                *past, known = episode.transitions
+                if not episode.transcript.write(self._renderer, past, known):
+                    episode.stop_reason = StopReason.CONTEXT
+            episodes = [episode for episode, _ in acting]
 
     def _write(self, episodes: Sequence[Episode]) -> None:
         """Write the prompts of these episodes; end an episode if prompt and longest response exceed the context."""

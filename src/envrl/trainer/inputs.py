@@ -12,8 +12,10 @@ from envrl.envs.answers import listed_tasks, opened, what_happened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import RunError, UserError
 from envrl.files import check_new_run
+from envrl.imitation.method import method_of
 from envrl.models.find import check_folder, is_hub_id, model_folder, pinned_revision
 from envrl.objective.advantage import ESTIMATORS
+from envrl.registry import find
 from envrl.rendering.prompts import find_format
 from envrl.rollout.scripts import make_script
 from envrl.trainer.replaying import Replaying
@@ -39,7 +41,10 @@ def check_names(config: Config, make_env: Callable[[], TextEnv]) -> None:
         raise UserError(f"the {estimator.entry.called} and an auxiliary objective both name a loss '{min(clash)}'")
     if config.rollout.is_chat:
         find_format(config.rollout.format, **config.settings("format"))
+    method_of(config)
     with opened(make_env()) as env:
+        if not config.warm_start.path:
+            find("warm_start", config.warm_start.method).traits.get("check", lambda *_: None)(env, config.env.name)
         for split in (config.env.split, *config.eval.split):
             if not listed_tasks(env, split, config.env.name):
                 raise UserError(f"the split '{split}' of the world '{config.env.name}' has no tasks")

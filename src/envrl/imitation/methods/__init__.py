@@ -1,0 +1,1 @@
+"""The warm-start methods that ship, a file each."""
