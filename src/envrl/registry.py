@@ -111,6 +111,14 @@ KINDS = {
         {"epo": "envrl.objective.regularizers.epo:Epo"},
         reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
     ),
+    "teacher": Kind(
+        "teacher",
+        "",
+        ("teacher",),
+        "envrl.teachers",
+        {name: f"envrl.objective.teachers.{name}:{name}" for name in ("distill",)},
+        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
+    ),
     "reward": Kind(
         "reward",
         "",
@@ -258,7 +266,7 @@ def _check_free(entry: Entry) -> None:
     for kind, other in KINDS.items():
         if kind == entry.kind or entry.name not in names(kind):
             continue
-        if {entry.kind, kind} == {"auxiliary", "regularizer"}:
+        if {entry.kind, kind} <= {"auxiliary", "regularizer", "teacher"}:
             raise UserError(
                 f"there is already {other.one} '{entry.name}', and loss/{entry.name} is its figure in the log: "
                 "register yours under another name"

@@ -52,6 +52,11 @@ What every regularizer of the policy's tokens can be told; one without a weight 
 entropy (`docs/algorithms/epo.md`); `docs/extend.md` adds one.
 
 """,
+    "teacher": """\
+What every teacher of the policy's own tokens can be told; one without a weight is off. Ours is `distill`, a model in a
+folder (`docs/algorithms/distillation.md`); `docs/extend.md` adds one.
+
+""",
 }
 
 _HEAD = "| key | value | default | meaning |\n|---|---|---|---|\n"

@@ -104,6 +104,7 @@ class RolloutConfig:
 class ObjectiveConfig:
     estimator: str = "grpo"  # advantage estimator
     loss: str = "ppo"  # policy loss
+    policy_weight: Weight = 1.0  # of the policy loss; 0: learn from teachers and auxiliary objectives alone
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "sequence_mean"  # of the policy loss
     constant: Count = 0  # with aggregation = "constant": tokens that each row counts as; 0: the most that it can have
     idle_rows: Literal["skip", "count"] = "skip"  # without advantage: left out | in the denominator, KL and entropy
@@ -192,6 +193,35 @@ class Regularizer:
     name: str
     common: RegularizerConfig
     settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherConfig:
+    """The settings of every teacher, in `[teacher.NAME]`."""
+
+    weight: Weight = 0.0  # of its loss; 0: off
+    schedule: Literal["cosine", "linear", "constant"] = "constant"  # of the weight, over the updates
+    schedule_updates: Count = 0  # updates after which the weight has fallen to its floor; 0: all of the run
+    floor: Weight = 0.0  # the weight falls to this
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A teacher with a weight: the common settings, and its own."""
+
+    name: str
+    common: TeacherConfig
+    settings: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The setting that names the folder of its model; empty if the policy itself is the teacher."""
+        return str(find("teacher", self.name).traits.get("model", ""))
+
+    @property
+    def model(self) -> str:
+        """The folder or name of its model; empty if the policy itself is the teacher."""
+        return str(self.settings[self.key]) if self.key else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,6 +328,11 @@ class Config:
         """Return the regularizers with a weight, built-in ones first."""
         weighed = self._weighed("regularizer", "regularizer.", RegularizerConfig)
         return [Regularizer(name, RegularizerConfig(**shared), own) for name, shared, own in weighed]
+
+    def teachers(self) -> list[Teacher]:
+        """Return the teachers with a weight, built-in ones first."""
+        weighed = self._weighed("teacher", "teacher.", TeacherConfig)
+        return [Teacher(name, TeacherConfig(**shared), own) for name, shared, own in weighed]
 
     def _weighed(self, kind: str, prefix: str, common: type) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         """Return name, given shared settings and all own settings of those things of a kind that have a weight."""

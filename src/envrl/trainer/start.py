@@ -17,11 +17,13 @@ import torch
 from envrl import ranks
 from envrl.batches.auxiliary import try_out
 from envrl.batches.rewards import rewards_of
+from envrl.batches.teaching import lessons_of
 from envrl.build import form_of, renderer_of
 from envrl.config.idle import idle_settings
 from envrl.config.load import config_differences, dump_config, load_recipe, load_run
 from envrl.config.schema import Config
 from envrl.engine.checkpoint import verify_checkpoint
+from envrl.engine.taught_part import load_teachers
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
@@ -159,12 +161,13 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
 
 
 def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
-    """Refuse a regularizer, and a user's auxiliary objective or reward, that fails on its first use."""
+    """Refuse a regularizer, and a user's auxiliary objective, reward or teacher, that fails on its first use."""
     _try_regularizers(config)
     auxiliaries = [*config.auxiliaries(), *config.auxiliaries("warm_start")]
     theirs = [each for each in auxiliaries if not find("auxiliary", each.name).ships]
     rewards = [each for each in config.rewards() if not find("reward", each.name).ships]
-    if not (theirs or rewards):
+    teachers = [each for each in config.teachers() if not find("teacher", each.name).ships]
+    if not (theirs or rewards or teachers):
         return
     with opened(make_env()) as env:
         tasks = listed_tasks(env, config.env.split, config.env.name)
@@ -174,6 +177,8 @@ def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
         try_out(each, group, config.rollout.layout)
     for reward in rewards:
         rewards_of(reward, [group], lambda examples: np.full(len(examples), 0.5))
+    for teacher in teachers:
+        lessons_of(teacher, [group])
 
 
 def _try_regularizers(config: Config) -> None:
@@ -196,6 +201,7 @@ def _check_model(folder: str | Path, config: Config, make_env: Callable[[], Text
         renderer_of(model, form_of(config))
         _warn_of_marks(model, folder, config)
         _check_context(config, folder, model.context)
+        load_teachers(config, model.codec, model.context)
         check_room_of_run(model, make_env, config)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
