@@ -5,13 +5,14 @@ from __future__ import annotations
 import doctest
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from boxes import files, grouped, tiny
+from boxes import Boxes, files, grouped, tiny
 from envrl.batches.batch import Asks, UpdateBatch, build_batch
 from envrl.build import form_of, renderer_of
 from envrl.cli.main import main
@@ -23,9 +24,14 @@ from envrl.engine.update import accumulate, policy_logprobs
 from envrl.models.load import LanguageModel
 from envrl.objective.teachers import lesson
 from envrl.objective.teachers.lesson import reverse_kl
+from envrl.objective.teachers.sdpo import failed, solved
+from envrl.rollout.transcript import Transcript
+from envrl.samples.rows import origin_of
+from envrl.types import Action, StopReason, Trajectory, Transition
 from test_registry import write
 from test_update import gradient, make_model, play
 
+SHORT = {"every": 0, "final": 1, "free_episodes": 0, "probe_episodes": 0}
 DISTILL = {"teacher.distill.weight": 0.5, "teacher.distill.path": "another model"}
 
 
@@ -115,6 +121,83 @@ def test_steps_bring_the_policy_to_its_teacher(tmp_path: Path) -> None:
     assert 0.0 < end < 0.7 * start
 
 
+@pytest.mark.parametrize(
+    ("rollout", "chat"),
+    [({}, False), ({"layout": "steps"}, False), ({"repeat_task": True}, False), ({"format": "action"}, True)],
+)
+def test_sdpo_scores_the_same_tokens_with_what_is_told_in_the_prompt(rollout: dict, chat: bool) -> None:
+    """The policy's own log-probs after prompts that are written out here; its tokens and their order stay."""
+    model_keys = {"context": 1024} | ({"chat_template": "chatml"} if chat else {})
+    config = tiny(rollout=rollout, model=model_keys, owned={"teacher.sdpo.weight": 1.0})
+    policy = make_model(config)
+    renderer, settings = renderer_of(policy, form_of(config)), loss_settings(config, {})
+    groups = grouped(play(policy, config), 4)
+    asks = Asks(teachers=lambda name, rows: policy_logprobs(policy, rows, settings))
+    batch = build_batch(groups, config, renderer, 1, asks)
+    taught = {row.origin: term for row in batch.rows for term in row.terms if term.component == "sdpo"}
+    episodes = [each for group in groups for each in group.trajectories if not each.success]
+    assert batch.figures["taught/sdpo"] == len(episodes) > 4
+    count = 0
+    for group in groups:
+        won = next((each for each in group.trajectories if each.success), None)
+        for trajectory in group.trajectories:
+            said = [step.action.text for step in trajectory.transitions]
+            commands = [step.action.text for step in won.transitions] if won else []
+            ended = f"after {len(said)} commands there was no time left."
+            solution = "\n".join(["Correct solution:", *commands])
+            told = solution if won else f"Feedback on your unsuccessful attempt: {ended}"
+            own = [
+                float(each)
+                for number in range(len(trajectory.segments))
+                if (term := taught.get(origin_of(trajectory, number)))
+                for each in term.streams["teacher_logprobs"]
+            ]
+            if trajectory.success:
+                assert own == []
+                continue
+            expected = []
+            first, *later = trajectory.transitions
+            steps = [replace(first, observation=replace(first.observation, help=told)), *later]
+            transcript = Transcript()
+            for number, step in enumerate(steps):
+                prompt = renderer.prompt(steps[:number], step.observation, transcript.segment, 0)
+                assert prompt is not None
+                shown = policy.codec.decode(prompt.ids).count(told)
+                fresh = number == 0 or rollout.get("layout") == "steps" or bool(rollout.get("repeat_task"))
+                assert shown == (1 if fresh else 0)
+                assert transcript.write(renderer, steps[:number], step)
+                ids = torch.tensor([transcript.ids])
+                with torch.no_grad():
+                    logits = policy.network(ids).logits[0]
+                start = transcript.spans[-1].start
+                for offset, choices in enumerate(step.action.allowed):
+                    if choices is None or len(choices) > 1:
+                        among = list(choices or range(logits.shape[1]))
+                        row = logits[start + offset - 1][among].log_softmax(-1)
+                        expected.append(row[among.index(step.action.token_ids[offset])].item())
+            assert own == pytest.approx(expected, abs=2e-4)
+            assert [len(own)] == [sum(c is None or len(c) > 1 for step in steps for c in step.action.allowed)]
+            count += len(own)
+    assert count > 10
+
+
+def test_what_is_told_of_a_failure() -> None:
+    """A refused command, said twice and told once, and an answer without the form; a success tells its commands."""
+    world = Boxes()
+    task = world.tasks("train")[0]
+    steps, seen = [], world.reset(task)
+    for action in (Action("eat"), Action("", fault="no tags"), Action("eat"), Action("open box 3")):
+        step = world.step(action.text)
+        steps.append(Transition(seen, action, step.reward, step.observation, step.done, step.success))
+        seen = step.observation
+    assert failed(Trajectory(task, 0, tuple(steps[:3]), (), StopReason.MAX_STEPS)) == (
+        "Feedback on your unsuccessful attempt: after 3 commands there was no time left.\n"
+        "The world did not accept:\neat\n"
+        "Answers without a command in the form that was asked for: 1."
+    )
+    assert solved(Trajectory(task, 0, tuple(steps[3:]), (), StopReason.DONE)) == "Correct solution:\nopen box 3"
+
+
 def lines_of(run: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
@@ -125,11 +208,13 @@ def lines_of(run: Path) -> list[dict]:
 def test_a_run_with_a_teacher_resumes_bit_for_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The teacher is a finished run's checkpoint; then a teacher that is moved away, and one of other tokens."""
     recipe = tmp_path / "small.toml"
-    recipe.write_text(dump_config(tiny(train={"updates": 4, "learning_rate": 3e-3}, eval={"every": 0})))
+    recipe.write_text(dump_config(tiny(train={"updates": 4, "learning_rate": 3e-3}, eval=SHORT)))
     teacher, start = tmp_path / "teacher", str(tmp_path / "teacher" / "warm_start")
     assert main(["train", str(recipe), "--run", str(teacher), "--train.updates", "2"]) == 0
     arguments = ["train", str(recipe), "--warm_start.path", start, "--teacher.distill.weight", "1"]
     arguments += ["--teacher.distill.path", str(teacher / "checkpoints" / "latest"), "--objective.policy_weight", "0"]
+    arguments += ["--teacher.sdpo.weight", "0.5", "--teacher.sdpo.schedule", "linear"]
+    arguments += ["--teacher.sdpo.schedule_updates", "4"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main([*arguments, "--run", str(whole)]) == 0
     assert main([*arguments, "--run", str(parts), "--train.updates", "2"]) == 0
@@ -139,6 +224,9 @@ def test_a_run_with_a_teacher_resumes_bit_for_bit(tmp_path: Path, capsys: pytest
     assert first["weight/distill"] == 1.0
     assert first["taught/distill"] == 12
     assert abs(first["loss/distill"]) > 1e-4
+    assert [line["weight/sdpo"] for line in lines_of(whole)] == pytest.approx([0.5, 0.375, 0.25, 0.125])
+    assert 0 < first["taught/sdpo"] < 12
+    assert abs(first["loss/sdpo"]) > 1e-4
     trained = [files(run / "checkpoints" / "step-000004")["model.safetensors"] for run in (whole, parts)]
     assert trained[0] == trained[1]
 
@@ -186,7 +274,7 @@ def itself(groups, *, share: float = 1.0):
     for group in groups:
         yield from (envrl.Lesson(episode, weight=share) for episode in group.trajectories)
 """
-    recipe = write(tmp_path, "small.toml", dump_config(tiny(train={"updates": 1}, eval={"every": 0})))
+    recipe = write(tmp_path, "small.toml", dump_config(tiny(train={"updates": 1}, eval=SHORT)))
     file = write(tmp_path, "itself.py", text)
     chosen = ["--teacher.itself.weight", "1", "--teacher.itself.share", "0.5"]
     assert main(["train", str(recipe), "--run", str(tmp_path / "run"), "--plugin", str(file), *chosen]) == 0

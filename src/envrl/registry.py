@@ -116,7 +116,7 @@ KINDS = {
         "",
         ("teacher",),
         "envrl.teachers",
-        {name: f"envrl.objective.teachers.{name}:{name}" for name in ("distill",)},
+        {name: f"envrl.objective.teachers.{name}:{name}" for name in ("distill", "sdpo")},
         reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
     ),
     "reward": Kind(

@@ -133,7 +133,8 @@ def build_batch(
         asks.memory.observe(judged)
     figures = {f"weight/{name}": weight for name, weight in weights.items()}
     if asks.teachers is not None:
-        teaching = taught(judged, [each for each in config.teachers() if weights[each.name]], config, asks.teachers)
+        teachers = [each for each in config.teachers() if weights[each.name]]
+        teaching = taught(judged, teachers, config, renderer, asks.teachers)
         auxiliary.add_terms(teaching.terms)
         figures |= teaching.figures
     paid, rewards = _paid(judged, config, renderer, update, asks.logprobs)

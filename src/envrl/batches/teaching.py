@@ -13,6 +13,8 @@ from envrl.config.schema import Config, Teacher
 from envrl.errors import UserError
 from envrl.objective.teachers.lesson import Lesson
 from envrl.registry import Entry, blame, find
+from envrl.rendering.renderer import Renderer
+from envrl.rollout.transcript import retold
 from envrl.samples.rows import free_tokens, origin_of, policy_rows
 from envrl.types import FloatArray, LossTerm, Row, Trajectory, TrajectoryGroup, episodes_of
 
@@ -30,25 +32,37 @@ class Taught:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def taught(groups: Sequence[TrajectoryGroup], teachers: Sequence[Teacher], config: Config, scores: Scores) -> Taught:
+def taught(
+    groups: Sequence[TrajectoryGroup], teachers: Sequence[Teacher], config: Config, renderer: Renderer, scores: Scores
+) -> Taught:
     """Return a term with the teacher's log-probs for each row of each episode that is taught, by each teacher.
 
-    Raises `UserError` if a user's teacher raises, or yields something that is no lesson.
+    An episode that does not fit the context with what is told is left out and counted. Raises `UserError` if a user's
+    teacher raises, or yields something that is no lesson.
     """
     made, numbers = Taught(), {id(trajectory): n for n, trajectory in enumerate(episodes_of(groups))}
     for teacher in teachers:
         lessons = lessons_of(teacher, groups)
-        heard = [lesson.trajectory for lesson in lessons]
-        told = scores(teacher.name, [row for each in heard for row in _rows(each, config)])
+        heard = [_heard(lesson, renderer) for lesson in lessons]
+        told = scores(teacher.name, [row for each in heard if each for row in _rows(each, config)])
         for lesson, trajectory in zip(lessons, heard, strict=True):
+            if trajectory is None:
+                continue
             by_step = _by_step(trajectory, told)
             for segment, row in _numbered(lesson.trajectory, config):
                 steps = [span.step for span in lesson.trajectory.segments[segment].spans]
                 term = _term(row.terms[0], teacher.name, lesson.weight, np.concatenate([by_step[n] for n in steps]))
                 place = made.terms.setdefault(numbers[id(lesson.trajectory)], {})
                 place.setdefault(segment, []).append(term)
-        made.figures[f"taught/{teacher.name}"] = len(lessons)
+        made.figures[f"taught/{teacher.name}"] = len(heard) - heard.count(None)
+        if None in heard:
+            made.figures[f"taught/{teacher.name}_too_long"] = heard.count(None)
     return made
+
+
+def _heard(lesson: Lesson, renderer: Renderer) -> Trajectory | None:
+    """Return the episode as the teacher sees it."""
+    return retold(renderer, lesson.trajectory, lesson.told) if lesson.told else lesson.trajectory
 
 
 def _term(policy: LossTerm, name: str, weight: float, teacher_T: FloatArray) -> LossTerm:

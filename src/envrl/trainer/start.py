@@ -83,11 +83,13 @@ def resumed_config(run: Path, config: Config) -> Config:
     before = f"'{run}' was started with train.updates = {stored.train.updates}"
     if config.train.updates < stored.train.updates:
         raise UserError(f"{before}: a run can get more updates, not fewer")
-    for each in stored.auxiliaries():
+    kinds = {"auxiliary": stored.auxiliaries(), "reward": stored.rewards()}
+    kinds |= {"regularizer": stored.regularizers(), "teacher": stored.teachers()}
+    for kind, each in ((kind, each) for kind, weighed in kinds.items() for each in weighed):
         if each.common.schedule != "constant" and not each.common.schedule_updates:
             raise UserError(
-                f"{before}, over which the weights of its auxiliary losses fall; only with auxiliary.{each.name}."
-                "schedule_updates set, or a constant schedule, can updates be added"
+                f"{before}, over which the weights of its losses fall; only with {kind}.{each.name}.schedule_updates "
+                "set, or a constant schedule, can updates be added"
             )
     return config
 
