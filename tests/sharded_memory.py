@@ -25,11 +25,8 @@ from test_memory import CASES, LOAD, make_rows, network
 ASKED = {
     ("activations", "fp32", False, True),
     ("wide feed-forward", "fp32", True, True),
-    ("logits", "fp32", False, True),
     ("logits", "bf16", True, False),
-    ("embedding", "fp32", True, True),
     ("embedding", "fp32", False, False),
-    ("many layers", "fp32", True, True),
     ("many layers", "bf16", False, True),
 }
 """Case, precision, whether layers are run again, whether embedding and output are one."""

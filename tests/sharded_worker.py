@@ -36,7 +36,7 @@ from test_adapters import make_base
 from test_graphs import qwen
 from test_update import AUXILIARY, VARIANTS, exact, make_model, make_rows
 
-TRAIN = {"micro_batch_tokens": 300, "epochs": 2, "learning_rate": 1e-3, "max_grad_norm": 0.5}
+TRAIN = {"micro_batch_tokens": 600, "epochs": 2, "learning_rate": 1e-3, "max_grad_norm": 0.5}
 CASES: dict[str, dict[str, Any]] = {
     "token_mean": {**VARIANTS["token_mean"], "train": {"checkpointing": True}},
     "sequence_mean": {**VARIANTS["sequence_mean"], "train": {"minibatches": 2}},

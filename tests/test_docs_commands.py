@@ -73,6 +73,7 @@ NEEDS = {
 """What a command needs installed where this stands in it."""
 _QUICK = ["--quick", "--rollout.max_steps", "2", "--rollout.response_tokens", "24"]
 _QUICK += ["--train.threads", "1", "--train.device", "cpu"]
+_QUICK += ["--eval.final", "2", "--eval.free_episodes", "0", "--eval.probe_episodes", "1"]
 _SHAPE = ["--model.hidden_size", "32", "--model.layers", "2", "--model.heads", "2", "--model.vocabulary", "320"]
 
 

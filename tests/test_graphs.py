@@ -330,7 +330,7 @@ def test_slots_at_rest_are_not_read_where_they_cost_more_than_a_recording_saves(
 
 @pytest.mark.parametrize(
     ("kind", "layout", "count"),
-    [("qwen2", "concat", 0), ("qwen2", "steps", 5), ("lfm2", "concat", 5), ("lfm2", "steps", 0)],
+    [("qwen2", "concat", 0), ("lfm2", "steps", 5)],
 )
 def test_episodes_are_the_same_with_recordings(
     kind: str, layout: str, count: int, monkeypatch: pytest.MonkeyPatch

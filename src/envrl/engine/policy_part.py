@@ -78,8 +78,8 @@ def policy_part(
             part = part + weight * (weights_N * penalties).sum()
             totals.add(f"loss/{name}", penalties)
     if reference is not None and judged:
-        told = lookup(rows_with(rows, component), reference, device)
-        kl = KL_LOSSES[settings.kl_estimator](scores.logprobs, told)
+        theirs = lookup(rows_with(rows, component), reference, device)
+        kl = KL_LOSSES[settings.kl_estimator](scores.logprobs, theirs)
         part = part + settings.weights["kl"] * (weights_N * kl).sum()
         totals.add("kl", kl)
     return part
