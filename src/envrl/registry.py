@@ -101,7 +101,7 @@ KINDS = {
             name: f"envrl.objective.auxiliary.{name}:{name}"
             for name in ("state", "inverse", "echo", "paw", "uishift", "aawm")
         },
-        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
+        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "retry", "value"),
     ),
     "regularizer": Kind(
         "regularizer",
@@ -109,7 +109,7 @@ KINDS = {
         ("regularizer",),
         "envrl.regularizers",
         {"epo": "envrl.objective.regularizers.epo:Epo"},
-        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
+        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "retry", "value"),
     ),
     "teacher": Kind(
         "teacher",
@@ -117,7 +117,14 @@ KINDS = {
         ("teacher",),
         "envrl.teachers",
         {name: f"envrl.objective.teachers.{name}:{name}" for name in ("distill", "sdpo")},
-        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
+        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "retry", "value"),
+    ),
+    "retry": Kind(
+        "retry",
+        "retry.name",
+        ("retry",),
+        "envrl.retries",
+        {name: f"envrl.objective.retries.{name}:{name}" for name in ("none", "critique", "hint")},
     ),
     "reward": Kind(
         "reward",

@@ -42,6 +42,8 @@ class Assignment:
     episodes: int
     max_steps: int = 0
     start: tuple[str, ...] = ()
+    help: str = ""
+    """What the policy is told beside the first observation."""
 
 
 @dataclass(frozen=True, slots=True)

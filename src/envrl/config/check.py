@@ -158,6 +158,7 @@ def _check_learning(config: Config) -> None:
     for each in config.regularizers():
         _check_weight(each.common, f"regularizer.{each.name}")
     _check_teachers(config)
+    _check_retry(config)
 
 
 def _check_kl(config: Config) -> None:
@@ -251,6 +252,27 @@ def _check_writing(auxiliary: Auxiliary, table: str, config: Config, warm: bool)
         raise UserError(
             f"{table}.weight: the targets of '{auxiliary.name}' are written by the model, which in a warm start of "
             "several processes lies in shards: set train.engine = 'local', or leave it to RL"
+        )
+
+
+def _check_retry(config: Config) -> None:
+    name, objective = config.retry.name, config.objective
+    if name == "none":
+        return
+    if config.replay.name != "none":
+        raise UserError(
+            f"retry.name = '{name}' with replay.name = '{config.replay.name}': a replay would keep episodes that were "
+            "played with help as the policy's own; leave one of them out"
+        )
+    if config.rollout.ahead:
+        raise UserError(
+            f"retry.name = '{name}' with rollout.ahead = {config.rollout.ahead}: what is played ahead is not tried "
+            "again yet; leave one of them out"
+        )
+    if objective.kl_weight and objective.kl_in == "reward":
+        raise UserError(
+            f"retry.name = '{name}' with objective.kl_in = 'reward': second attempts were drawn from a policy that was "
+            "helped, whose log-probs say nothing of the KL; set kl_in = 'loss' with kl_estimator = 'k2'"
         )
 
 

@@ -236,6 +236,14 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetryConfig:
+    name: str = "none"  # what helps a failed attempt that is tried again
+    most: Positive = 1  # attempts of a group that are tried again, the first ones
+    weight: Weight = 1.0  # of the loss of second attempts, beside the policy's
+    gamma: AboveZero = 0.1  # γ: the loss of their tokens is − A · p / (p + γ)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     updates: Count = 60  # RL updates; 0: warm start and evaluation only
     learning_rate: Rate = 3e-4  # constant
@@ -288,6 +296,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    retry: RetryConfig = field(default_factory=RetryConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -150,7 +150,13 @@ def loss_settings(config: Config, weights: Mapping[str, float]) -> LossSettings:
     objective, train = config.objective, config.train
     kl_weight = objective.kl_weight if objective.kl_in == "loss" else 0.0
     return LossSettings(
-        weights={"policy": objective.policy_weight, "entropy": objective.entropy_weight, "kl": kl_weight, **weights},
+        weights={
+            "policy": objective.policy_weight,
+            "entropy": objective.entropy_weight,
+            "kl": kl_weight,
+            "retry": config.retry.weight,
+            **weights,
+        },
         policy_loss=objective.loss,
         knobs=config.settings("loss"),
         kl_estimator=objective.kl_estimator,

@@ -65,6 +65,7 @@ class Episode:
     """Number of steps after which it is cut off."""
     start: tuple[str, ...] = ()
     """Commands that are played before the policy's first."""
+    help: str = ""
     number: int = 0
     """Its index among all episodes, which identifies it to the sampler."""
     slot: int = 0
@@ -217,6 +218,8 @@ class EpisodeScheduler:
         with self._in_worlds():
             for episode, observation in zip(episodes, self._worlds.reset(starts), strict=True):
                 episode.observation = observation or episode.observation
+                if episode.help:
+                    episode.observation = replace(episode.observation, help=episode.help)
                 episode.stop_reason = StopReason.SET_ASIDE if observation is None else None
             for turn in range(max((len(episode.start) for episode in episodes), default=0)):
                 self._play_start(episodes, turn)

@@ -16,6 +16,7 @@ import torch
 
 from envrl import ranks
 from envrl.batches.auxiliary import try_out
+from envrl.batches.retried import second_attempts
 from envrl.batches.rewards import rewards_of
 from envrl.batches.teaching import lessons_of
 from envrl.build import form_of, renderer_of
@@ -169,7 +170,7 @@ def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
     theirs = [each for each in auxiliaries if not find("auxiliary", each.name).ships]
     rewards = [each for each in config.rewards() if not find("reward", each.name).ships]
     teachers = [each for each in config.teachers() if not find("teacher", each.name).ships]
-    if not (theirs or rewards or teachers):
+    if not (theirs or rewards or teachers or config.retry.name != "none"):
         return
     with opened(make_env()) as env:
         tasks = listed_tasks(env, config.env.split, config.env.name)
@@ -179,6 +180,7 @@ def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
         try_out(each, group, config.rollout.layout)
     for reward in rewards:
         rewards_of(reward, [group], lambda examples: np.full(len(examples), 0.5))
+    second_attempts([group], config, make_env)
     for teacher in teachers:
         lessons_of(teacher, [group])
 
