@@ -64,6 +64,7 @@ def test_the_examples_are_short_and_complete() -> None:
     kinds = {"bonus": "estimator", "plain": "loss", "first_words": "auxiliary", "news": "auxiliary", "doors": "env"}
     kinds |= {"brief": "reward", "entropy_floor": "regularizer", "stages": "curriculum", "wins": "replay"}
     kinds |= {"quoted": "format", "coin": "sampler", "own_wins": "warm_start"}
+    kinds |= {"hard_tasks": "teacher", "last_words": "retry"}
     assert sorted(EXAMPLES) == sorted(f"{name}.py" for name in kinds)
     assert set(kinds.values()) == set(registry.KINDS) - {"engine"}
     assert all(len(text.splitlines()) <= 40 for text in EXAMPLES.values())

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from envrl.envs.registry import make, register_env
     from envrl.eval.evaluate import evaluate
+    from envrl.objective.retries.attempt import Retry
+    from envrl.objective.teachers.lesson import Lesson
     from envrl.registry import register
     from envrl.rendering.prompts import PromptFormat
     from envrl.rendering.responses import Parsed
@@ -21,8 +23,10 @@ __all__ = [
     "Completion",
     "Example",
     "InPass",
+    "Lesson",
     "Parsed",
     "PromptFormat",
+    "Retry",
     "TrajectoryGroup",
     "__version__",
     "evaluate",
@@ -38,6 +42,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _LAZY = {
+    "Lesson": "envrl.objective.teachers.lesson",
+    "Retry": "envrl.objective.retries.attempt",
     **dict.fromkeys(("Assignment", "Completion", "Example", "InPass", "TrajectoryGroup"), "envrl.types"),
     "Parsed": "envrl.rendering.responses",
     "PromptFormat": "envrl.rendering.prompts",

@@ -101,7 +101,7 @@ KINDS = {
             name: f"envrl.objective.auxiliary.{name}:{name}"
             for name in ("state", "inverse", "echo", "paw", "uishift", "aawm")
         },
-        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
+        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "retry", "value"),
     ),
     "regularizer": Kind(
         "regularizer",
@@ -109,7 +109,22 @@ KINDS = {
         ("regularizer",),
         "envrl.regularizers",
         {"epo": "envrl.objective.regularizers.epo:Epo"},
-        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "value"),
+        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "retry", "value"),
+    ),
+    "teacher": Kind(
+        "teacher",
+        "",
+        ("teacher",),
+        "envrl.teachers",
+        {name: f"envrl.objective.teachers.{name}:{name}" for name in ("distill", "sdpo")},
+        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "retry", "value"),
+    ),
+    "retry": Kind(
+        "retry",
+        "retry.name",
+        ("retry",),
+        "envrl.retries",
+        {name: f"envrl.objective.retries.{name}:{name}" for name in ("none", "critique", "hint")},
     ),
     "reward": Kind(
         "reward",
@@ -271,7 +286,7 @@ def _check_free(entry: Entry) -> None:
     for kind, other in KINDS.items():
         if kind == entry.kind or entry.name not in names(kind):
             continue
-        if {entry.kind, kind} == {"auxiliary", "regularizer"}:
+        if {entry.kind, kind} <= {"auxiliary", "regularizer", "teacher"}:
             raise UserError(
                 f"there is already {other.one} '{entry.name}', and loss/{entry.name} is its figure in the log: "
                 "register yours under another name"

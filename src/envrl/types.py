@@ -42,6 +42,8 @@ class Assignment:
     episodes: int
     max_steps: int = 0
     start: tuple[str, ...] = ()
+    help: str = ""
+    """What the policy is told beside the first observation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Observation:
     admissible: tuple[str, ...] | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
     templates: tuple[Template, ...] = ()
+    help: str = ""
+    """Of an episode's first one: what the policy is told beside it, which is not the world's."""
 
     def accepts(self, command: str) -> bool:
         """Return whether the world accepts a command now (True if it does not list its commands)."""

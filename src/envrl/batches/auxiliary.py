@@ -9,7 +9,7 @@ from typing import get_args
 
 from envrl.batches.examples import AuxiliaryRows, auxiliary_rows
 from envrl.batches.selection import Memory
-from envrl.config.schema import Auxiliary, Regularizer
+from envrl.config.schema import Auxiliary, Regularizer, Teacher
 from envrl.errors import UserError, suggest
 from envrl.objective.schedule import weight_at
 from envrl.randomness import key_of
@@ -45,8 +45,8 @@ def weights_of(auxiliaries: Sequence[Auxiliary], update: int, updates: int) -> d
     }
 
 
-def regularizer_weights(regularizers: Sequence[Regularizer], update: int, updates: int) -> dict[str, float]:
-    """Return the weight λ of each regularizer at an update (counted from 1; the schedule's t is one less)."""
+def scheduled_weights(losses: Sequence[Regularizer] | Sequence[Teacher], update: int, updates: int) -> dict[str, float]:
+    """Return the weight λ of each of these at an update (counted from 1; the schedule's t is one less)."""
     return {
         each.name: weight_at(
             update - 1,
@@ -55,7 +55,7 @@ def regularizer_weights(regularizers: Sequence[Regularizer], update: int, update
             each.common.schedule_updates or updates,
             each.common.floor,
         )
-        for each in regularizers
+        for each in losses
     }
 
 
@@ -89,9 +89,7 @@ def make_rows(
         )
         made.rows.extend(its.rows)
         made.figures.update(its.figures)
-        for episode, segments in its.in_pass.items():
-            for segment, terms in segments.items():
-                made.in_pass.setdefault(episode, {}).setdefault(segment, []).extend(terms)
+        made.add_terms(its.in_pass)
     return made
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envrl.batches.auxiliary import Predict, make_rows, regularizer_weights, weights_of
+from envrl.batches.auxiliary import Predict, make_rows, scheduled_weights, weights_of
 from envrl.batches.divergence import Reference, less_divergence
 from envrl.batches.examples import AuxiliaryRows
+from envrl.batches.retried import shaped, without_help
 from envrl.batches.rewards import Logprobs, with_rewards
 from envrl.batches.selection import Memory
+from envrl.batches.teaching import Scores, taught
 from envrl.batches.values import Values, value_terms, values_of_steps
 from envrl.config.schema import Config
 from envrl.objective.advantage import ESTIMATORS, VALUE
@@ -39,6 +41,8 @@ class Asks:
     """Log-probs of the model that RL started from, for a KL in the reward; None: it is left out."""
     predict: Predict | None = None
     """Texts of the policy, for an objective whose targets it writes."""
+    teachers: Scores | None = None
+    """Log-probs of the recipe's teachers; None: they teach nothing."""
     memory: Memory = field(default_factory=Memory)
     """What the choice of auxiliary rows knows of earlier updates; it learns this one."""
 
@@ -49,7 +53,7 @@ class UpdateBatch:
 
     rows: list[Row]
     weights: dict[str, float]
-    """The weight λ of each auxiliary objective and regularizer."""
+    """The weight λ of each auxiliary objective, regularizer and teacher."""
     figures: dict[str, float]
 
 
@@ -122,22 +126,30 @@ def build_batch(
     auxiliaries = config.auxiliaries()
     weights = weights_of(auxiliaries, update, config.train.updates)
     active = [each for each in auxiliaries if weights[each.name] > 0]
-    weights |= regularizer_weights(config.regularizers(), update, config.train.updates)
-    judged = [group for group in groups if not group.advantages_G]
+    for those in (config.regularizers(), config.teachers()):
+        weights |= scheduled_weights(those, update, config.train.updates)
+    judged, had_help = without_help([group for group in groups if not group.advantages_G], renderer)
     auxiliary = make_rows(active, judged, renderer, (config.seed, update), asks.memory, update, asks.predict)
     if any(each.common.select == "novel" for each in auxiliaries):
         asks.memory.observe(judged)
+    figures = {f"weight/{name}": weight for name, weight in weights.items()}
+    if asks.teachers is not None:
+        teachers = [each for each in config.teachers() if weights[each.name]]
+        teaching = taught(judged, teachers, config, renderer, asks.teachers)
+        auxiliary.add_terms(teaching.terms)
+        figures |= teaching.figures
     paid, rewards = _paid(judged, config, renderer, update, asks.logprobs)
     charged, divergence = less_divergence(paid, config, asks.reference)
     advantages, returns = _credit(charged, config, asks.values)
-    rows = _judged_rows(episodes_of(judged), advantages, returns, auxiliary, config, update)
+    rows = _judged_rows(episodes_of(judged), advantages, returns, auxiliary, config, update, had_help)
     given = _given_rows([group for group in groups if group.advantages_G], config)
-    figures = {f"weight/{name}": weight for name, weight in weights.items()}
     knobs = config.settings("estimator")
     weights = {**weights, **{name: knobs.get(f"{name}_weight", 0.5) for name in returns}}
     figures["rows/policy"] = sum(map(learns, rows))
     if given:
         figures["rows/replay"] = len(given)
+    if had_help:
+        figures["rows/retry"] = sum(any(term.component == "retry" for term in row.terms) for row in rows)
     if config.objective.idle_rows == "count":
         figures["rows/idle"] = sum(any(term.component == "policy" for term in row.terms) for row in rows)
         figures["rows/idle"] -= figures["rows/policy"]
@@ -155,6 +167,7 @@ def _judged_rows(
     auxiliary: AuxiliaryRows,
     config: Config,
     update: int,
+    had_help: Container[int] = (),
 ) -> list[Row]:
     """Return the policy's rows of these episodes, with the terms of heads and of objectives in its pass."""
     levels = ESTIMATORS[config.objective.estimator].levels(config.settings("estimator"))
@@ -164,7 +177,7 @@ def _judged_rows(
         for name, of_head in returns.items():
             learned = value_terms(trajectory, name, of_head[number], levels[name])
             in_pass = {place: [*in_pass.get(place, ()), *terms] for place, terms in learned.items()}
-        rows += policy_rows(
+        made = policy_rows(
             trajectory,
             advantages_S,
             config.objective.aggregation,
@@ -173,6 +186,7 @@ def _judged_rows(
             stale=trajectory.policy_version < update,
             constant=config.row_tokens,
         )
+        rows += shaped(made, config.retry.gamma) if id(trajectory) in had_help else made
     return rows
 
 

@@ -3,7 +3,7 @@ targets for a placebo. All auxiliary objectives share this code."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,6 +24,12 @@ class AuxiliaryRows:
     rows: list[Row] = field(default_factory=list)
     in_pass: dict[int, dict[int, list[LossTerm]]] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
+
+    def add_terms(self, terms: Mapping[int, Mapping[int, Sequence[LossTerm]]]) -> None:
+        """Add terms in the policy's rows to those that are there."""
+        for episode, segments in terms.items():
+            for segment, new in segments.items():
+                self.in_pass.setdefault(episode, {}).setdefault(segment, []).extend(new)
 
 
 def auxiliary_rows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
-from envrl.config.schema import Auxiliary, AuxiliaryConfig, Config, RegularizerConfig, RewardConfig
+from envrl.config.schema import Auxiliary, AuxiliaryConfig, Config, RegularizerConfig, RewardConfig, TeacherConfig
 from envrl.errors import UserError, suggest
 from envrl.registry import KINDS, find
 
@@ -168,6 +168,8 @@ def _check_learning(config: Config) -> None:
         _check_weight(reward.common, f"reward.{reward.name}")
     for each in config.regularizers():
         _check_weight(each.common, f"regularizer.{each.name}")
+    _check_teachers(config)
+    _check_retry(config)
 
 
 def _check_kl(config: Config) -> None:
@@ -264,7 +266,44 @@ def _check_writing(auxiliary: Auxiliary, table: str, config: Config, warm: bool)
         )
 
 
-def _check_weight(common: AuxiliaryConfig | RegularizerConfig | RewardConfig, table: str) -> None:
+def _check_retry(config: Config) -> None:
+    name, objective = config.retry.name, config.objective
+    if name == "none":
+        return
+    if config.replay.name != "none":
+        raise UserError(
+            f"retry.name = '{name}' with replay.name = '{config.replay.name}': a replay would keep episodes that were "
+            "played with help as the policy's own; leave one of them out"
+        )
+    if config.rollout.ahead:
+        raise UserError(
+            f"retry.name = '{name}' with rollout.ahead = {config.rollout.ahead}: what is played ahead is not tried "
+            "again yet; leave one of them out"
+        )
+    if objective.kl_weight and objective.kl_in == "reward":
+        raise UserError(
+            f"retry.name = '{name}' with objective.kl_in = 'reward': second attempts were drawn from a policy that was "
+            "helped, whose log-probs say nothing of the KL; set kl_in = 'loss' with kl_estimator = 'k2'"
+        )
+
+
+def _check_teachers(config: Config) -> None:
+    teachers = config.teachers()
+    for each in teachers:
+        _check_weight(each.common, f"teacher.{each.name}")
+        if each.key and not each.model:
+            raise UserError(
+                f"teacher.{each.name}.weight needs teacher.{each.name}.{each.key}, the folder of the teacher's model: "
+                "set it, or leave the teacher out"
+            )
+    if not config.objective.policy_weight and not (teachers or config.auxiliaries()):
+        raise UserError(
+            "objective.policy_weight = 0 leaves nothing to learn from: give a teacher or an auxiliary objective a "
+            "weight, or leave it out"
+        )
+
+
+def _check_weight(common: AuxiliaryConfig | RegularizerConfig | RewardConfig | TeacherConfig, table: str) -> None:
     if common.floor > common.weight:
         raise UserError(
             f"{table}.floor = {common.floor:g} is above {table}.weight = {common.weight:g}, which falls to it over the "

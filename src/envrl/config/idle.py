@@ -9,7 +9,7 @@ from envrl.registry import find
 
 
 def idle_settings(config: Config) -> Iterator[str]:
-    """Yield a warning for every objective, reward, regularizer and KL setting of the recipe that has no effect."""
+    """Yield a warning for each objective, reward, regularizer, teacher and KL setting that has no effect."""
     yield from _unlearned(config)
     yield from _unweighed(config)
     warm = config.warm_start
@@ -42,8 +42,9 @@ def _unlearned(config: Config) -> Iterator[str]:
 
 
 def _unweighed(config: Config) -> Iterator[str]:
-    """Yield a warning for tables of rewards and regularizers without a weight, and for a KL without one."""
-    for kind, active in (("reward", config.rewards()), ("regularizer", config.regularizers())):
+    """Yield a warning for tables of rewards, regularizers and teachers without a weight, and for a KL without one."""
+    weighed = {"reward": config.rewards(), "regularizer": config.regularizers(), "teacher": config.teachers()}
+    for kind, active in weighed.items():
         tables = {name.split(".")[1] for name in config.owned if name.startswith(f"{kind}.")}
         for name in sorted(tables - {each.name for each in active}):
             yield f"[{kind}.{name}] has no effect, since {kind}.{name}.weight = 0: give it a weight, or leave it out"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
 
-from envrl.config.schema import AuxiliaryConfig, Config, RegularizerConfig, RewardConfig
+from envrl.config.schema import AuxiliaryConfig, Config, RegularizerConfig, RewardConfig, TeacherConfig
 from envrl.errors import suggest
 from envrl.older import RETIRED
 from envrl.registry import KINDS, TAKEN, find, in_order, names
@@ -53,6 +53,7 @@ COMMON: dict[str, dict[str, Key]] = {
     "auxiliary": _keys_of(AuxiliaryConfig, ""),
     "reward": _keys_of(RewardConfig, ""),
     "regularizer": _keys_of(RegularizerConfig, ""),
+    "teacher": _keys_of(TeacherConfig, ""),
 }
 """The settings that all things of a kind share, by kind."""
 SECTIONS: tuple[str, ...] = (*section_types(), *COMMON)

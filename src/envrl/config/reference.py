@@ -52,6 +52,12 @@ What every regularizer of the policy's tokens can be told; one without a weight 
 entropy (`docs/algorithms/epo.md`); `docs/extend.md` adds one.
 
 """,
+    "teacher": """\
+What every teacher of the policy's own tokens can be told; one without a weight is off. Ours are `distill`, a model in a
+folder (`docs/algorithms/distillation.md`), and `sdpo`, the policy itself that was told how an attempt failed
+(`docs/algorithms/sdpo.md`); `docs/extend.md` adds one.
+
+""",
 }
 
 _HEAD = "| key | value | default | meaning |\n|---|---|---|---|\n"

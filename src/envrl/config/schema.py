@@ -105,6 +105,7 @@ class RolloutConfig:
 class ObjectiveConfig:
     estimator: str = "grpo"  # advantage estimator
     loss: str = "ppo"  # policy loss
+    policy_weight: Weight = 1.0  # of the policy loss; 0: learn from teachers and auxiliary objectives alone
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "sequence_mean"  # of the policy loss
     constant: Count = 0  # with aggregation = "constant": tokens that each row counts as; 0: the most that it can have
     idle_rows: Literal["skip", "count"] = "skip"  # without advantage: left out | in the denominator, KL and entropy
@@ -196,6 +197,35 @@ class Regularizer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherConfig:
+    """The settings of every teacher, in `[teacher.NAME]`."""
+
+    weight: Weight = 0.0  # of its loss; 0: off
+    schedule: Literal["cosine", "linear", "constant"] = "constant"  # of the weight, over the updates
+    schedule_updates: Count = 0  # updates after which the weight has fallen to its floor; 0: all of the run
+    floor: Weight = 0.0  # the weight falls to this
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A teacher with a weight: the common settings, and its own."""
+
+    name: str
+    common: TeacherConfig
+    settings: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The setting that names the folder of its model; empty if the policy itself is the teacher."""
+        return str(find("teacher", self.name).traits.get("model", ""))
+
+    @property
+    def model(self) -> str:
+        """The folder or name of its model; empty if the policy itself is the teacher."""
+        return str(self.settings[self.key]) if self.key else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CurriculumConfig:
     name: str = "shuffle"  # what decides which tasks an update plays
 
@@ -204,6 +234,14 @@ class CurriculumConfig:
 class ReplayConfig:
     name: str = "none"  # what decides which old episodes an update learns from, too
     start: str = ""  # a run with the same replay: begin with the episodes that it keeps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryConfig:
+    name: str = "none"  # what helps a failed attempt that is tried again
+    most: Positive = 1  # attempts of a group that are tried again, the first ones
+    weight: Weight = 1.0  # of the loss of second attempts, beside the policy's
+    gamma: AboveZero = 0.1  # γ: the loss of their tokens is − A · p / (p + γ)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +297,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    retry: RetryConfig = field(default_factory=RetryConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -299,6 +338,11 @@ class Config:
         """Return the regularizers with a weight, built-in ones first."""
         weighed = self._weighed("regularizer", "regularizer.", RegularizerConfig)
         return [Regularizer(name, RegularizerConfig(**shared), own) for name, shared, own in weighed]
+
+    def teachers(self) -> list[Teacher]:
+        """Return the teachers with a weight, built-in ones first."""
+        weighed = self._weighed("teacher", "teacher.", TeacherConfig)
+        return [Teacher(name, TeacherConfig(**shared), own) for name, shared, own in weighed]
 
     def _weighed(self, kind: str, prefix: str, common: type) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         """Return name, given shared settings and all own settings of those things of a kind that have a weight."""

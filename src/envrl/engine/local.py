@@ -17,6 +17,7 @@ from envrl.engine.guard import Guard
 from envrl.engine.loss_settings import LossSettings, OldLogprobs, Regularizer
 from envrl.engine.optimizer import Optimizer
 from envrl.engine.placement import HERE, Placement
+from envrl.engine.taught_part import load_teachers
 from envrl.engine.token_losses import auxiliary_losses
 from envrl.engine.update import head_values, policy_logprobs
 from envrl.models.adapters import has_adapter, other_adapter, read_adapter
@@ -47,13 +48,20 @@ class LocalEngine:
         placement: Placement = HERE,
         reference: Placed | None = None,
         regularizers: Mapping[str, Regularizer] = MappingProxyType({}),
+        teachers: Mapping[str, Placed] | None = None,
     ) -> None:
-        """`reference`: the model that RL starts from, where KL is weighed; left out it is loaded from the run."""
+        """`reference`: the model that RL starts from, where KL is weighed; left out it is loaded from the run.
+
+        `teachers`: the models of the recipe's teachers that are not the policy; left out they are loaded.
+        """
         self.regularizers = regularizers
         self.config, self.model, self.poll = config, model, poll
         self.optimizer, self.policy = optimizer, Placed(model, placement)
         self.guard = Guard(model, optimizer, config.train.max_grad_norm, run, say, placement)
-        self.reference = reference
+        if teachers is None:
+            loaded = load_teachers(config, model.codec, model.context)
+            teachers = {name: Placed(teacher, HERE) for name, teacher in loaded.items()}
+        self.reference, self.teachers = reference, teachers
         self.start: dict[str, Tensor] | None = None
         if config.objective.kl_weight > 0 and has_adapter(model.network):
             self.start = placement.spread(read_adapter(run / "warm_start"))
@@ -87,6 +95,11 @@ class LocalEngine:
         It is loaded where the recipe weighs the KL to it; else there are none.
         """
         return self._reference("reference log-probs", rows, loss_settings(self.config, {})) or {}
+
+    def teacher_logprobs(self, teacher: str, rows: Sequence[Row]) -> OldLogprobs:
+        """Return the log-probs of every row's policy tokens under a teacher of the recipe, by row origin."""
+        of = self.teachers.get(teacher, self.policy)
+        return self._logprobs(of, f"log-probs of the teacher '{teacher}'", rows, loss_settings(self.config, {}))
 
     def values(self, rows: Sequence[Row], component: str) -> OldLogprobs:
         """Return the values of a component's head for the state before each of its tokens, by row origin."""
@@ -137,7 +150,13 @@ def loss_settings(config: Config, weights: Mapping[str, float]) -> LossSettings:
     objective, train = config.objective, config.train
     kl_weight = objective.kl_weight if objective.kl_in == "loss" else 0.0
     return LossSettings(
-        weights={"policy": 1.0, "entropy": objective.entropy_weight, "kl": kl_weight, **weights},
+        weights={
+            "policy": objective.policy_weight,
+            "entropy": objective.entropy_weight,
+            "kl": kl_weight,
+            "retry": config.retry.weight,
+            **weights,
+        },
         policy_loss=objective.loss,
         knobs=config.settings("loss"),
         kl_estimator=objective.kl_estimator,

@@ -52,6 +52,10 @@ class Engine(Protocol):
         """Return the same under the model that RL started from, if the recipe weighs the KL to it; else nothing."""
         ...
 
+    def teacher_logprobs(self, teacher: str, rows: Sequence[Row]) -> Mapping[str, FloatArray]:
+        """Return the same under the model of the recipe's teacher of that name, or under the current weights."""
+        ...
+
     def values(self, rows: Sequence[Row], component: str) -> Mapping[str, FloatArray]:
         """Return the values of a component's head for its tokens in every row, by row origin."""
         ...

@@ -17,6 +17,7 @@ from envrl.engine.local import LocalEngine, Placed
 from envrl.engine.loss_settings import OldLogprobs, Regularizer
 from envrl.engine.optimizer import Optimizer, policy_optimizer
 from envrl.engine.shards import Shards, whole
+from envrl.engine.taught_part import load_teachers
 from envrl.models.adapters import has_adapter
 from envrl.models.copies import with_weights
 from envrl.models.load import LanguageModel, load_policy
@@ -48,12 +49,14 @@ class ShardedEngine:
         if config.objective.kl_weight > 0 and not has_adapter(model.network):
             start = load_policy(run / "warm_start", config)
             reference = Placed(start, Shards(start, precision))
+        loaded = load_teachers(config, model.codec, model.context)
+        teachers = {name: Placed(teacher, Shards(teacher, precision)) for name, teacher in loaded.items()}
         self._optimizer = policy_optimizer(mine, config.train)
         self._optimizer.restore(self._shards.spread(optimizer.tensors()))
         optimizer.forget()  # whole, they would take as much again on every process
         # One process alone must not leave an update: the loop asks all of them between two.
         self._inner = LocalEngine(
-            config, mine, self._optimizer, run, lambda: None, say, self._shards, reference, regularizers
+            config, mine, self._optimizer, run, lambda: None, say, self._shards, reference, regularizers, teachers
         )
         self._gather()
 
@@ -84,6 +87,10 @@ class ShardedEngine:
     def reference_logprobs(self, rows: Sequence[Row]) -> OldLogprobs:
         """Return the log-probs of every row's policy tokens under the model that RL started from, by row origin."""
         return self._inner.reference_logprobs(rows)
+
+    def teacher_logprobs(self, teacher: str, rows: Sequence[Row]) -> OldLogprobs:
+        """Return the log-probs of every row's policy tokens under a teacher of the recipe, by row origin."""
+        return self._inner.teacher_logprobs(teacher, rows)
 
     def values(self, rows: Sequence[Row], component: str) -> OldLogprobs:
         """Return what the head of a component gives for the state before each of its tokens, by row origin."""

@@ -18,6 +18,8 @@ from torch import Tensor
 from envrl.engine.loss_settings import LossSettings, OldLogprobs, Totals
 from envrl.engine.placement import HERE, Placement, merged
 from envrl.engine.policy_part import POLICY_LOSSES, policy_part, row_numbers, stream, told_beforehand
+from envrl.engine.retry_part import retry_part
+from envrl.engine.taught_part import is_taught, taught_part
 from envrl.models.heads import values_of
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import counted_memory
@@ -119,6 +121,12 @@ def micro_loss(
         elif component in POLICY_LOSSES:
             scores = score_terms(model, rows, component, states, settings.temperature, settings.precision)
             loss = loss + policy_part(rows, component, scores, weights_N, totals, settings, old, reference)
+        elif component == "retry":
+            scores = score_terms(model, rows, component, states, settings.temperature, settings.precision)
+            loss = loss + weight * retry_part(rows, scores, weights_N, totals)
+        elif is_taught(rows, component):
+            scores = score_terms(model, rows, component, states, settings.temperature, settings.precision)
+            loss = loss + weight * taught_part(rows, component, scores, weights_N, totals)
         else:
             losses_N = -score_terms(model, rows, component, states, 1.0, settings.precision).logprobs
             _count_kinds(rows, component, losses_N, totals)

@@ -41,7 +41,8 @@ class MarksRenderer:
         if form.layout == "steps":
             ids = steps_prompt(self._codec, task, last_turns(past, form.history), observation, form.show_admissible)
         else:
-            ids = observation_ids(self._codec, observation, form.show_admissible, task if form.repeat_task else "")
+            told = task if form.repeat_task else "" if past else observation.help
+            ids = observation_ids(self._codec, observation, form.show_admissible, told)
             words = len(self._codec.encode(trim(observation.text)))
             answer = (1, 2 + words) if past else None  # the text and the mark after it
         length = len(ids) + (0 if fresh else segment.length)
@@ -116,8 +117,9 @@ class MarksRenderer:
 
 
 def task_of(past: Sequence[Transition], observation: Observation) -> str:
-    """Return the task's sentence, read from the first observation of the episode."""
-    return task_text(past[0].observation if past else observation)
+    """Return the task's sentence, read from the first observation of the episode, and the help given with it."""
+    first = past[0].observation if past else observation
+    return f"{task_text(first)}\n\n{first.help}" if first.help else task_text(first)
 
 
 def last_turns(past: Sequence[Transition], count: int) -> list[tuple[Observation, str]]:

@@ -51,6 +51,7 @@ def play_episodes(
             key_of(seed, update, task.id, member),
             max_steps=assigned.max_steps or settings.max_steps,
             guide=guides[number] if guides else play_first(assigned.start),
+            help=assigned.help,
             number=number,
         )
         for number, (task, member, assigned) in enumerate(zip(tasks, members, given, strict=True))

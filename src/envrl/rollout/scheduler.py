@@ -77,6 +77,7 @@ class Episode:
     max_steps: int = 0
     """Number of steps after which it is cut off."""
     guide: Guide = _NOTHING_FIRST
+    help: str = ""
     number: int = 0
     """Its index among all episodes, which identifies it to the sampler."""
     slot: int = 0
@@ -230,6 +231,8 @@ class EpisodeScheduler:
         with self._in_worlds():
             for episode, observation in zip(episodes, self._worlds.reset(starts), strict=True):
                 episode.observation = observation or episode.observation
+                if episode.help:
+                    episode.observation = replace(episode.observation, help=episode.help)
                 episode.stop_reason = StopReason.SET_ASIDE if observation is None else None
             self._play_guided(episodes)
 

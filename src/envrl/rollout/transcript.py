@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from envrl.rendering.renderer import Prompt, PromptWriter, SegmentState
-from envrl.types import Ids, Segment, Span, Transition
+from envrl.types import Ids, Segment, Span, Trajectory, Transition
 
 
 @dataclass(slots=True)
@@ -59,3 +59,13 @@ def write_segments(renderer: PromptWriter, steps: Sequence[Transition]) -> tuple
         return None
     transcript.close()
     return tuple(transcript.segments)
+
+
+def retold(renderer: PromptWriter, trajectory: Trajectory, told: str) -> Trajectory | None:
+    """Return an episode as if its policy had been told `told` with the task; None if it does not fit the context."""
+    if not trajectory.transitions:
+        return trajectory
+    first, *later = trajectory.transitions
+    steps = (replace(first, observation=replace(first.observation, help=told)), *later)
+    segments = write_segments(renderer, steps)
+    return None if segments is None else replace(trajectory, transitions=steps, segments=segments)

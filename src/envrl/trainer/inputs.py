@@ -39,6 +39,9 @@ def check_names(config: Config, make_env: Callable[[], TextEnv]) -> None:
     estimator(*trial, values=values, heads=heads, **config.settings("estimator"))
     if clash := heads.keys() & {each.name for each in config.auxiliaries()}:
         raise UserError(f"the {estimator.entry.called} and an auxiliary objective both name a loss '{min(clash)}'")
+    for teacher in config.teachers():
+        if teacher.model:
+            check_folder(model_folder(teacher.model), teacher.model)
     if config.rollout.is_chat:
         find_format(config.rollout.format, **config.settings("format"))
     method_of(config)

@@ -154,7 +154,7 @@ class Run:
         self.engine: Engine = make_engine(*made_with, **config.settings("engine"))
         self.engine.skips = state.skips
         asked = (self.engine.values, self.engine.logprobs, self.engine.reference_logprobs)
-        self.asks = Asks(*asked, self._predict(state.model), self.memory)
+        self.asks = Asks(*asked, self._predict(state.model), self.engine.teacher_logprobs, self.memory)
         self.player: PlayNow | PlayAhead = PlayNow(rollouts, self.engine)
         if config.rollout.ahead:
             self.player = PlayAhead(config, rollouts, self.engine, poll, self.reporter)

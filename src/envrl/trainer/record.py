@@ -80,8 +80,9 @@ class UpdateLog:
     ) -> dict[str, Any]:
         """Append an update's line and return it; add the update's episodes, steps and tokens to `state`."""
         of_play = played_figures(played.groups, self.renderer)
-        state.env_steps += of_play["train/steps"]
-        state.tokens += of_play["tokens"]
+        again = {name: int(played.figures.get(f"retry/{name}", 0)) for name in ("tried", "steps", "tokens")}
+        state.env_steps += of_play["train/steps"] + again["steps"]
+        state.tokens += of_play["tokens"] + again["tokens"]
         state.episodes += played.episodes
         seconds = laps.seconds()
         record = {
@@ -94,7 +95,7 @@ class UpdateLog:
             **batch.figures,
             **figures,
             "train/token_mismatches": laps.stats.mismatches,
-            "env/set_aside": played.episodes - len(episodes_of(played.groups)),
+            "env/set_aside": played.episodes - len(episodes_of(played.groups)) - again["tried"],
             "seconds": seconds,
             "rate": {
                 "env_steps": of_play["train/steps"] / seconds["total"],

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from envrl import ranks
+from envrl.batches.retried import joined, second_attempts
 from envrl.build import training_settings
 from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
@@ -65,7 +67,16 @@ class Rollouts:
         if len(admitted) < wanted and self.tasks.refuses:
             which = f"{len(groups) - len(admitted)} of {len(groups)}" if admitted else f"all {len(groups)}"
             self.reporter.say(f"update {update}: the curriculum refused {which} groups of {self.tasks.rounds} rounds")
-        return Played(groups, admitted[:wanted], episodes, self.tasks.figures())
+        learned, figures = self._tried_again(admitted[:wanted], met, update, stats, version)
+        return Played(groups, learned, episodes + int(figures.get("retry/tried", 0)), self.tasks.figures() | figures)
+
+    def _tried_again(
+        self, groups: list[TrajectoryGroup], met: Counter[str], *when: Any
+    ) -> tuple[list[TrajectoryGroup], dict[str, float]]:
+        """Return the groups with the recipe's second attempts, which are played here, and figures of these."""
+        again = second_attempts(groups, self.config, self.make_env)
+        places = [Playing(number, each, met[each.task.id] + n) for n, (number, each) in enumerate(again)]
+        return joined(groups, [each.group for each in places], self._round(places, *when)) if again else (groups, {})
 
     def _round(
         self, playing: Sequence[Playing], update: int, stats: RolloutStats, version: int | None

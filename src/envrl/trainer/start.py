@@ -16,12 +16,15 @@ import torch
 
 from envrl import ranks
 from envrl.batches.auxiliary import try_out
+from envrl.batches.retried import second_attempts
 from envrl.batches.rewards import rewards_of
+from envrl.batches.teaching import lessons_of
 from envrl.build import form_of, renderer_of
 from envrl.config.idle import idle_settings
 from envrl.config.load import config_differences, dump_config, load_recipe, load_run
 from envrl.config.schema import Config
 from envrl.engine.checkpoint import verify_checkpoint
+from envrl.engine.taught_part import load_teachers
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
@@ -81,11 +84,13 @@ def resumed_config(run: Path, config: Config) -> Config:
     before = f"'{run}' was started with train.updates = {stored.train.updates}"
     if config.train.updates < stored.train.updates:
         raise UserError(f"{before}: a run can get more updates, not fewer")
-    for each in stored.auxiliaries():
+    kinds = {"auxiliary": stored.auxiliaries(), "reward": stored.rewards()}
+    kinds |= {"regularizer": stored.regularizers(), "teacher": stored.teachers()}
+    for kind, each in ((kind, each) for kind, weighed in kinds.items() for each in weighed):
         if each.common.schedule != "constant" and not each.common.schedule_updates:
             raise UserError(
-                f"{before}, over which the weights of its auxiliary losses fall; only with auxiliary.{each.name}."
-                "schedule_updates set, or a constant schedule, can updates be added"
+                f"{before}, over which the weights of its losses fall; only with {kind}.{each.name}.schedule_updates "
+                "set, or a constant schedule, can updates be added"
             )
     return config
 
@@ -159,12 +164,13 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
 
 
 def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
-    """Refuse a regularizer, and a user's auxiliary objective or reward, that fails on its first use."""
+    """Refuse a regularizer, and a user's auxiliary objective, reward or teacher, that fails on its first use."""
     _try_regularizers(config)
     auxiliaries = [*config.auxiliaries(), *config.auxiliaries("warm_start")]
     theirs = [each for each in auxiliaries if not find("auxiliary", each.name).ships]
     rewards = [each for each in config.rewards() if not find("reward", each.name).ships]
-    if not (theirs or rewards):
+    teachers = [each for each in config.teachers() if not find("teacher", each.name).ships]
+    if not (theirs or rewards or teachers or config.retry.name != "none"):
         return
     with opened(make_env()) as env:
         tasks = listed_tasks(env, config.env.split, config.env.name)
@@ -174,6 +180,9 @@ def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:
         try_out(each, group, config.rollout.layout)
     for reward in rewards:
         rewards_of(reward, [group], lambda examples: np.full(len(examples), 0.5))
+    second_attempts([group], config, make_env)
+    for teacher in teachers:
+        lessons_of(teacher, [group])
 
 
 def _try_regularizers(config: Config) -> None:
@@ -196,6 +205,7 @@ def _check_model(folder: str | Path, config: Config, make_env: Callable[[], Text
         renderer_of(model, form_of(config))
         _warn_of_marks(model, folder, config)
         _check_context(config, folder, model.context)
+        load_teachers(config, model.codec, model.context)
         check_room_of_run(model, make_env, config)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
