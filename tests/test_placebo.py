@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from envrl.batches.placebo import Placebo, derange
 from envrl.errors import UserError
-from envrl.objective.placebo import Placebo, derange
 
 
 def check(texts: list[str], lengths: list[int], placebo: Placebo) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from envrl.batches.in_pass import Labels, Tokens, labels_of, terms_of
+from envrl.batches.placebo import derange
 from envrl.batches.selection import Memory, Reservoir, Yielded, failures, novel, transition_key, uncertain
 from envrl.config.schema import AuxiliaryConfig
-from envrl.objective.placebo import derange
 from envrl.randomness import key_of, sample_share
 from envrl.samples.rows import counted_term
 from envrl.types import Example, InPass, LossTerm, Pair, Row, Trajectory
