@@ -11,7 +11,7 @@ from boxes import tiny
 from envrl.cli.main import main
 from envrl.config.check import check_together
 from envrl.config.load import config_differences, dump_config, flat_values, load_recipe
-from envrl.config.quick import LARGEST, quick
+from envrl.config.quick import LARGEST, OF_METHODS, quick
 from envrl.config.recipes_index import recipe_names
 from envrl.report.summary import summarize
 from view_runs import data_of
@@ -23,7 +23,10 @@ def test_every_recipe_is_lowered_to_a_whole_configuration(name: str) -> None:
     small = quick(full)
     check_together(small)
     before, after = flat_values(full), flat_values(small)
-    assert set(config_differences(full, small)) <= {"quick", *LARGEST}
+    method = full.warm_start.method
+    of_method = {f"warm_start.{method}.{key}": largest for key, largest in OF_METHODS.get(method, {}).items()}
+    assert set(config_differences(full, small)) <= {"quick", *LARGEST, *of_method}
+    assert all(small.settings("warm_start")[key.split(".")[2]] <= largest for key, largest in of_method.items())
     assert after["quick"] is True
     for key, largest in LARGEST.items():
         assert after[key] == min(largest, before[key]) or (not before[key] and after[key] == largest)

@@ -25,7 +25,7 @@ LARGEST = {
     "eval.probe_episodes": 0,
 }
 """The upper bound that `--quick` sets for each setting; lower values stay."""
-_OF_METHODS = {
+OF_METHODS = {
     "dagger": {"rounds": 1, "episodes": 2},
     "rejection": {"rounds": 1, "tasks": 1, "episodes": 2},
     "early_experience": {"states": 2, "alternatives": 2},
@@ -45,7 +45,7 @@ def quick(config: Config) -> Config:
         if value > largest or (name in _UNLIMITED and not value):
             lowered.append((name, str(min(largest, config.env.max_steps) if name in _STEPS else largest)))
     method = config.warm_start.method
-    for name, largest in _OF_METHODS.get(method, {}).items():
+    for name, largest in OF_METHODS.get(method, {}).items():
         if config.settings("warm_start")[name] > largest:
             lowered.append((f"warm_start.{method}.{name}", str(largest)))
     return override(config, lowered)
