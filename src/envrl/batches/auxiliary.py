@@ -9,7 +9,7 @@ from typing import get_args
 
 from envrl.batches.examples import AuxiliaryRows, auxiliary_rows
 from envrl.batches.selection import Memory
-from envrl.config.schema import Auxiliary, Regularizer, Teacher
+from envrl.config.schema import Auxiliary, Regularizer, Reward, Teacher
 from envrl.errors import UserError, suggest
 from envrl.objective.schedule import weight_at
 from envrl.randomness import key_of
@@ -19,8 +19,6 @@ from envrl.types import Example, InPass, Pair, Part, Trajectory, TrajectoryGroup
 
 Predict = Callable[[Sequence[Pair]], list[str]]
 """Returns what the policy says to each prompt, as text."""
-LONGEST_WRITTEN = 96
-"""Tokens of a text that the policy writes as a target."""
 Write = Callable[[Sequence[Example]], list[str]]
 MOST_EXAMPLES = 1_000
 """Examples of an objective for each step of the episodes, which none needs: one that yields more is endless."""
@@ -31,21 +29,13 @@ def weights_of(auxiliaries: Sequence[Auxiliary], update: int, updates: int) -> d
 
     It is 0 if the objective is active only every `every` updates, and not in this one.
     """
-    return {
-        each.name: 0.0
-        if update % each.common.every
-        else weight_at(
-            update - 1,
-            each.common.weight,
-            each.common.schedule,
-            each.common.schedule_updates or updates,
-            each.common.floor,
-        )
-        for each in auxiliaries
-    }
+    weights = scheduled_weights(auxiliaries, update, updates)
+    return {each.name: 0.0 if update % each.common.every else weights[each.name] for each in auxiliaries}
 
 
-def scheduled_weights(losses: Sequence[Regularizer] | Sequence[Teacher], update: int, updates: int) -> dict[str, float]:
+def scheduled_weights(
+    weighed: Sequence[Auxiliary | Regularizer | Reward | Teacher], update: int, updates: int
+) -> dict[str, float]:
     """Return the weight λ of each of these at an update (counted from 1; the schedule's t is one less)."""
     return {
         each.name: weight_at(
@@ -55,7 +45,7 @@ def scheduled_weights(losses: Sequence[Regularizer] | Sequence[Teacher], update:
             each.common.schedule_updates or updates,
             each.common.floor,
         )
-        for each in losses
+        for each in weighed
     }
 
 

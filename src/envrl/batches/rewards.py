@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from envrl.batches.auxiliary import scheduled_weights
 from envrl.config.schema import Reward
 from envrl.errors import UserError
-from envrl.objective.schedule import weight_at
 from envrl.registry import blame, find
 from envrl.rendering.renderer import Renderer
 from envrl.samples.rows import counted_term
@@ -33,9 +33,9 @@ def with_rewards(
 ) -> tuple[list[TrajectoryGroup], dict[str, float]]:
     """Return the groups with Σ λ(t) · reward added to each step's own, and figures to log."""
     added, figures = [np.zeros(len(each.transitions)) for each in episodes_of(groups)], dict[str, float]()
+    weights = scheduled_weights(rewards, update, updates)
     for each in rewards:
-        common = each.common
-        weight = weight_at(update - 1, common.weight, common.schedule, common.schedule_updates or updates, common.floor)
+        weight = weights[each.name]
         figures[f"reward_weight/{each.name}"] = weight
         if not weight:
             continue

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from envrl import ranks
-from envrl.batches.auxiliary import LONGEST_WRITTEN, weights_of
+from envrl.batches.auxiliary import weights_of
 from envrl.batches.examples import pair_rows
 from envrl.build import form_of, renderer_of
 from envrl.config.schema import Config
@@ -275,7 +275,7 @@ class _Stage:
         }
 
     def _predict(self, pairs: Sequence[Pair]) -> list[str]:
-        return predict_targets(self.model, pairs, self.renderer.stops, LONGEST_WRITTEN)
+        return predict_targets(self.model, pairs, self.renderer.stops)
 
     def _measure(self) -> dict[str, float]:
         held_out = self.held_out or self.training[:64]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from envrl import ranks
-from envrl.batches.auxiliary import LONGEST_WRITTEN, Predict
+from envrl.batches.auxiliary import Predict
 from envrl.batches.batch import Asks, UpdateBatch, build_batch
 from envrl.batches.selection import Memory
 from envrl.build import env_maker, form_of, policy_of, renderer_of
@@ -161,7 +161,7 @@ class Run:
         self.log = UpdateLog(config, self.metrics, self.renderer, self.splitter, self.engine, self.make_env.workers)
 
     def _predict(self, model: LanguageModel) -> Predict:
-        return lambda pairs: ranks.of_first(lambda: predict_targets(model, pairs, self.renderer.stops, LONGEST_WRITTEN))
+        return lambda pairs: ranks.of_first(lambda: predict_targets(model, pairs, self.renderer.stops))
 
     def _updates(self, state: RunState) -> None:
         updates = self.config.train.updates
