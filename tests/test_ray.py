@@ -35,8 +35,8 @@ from envrl.envs.pool import ProcessPool, Worlds
 from envrl.envs.vector import LocalWorlds
 from envrl.errors import RunError, UserError
 from envrl.models.checkpoints import verify_checkpoint
+from ray_cluster import NODE, wait_for
 from test_pool import PLAIN, Counter, alive, parent_of, said
-from ray_cluster import NODE, cluster, wait_for  # noqa: F401
 from test_processes import command, lines, train
 from warm import envrl
 

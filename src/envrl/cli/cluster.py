@@ -89,8 +89,8 @@ def check_size(resources: Mapping[str, float], nodes: int, count: int, needs: Ne
             asked = f"a {kind} each" if each == 1 else f"{count * each} {kind}s"
             lower = ", ".join(["--processes", *(words.partition(" ")[0] for words in needs.by)])
             raise UserError(
-                f"{some(count, 'process', 'processes')} with train.device = '{needs.device}'{with_others} need {asked}, "
-                f"and the Ray cluster has {size_of(resources, nodes)}: add nodes, or lower {lower}"
+                f"{some(count, 'process', 'processes')} with train.device = '{needs.device}'{with_others} need "
+                f"{asked}, and the Ray cluster has {size_of(resources, nodes)}: add nodes, or lower {lower}"
             )
 
 
