@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from envrl import ranks
 from envrl.clusters import joined
@@ -38,8 +38,8 @@ class SamplerHost:
         torch.set_num_threads(threads)
         ray: Any = import_module("ray")
         device = torch.device("cuda" if ray.get_runtime_context().get_accelerator_ids().get("GPU") else "cpu")
-        model.network.to(device)
-        model.heads.to(device)
+        for part in (model.network, model.heads):
+            nn.Module.to(part, device)
         self._sampler = OwnSampler(model, precision)
 
     def begin(self) -> int:
@@ -93,8 +93,8 @@ class RaySampler:
         self._gpus = int(model.device.type == "cuda")
         self._check_room(actors * ranks.expected())
         made = sampling_copy(model, precision, apart=True)
-        made.network.to(torch.device("cpu"))
-        made.heads.to("cpu")
+        for part in (made.network, made.heads):
+            nn.Module.to(part, "cpu")
         self._dtype = torch.bfloat16 if precision == "bf16" else None
         self._model, self._weights = self._ray.put(made), None
         self.version = 0
