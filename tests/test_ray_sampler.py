@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from envrl.cli.main import main
 from envrl.errors import RunError, UserError
 from envrl.randomness import key_of
 from envrl.rollout.own_sampler import OwnSampler
@@ -73,7 +77,7 @@ class Beside:
     """The built-in sampler and one of two actors, which hear the same."""
 
     def __init__(self) -> None:
-        self.own, self.there = OwnSampler(qwen()), RaySampler(qwen(), "fp32", actors=2, cpus=1, patience=120.0)
+        self.own, self.there = OwnSampler(qwen()), RaySampler(qwen(), "fp32", actors=2, cpus=1, patience=600.0)
         self.here, self.far, self.turns = start(), start(), 0
 
     def turn(self) -> None:
@@ -113,7 +117,7 @@ def test_what_actors_answer_is_what_the_built_in_sampler_does_whoever_is_lost(cl
 
 def test_what_is_released_while_it_is_asked_is_not_taken_for_what_comes_after_it(ray: Any) -> None:
     """As when a run is interrupted while it plays, and goes on to play the evaluation."""
-    own, there = OwnSampler(qwen()), RaySampler(qwen(), "fp32", actors=1, cpus=1, patience=120.0)
+    own, there = OwnSampler(qwen()), RaySampler(qwen(), "fp32", actors=1, cpus=1, patience=600.0)
     for episode, ids in start().items():
         there.submit(asked(episode, 0, (*ids, 33, 34)))
     assert there.poll(1)
@@ -123,14 +127,67 @@ def test_what_is_released_while_it_is_asked_is_not_taken_for_what_comes_after_it
     agree(turn(there, 5, start()), turn(own, 5, start()))
 
 
+def test_each_actor_gives_its_share_and_an_answer_that_is_lost_is_asked_for_again(
+    ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever is faster, so that what is played together does not depend on time, and two equal runs are equal."""
+    there, own = RaySampler(qwen(), "fp32", actors=2, cpus=1, patience=600.0), OwnSampler(qwen())
+    lost = [ray.exceptions.ObjectReconstructionFailedError("", "", "")]
+
+    def get(call: Any) -> Any:
+        found = ray.get(call)
+        if isinstance(found, dict) and lost:
+            raise lost.pop()
+        return found
+
+    names = ("wait", "put", "remote", "kill", "exceptions")
+    monkeypatch.setattr(there, "_ray", SimpleNamespace(get=get, **{name: getattr(ray, name) for name in names}))
+    for episode, ids in start().items():
+        there.submit(asked(episode, 0, ids))
+    heard = there.poll(2)
+    assert [len(heard.keys() & engine.episodes) > 0 for engine in there._engines] == [True, True]
+    assert not lost
+    heard |= there.poll()
+    found = {episode: completion for episode, completion in heard.items() if completion is not None}
+    agree(found, turn(own, 0, start()))
+
+
+def test_memory_that_runs_out_there_and_weights_that_do_not_arrive_are_noticed(ray: Any) -> None:
+    """Where memory runs out fewer episodes at a time are tried, as with the built-in sampler."""
+    there = RaySampler(qwen(), "fp32", actors=1, cpus=1, patience=600.0)
+
+    def full() -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    there.submit(asked(0, 0, (30, 31)))
+    there._engines[0].call = ray.remote(full).options(num_cpus=0).remote()
+    with pytest.raises(MemoryError, match="Tried to allocate 2 GiB"):
+        there.poll()
+    there.load([("another", torch.ones(1))], 1)
+    with pytest.raises(RunError, match=r"did not take the new weights \(KeyError: 'another'\); go on with --resume"):
+        there.poll()
+
+
+def test_without_a_cluster_nothing_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    wanted = ("--quick", "--rollout.sampler", "ray")
+    assert main(["train", "household-demo", "--run", str(tmp_path / "run"), *wanted]) == 2
+    assert f"no Ray cluster answers at {address}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_actor_that_is_lost_again_and_again_ends_the_run(ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = RaySampler(qwen(), "fp32", actors=1, cpus=1, patience=120.0)
+    there = RaySampler(qwen(), "fp32", actors=1, cpus=1, patience=600.0)
     begin = there._begin
 
-    def begin_and_die() -> tuple[Any, Any, float]:
-        actor, began, due = begin()
+    def begin_and_die() -> tuple[Any, Any, Any, float]:
+        actor, began, loaded, due = begin()
         os.kill(ray.get(began), signal.SIGKILL)
-        return actor, began, due
+        return actor, began, loaded, due
 
     monkeypatch.setattr(there, "_begin", begin_and_die)
     os.kill(ray.get(there._engines[0].began), signal.SIGKILL)
@@ -142,11 +199,13 @@ def test_an_actor_that_is_lost_again_and_again_ends_the_run(ray: Any, monkeypatc
 
 
 def test_no_room_is_said(ray: Any) -> None:
-    with pytest.raises(
-        UserError, match="samplers of all processes need 3 CPUs, and the Ray cluster has 2: add nodes, or"
-    ):
+    said = "the processes have 3 samplers, each with 1 CPU of a node, and the Ray cluster has room for 2: add nodes, or"
+    with pytest.raises(UserError, match=said):
         RaySampler(qwen(), "fp32", actors=3, cpus=1, patience=1.0)
-    first = RaySampler(qwen(), "fp32", actors=2, cpus=1, patience=60.0)
+    said = "1 sampler, each with 2 CPUs of a node, and the Ray cluster has room for 0: .* lower .* or rollout.ray.cpus"
+    with pytest.raises(UserError, match=said):
+        RaySampler(qwen(), "fp32", actors=1, cpus=2, patience=1.0)
+    first = RaySampler(qwen(), "fp32", actors=2, cpus=1, patience=600.0)
     ray.get([engine.began for engine in first._engines])
     second = RaySampler(qwen(), "fp32", actors=1, cpus=1, patience=1.0)
     second.submit(asked(0, 0, (30, 31)))
@@ -165,7 +224,7 @@ def test_a_run_whose_episodes_an_actor_plays_is_the_run_without(cluster: Any, tm
 
 
 def test_a_node_that_cannot_start_one_is_said(ray: Any) -> None:
-    there = RaySampler(qwen(), "fp32", actors=1, cpus=1, patience=120.0)
+    there = RaySampler(qwen(), "fp32", actors=1, cpus=1, patience=600.0)
     with pytest.raises(
         UserError, match=r"cannot start a sampler \(ModuleNotFoundError: No module named 'envrl'\): ins"
     ):

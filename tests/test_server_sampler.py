@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from dataclasses import replace
@@ -57,6 +58,19 @@ def test_the_trainer_learns_from_the_tokens_and_the_log_probs_of_the_server(
     for line in metrics[:1] if ahead else metrics:
         assert 0.0 < line["sampler_mismatch_max"] < 2e-3
     assert metrics[-1].get("staleness", 0) == ahead
+
+
+def test_a_warm_start_that_plays_hands_its_weights_over_and_the_run_is_evaluated_without_the_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with inference_server() as server:
+        own = ("--warm_start.method=rejection", "--warm_start.rejection.tasks=2", "--warm_start.rejection.episodes=2")
+        config = recipe(server.address, tmp_path / "weights")
+        assert run(tmp_path, config, "--train.updates=1", "--warm_start.demonstrations=2", *own) == 0
+        assert server.loads == 4  # one more, for the round that is played
+    measured = ("--episodes", "2", "--free", "0", "--probe", "0", "--json", str(tmp_path / "found.json"))
+    assert main(["eval", str(tmp_path / "run"), *measured]) == 0, capsys.readouterr().err
+    assert [record["episodes"] for record in json.loads((tmp_path / "found.json").read_text())] == [2, 2]
 
 
 def test_asked_again_it_draws_the_same(tmp_path: Path) -> None:

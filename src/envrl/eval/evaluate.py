@@ -24,6 +24,7 @@ from envrl.eval.split import SCRIPT, chosen_tasks, evaluate_script, evaluate_spl
 from envrl.eval.target import Target, find_target, with_base
 from envrl.models.checkpoints import weights_hash
 from envrl.progress import Reporter
+from envrl.registry import find
 from envrl.rendering.prompts import find_format
 from envrl.types import Trajectory
 
@@ -109,6 +110,7 @@ def evaluate_as(
     if not agent.script:
         check_world(config)
         check_format(config)
+        config = played_here(config)
     _check_measured(agent, config, free, probe)
     make_env = env_maker(config)
     with opened(make_env()) as world:
@@ -219,6 +221,15 @@ def with_world_settings(config: Config, settings: Sequence[tuple[str, str]]) -> 
         if not key.startswith("env."):
             raise UserError(f"an evaluation can set keys of [env] alone, not '{key}': all others are the run's own")
     return override(config, settings)
+
+
+def played_here(config: Config) -> Config:
+    """Return the configuration with the built-in sampler, where a run's needs a server, a cluster or an engine."""
+    if not find("sampler", config.rollout.sampler).traits.get("apart"):
+        return config
+    beginning = f"rollout.{config.rollout.sampler}."
+    owned = {key: value for key, value in config.owned.items() if not key.startswith(beginning)}
+    return replace(config, rollout=replace(config.rollout, sampler="own"), owned=owned)
 
 
 def world_settings(config: Config) -> dict[str, Any]:

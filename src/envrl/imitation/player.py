@@ -49,7 +49,8 @@ class ModelPlayer:
         self, round: int, assignments: Sequence[Assignment], guide_of: GuideMaker | None = None
     ) -> list[Trajectory]:
         """Return the episodes of these assignments, those of a world that failed left out."""
-        policy = policy_of(self._model, self._config, self._renderer)  # with the weights of this moment
+        policy = policy_of(self._model, self._config, self._renderer)
+        policy.sampler.load(self._model.named_parameters(), 0)  # the weights of this moment, for a server, too
         episodes = [(each, member) for each in assignments for member in range(each.episodes)]
         splitter = BatchSplitter(self._reporter.say)
 

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from envrl import ranks
-from envrl.clusters import joined
 from envrl.errors import RunError, UserError
 from envrl.models.copies import sampling_copy
 from envrl.models.load import LanguageModel
+from envrl.models.out_of_memory import is_out_of_memory
+from envrl.models.runtime import prepare_torch
 from envrl.rollout.own_sampler import OwnSampler
 from envrl.rollout.sampler import Request
+from envrl.serving.sampler import cluster_for
 from envrl.types import Completion
 
 LOSSES = 3
@@ -35,7 +36,7 @@ class SamplerHost:
     """Plays on the device that Ray has given this actor."""
 
     def __init__(self, model: LanguageModel, precision: str, threads: int) -> None:
-        torch.set_num_threads(threads)
+        prepare_torch(threads)
         ray: Any = import_module("ray")
         device = torch.device("cuda" if ray.get_runtime_context().get_accelerator_ids().get("GPU") else "cpu")
         for part in (model.network, model.heads):
@@ -67,6 +68,8 @@ class _Engine:
 
     actor: Any
     began: Any
+    loaded: Any
+    """The call that gave it its weights."""
     due: float
     """Until when it has to be placed."""
     episodes: set[int] = field(default_factory=set)
@@ -88,10 +91,9 @@ class RaySampler:
     """
 
     def __init__(self, model: LanguageModel, precision: str, actors: int, cpus: int, patience: float) -> None:
-        self._ray = joined("rollout.sampler = 'ray'")
+        self._ray = cluster_for(model.device.type, actors, cpus)
         self._precision, self._cpus, self._patience = precision, cpus, patience
         self._gpus = int(model.device.type == "cuda")
-        self._check_room(actors * ranks.expected())
         made = sampling_copy(model, precision, apart=True)
         for part in (made.network, made.heads):
             nn.Module.to(part, "cpu")
@@ -122,19 +124,21 @@ class RaySampler:
             taken = {name: weight.detach().to("cpu", self._dtype or weight.dtype) for name, weight in weights}
         self._weights = self._ray.put(taken)
         for engine in self._engines:
-            engine.actor.load.remote(self._weights, version)
+            engine.loaded = engine.actor.load.remote(self._weights, version)
 
     def poll(self, enough: int | None = None) -> dict[int, Completion | None]:
-        pending = sum(engine.pending for engine in self._engines)
-        wanted = pending if enough is None else min(enough, pending)
+        """See `Sampler`. Each actor gives its share, whichever is faster: what is batched does not depend on time."""
+        owing = [engine for engine in self._engines if engine.pending]
+        pending = sum(engine.pending for engine in owing)
         done: dict[int, Completion | None] = {}
-        while len(done) < wanted:
-            for engine in self._engines:
-                self._send(engine, None if enough is None else -(-wanted * engine.pending // pending))
-            under_way = {engine.call: engine for engine in self._engines if engine.call is not None}
-            ready, _ = self._ray.wait(list(under_way), timeout=_SLICE)
-            for call in ready:
-                done |= self._taken(under_way[call])
+        while owing:
+            for engine in owing:
+                self._send(engine, None if enough is None else -(-min(enough, pending) * engine.pending // pending))
+            ready, _ = self._ray.wait([engine.call for engine in owing], timeout=_SLICE)
+            for engine in [each for each in owing if each.call in ready]:
+                if found := self._taken(engine):
+                    owing.remove(engine)
+                    done |= found
             if not ready:
                 self._check_placed()
         return done
@@ -147,15 +151,21 @@ class RaySampler:
 
     def _taken(self, engine: _Engine) -> dict[int, Completion | None]:
         """Return what an actor answers, but for episodes released meanwhile; replace the actor if it is lost."""
-        exceptions = self._ray.exceptions
+        exceptions, loaded = self._ray.exceptions, False
         call, engine.call = engine.call, None
         try:
+            self._ray.get(engine.loaded)  # else what was drawn may be the old weights'
+            loaded = True
             found = self._ray.get(call)
-        except exceptions.RayActorError as error:
+        except exceptions.RayTaskError as error:
+            why = _last_line(str(error))
+            if loaded and is_out_of_memory(error.cause or error):
+                raise MemoryError(why) from error  # fewer episodes at a time are tried
+            what = "failed" if loaded else "did not take the new weights"
+            raise RunError(f"a sampler on the Ray cluster {what} ({why}); go on with --resume") from error
+        except exceptions.RayError as error:  # the actor or its node is gone, or with it what it answered
             self._replace(engine, str(error))
             return {}
-        except exceptions.RayTaskError as error:
-            raise RunError(f"a sampler on the Ray cluster failed: {_last_line(str(error))}") from error
         engine.losses = 0
         return {episode: found[episode] for episode in found if engine.sent.pop(episode, None)}
 
@@ -172,18 +182,19 @@ class RaySampler:
                 f"a sampler on the Ray cluster was lost, the {LOSSES}rd time before it answered ({_last_line(why)}); "
                 "go on with --resume"
             )
-        engine.actor, engine.began, engine.due = self._begin()
+        self._ray.kill(engine.actor)  # it may only be out of reach, and hold the room that another one needs
+        engine.actor, engine.began, engine.loaded, engine.due = self._begin()
         engine.new, engine.sent = engine.sent | engine.new, {}
 
-    def _begin(self) -> tuple[Any, Any, float]:
-        """Ask for an actor with the newest weights; return it, what says that it is there, and its deadline."""
+    def _begin(self) -> tuple[Any, Any, Any, float]:
+        """Ask for an actor; return it, the calls that say that it is there and has the weights, and its deadline."""
         options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "scheduling_strategy": "SPREAD"}
         made = self._ray.remote(SamplerHost).options(**options)
         actor = made.remote(self._model, self._precision, self._cpus)
-        began = actor.begin.remote()
+        began = loaded = actor.begin.remote()
         if self._weights is not None:
-            actor.load.remote(self._weights, self.version)
-        return actor, began, time.monotonic() + self._patience
+            loaded = actor.load.remote(self._weights, self.version)
+        return actor, began, loaded, time.monotonic() + self._patience
 
     def _check_placed(self) -> None:
         """Raise `RunError` where an actor has found no room in time."""
@@ -195,16 +206,6 @@ class RaySampler:
                         "there is, or raise rollout.ray.patience"
                     )
                 engine.due = float("inf")
-
-    def _check_room(self, count: int) -> None:
-        """Raise `UserError` where the cluster could not hold the actors of all processes even if it were idle."""
-        kind, each = ("GPU", 1) if self._gpus else ("CPU", self._cpus)
-        there = int(self._ray.cluster_resources().get(kind, 0))
-        if there < count * each:
-            raise UserError(
-                f"rollout.sampler = 'ray': the samplers of all processes need {count * each} {kind}s, and the Ray "
-                f"cluster has {there}: add nodes, or lower rollout.ray.actors"
-            )
 
 
 def _last_line(text: str) -> str:

@@ -1,11 +1,16 @@
-"""The samplers `server`, `vllm` and `ray` as recipes know them: settings, and what is checked before a run begins."""
+"""The samplers `server`, `vllm` and `ray` as recipes know them: settings, and what is checked before a run begins.
+
+`apart` says that a sampler needs more than the model's weights: an evaluation by itself plays without it.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from envrl import ranks
+from envrl.clusters import joined
 from envrl.errors import UserError
 from envrl.ranges import AboveZero, Positive, Rate
 from envrl.registry import register
@@ -32,7 +37,7 @@ def check(*, address: str, folder: str, **_: object) -> None:
     served(address)
 
 
-@register("sampler", "server", restricts=False, adapters=False, check=check)
+@register("sampler", "server", restricts=False, adapters=False, apart=True, check=check)
 def server(
     model: LanguageModel,
     precision: str,
@@ -55,7 +60,7 @@ def check_vllm(**_: object) -> None:
         raise UserError("rollout.sampler = 'vllm' needs the package 'vllm' and a GPU: pip install 'envrl[vllm]'")
 
 
-@register("sampler", "vllm", restricts=False, adapters=False, check=check_vllm)
+@register("sampler", "vllm", restricts=False, adapters=False, apart=True, check=check_vllm)
 def vllm(
     model: LanguageModel,
     precision: str,
@@ -69,13 +74,33 @@ def vllm(
     return VllmSampler(model, precision, memory, eager)
 
 
-def check_ray(**_: object) -> None:
-    """Raise `UserError` where Ray is not installed."""
+def check_ray(*, device: str, actors: int, cpus: int, **_: object) -> None:
+    """Raise `UserError` where Ray is not installed, no cluster answers, or it has no room for the samplers."""
     if importlib.util.find_spec("ray") is None:
         raise UserError("rollout.sampler = 'ray' needs Ray, which is not installed: pip install 'envrl[ray]'")
+    cluster_for(device, actors, cpus)
 
 
-@register("sampler", "ray", check=check_ray)
+def cluster_for(device: str, actors: int, cpus: int) -> Any:
+    """Return the module `ray`, connected to a cluster.
+
+    Raises `UserError` where none answers, or it could not hold the samplers of all processes even if it were idle.
+    """
+    ray = joined("rollout.sampler = 'ray'")
+    each = {"CPU": cpus, **({"GPU": 1} if device.startswith("cuda") else {})}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    there = sum(min(int(node.get(kind, 0)) // count for kind, count in each.items()) for node in nodes)
+    if there < (wanted := actors * ranks.expected()):
+        takes = " and ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in each.items())
+        raise UserError(
+            f"rollout.sampler = 'ray': the processes have {wanted} sampler{'s' * (wanted > 1)}, each with {takes} of a "
+            f"node, and the Ray cluster has room for {there}: add nodes, or lower rollout.ray.actors"
+            f"{' or rollout.ray.cpus' * (cpus > 1)}"
+        )
+    return ray
+
+
+@register("sampler", "ray", apart=True, check=check_ray)
 def ray(
     model: LanguageModel,
     precision: str,

@@ -143,7 +143,8 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     TOKEN_LOSSES[config.objective.loss](trial, trial, trial, torch.tensor([0, 1]), **config.settings("loss"))
     _try_choices(config, make_env)
     find_device(config.train.device)
-    find("sampler", config.rollout.sampler).traits.get("check", lambda **_: None)(**config.settings("sampler"))
+    sampler = {"device": config.train.device, **config.settings("sampler")}
+    find("sampler", config.rollout.sampler).traits.get("check", lambda **_: None)(**sampler)
     if config.model.lora_rank:
         check_peft()
     if not warm_start:
