@@ -23,7 +23,7 @@ from envrl import registry
 from envrl.build import renderer_of
 from envrl.cli.main import main
 from envrl.config import plugins
-from envrl.config.load import dump_config, load_recipe, load_run
+from envrl.config.load import dump_config, load_recipe, load_run, load_table
 from envrl.config.schema import AuxiliaryConfig
 from envrl.curriculum import Plan
 from envrl.errors import UserError
@@ -301,6 +301,39 @@ def test_a_run_never_loads_its_plug_in(
     again = ["train", str(run / "config.toml"), "--run", str(run), "--resume", "--train.updates", "2"]
     assert main([*again, "--objective.bonus.amount", "0.5", "--plugin", str(file)]) == 0
     assert len(lines(run / "metrics.jsonl")) == 2
+
+
+@pytest.mark.parametrize("place", ["the configuration", "a recipe that it extends"])
+def test_a_stranger_s_run_cannot_have_a_file_loaded(
+    place: str, tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No run that envrl made names a file without its hash, or extends another recipe."""
+    run, mark = tmp_path / "run", tmp_path / "mark"
+    text = "import envrl\nfrom pathlib import Path\n@envrl.register('estimator', 'evil')\ndef evil(steps): ...\n"
+    assert main(["train", recipe, "--run", str(run), "--train.updates", "0"]) == 0
+    write(run, "evil.py", f"{text}Path({str(mark)!r}).touch()\n")
+    written, named = (run / "config.toml").read_text(), 'plugins = ["evil.py"]\n'
+    if place == "the configuration":
+        write(run, "config.toml", written.replace("plugins = []\n", named))
+    else:
+        write(run, "evil.toml", named)
+        write(run, "config.toml", 'extends = "evil.toml"\n' + written.replace("plugins = []\n", ""))
+    config = str(run / "config.toml")
+    looking = [
+        ["eval", str(run)],
+        ["eval", str(run / "checkpoints" / "latest")],
+        ["export", str(run), str(tmp_path / "x")],
+    ]
+    looking += [["recipes", config], ["doctor", config], ["train", config, "--run", str(run), "--resume"]]
+    looking += [["train", recipe, "--run", str(run), "--resume"], ["train", config, "--run", str(tmp_path / "new")]]
+    for command in looking:
+        capsys.readouterr()
+        assert main(command) == 2, command
+        assert "'evil.py' is named without the SHA-256 that a run records" in capsys.readouterr().err
+    assert main(["report", str(run)]) == 0
+    assert not mark.exists()
+    with pytest.raises(UserError, match="is named without the SHA-256"):
+        load_table({"plugins": ["evil.py"]}, "a record")
 
 
 def test_a_changed_plug_in_is_refused(made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
