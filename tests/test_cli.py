@@ -65,6 +65,7 @@ WRONG = [
     (["train", "household-dmeo"], "unknown recipe 'household-dmeo'; did you mean 'household-demo'?"),
     (["train", "gone.toml"], "there is no recipe file 'gone.toml'"),
     (["train", "household-demo", "again"], "unexpected argument 'again'"),
+    (["train", "household-demo", "--plugins", "x.py"], "unknown option '--plugins'; did you mean '--plugin'?"),
     (["train", "household-demo", "--rnu", "x"], "unknown option '--rnu'; did you mean '--run'?"),
     (["train", "household-demo", "--updates", "3"], "did you mean '--train.updates'?"),
     (["train", "household-demo", "--train.updates"], "--train.updates needs a value"),

@@ -238,6 +238,9 @@ def test_refused_groups_are_replaced_by_others() -> None:
             "return [envrl.Assignment(self.other, 1)]",
             "gave the task 'elsewhere', which is none of the training split's",
         ),
+        ("return [envrl.Assignment('a', 2)]", "gave 'a' as the task of an assignment: it is one of the tasks given"),
+        ("return [envrl.Assignment(self.tasks[0], '2')]", "gave episodes = '2' for 'train/0': it is a whole number"),
+        ("return [envrl.Assignment(self.tasks[0], 2, start=None)]", "gave a start of 'train/0' that is no tuple of"),
         ("return [envrl.Assignment(self.tasks[0], 0)]", "gave 0 episodes of 'train/0': at least 1 is played"),
         (
             "return [envrl.Assignment(self.tasks[0], 1, max_steps=9)]",

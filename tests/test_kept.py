@@ -250,6 +250,6 @@ def test_what_was_learned_before_an_evaluation_survives_it(tmp_path: Path, monke
     latest = tmp_path / "run" / "checkpoints" / "latest"
     assert latest.resolve().name == "step-000003"
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "_update", lambda *_: pytest.fail("an update was played again"))
+        patch.setattr(loop, "_update", lambda *_: pytest.fail("an update was played again"))
         train(config, tmp_path / "run", resume=True)
     assert essence(tmp_path / "run") == essence(whole)

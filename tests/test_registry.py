@@ -23,7 +23,7 @@ from envrl import registry
 from envrl.build import renderer_of
 from envrl.cli.main import main
 from envrl.config import plugins
-from envrl.config.load import dump_config, load_recipe, load_run
+from envrl.config.load import dump_config, load_recipe, load_run, load_table
 from envrl.config.schema import AuxiliaryConfig
 from envrl.curriculum import Plan
 from envrl.errors import UserError
@@ -303,6 +303,39 @@ def test_a_run_never_loads_its_plug_in(
     assert len(lines(run / "metrics.jsonl")) == 2
 
 
+@pytest.mark.parametrize("place", ["the configuration", "a recipe that it extends"])
+def test_a_stranger_s_run_cannot_have_a_file_loaded(
+    place: str, tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No run that envrl made names a file without its hash, or extends another recipe."""
+    run, mark = tmp_path / "run", tmp_path / "mark"
+    text = "import envrl\nfrom pathlib import Path\n@envrl.register('estimator', 'evil')\ndef evil(steps): ...\n"
+    assert main(["train", recipe, "--run", str(run), "--train.updates", "0"]) == 0
+    write(run, "evil.py", f"{text}Path({str(mark)!r}).touch()\n")
+    written, named = (run / "config.toml").read_text(), 'plugins = ["evil.py"]\n'
+    if place == "the configuration":
+        write(run, "config.toml", written.replace("plugins = []\n", named))
+    else:
+        write(run, "evil.toml", named)
+        write(run, "config.toml", 'extends = "evil.toml"\n' + written.replace("plugins = []\n", ""))
+    config = str(run / "config.toml")
+    looking = [
+        ["eval", str(run)],
+        ["eval", str(run / "checkpoints" / "latest")],
+        ["export", str(run), str(tmp_path / "x")],
+    ]
+    looking += [["recipes", config], ["doctor", config], ["train", config, "--run", str(run), "--resume"]]
+    looking += [["train", recipe, "--run", str(run), "--resume"], ["train", config, "--run", str(tmp_path / "new")]]
+    for command in looking:
+        capsys.readouterr()
+        assert main(command) == 2, command
+        assert "'evil.py' is named without the SHA-256 that a run records" in capsys.readouterr().err
+    assert main(["report", str(run)]) == 0
+    assert not mark.exists()
+    with pytest.raises(UserError, match="is named without the SHA-256"):
+        load_table({"plugins": ["evil.py"]}, "a record")
+
+
 def test_a_changed_plug_in_is_refused(made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     file, run = made
     forget()
@@ -482,8 +515,9 @@ def test_a_run_of_an_older_version_is_looked_at_and_not_resumed(
     capsys.readouterr()
     assert main(["compare", str(tmp_path / "older.json"), str(run)]) == 2
     assert "are of one configuration and one seed" in capsys.readouterr().err
-    assert main(["train", recipe, "--run", str(run), "--objective.estimator", "gigpo", "--resume"]) == 2
-    assert "made by an older version of envrl and cannot be resumed" in capsys.readouterr().err
+    for named in (recipe, str(run / "config.toml")):  # the second holds keys that are gone
+        assert main(["train", named, "--run", str(run), "--objective.estimator", "gigpo", "--resume"]) == 2
+        assert "made by an older version of envrl and cannot be resumed" in capsys.readouterr().err
 
 
 def test_auxiliary_losses_of_an_older_version(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -528,6 +562,65 @@ def test_auxiliary_losses_of_an_older_version(recipe: str, tmp_path: Path, capsy
 def test_a_setting_that_its_owner_does_not_have(arguments: tuple[str, str], words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         load_recipe("household-demo", [arguments])
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("amount: int = None", "must be a whole number, and its default is None"),
+        ("amount: float = float('inf')", "must be a number, and its default is inf"),
+        ("amount: Positive = 0", "must be a whole number of at least 1, and its default is 0"),
+        ("amount: 'int | None' = None", "has a type that no recipe can hold: docs/extend.md says which can"),
+        ("amount: set = set()", "has a type that no recipe can hold"),
+    ],
+)
+def test_a_setting_that_no_recipe_can_hold(
+    setting: str, words: str, tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its run could never be read again."""
+    text = "import envrl\nfrom envrl.ranges import Positive\n@envrl.register('estimator', 'mine')\n"
+    file = write(tmp_path, "mine.py", f"{text}def mine(steps, *, {setting}): return steps.rewards_N\n")
+    chosen = ["--plugin", str(file), "--objective.estimator", "mine"]
+    assert main(["train", recipe, "--run", str(tmp_path / "run"), *chosen]) == 2
+    assert f"the setting 'amount' of the advantage estimator 'mine' {words}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("meta", "words"),
+    [
+        ("gt=0, lt=1", "above 0 and below 1"),
+        ("le=1", "of at most 1"),
+        ("lt=1", "below 1"),
+        ("ge=0, lt=1", "of at least 0 and below 1"),
+    ],
+)
+def test_a_range_of_ones_own_is_said_whole(meta: str, words: str, tmp_path: Path) -> None:
+    text = (
+        "import envrl\nfrom typing import Annotated\nfrom msgspec import Meta\n@envrl.register('estimator', 'mine')\n"
+    )
+    text += f"def mine(steps, *, amount: Annotated[float, Meta({meta})] = 0.5): return steps.rewards_N\n"
+    load_plugin(write(tmp_path, "mine.py", text))
+    with pytest.raises(UserError, match=f"objective.mine.amount must be a number {words}, not 9"):
+        load_recipe("household-demo", [("objective.estimator", "mine"), ("objective.mine.amount", "9")])
+
+
+def test_the_help_of_a_recipe_has_the_settings_of_what_it_chooses(
+    tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, "bonus.py", EXAMPLES["bonus.py"])
+    chosen = ["--plugin", str(file), "--objective.estimator", "bonus", "--objective.bonus.amount", "0.25"]
+    assert main(["train", recipe, *chosen, "--help"]) == 0
+    printed = capsys.readouterr().out
+    meaning = "added to the return of an episode that took fewer steps than its group does on average"
+    assert f"  --objective.bonus.amount 0.25\n      a number of at least 0: {meaning}\n" in printed
+    assert "--objective.ppo.clip_low 0.2\n      a number from 0 to 1: the ratio" in printed
+    assert "--objective.grpo" not in printed
+    assert main(["train", "--help"]) == 0
+    assert "--objective" not in capsys.readouterr().out
+    assert main(["train", "--run", "x", "--help"]) == 0
+    assert main(["train", recipe, "--help", "--objective.estimator", "bonos"]) == 2
+    assert "did you mean 'bonus'?" in capsys.readouterr().err
 
 
 def test_a_value_that_the_loss_itself_refuses(tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,7 +68,7 @@ KINDS = {
             "sokoban": "envrl.envs.adapters.sokoban:sokoban",
             "textworld": "envrl.envs.adapters.textworld_world:textworld",
             "verifiers": "envrl.envs.adapters.verifiers_world:verifiers",
-            "webshop": "envrl.envs.webshop.world:webshop",
+            "webshop": "envrl.envs.webshop.factory:webshop",
         },
     ),
     "estimator": Kind(
@@ -166,7 +166,7 @@ KINDS = {
         ("rollout",),
         "envrl.samplers",
         {
-            "own": "envrl.rollout.sampler:own",
+            "own": "envrl.rollout.own:own",
             "endpoint": "envrl.eval.endpoint_sampler:EndpointSampler",
             "server": "envrl.serving.sampler:server",
             "vllm": "envrl.serving.sampler:vllm",

@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
             name = unknown[0].partition("=")[0]
             if not name.startswith("-"):
                 self.error(f"unexpected argument '{name}'")
-            near = suggest(name, [*self.options(), *also])
+            near = suggest(name, [option for option in [*self.options(), *also] if option != name])
             self.error(f"unknown option '{name}'{near if 'did you mean' in near else suggest(name, self.options())}")
         return values
 

@@ -13,11 +13,13 @@ from envrl.cli.cluster import check_ray
 from envrl.cli.launch import check_count, end_with_launcher, launch, was_launched
 from envrl.cli.ray_launch import WAIT, launch_on_ray
 from envrl.config.check import check_processes, check_together
-from envrl.config.keys import KEYS
+from envrl.config.keys import KEYS, describe, kind_of
 from envrl.config.load import config_differences, flat_values, load_recipe, override
 from envrl.config.quick import quick
 from envrl.config.schema import Config
+from envrl.config.values import show
 from envrl.errors import UserError
+from envrl.registry import find
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -27,7 +29,8 @@ def run(arguments: Sequence[str]) -> int:
         "Train an agent by a recipe.",
         usage="RECIPE [--section.key value ...] [--run DIR] [--resume] [--plugin FILE.py] [--quick] [--processes N] "
         "[--ray ADDRESS|local]",
-        epilog="--section.key value sets a key of the recipe (docs/recipes.md has all of them); a list is written a,b",
+        epilog="--section.key value sets a key of the recipe (docs/recipes.md has all of them); a list is written a,b. "
+        "With a RECIPE, --help has the settings of what it chooses by name, those of a --plugin among them.",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of one that ships ('envrl recipes')")
     parser.add_argument("--run", metavar="DIR", help="the run's directory (default: runs/ and the recipe's name)")
@@ -46,6 +49,8 @@ def run(arguments: Sequence[str]) -> int:
     )
     add_plugin(parser)
     overrides, rest = split_overrides(arguments, KEYS.keys() - {"quick", "plugins"})
+    if {"-h", "--help"} & {*rest}:
+        return _help(parser, overrides, [argument for argument in rest if argument not in ("-h", "--help")])
     values = parser.parse(rest, also=[f"--{key}" for key in KEYS])
     several = values.processes is not None or values.ray is not None
     if values.processes is not None:
@@ -54,16 +59,20 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("--ray-patience is how long --ray waits: it does nothing without it")
     if several and "train.engine" not in dict(overrides):
         overrides = [*overrides, ("train.engine", "sharded")]
+    name = Path(values.recipe).stem + "-quick" * values.quick
+    directory = Path("runs", name) if values.run is None else _directory(values.run)
+    if values.resume:
+        from envrl.trainer.inputs import check_directory
+
+        check_directory(directory, resume=True)  # before the recipe: it may be that of a run of an older version
     config = load_recipe(values.recipe, overrides, values.plugin)
     check_processes(config, values.processes or ranks.expected())
     if values.ray is not None:
         check_ray(config)
-    name = Path(values.recipe).stem
     if values.quick:
-        full, config, name = config, _lowered(config, overrides), f"{name}-quick"
+        full, config = config, _lowered(config, overrides)
         if ranks.is_first() and not was_launched():
             print(_words(full, config), file=sys.stderr, flush=True)
-    directory = Path("runs", name) if values.run is None else _directory(values.run)
 
     from envrl.build import env_maker
     from envrl.trainer.inputs import check_directory, check_names, pinned_model
@@ -85,6 +94,24 @@ def run(arguments: Sequence[str]) -> int:
     from envrl.trainer.loop import train
 
     train(config, directory, values.resume)
+    return 0
+
+
+def _help(parser: Parser, overrides: Sequence[tuple[str, str]], rest: Sequence[str]) -> int:
+    """Print the command's help and, for a recipe, the settings of what it chooses: value, type, range and meaning."""
+    try:
+        values = parser.parse(rest)
+    except UserError:  # no recipe, or options that the help says
+        parser.print_help()
+        return 0
+    config = load_recipe(values.recipe, overrides, values.plugin)
+    parser.print_help()
+    print(f"\nsettings of what {values.recipe} chooses:")
+    for name, value in flat_values(config).items():
+        table, _, last = name.rpartition(".")
+        above, _, owner = table.rpartition(".")
+        if name not in KEYS and (own := find(kind_of(above, owner), owner).settings.get(last)):
+            print(f"  --{name} {show(value)}\n      {describe(own.annotation)}{own.meaning and f': {own.meaning}'}")
     return 0
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import msgspec
 from msgspec import Meta
 
 from envrl.config.schema import AuxiliaryConfig, Config, RegularizerConfig, RewardConfig, TeacherConfig
-from envrl.errors import suggest
+from envrl.config.values import usable
+from envrl.errors import UserError, suggest
 from envrl.older import RETIRED
-from envrl.registry import KINDS, TAKEN, find, in_order, names
+from envrl.registry import KINDS, TAKEN, find, in_order, names, settings_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +88,29 @@ def keys_of(table: str, kind: str, owner: str) -> dict[str, Key]:
     A thing may have other defaults of what is shared (`defaults=` in `register`).
     """
     entry = find(kind, owner)
+    _check_settings_of(entry.target, entry.called)
     defaults = entry.traits.get("defaults", {})
     return {
         (name := f"{table}.{owner}.{each.name}"): Key(name, each.annotation, defaults.get(each.name, each.default))
         for each in (COMMON.get(kind, {}) | dict(entry.settings)).values()
     }
+
+
+@cache
+def _check_settings_of(target: Any, called: str) -> None:
+    """Raise `UserError` for a setting that no recipe can hold: of an unknown type, or with a default of another one."""
+    for setting in settings_of(target).values():
+        what = f"the setting '{setting.name}' of the {called}"
+        try:
+            words = describe(setting.annotation)
+        except (KeyError, TypeError, IndexError) as error:  # an annotation may be any object
+            raise UserError(f"{what} has a type that no recipe can hold: docs/extend.md says which can") from error
+        try:
+            if not usable(setting.default):
+                raise ValueError
+            msgspec.convert(setting.default, setting.annotation)
+        except ValueError as error:
+            raise UserError(f"{what} must be {words}, and its default is {setting.default!r:.40}") from error
 
 
 def owned_keys(choices: Mapping[str, str], owned: Iterable[str]) -> dict[str, Key]:
@@ -144,32 +165,30 @@ def describe(annotation: Any) -> str:
     """Return a type and its range in words: `a whole number of at least 1`."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _plain(parts[0]) + _range(parts[1])
+        return _plain(parts[0]) + "".join(_range(meta) for meta in parts[1:] if isinstance(meta, Meta))
     if origin is Literal:
         return f"one of {', '.join(repr(part) for part in parts)}"
     return _plain(annotation)
 
 
 def _plain(kind: Any) -> str:
+    """Return a type in words; raise `KeyError` for one that a recipe cannot hold."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    if get_origin(kind) in (tuple, list) and get_args(kind)[0] in (int, float):
-        return "a list of numbers"
+    if get_origin(kind) in (tuple, list):
+        return {int: "a list of numbers", float: "a list of numbers", str: "a list of texts"}[get_args(kind)[0]]
     if get_origin(kind) is dict:
         return "a table of numbers, texts, true or false (on the command line JSON)"
-    return names.get(kind, "a list of texts")
+    return names[kind]
 
 
 def _range(meta: Meta) -> str:
-    match meta:
-        case Meta(ge=low, le=high) if low is not None and high is not None:
-            return f" from {low:g} to {high:g}"
-        case Meta(gt=low, le=high) if low is not None and high is not None:
-            return f" above {low:g} and at most {high:g}"
-        case Meta(gt=low) if low is not None:
-            return f" above {low:g}"
-        case Meta(ge=low) if low is not None:
-            return f" of at least {low:g}"
-    raise TypeError(f"no words for the range {meta}")
+    if meta.ge is not None and meta.le is not None:
+        return f" from {meta.ge:g} to {meta.le:g}"
+    low = f"above {meta.gt:g}" if meta.gt is not None else f"of at least {meta.ge:g}" if meta.ge is not None else ""
+    high = f"below {meta.lt:g}" if meta.lt is not None else f"at most {meta.le:g}" if meta.le is not None else ""
+    if low and high:
+        return f" {low} and {high}"
+    return f" {low}" if low else f" {'of ' * (meta.le is not None)}{high}" if high else ""
 
 
 def parse_value(text: str, annotation: Any) -> Any:

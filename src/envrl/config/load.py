@@ -24,7 +24,7 @@ from envrl.config.keys import (
     section_types,
     suggest_key,
 )
-from envrl.config.plugins import load_plugins
+from envrl.config.plugins import load_plugins, recorded_plugins
 from envrl.config.recipes_index import recipe_names, recipe_text
 from envrl.config.schema import Config
 from envrl.config.values import show, usable
@@ -49,12 +49,12 @@ def load_recipe(
     overrides: Sequence[tuple[str, str]] = (),
     plugins: Sequence[str | Path] = (),
     *,
-    older: bool = False,
+    of_run: bool = False,
 ) -> Config:
     """Return the configuration of a recipe (a TOML file, or the name of a built-in one) with `overrides` applied.
 
-    `plugins` are a user's files, loaded first, so that the recipe can use what they register. `older` also accepts the
-    keys of older versions.
+    `plugins` are a user's files, loaded first, so that the recipe can use what they register. `of_run` also accepts the
+    keys of older versions. A file `config.toml` is a run's: what it names as plug-ins is never loaded.
 
     An override is a dotted key and its value as text; the last one of a key wins. A recipe may extend another with
     `extends = "name or file"` at its top.
@@ -62,7 +62,7 @@ def load_recipe(
     each other, and invalid TOML.
     """
     named = load_plugins(map(str, plugins))
-    settings = _recipe_settings(name_or_path, base=Path(), seen=(), older=older) | _given(overrides)
+    settings = _recipe_settings(name_or_path, base=Path(), seen=(), of_run=of_run) | _given(overrides)
     return _config_of(settings, named)
 
 
@@ -87,7 +87,7 @@ def load_layers(
 
 def load_table(table: Mapping[str, Any], label: str) -> Config:
     """Return the configuration of a table with every key, as a record of a run holds it, by an older version too."""
-    return _config_of(_with_table({}, in_present_keys(dict(table)), label, Path()), ())
+    return _config_of(_with_table({}, in_present_keys(dict(table)), label, None), ())
 
 
 def _config_of(settings: dict[str, _Setting], plugins: Sequence[str]) -> Config:
@@ -105,7 +105,7 @@ def load_run(folder: Path) -> Config:
 
     Raises `UserError` as `load_recipe` does.
     """
-    return load_recipe(str(folder / "config.toml"), older=True)
+    return load_recipe(str(folder / "config.toml"), of_run=True)
 
 
 def override(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
@@ -157,9 +157,15 @@ def _value(name: str, values: Mapping[str, Any]) -> Any:
     return values.get(name, key and key.default)
 
 
-def _recipe_settings(name_or_path: str, base: Path, seen: tuple[str, ...], older: bool = False) -> dict[str, _Setting]:
-    """Return the settings of a recipe on top of those of the recipes it extends; paths are relative to `base`."""
+def _recipe_settings(
+    name_or_path: str, base: Path, seen: tuple[str, ...], of_run: bool = False, recorded: bool = False
+) -> dict[str, _Setting]:
+    """Return the settings of a recipe on top of those of the recipes it extends; paths are relative to `base`.
+
+    Plug-ins are not loaded if they are `recorded`: those of a run, and of what it extends.
+    """
     text, label, folder = _read(name_or_path, base)
+    recorded = recorded or Path(name_or_path).name == "config.toml"
     if len(seen) == _DEEPEST:
         raise UserError(f"recipes extend each other more than {_DEEPEST} deep, at {label}")
     if label in seen:
@@ -170,20 +176,24 @@ def _recipe_settings(name_or_path: str, base: Path, seen: tuple[str, ...], older
     if extends is not None:
         if not isinstance(extends, str) or not extends or not usable(extends):
             raise UserError(f"extends must be the name or file of another recipe, not {show(extends)} (in {label})")
-        settings = _recipe_settings(extends, folder, (*seen, label))
-    return _with_table(settings, in_present_keys(table) if older else table, label, folder)
+        settings = _recipe_settings(extends, folder, (*seen, label), recorded=recorded)
+    return _with_table(settings, in_present_keys(table) if of_run else table, label, None if recorded else folder)
 
 
 def _with_table(
-    settings: Mapping[str, _Setting], table: Mapping[str, Any], label: str, folder: Path
+    settings: Mapping[str, _Setting], table: Mapping[str, Any], label: str, folder: Path | None
 ) -> dict[str, _Setting]:
-    """Return the settings with those of a table on top, in a layer of their own; plug-ins are added to those before."""
+    """Return the settings with those of a table on top, in a layer of their own; plug-ins are added to those before.
+
+    Plug-ins are relative to the folder; if there is none, a run or a record names them, and none is loaded.
+    """
     table = dict(table)
     if (files := table.get("plugins")) is not None:
         if not (isinstance(files, list) and all(isinstance(file, str) and usable(file) for file in files)):
             raise UserError(f"plugins must be a list of texts, not {show(files)} (in {label})")
         before = settings["plugins"].value if "plugins" in settings else ()
-        table["plugins"] = [*dict.fromkeys([*before, *load_plugins(files, folder)])]
+        named = recorded_plugins(files) if folder is None else load_plugins(files, folder)
+        table["plugins"] = [*dict.fromkeys([*before, *named])]
     layer = max((setting.layer for setting in settings.values()), default=-1) + 1
     return {**settings, **{name: _Setting(value, f"in {label}", layer) for name, value in _flatten(table, label)}}
 

@@ -18,10 +18,18 @@ _LOADED: dict[str, str] = {}
 def load_plugins(files: Iterable[str], folder: Path = Path()) -> tuple[str, ...]:
     """Load files, relative to `folder`, and return them in the form that a run records: `mine.py#sha256=…`.
 
-    A recorded file is never loaded (a run folder from a stranger runs no code): the user must have named it already.
-    Raises `UserError` if the user did not, or the file has changed, and if a file cannot be loaded.
+    A file with a hash stands in a recipe that a run was made with, and is not loaded (`recorded_plugins`). Raises
+    `UserError` if a file cannot be loaded.
     """
     return tuple(dict.fromkeys(_recorded(file) if _PIN in file else _loaded(folder / file) for file in files))
+
+
+def recorded_plugins(files: Iterable[str]) -> tuple[str, ...]:
+    """Return the files that a run or a record names, and load none: a stranger's folder runs no code.
+
+    Raises `UserError` if the user has not named one already, if it has changed, and if its hash is not given.
+    """
+    return tuple(dict.fromkeys(map(_recorded, files)))
 
 
 def _loaded(file: Path) -> str:
@@ -32,6 +40,11 @@ def _loaded(file: Path) -> str:
 
 def _recorded(pinned: str) -> str:
     name, _, digest = pinned.partition(_PIN)
+    if not digest:
+        raise UserError(
+            f"the plug-in '{name}' is named without the SHA-256 that a run records, and what a run names is never "
+            "loaded: give it by --plugin, and take it out of there"
+        )
     if digest not in _LOADED.values():
         if name in _LOADED:
             raise UserError(

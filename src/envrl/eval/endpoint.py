@@ -26,9 +26,9 @@ from envrl.eval.evaluate import (
     world_options,
     world_settings,
 )
-from envrl.eval.kept import Kept, kept_in
+from envrl.eval.kept import BATCH, Kept, kept_in
 from envrl.eval.record import SoFar, each_split, summarize
-from envrl.eval.split import BATCH, chosen_tasks
+from envrl.eval.split import chosen_tasks
 from envrl.progress import Reporter
 from envrl.rendering.messages import MessageWriter
 from envrl.rendering.prompts import find_format, with_thought

@@ -20,6 +20,8 @@ from envrl.files import JsonLines
 from envrl.locks import held
 from envrl.types import Action, Observation, StopReason, Task, Template, Trajectory, Transition
 
+BATCH = 128
+"""Episodes played at once; fixed, since log-probs depend on the batch size by rounding."""
 Who = tuple[str, int]
 """A task's id and the member, which identify an episode of a split."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from envrl.build import env_maker
 from envrl.config.load import override
-from envrl.config.plugins import load_plugins
+from envrl.config.plugins import load_plugins, recorded_plugins
 from envrl.config.schema import Config, EnvConfig
 from envrl.envs.answers import opened
 from envrl.envs.data import VARIABLES, data_folder, fingerprint_of
@@ -78,7 +78,8 @@ def play_panel(
     `before` is a record to repeat: its revision of the model, its weights, its plug-ins and its number of threads are
     taken. All else is as for `evaluate`. Raises `UserError`, also where the set is not the pinned one.
     """
-    loaded = load_plugins([*map(str, plugins), *(before.agent.get("plugins", ()) if before else ())])
+    named = before.agent.get("plugins", ()) if before else ()
+    loaded = tuple(dict.fromkeys([*load_plugins(map(str, plugins)), *recorded_plugins(named)]))
     how = _How(episodes_to, so_far, reporter or Reporter())
     if asked.base_url is not None:
         config = on_panel(Config(), panel, asked.data)

@@ -8,8 +8,7 @@ from functools import partial
 
 from envrl import ranks
 from envrl.envs.protocol import TextEnv
-from envrl.eval.kept import Kept
-from envrl.eval.split import BATCH
+from envrl.eval.kept import BATCH, Kept
 from envrl.progress import Phase, Reporter
 from envrl.rollout.policy import Policy
 from envrl.rollout.runner import play_episodes

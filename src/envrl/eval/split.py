@@ -34,9 +34,6 @@ T = TypeVar("T")
 SCRIPT = "script"
 """The `actions` of a script's episodes; those of a model's are "admissible" or "free"."""
 
-BATCH = 128
-"""Episodes played at once; fixed, since log-probs depend on the batch size by rounding."""
-
 
 def chosen_tasks(env: TextEnv, split: str, config: Config, episodes: int) -> list[tuple[Task, int]]:
     """Return (task, member) of an evaluation's episodes: a split (`episodes` spread over it, 0: all), or draws.

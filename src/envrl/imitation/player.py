@@ -9,7 +9,7 @@ from envrl.config.schema import Config
 from envrl.curriculum import draw_tasks
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
-from envrl.eval.split import BATCH
+from envrl.eval.kept import BATCH
 from envrl.imitation.demonstrations import choose_tasks
 from envrl.imitation.method import GuideMaker
 from envrl.models.load import LanguageModel

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from envrl.errors import UserError
-from envrl.registry import Entry, blame, register
+from envrl.registry import Entry, blame
 from envrl.types import Completion, Ids
 
-if TYPE_CHECKING:  # a recipe's settings are read from these signatures, without torch
+if TYPE_CHECKING:  # the protocol is known without torch
     from torch import Tensor
 
     from envrl.models.load import LanguageModel
@@ -107,11 +107,3 @@ class GuardedSampler:
         copy_weights(weights, self._model)  # unless it is the trained model itself, which has them
         with blame(self._entry):
             self._made.load(self._model.named_parameters(), version)
-
-
-@register("sampler", "own")
-def own(model: LanguageModel, precision: str) -> Sampler:
-    """Return the built-in sampler: in this process, with a KV cache that lives across an episode's turns."""
-    from envrl.rollout.own_sampler import OwnSampler
-
-    return OwnSampler(model, precision)

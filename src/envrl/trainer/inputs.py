@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from envrl.files import check_new_run
 from envrl.imitation.method import method_of
 from envrl.models.find import check_folder, is_hub_id, model_folder, pinned_revision
 from envrl.objective.advantage import ESTIMATORS
+from envrl.older import is_older
 from envrl.registry import find
 from envrl.rendering.prompts import find_format
 from envrl.rollout.scripts import make_script
@@ -23,11 +25,27 @@ from envrl.trainer.tasks import Tasks
 
 
 def check_directory(run: Path, resume: bool) -> None:
-    """Raise `UserError` if there is no run to resume, or a new run's directory is taken."""
+    """Raise `UserError` if a new run's directory is taken, or no run, or an older version's, is there to resume."""
     if not resume:
         check_new_run(run)
-    elif not (run / "config.toml").is_file():
+        return
+    file = run / "config.toml"
+    if not file.is_file():
         raise UserError(f"there is no run in '{run}' to resume; start it without --resume")
+    _refuse_older(file)
+
+
+def _refuse_older(file: Path) -> None:
+    """Raise `UserError` for a run of an older version, whose configuration lacks settings."""
+    try:
+        older = is_older(tomllib.loads(file.read_text(encoding="utf-8")))
+    except ValueError:  # `load_recipe` has the better error message
+        return
+    if older:
+        raise UserError(
+            f"'{file.parent}' was made by an older version of envrl and cannot be resumed by this one; it can still be "
+            "evaluated, reported, compared and exported"
+        )
 
 
 def check_names(config: Config, make_env: Callable[[], TextEnv]) -> None:

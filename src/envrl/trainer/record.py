@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from envrl.batches.batch import UpdateBatch
+from envrl.batches.footprint import predicted_memory
 from envrl.config.schema import Config
 from envrl.engine.protocol import Engine
 from envrl.eval.diversity import diversity
@@ -21,7 +22,6 @@ from envrl.models.runtime import peak_memory
 from envrl.rendering.renderer import Renderer
 from envrl.rollout.scheduler import RolloutStats
 from envrl.rollout.splitter import BatchSplitter
-from envrl.trainer.footprint import predicted_memory
 from envrl.trainer.rollouts import Played
 from envrl.trainer.state import RunState
 from envrl.types import StopReason, TrajectoryGroup, episodes_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,7 +40,6 @@ from envrl.models.runtime import in_place_of_auto, prepare_torch, usable_threads
 from envrl.models.tokenizer import MARKS
 from envrl.objective.policy import TOKEN_LOSSES
 from envrl.objective.regularizers.tokens import PolicyTokens
-from envrl.older import is_older
 from envrl.registry import find
 from envrl.rollout.scripts import attempt_script, random_script
 from envrl.trainer.inputs import check_demonstrator, check_directory, check_names, pinned_model
@@ -64,7 +62,6 @@ def resumed_config(run: Path, config: Config) -> Config:
     """Return the configuration to resume a run with; raise `UserError` if it differs from the run's."""
     check_directory(run, resume=True)
     file = run / "config.toml"
-    _refuse_older(file)
     stored = load_recipe(str(file))
     if not config.train.threads:  # the run keeps its number of threads, whatever this machine has
         config = replace(config, train=replace(config.train, threads=stored.train.threads))
@@ -106,19 +103,6 @@ def check_alike(config: Config, make_env: Callable[[], TextEnv]) -> None:
             raise UserError(f"process {number} has another recipe than process 0: other values of {', '.join(changed)}")
         if theirs != known:
             raise UserError(f"process {number} has other data of the world '{config.env.name}' than process 0")
-
-
-def _refuse_older(file: Path) -> None:
-    """Raise `UserError` for a run of an older version, whose configuration lacks settings."""
-    try:
-        older = is_older(tomllib.loads(file.read_text(encoding="utf-8")))
-    except ValueError:  # `load_recipe` has the better error message
-        return
-    if older:
-        raise UserError(
-            f"'{file.parent}' was made by an older version of envrl and cannot be resumed by this one; it can still be "
-            "evaluated, reported, compared and exported"
-        )
 
 
 def _without_moved_base(run: Path, config: Config, changed: list[str]) -> list[str]:

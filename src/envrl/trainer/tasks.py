@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from envrl.config.schema import Config
 from envrl.curriculum import Admits, Observes, Plan
@@ -91,6 +92,13 @@ class Tasks(Component):
         what = f"the {self.entry.called} gave"
         if not isinstance(assignment, Assignment):
             raise UserError(f"{what} {assignment!r:.80}, which is no envrl.Assignment")
+        if not isinstance(assignment.task, Task):
+            raise UserError(
+                f"{what} {assignment.task!r:.80} as the task of an assignment: it is one of the tasks given"
+            )
+        for name in ("episodes", "max_steps"):
+            if not isinstance(number := getattr(assignment, name), Integral):
+                raise UserError(f"{what} {name} = {number!r:.40} for '{assignment.task.id}': it is a whole number")
         if assignment.task not in self._known and assignment.task not in self._tasks:
             raise UserError(f"{what} the task '{assignment.task.id}', which is none of the training split's")
         self._known.add(assignment.task)
@@ -101,11 +109,12 @@ class Tasks(Component):
                 f"{what} max_steps = {assignment.max_steps} for '{assignment.task.id}': it is from 0 (the recipe's) to "
                 f"env.max_steps = {self._most}"
             )
-        if isinstance(assignment.start, str) or not all(isinstance(command, str) for command in assignment.start):
+        start = assignment.start
+        if not (isinstance(start, (tuple, list)) and all(isinstance(command, str) for command in start)):
             raise UserError(f"{what} a start of '{assignment.task.id}' that is no tuple of commands")
         length = assignment.max_steps or self._length
-        if len(assignment.start) >= length:
+        if len(start) >= length:
             raise UserError(
-                f"{what} a start of {len(assignment.start)} commands for '{assignment.task.id}', whose episodes end "
+                f"{what} a start of {len(start)} commands for '{assignment.task.id}', whose episodes end "
                 f"after {length} steps: the policy would have none"
             )

@@ -13,9 +13,10 @@ from typing import Any
 
 from envrl.envs.pool import ProcessPool
 from envrl.envs.vector import Start
+from envrl.envs.webshop.factory import webshop
 from envrl.envs.webshop.store import StoredShop
 from envrl.envs.webshop.visit import search_template
-from envrl.envs.webshop.world import WebShop, webshop
+from envrl.envs.webshop.world import WebShop
 from envrl.errors import RunError
 from envrl.types import Observation, Step, Task
 

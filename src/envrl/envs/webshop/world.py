@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
-from envrl.envs.protocol import TextEnv
-from envrl.envs.webshop.catalogue import PRODUCTS as GENERATED
 from envrl.envs.webshop.goals import Goal
 from envrl.envs.webshop.nouns import Nouns, noun_source
 from envrl.envs.webshop.products import Product, read_products, score_record
@@ -17,7 +14,6 @@ from envrl.envs.webshop.reward import score
 from envrl.envs.webshop.shop import GivenShop, Shop
 from envrl.envs.webshop.visit import State, Visit, parse_action
 from envrl.errors import UserError
-from envrl.ranges import Count
 from envrl.types import Observation, Step, Task
 
 SPLITS = {"test": slice(0, 500), "valid": slice(500, 1500), "train": slice(1500, None), "all": slice(0, None)}
@@ -197,43 +193,3 @@ class GoalTasks(Sequence[Task]):
 
     def _task(self, number: int) -> Task:
         return Task(f"{self._shop.name}-{number}", self._split, kind=str(self._shop.goals[number]["category"]))
-
-
-def webshop(
-    data: str = "",
-    *,
-    products: Count = 0,  # only the first of the catalogue; 0: all (generated: 10,000)
-    goals: Literal["", "human", "synthetic"] = "",  # empty: synthetic on the 1,000-product catalogue, else human
-    seed: Count = 0,  # draws prices, their limits and the generated catalogue
-    nouns: str = "",  # a JSON file of title nouns by asin, or spacy; empty: guessed
-    fixes: bool = False,  # the original's plain bugs are mended (docs/worlds/webshop.md)
-    compact: Count = 0,  # texts of at most this many words, numbers to click; 0: the original's texts
-) -> TextEnv:
-    """Return WebShop on the original's files in `data` (empty: $WEBSHOP_DATA), or on a generated catalogue without any.
-
-    `products` takes only the first of the catalogue (0: all; generated: 10,000), `goals` is human or synthetic (empty:
-    synthetic on the 1,000-product catalogue, else human), `seed` draws prices, their limits and the generated
-    catalogue, `nouns` says where title nouns come from (`noun_source`). `compact` shows texts of at most that many
-    words, with numbers to click and reading aids (`CompactShop`). Nothing is read until needed.
-    """
-    if goals not in ("", "human", "synthetic"):
-        raise UserError(f"the goals of the world 'webshop' are human or synthetic, not '{goals}'")
-    for name, count in (("products", products), ("compact", compact)):
-        if count < 0:
-            raise UserError(f"{name} of the world 'webshop' must be at least 0, not {count}")
-
-    folder = data or os.environ.get("WEBSHOP_DATA", "")
-
-    def shop() -> Shop:
-        from envrl.envs.webshop.store import generated_shop, stored_shop
-
-        if folder:
-            return stored_shop(folder, products, seed, goals)
-        return generated_shop(products or GENERATED, seed, goals or "human")
-
-    world = (DataShop if folder else WebShop)(shop=shop, nouns=nouns, fixes=fixes)
-    if not compact:
-        return world
-    from envrl.envs.webshop.compact import CompactDataShop, CompactShop
-
-    return (CompactDataShop if folder else CompactShop)(world, compact)
