@@ -182,6 +182,7 @@ KINDS = {
             "dagger": "envrl.imitation.methods.dagger:Dagger",
             "rejection": "envrl.imitation.methods.rejection:Rejection",
             "early_experience": "envrl.imitation.methods.early_experience:EarlyExperience",
+            "self_reflection": "envrl.imitation.methods.self_reflection:SelfReflection",
         },
         reserved=("auxiliary",),
     ),

@@ -247,6 +247,7 @@ class RetryConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     updates: Count = 60  # RL updates; 0: warm start and evaluation only
+    token_budget: Count = 0  # tokens learned from, in warm start and RL, with which the run ends; 0: updates alone say
     learning_rate: Rate = 3e-4  # constant
     head_learning_rate: Fraction = 0.0  # of heads, such as a value head; 0: as learning_rate
     weight_decay: Fraction = 0.0  # of AdamW

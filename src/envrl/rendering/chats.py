@@ -108,13 +108,21 @@ class ChatRenderer:
             return None
         return self._template.tokens_within(behind, place + len(SEEN), place + len(text))
 
-    def respond(self, command: str) -> Ids:
-        """Return the format's shortest response with a command; any thought is empty."""
-        if self._tags:
-            written = self._codec.encode_special(self._format.write("", self._clean(command)))
-        else:
-            written = self._codec.encode(self._format.write("", command))
-        return (*self.lead, *written, self.end)
+    def respond(self, command: str, thought: str = "") -> Ids:
+        """Return the format's shortest response with a command, behind a thought; empty if it has no room for that.
+
+        The thought stands where the format asks for one, else inside the one that the chat template opens. One with
+        which the response would not be read as the command has no room.
+        """
+        lead, thought = self.lead, self._clean(thought)
+        text = self._format.write(thought, self._clean(command) if self._tags else command)
+        if thought not in text:
+            if not self._close:
+                return ()
+            lead = self._template.encode_behind(thought + self._close)
+        written = self._codec.encode_special(text) if self._tags else self._codec.encode(text)
+        response = (*lead, *written, self.end)
+        return response if not thought or self.read(Completion(response)).text == command else ()
 
     def text_of(self, response: Ids) -> str:
         """Return a response's text, including its end."""

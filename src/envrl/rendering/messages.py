@@ -31,7 +31,7 @@ class MessageWriter:
         messages = self.form.messages(task, turns, observation, self.show_admissible)
         return Prompt((), True, SegmentState(), messages=(*system, *messages))
 
-    def respond(self, command: str) -> Ids:
+    def respond(self, command: str, thought: str = "") -> Ids:
         return ()
 
     def text_of(self, response: Ids) -> str:

@@ -198,7 +198,7 @@ def _write_call(_: str, command: str) -> str:
     return json.dumps({"name": "act", "arguments": {"command": command}}, ensure_ascii=False)
 
 
-@register("format", "tags")
+@register("format", "tags", thinks=True)
 def tags_format() -> PromptFormat:
     """A thought and a command in tags, as in the published protocol."""
     return PromptFormat(
@@ -222,7 +222,7 @@ def action_format() -> PromptFormat:
     )
 
 
-@register("format", "react")
+@register("format", "react", thinks=True)
 def react_format() -> PromptFormat:
     """A thought and a command, one line each."""
     return PromptFormat(
@@ -246,7 +246,7 @@ def json_format() -> PromptFormat:
     )
 
 
-@register("format", "plan")
+@register("format", "plan", thinks=True)
 def plan_format() -> PromptFormat:
     """A plan of the remaining steps, and the command that begins it, in tags."""
     return PromptFormat(

@@ -23,6 +23,7 @@ from envrl.envs.pool import Worlds
 from envrl.errors import Interrupted, RunError
 from envrl.eval.trajectories import write_shown
 from envrl.files import JsonLines, NoLines
+from envrl.imitation.shared_start import learned_in_warm_start
 from envrl.imitation.warm_start import FOLDER, Hooks, warm_start
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import is_out_of_memory
@@ -40,7 +41,7 @@ from envrl.trainer.replaying import Replaying
 from envrl.trainer.rollouts import Rollouts
 from envrl.trainer.signals import StopRequest, stop_on_signals
 from envrl.trainer.start import check_alike, check_inputs, held_run, new_config, resumed_config
-from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, write_state
+from envrl.trainer.state import RunState, fresh_state, is_finished, is_over, read_state, write_state
 from envrl.trainer.tasks import Tasks
 
 
@@ -92,13 +93,15 @@ class Run:
     def finish(self) -> Path:
         """Train up to the last update."""
         latest = ranks.of_first(self._settled)
-        if latest is not None and is_finished(latest, self.config.train.updates):
-            self.reporter.say(f"{self.folder} is finished: {self.config.train.updates} updates")
+        if latest is not None and is_finished(latest, self.config):
+            self.reporter.say(f"{self.folder} is finished: {int(latest.name.removeprefix('step-'))} updates")
             return self.folder
         if latest is None:
             state = fresh_state(self._start(), self.config)
             self.replay.begin(state.model.codec.tokenizer.get_vocab())
             state.components = self._components()
+            if self.config.train.token_budget:
+                state.learned = ranks.of_first(lambda: learned_in_warm_start(self.config, self.folder))
         else:
             with self.reporter.phase("loading the checkpoint"):
                 state = read_state(latest, self.config)
@@ -164,18 +167,18 @@ class Run:
         return lambda pairs: ranks.of_first(lambda: predict_targets(model, pairs, self.renderer.stops))
 
     def _updates(self, state: RunState) -> None:
-        updates = self.config.train.updates
-        with self.reporter.phase("update", updates, state.update) as phase:
+        with self.reporter.phase("update", self.config.train.updates, state.update) as phase:
             while True:
+                over = is_over(self.config, state.update, state.learned)
                 if not state.evaluated:
                     if state.update:  # an evaluation may take long, and be killed
                         self._save(state)
-                    self._evaluate(state)
+                    self._evaluate(state, over)
                     if state.update == 0:
                         self._save(state)
-                if state.update and (state.update % self.config.checkpoint.every == 0 or state.update == updates):
+                if state.update and (state.update % self.config.checkpoint.every == 0 or over):
                     self._save(state)
-                if state.update >= updates:
+                if over:
                     return
                 if ranks.count() > 1:
                     ranks.agree(self.stop.poll)
@@ -198,7 +201,8 @@ class Run:
             figures = self._learn(batch, number)
         record = self.log.write(state, number, played, batch, figures, laps)
         state.update, state.metrics_offset, state.skips = number, self.metrics.offset, self.engine.skips
-        state.evaluated, state.components = not self.evaluations.due(number), self._components()
+        over = is_over(self.config, number, state.learned)
+        state.evaluated, state.components = not self.evaluations.due(number, over), self._components()
         return progress_figures(record)
 
     def _learn(self, batch: UpdateBatch, update: int) -> dict[str, float]:
@@ -213,10 +217,10 @@ class Run:
         parts = {"replay": self.replay, "auxiliary": self.memory, "regularizers": self.regularizers}
         return {name: part.state() for name, part in parts.items()}
 
-    def _evaluate(self, state: RunState) -> None:
+    def _evaluate(self, state: RunState, over: bool) -> None:
         self.evals.truncate(state.eval_offset)
         self.engine.publish(self.policy.sampler, state.update)
-        self.evaluations.run(state.model, state.update)
+        self.evaluations.run(state.model, state.update, over)
         state.eval_offset, state.evaluated = self.evals.offset, True
 
     def _save(self, state: RunState) -> Path:
