@@ -14,7 +14,7 @@ from envrl.rendering.responses import Parsed
 
 ASIDES: dict[str, Any] = {
     "model": {"chat_template": "chatml", "vocabulary": 600, "context": 1024},
-    "rollout": {"format": "aside", "response_tokens": 48},
+    "rollout": {"format": "aside", "response_tokens": 32},
 }
 
 

@@ -70,7 +70,7 @@ WARM: dict[str, dict[str, Any]] = {
     "warm dagger": method("dagger", episodes=5, rounds=1, beta=0.5),
     "warm rejection": method("rejection", tasks=5, episodes=2),
     "warm early_experience": method("early_experience", states=7),
-    "warm self_reflection": {**method("self_reflection", states=7, tokens=12), **ASIDES},
+    "warm self_reflection": {**method("self_reflection", states=7), **ASIDES},
     "warm writes": {
         "warm_auxiliary": {"aawm": {"weight": 0.2, "states": 2}},
         "warm_start": STEPS,

@@ -63,9 +63,9 @@ class Player:
     def make_env(self) -> Boxes:
         return Boxes()
 
-    def thoughts(self, examples: Sequence[Example], tokens: int) -> list[str]:
+    def thoughts(self, examples: Sequence[Example]) -> list[str]:
         self.asked = list(examples)
-        return [f"of {tokens} tokens {number}" if number else "" for number in range(len(examples))]
+        return [f"thought {number}" if number else "" for number in range(len(examples))]
 
     def together(self, thing: Any) -> list[Any]:
         return [thing]
@@ -268,7 +268,7 @@ def test_a_world_that_cannot_be_saved_is_made_for_every_episode() -> None:
 def test_the_policy_is_asked_why_the_experts_command_is_better() -> None:
     demonstration = Lesson(played(KEY, ONE, TWO, THREE), (True, False, True))  # the second step was noise
     other = Lesson(played(COIN, ONE), (True,))
-    method = SelfReflection(2, states=9, alternatives=3, tokens=40)
+    method = SelfReflection(2, states=9, alternatives=3)
     assert method.passes == (2,)
     player = Player([FOUR], [THREE], [FOUR])
     gathered = method.gather(0, [demonstration, other], player)
@@ -285,9 +285,9 @@ def test_the_policy_is_asked_why_the_experts_command_is_better() -> None:
     assert better.startswith(f"\n\nCommand: {ONE}\nAnswer: It is empty.\n\nThink aloud")
     lesson, last = gathered.lessons  # the first thought was empty
     assert lesson.labels == ("", "", THREE)
-    assert lesson.thoughts == ("", "", "of 40 tokens 1")
+    assert lesson.thoughts == ("", "", "thought 1")
     assert lesson.imitated == (True, False, True)
-    assert last.thoughts == ("of 40 tokens 2",)
+    assert last.thoughts == ("thought 2",)
     assert gathered.figures == {"states": 3, "drawn": 9, "asked": 3, "reflections": 2}
     plain = Lesson(played(COIN, TWO, ONE), (True, True))
     assert method.learns(0, [demonstration, plain, other], gathered.lessons) == [lesson, plain, last]
@@ -355,7 +355,7 @@ METHODS: dict[str, dict[str, object]] = {
     "dagger": {"episodes": 5, "rounds": 2, "beta": 0.5},
     "rejection": {"tasks": 6, "rounds": 2, "keep": 2},
     "early_experience": {"states": 8},
-    "self_reflection": {"states": 6, "tokens": 12},
+    "self_reflection": {"states": 6},
 }
 ROUNDS = {
     "dagger": [(0, 0), (0, 1), (1, 2), (2, 3)],
@@ -448,13 +448,6 @@ class Mute:
         (
             ("--warm_start.method", "self_reflection", "--rollout.format", "action", "--model.chat_template", "chatml"),
             "rollout.format = 'action' has no room for them: set it to 'tags', 'react' or 'plan'",
-        ),
-        (
-            (
-                *("--warm_start.method", "self_reflection", "--rollout.format", "tags", "--rollout.actions", "free"),
-                *("--model.chat_template", "chatml", "--rollout.response_tokens", "128"),
-            ),
-            "leaves no room for the command in rollout.response_tokens = 128",
         ),
         (
             ("--warm_start.method", "dagger", "--env.name", "mute", "--warm_start.demonstrator", "walkthrough"),

@@ -172,16 +172,10 @@ def _check_thoughts(config: Config) -> None:
     warm, rollout = config.warm_start, config.rollout
     if warm.path or not find("warm_start", warm.method).traits.get("thinks"):
         return
-    what = f"warm_start.method = '{warm.method}' has the model write thoughts before its commands"
     if not find("format", rollout.format).traits.get("thinks"):
         raise UserError(
-            f"{what}, and rollout.format = '{rollout.format}' has no room for them: set it to 'tags', 'react' or 'plan'"
-        )
-    tokens = config.settings("warm_start").get("tokens", 0)
-    if tokens >= rollout.response_tokens:
-        raise UserError(
-            f"{what}, of up to warm_start.{warm.method}.tokens = {tokens} tokens, which leaves no room for the command "
-            f"in rollout.response_tokens = {rollout.response_tokens}: lower the one, or raise the other"
+            f"warm_start.method = '{warm.method}' has the model write thoughts before its commands, and rollout.format "
+            f"= '{rollout.format}' has no room for them: set it to 'tags', 'react' or 'plan'"
         )
 
 

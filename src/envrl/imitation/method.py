@@ -72,11 +72,10 @@ class Player(Protocol):
         """
         ...
 
-    def thoughts(self, examples: Sequence[Example], tokens: int) -> list[str]:
+    def thoughts(self, examples: Sequence[Example]) -> list[str]:
         """Return what the policy writes to each question, to stand before the command of its step in a response.
 
-        It has at most so many tokens. It is empty where the prompt format has no room for it, or where the response
-        would be longer than `rollout.response_tokens`.
+        It is as long as `rollout.response_tokens` leaves room for, and empty where the prompt format has none.
         """
         ...
 

@@ -56,15 +56,18 @@ class ModelPlayer:
         free = choose_tasks(tasks, config.seed, len(tasks))[config.warm_start.held_out :]
         return draw_tasks(free, key_of(self.seed, "warm start"), round, count)
 
-    def thoughts(self, examples: Sequence[Example], tokens: int) -> list[str]:
+    def thoughts(self, examples: Sequence[Example]) -> list[str]:
         """Return what the policy writes to each question, as a thought before its step's command; see `Player`."""
-        mine = ranks.dealt(range(len(examples)))
+        places = ranks.dealt(range(len(examples)))
+        mine = [examples[place] for place in places]
+        commands = {each.trajectory.transitions[each.step].action.text for each in examples}
+        shortest = max((len(self._renderer.respond(command)) for command in commands), default=0)
+        room = max(1, self._config.rollout.response_tokens - shortest)
         with self._reporter.phase("writing thoughts"):
-            pairs = [self._renderer.pair("thought", examples[i]) for i in mine]
-            texts = predict_targets(self._model, pairs, self._renderer.stops, tokens)
-        return ranks.in_order(
-            mine, [self._held(examples[i], text.strip()) for i, text in zip(mine, texts, strict=True)]
-        )
+            pairs = [self._renderer.pair("thought", each) for each in mine]
+            texts = predict_targets(self._model, pairs, self._renderer.stops, room)
+        held = [self._held(each, text.strip()) for each, text in zip(mine, texts, strict=True)]
+        return ranks.in_order(places, held)
 
     def _held(self, example: Example, thought: str) -> str:
         """Return a thought; empty where a response cannot hold it."""

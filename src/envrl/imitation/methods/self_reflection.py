@@ -29,18 +29,17 @@ class SelfReflection:
         *,
         states: Positive = 512,  # states of the demonstrations, spread over them, at which alternatives are tried
         alternatives: Positive = 3,  # commands that the policy draws at each; equal ones and the expert's are left out
-        tokens: Positive = 128,  # of a reflection, at most
         question: str = "Think aloud in a few sentences, as before you choose: why is it the better one?",  # asked then
     ) -> None:
         self.passes = (epochs,)
-        self._states, self._alternatives, self._tokens, self._question = states, alternatives, tokens, question
+        self._states, self._alternatives, self._question = states, alternatives, question
 
     def gather(self, round: int, demonstrations: Sequence[Lesson], player: Player) -> Gathered:
         tried, drawn = try_alternatives(round, demonstrations, player, self._states, self._alternatives)
         asked = [each for each in tried if each.others]
         examples = [Example(each.lesson.trajectory, each.step, _shown(each, self._question)) for each in asked]
         thoughts: dict[int, dict[int, str]] = {}
-        for each, thought in zip(asked, player.thoughts(examples, self._tokens), strict=True):
+        for each, thought in zip(asked, player.thoughts(examples), strict=True):
             if thought:
                 thoughts.setdefault(id(each.lesson), {})[each.step] = thought
         lessons = [_reflected(each, thoughts[id(each)]) for each in demonstrations if id(each) in thoughts]
