@@ -29,7 +29,20 @@ from envrl.types import Row, TrajectoryGroup, episodes_of
 from test_advantage import EPSILON, flat, no_text
 from test_update import make_model, play
 
-MODULES = ["grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "reinforce", "stratified", "gae", "poad", "spa"]
+MODULES = [
+    "grpo",
+    "rloo",
+    "gigpo",
+    "hgpo",
+    "graphgpo",
+    "maxrl",
+    "reinforce",
+    "stratified",
+    "gae",
+    "poad",
+    "spa",
+    "hiper",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -44,11 +57,12 @@ def test_which_compare_the_episodes_of_a_group() -> None:
     traits = {name: registry.find("estimator", name).traits for name in registry.KINDS["estimator"].built_in}
     assert sorted(name for name, has in traits.items() if not has.get("compares")) == [
         "gae",
+        "hiper",
         "poad",
         "reinforce++",
         "spa",
     ]
-    assert [name for name in traits if ESTIMATORS[name].reads_values] == ["gae", "poad", "spa"]
+    assert [name for name in traits if ESTIMATORS[name].reads_values] == ["gae", "poad", "spa", "hiper"]
 
 
 def batch(seed: int) -> dict[str, Any]:

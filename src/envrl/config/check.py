@@ -114,6 +114,13 @@ def _check_learning(config: Config) -> None:
             f"objective.constant = {objective.constant} is for objective.aggregation = 'constant', and that is "
             f"'{objective.aggregation}': set it, or leave the constant out"
         )
+    if find("estimator", objective.estimator).traits.get("plans") and not find("format", rollout.format).traits.get(
+        "plans"
+    ):
+        raise UserError(
+            f"objective.estimator = '{objective.estimator}' judges sub-goals, and rollout.format = '{rollout.format}' "
+            "has none: set it to 'subgoal', with rollout.actions = 'free'"
+        )
     _check_kl(config)
     if rollout.max_steps > config.env.max_steps:
         raise UserError(
@@ -220,6 +227,8 @@ def check_format(config: Config) -> None:
         raise UserError(
             f"{chat}, and a model built from scratch has no chat template: set model.chat_template = 'chatml'"
         )
+    if find("format", rollout.format).traits.get("plans") and rollout.summary:
+        raise UserError(f"{chat} whose prompts recall its sub-goal, and no summary: set rollout.summary = false")
     if rollout.repeat_task:
         raise UserError(f"{chat}, whose prompts say the task themselves: set rollout.repeat_task = false")
     if rollout.actions == "admissible" and (rollout.summary or not find("format", rollout.format).traits.get("bare")):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 from envrl.errors import UserError
 from envrl.models.template import ChatTemplate, cleaner
@@ -132,7 +133,8 @@ class ChatRenderer:
         """Parse a response into its command, or a fault and no command; a response that was cut off has a fault."""
         ids = completion.token_ids
         closed = ids[-1:] != () and ids[-1] in self.stops
-        parsed = self._format.parse(self._codec.decode(ids[:-1] if closed else ids))
+        text = self._codec.decode(ids[:-1] if closed else ids)
+        parsed = self._format.parse(text)
         fault = parsed.fault or ("" if closed else "unclosed")
         return Action(
             text="" if fault else parsed.command,
@@ -142,7 +144,14 @@ class ChatRenderer:
             fault=fault,
             imagined=fault == "imagined observation",
             summary=parsed.summary,
+            plan=self._begun_before(ids, len(text) - parsed.act) if parsed.act and not fault else 0,
+            switches=parsed.switches,
         )
+
+    def _begun_before(self, ids: Ids, place: int) -> int:
+        """Return the number of tokens that begin before a place in the text."""
+        ends = accumulate(len(text) for text in self._codec.texts(ids))
+        return 1 + sum(end < place for end in ends)
 
     def texts(self, ids: Ids) -> list[str]:
         """Return the text of each token of a sequence."""
@@ -166,7 +175,7 @@ class ChatRenderer:
             following=None if example.following is None else clean(example.following),
             choices=tuple(map(clean, example.choices)),
             question=clean(example.question),
-            summary=self._summary(past),
+            summary=f"{self._format.recalls}:\n{summary}" if (summary := self._summary(past)) else "",
         )
         return Pair(self._ids(messages, self._close), (*self._plain(trim(example.target)), self.end), example.weight)
 
