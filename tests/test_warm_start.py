@@ -392,6 +392,7 @@ def test_a_stage_that_was_stopped_at_any_moment_ends_as_one_that_was_not(tmp_pat
     stage(config, tmp_path / "whole", count)
     expected = essence(tmp_path / "whole")
     lines = [json.loads(line) for line in (tmp_path / "whole" / "warm_start.jsonl").read_text().splitlines()]
+    assert lines[0].get("gathered/reflections", 1) > 0
     assert sorted({(line.get("round", 0), line["epoch"]) for line in lines}) == ROUNDS[method]
     for number, moment in enumerate(np.linspace(polls // 3, polls - 1, 4).astype(int)):
         run, left = tmp_path / f"cut{number}", int(moment)

@@ -70,10 +70,13 @@ class ModelPlayer:
         return ranks.in_order(places, held)
 
     def _held(self, example: Example, thought: str) -> str:
-        """Return a thought; empty where a response cannot hold it."""
+        """Return a thought, without the last words if a response is too long with them; empty if none can hold it."""
         command = example.trajectory.transitions[example.step].action.text
-        length = len(self._renderer.respond(command, thought)) if thought else 0
-        return thought if 0 < length <= self._config.rollout.response_tokens else ""
+        while len(response := self._renderer.respond(command, thought)) > self._config.rollout.response_tokens:
+            thought = thought.rpartition(" ")[0].rstrip()
+            if not thought:
+                break
+        return thought if response else ""
 
     def together(self, thing: T) -> list[T]:
         """Return what each process gives."""

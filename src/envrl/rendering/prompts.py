@@ -270,7 +270,7 @@ def subgoal_format() -> PromptFormat:
         "Work towards a sub-goal, which takes a few commands. First say between <switch> and </switch> whether you "
         "KEEP the one you have or SWITCH to another. Then write the sub-goal that you follow now between <subgoal> and "
         "</subgoal>: the same words again if you keep it. Then give one command between <action> and </action>. Write "
-        "nothing else:\n<switch>KEEP or SWITCH</switch><subgoal>your sub-goal</subgoal><action>your command</action>",
+        "nothing else:\n<switch>SWITCH</switch><subgoal>your sub-goal</subgoal><action>your command</action>",
         parse_subgoal,
         lambda _, command: f"<switch>SWITCH</switch><subgoal></subgoal><action>{command}</action>",
         recalls="Your sub-goal until now",
