@@ -16,7 +16,7 @@ from envrl.batches.selection import Memory
 from envrl.build import env_maker, form_of, policy_of, renderer_of
 from envrl.config.check import check_processes
 from envrl.config.schema import Config
-from envrl.engine.checkpoint import latest_checkpoint, settle_checkpoints
+from envrl.engine.checkpoint import Due, latest_checkpoint, settle_checkpoints
 from envrl.engine.protocol import Engine
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
@@ -167,6 +167,7 @@ class Run:
         return lambda pairs: ranks.of_first(lambda: predict_targets(model, pairs, self.renderer.stops))
 
     def _updates(self, state: RunState) -> None:
+        due = Due(self.config.checkpoint.every, self.config.checkpoint.minutes)
         with self.reporter.phase("update", self.config.train.updates, state.update) as phase:
             while True:
                 over = is_over(self.config, state.update, state.learned)
@@ -176,7 +177,7 @@ class Run:
                     self._evaluate(state, over)
                     if state.update == 0:
                         self._save(state)
-                if state.update and (state.update % self.config.checkpoint.every == 0 or over):
+                if state.update and (due(state.update) or over):
                     self._save(state)
                 if over:
                     return
