@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from asides import ASIDES
 from boxes import Boxes, tiny
 from envrl import ranks
 from envrl.config.schema import Config
@@ -54,12 +55,30 @@ CASES: dict[str, dict[str, Any]] = {
 `untied`: an output of its own."""
 
 STEPS: dict[str, Any] = {"demonstrations": 8, "batch": 3, "epochs": 2, "held_out": 3, "every": 4}
+
+
+def method(name: str, **settings: float) -> dict[str, Any]:
+    """Return the changes for a warm start by another method than imitation."""
+    owned = {f"warm_start.{name}.{key}": value for key, value in settings.items()}
+    return {"warm_start": {**STEPS, "method": name}, "owned": owned}
+
+
 WARM: dict[str, dict[str, Any]] = {
     "warm": {"warm_auxiliary": AUXILIARY, "warm_start": STEPS},
     "warm muon": {"warm_start": {**STEPS, "optimizer": "muon"}},
     "warm adapter": {"warm_start": STEPS, "model": {"lora_rank": 4}},
+    "warm dagger": method("dagger", episodes=5, rounds=1, beta=0.5),
+    "warm rejection": method("rejection", tasks=5, episodes=2),
+    "warm early_experience": method("early_experience", states=7),
+    "warm self_reflection": {**method("self_reflection", states=7), **ASIDES},
+    "warm writes": {
+        "warm_auxiliary": {"aawm": {"weight": 0.2, "states": 2}},
+        "warm_start": STEPS,
+        "model": {"chat_template": "chatml", "vocabulary": 600, "context": 1024},
+        "rollout": {"format": "action"},
+    },
 }
-"""Six steps of warm start, saved after the fourth; the held-out loss is measured after the third."""
+"""Six steps of warm start or more, saved after every fourth; the held-out loss is measured after the third."""
 
 
 def config_of(case: str) -> Config:
@@ -180,7 +199,7 @@ def stage_of(config: Config, run: Path, poll: Callable[[], None] = never) -> Any
 def imitate(case: str, folder: Path) -> None:
     """Imitate in float64; write down what each process holds of weights, moments and best weights."""
     changed = WARM[case]
-    if "model" in changed:
+    if "lora_rank" in changed.get("model", ()):
         changed = {**changed, "model": {**changed["model"], "path": str(made_base(folder))}}
     for name, make in {"build_model": build_model, "load_path": load_path}.items():
 

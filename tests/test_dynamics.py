@@ -369,7 +369,7 @@ CHATS = {"model": {"chat_template": "chatml", "vocabulary": 600, "context": 1024
 
 
 def test_a_chat_model_learns_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In both stages; with marks, in a warm start of shards and in another stack's trainer it is refused."""
+    """In both stages; with marks and in another stack's trainer it is refused."""
     quick = {"every": 0, "split": ("valid_b",), "episodes": 2, "final": 2, "free_episodes": 0, "probe_episodes": 0}
     config = tiny(
         auxiliary={"aawm": {"weight": 0.1, "states": 3}},
@@ -386,8 +386,6 @@ def test_a_chat_model_learns_what_it_wrote(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     with pytest.raises(UserError, match="needs a chat"):
         check_together(tiny(auxiliary={"aawm": {"weight": 0.1}}))
-    with pytest.raises(UserError, match="lies in shards"):
-        check_together(replace(config, train=replace(config.train, engine="sharded")))
     renderer = renderer_of(model_of_chats(), form_of(config))
     groups = [TrajectoryGroup(episode(ANSWERS[0]).task, (episode(ANSWERS[0]),))]
     with pytest.raises(UserError, match="needs a policy at hand"):

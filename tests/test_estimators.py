@@ -29,7 +29,20 @@ from envrl.types import Row, TrajectoryGroup, episodes_of
 from test_advantage import EPSILON, flat, no_text
 from test_update import make_model, play
 
-MODULES = ["grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "reinforce", "stratified", "gae", "poad", "spa"]
+MODULES = [
+    "grpo",
+    "rloo",
+    "gigpo",
+    "hgpo",
+    "graphgpo",
+    "maxrl",
+    "reinforce",
+    "stratified",
+    "gae",
+    "poad",
+    "spa",
+    "hiper",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -44,11 +57,12 @@ def test_which_compare_the_episodes_of_a_group() -> None:
     traits = {name: registry.find("estimator", name).traits for name in registry.KINDS["estimator"].built_in}
     assert sorted(name for name, has in traits.items() if not has.get("compares")) == [
         "gae",
+        "hiper",
         "poad",
         "reinforce++",
         "spa",
     ]
-    assert [name for name in traits if ESTIMATORS[name].reads_values] == ["gae", "poad", "spa"]
+    assert [name for name in traits if ESTIMATORS[name].reads_values] == ["gae", "poad", "spa", "hiper"]
 
 
 def batch(seed: int) -> dict[str, Any]:
@@ -515,7 +529,7 @@ def test_a_run_has_them_by_name(name: str, played: list[TrajectoryGroup]) -> Non
     groups, config = played, tiny(objective={"estimator": name})
     episodes = episodes_of(groups)
     found = step_advantages(groups, config)
-    read = {level: values_of_steps(episodes, "any", level, None) for level in ("token", "step", "last")}
+    read = {level: values_of_steps(episodes, "any", level, None) for level in ("token", "step", "last", "parts")}
     levels = ESTIMATORS[name].levels(config.settings("estimator"))
     assert [len(each) for each in found] == [len(episode.transitions) for episode in episodes]
     by_hand = ESTIMATORS[name](
@@ -560,6 +574,6 @@ def test_every_one_takes_all_data_and_groups_of_one() -> None:
     """Values, strata and the rest are data: each estimator takes them all, and reads what it needs."""
     given = batch(7) | {"groups": list(range(9)), "strata": list(range(9))}
     given["values"] = [[0.5] * len(each) for each in given["rewards"]]
-    given["heads"] = {"progress": given["values"]}
+    given["heads"] = {"progress": given["values"], "plan": given["values"]}
     for name in registry.KINDS["estimator"].built_in:
         assert np.isfinite(called(name, given)).all()

@@ -42,6 +42,11 @@ FAULTY = [
     ("tags", "<think>hm</think><action>look \ud83d</action>", "control characters"),
     ("plan", "<think>hm</think><action>look</action>", "no plan"),
     ("plan", "1. look 2. take", "no action"),
+    ("subgoal", "<subgoal>a pen</subgoal><action>look</action>", "no switch"),
+    ("subgoal", "<switch>PERHAPS</switch><subgoal>a pen</subgoal><action>look</action>", "no switch"),
+    ("subgoal", "<switch>KEEP</switch><action>look</action>", "no sub-goal"),
+    ("subgoal", "<switch>KEEP</switch><subgoal>a pen</subgoal>look", "no action"),
+    ("subgoal", "<switch>KEEP</switch><subgoal>a pen</subgoal> so <action>look</action>", "stray text"),
     ("action with a summary", "look", "no summary"),
     ("action with a summary", "so <summary>a</summary>look", "no summary"),
     ("action with a summary", "<summary>look", "unclosed"),
@@ -118,6 +123,7 @@ def test_every_fault_has_an_example_and_a_line_in_the_documentation() -> None:
         ("tags", "\n<think>The desk. <action>no</action>\n\nSo:</think>\n<action> go to desk 1 </action>\n"),
         ("tags", "<think></think><action>go to desk 1</action>"),
         ("plan", "<plan>1. the desk\n2. the pen</plan>\n<action>go to desk 1</action>"),
+        ("subgoal", "<switch> keep </switch>\n<subgoal>a <action></subgoal><action>go to desk 1</action>"),
         ("action", "  go to desk 1\n"),
         ("react", "Thought: the desk,\nor the bed. Action: none yet\n\n  Action:  go to desk 1  \n"),
         ("json", '{"arguments": {"command": "go to desk 1"},\n "name": "act"}\n'),
@@ -133,6 +139,9 @@ _PIECES = [
     "</think>",
     "<plan>",
     "</plan>",
+    "<switch>KEEP</switch>",
+    "<subgoal>",
+    "</subgoal>",
     "<action>",
     "</action>",
     "Thought:",
@@ -162,7 +171,8 @@ def test_any_text_is_a_command_or_a_known_fault(name: str, response: str) -> Non
         assert parsed.command == parsed.command.strip() != ""
         assert len(parsed.command.splitlines()) == 1
         assert parsed.command.encode("utf-8").decode("utf-8") == parsed.command
-        assert FORMATS[name].parse(FORMATS[name].write("", parsed.command)) == parsed
+        again = FORMATS[name].parse(FORMATS[name].write("", parsed.command))
+        assert (again.command, again.fault) == (parsed.command, "")
 
 
 _LINE = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"], exclude_characters="<>"), min_size=1)

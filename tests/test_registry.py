@@ -676,6 +676,7 @@ def test_entry_points_are_found_and_their_names_stand_in_errors(
         "grpo",
         "halved",
         "hgpo",
+        "hiper",
         "maxrl",
         "poad",
         "reinforce++",

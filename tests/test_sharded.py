@@ -17,6 +17,10 @@ from sharded_worker import CASES, WARM, config_of, model_of
 from warm import together
 
 FEW = ("few", "heads")
+STEPS_OF = {"warm dagger": 11, "warm rejection": 10, "warm early_experience": 10}
+"""Optimiser steps of warm starts with several rounds; the others take six."""
+FOUND = {"warm rejection": "gathered/kept", "warm self_reflection": "gathered/reflections", "warm writes": "rows/aawm"}
+"""What must not be 0."""
 LATER = {1: ["again"], 4: ["warm"]}
 """By number of processes, what else they do."""
 
@@ -111,11 +115,15 @@ def warm_lines(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("case", "count"), [*((case, 2) for case in WARM), ("warm", 4)])
 def test_a_warm_start_in_shards_is_that_of_one_process(case: str, count: int, folder: Path) -> None:
-    """Its lines, weights, moments and best weights so far, in float64 to 1e-9; for Muon, too, which rounds to bf16."""
+    """Its lines, weights, moments and best weights so far, in float64 to 1e-9; for Muon, too, which rounds to bf16.
+
+    What the policy plays between two rounds, or writes for a step, is the same in every number of processes.
+    """
     found, expected = (warm_lines(folder / f"{case}-{number}") for number in (count, 1))
-    assert len(expected) == 6
+    assert len(expected) == STEPS_OF.get(case, 6)
     assert [sorted(line) for line in found] == [sorted(line) for line in expected]
-    assert "held_out/imitation" in expected[2]
+    assert any("held_out/imitation" in line for line in expected)
+    assert expected[-1].get(FOUND.get(case, ""), 1) > 0
     assert found == [pytest.approx(line, rel=1e-9, abs=1e-12) for line in expected]
     saved, wanted = (warm_files(folder / f"{case}-{number}") for number in (count, 1))
     assert saved.keys() == wanted.keys()

@@ -177,6 +177,10 @@ def test_a_response_is_what_stands_behind_the_thought_that_the_template_opens(
     assert renderer.text_of(renderer.respond("look")) == "\n</think>\n\nlook<|im_end|>", (
         "with the prompt's newline: empty"
     )
+    assert renderer.text_of(renderer.respond("look", "hm")) == "hm\n</think>\n\nlook<|im_end|>"
+    tags = renderer_of(model, form_of(name="tags"))
+    assert tags.text_of(tags.respond("look", "hm")) == "hm\n</think>\n\n<action>look</action><|im_end|>"
+    assert tags.respond("look", "hm</think>") == ()
     segments = write_segments(
         renderer, episode(["hm\n</think>\n\nopen box 2", "so\n</think>\n\nopen box 1"], model, renderer.end)
     )

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from asides import ASIDES
 from boxes import Boxes, tiny
 from envrl.build import env_maker, form_of, renderer_of, training_settings
 from envrl.cli.main import main
 from envrl.config.load import dump_config
 from envrl.config.schema import Config
+from envrl.envs.branching import branching
+from envrl.envs.protocol import TextEnv
 from envrl.envs.registry import register_env
 from envrl.errors import Interrupted
 from envrl.files import create_run
@@ -25,11 +28,13 @@ from envrl.imitation.method import GuideMaker, Lesson, lesson_from_json, lesson_
 from envrl.imitation.methods.dagger import Dagger
 from envrl.imitation.methods.early_experience import EarlyExperience
 from envrl.imitation.methods.rejection import Rejection, shortest_wins
+from envrl.imitation.methods.self_reflection import SelfReflection
 from envrl.imitation.warm_start import Hooks, warm_start
 from envrl.models.load import LanguageModel, build_model
-from envrl.rollout.scripts import play_script
+from envrl.randomness import key_of
+from envrl.rollout.scripts import play_script, random_script
 from envrl.rollout.transcript import write_segments
-from envrl.types import Action, Assignment, Observation, StopReason, Task, Trajectory, Transition
+from envrl.types import Action, Assignment, Example, Observation, StopReason, Task, Trajectory, Transition
 from moments import essence
 from playing import play_model
 
@@ -47,6 +52,7 @@ class Player:
     """Plays the boxes; where no guide does, it says the commands of `said`, a list for each episode of a task."""
 
     seed, world = 0, "boxes"
+    asked: list[Example]
 
     def __init__(self, *said: Sequence[str], limit: int = 3) -> None:
         self.said, self.limit = said, limit
@@ -56,6 +62,13 @@ class Player:
 
     def make_env(self) -> Boxes:
         return Boxes()
+
+    def thoughts(self, examples: Sequence[Example]) -> list[str]:
+        self.asked = list(examples)
+        return [f"thought {number}" if number else "" for number in range(len(examples))]
+
+    def together(self, thing: Any) -> list[Any]:
+        return [thing]
 
     def play(
         self, round: int, assignments: Sequence[Assignment], guide_of: GuideMaker | None = None
@@ -194,11 +207,147 @@ def test_alternatives_at_expert_states_are_tried_and_their_answers_predicted(mod
     assert not any(row.terms for row in imitation_rows(gathered.lessons[1]))
 
 
+WORLDS = [
+    {"name": "household"},
+    {"name": "household", "failing_actions": 0.3, "distractors": 2},
+    {"name": "frozenlake"},
+]
+
+
+class Wanderer(Player):
+    """Says what the worlds that it is given accept, drawn by task and member."""
+
+    def __init__(self, make_env: Callable[[], TextEnv]) -> None:
+        self.make_env = make_env  # type: ignore[method-assign]
+
+    def _one(self, assigned: Assignment, member: int, guide: Any) -> Trajectory:
+        env, start = self.make_env(), iter(assigned.start)
+        own = random_script(key_of(assigned.task.id, member, len(assigned.start)))
+        return play_script(env, assigned.task, lambda seen: next(start, None) or own(seen), assigned.max_steps)
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=["plain", "settings", "copied"])
+def test_alternatives_are_answered_alike_where_a_state_is_loaded_and_where_it_is_played_again(
+    world: dict[str, Any],
+) -> None:
+    """One world with `save` and `load` carries out every sequence of commands once."""
+    make_env, asked = env_maker(tiny(env={**world, "max_steps": 12})), list[tuple[str, ...]]()
+    tasks = make_env().tasks("train")[:3]
+    scripted = [play_script(make_env(), task, random_script(number), 8) for number, task in enumerate(tasks)]
+    demonstrations = [Lesson(each, (True,) * len(each.transitions)) for each in scripted]
+    method = EarlyExperience(1, states=12, alternatives=4)
+    again = method.gather(0, demonstrations, Wanderer(make_env))
+
+    def counted() -> TextEnv:
+        env = make_env()
+        step = env.step
+        env.step = lambda action: asked.append((action,)) or step(action)  # type: ignore[method-assign]
+        return env
+
+    with branching(counted) as worlds:
+        loaded = method.gather(0, demonstrations, Wanderer(worlds))
+    assert loaded == again
+    assert len(loaded.lessons) > 12
+    played = [*(each.trajectory for each in loaded.lessons), *scripted]
+    prefixes = {
+        (each.task.id, *(step.action.text for step in each.transitions[: t + 1]))
+        for each in played
+        for t in range(len(each.transitions))
+    }
+    assert len(asked) <= len(prefixes) < sum(len(each.transitions) for each in played)
+
+
+def test_a_world_that_cannot_be_saved_is_made_for_every_episode() -> None:
+    with branching(Boxes) as make_env:
+        assert make_env is Boxes
+
+
+# Self-reflection
+
+
+def test_the_policy_is_asked_why_the_experts_command_is_better() -> None:
+    demonstration = Lesson(played(KEY, ONE, TWO, THREE), (True, False, True))  # the second step was noise
+    other = Lesson(played(COIN, ONE), (True,))
+    method = SelfReflection(2, states=9, alternatives=3)
+    assert method.passes == (2,)
+    player = Player([FOUR], [THREE], [FOUR])
+    gathered = method.gather(0, [demonstration, other], player)
+    first, second, third = player.asked
+    assert [(each.trajectory, each.step) for each in (first, second, third)] == [
+        (demonstration.trajectory, 0),
+        (demonstration.trajectory, 2),
+        (other.trajectory, 0),
+    ]
+    tried, _, better = first.question.partition("This one is better:")
+    assert f"Command: {FOUR}\nAnswer: It is empty." in tried
+    assert f"Command: {THREE}\nAnswer: You open box 3 and find the key." in tried
+    assert tried.count("Command:") == 2  # equal ones are left out
+    assert better.startswith(f"\n\nCommand: {ONE}\nAnswer: It is empty.\n\nThink aloud")
+    lesson, last = gathered.lessons  # the first thought was empty
+    assert lesson.labels == ("", "", THREE)
+    assert lesson.thoughts == ("", "", "thought 1")
+    assert lesson.imitated == (True, False, True)
+    assert last.thoughts == ("thought 2",)
+    assert gathered.figures == {"states": 3, "drawn": 9, "asked": 3, "reflections": 2}
+    plain = Lesson(played(COIN, TWO, ONE), (True, True))
+    assert method.learns(0, [demonstration, plain, other], gathered.lessons) == [lesson, plain, last]
+
+
+THINKING: dict[str, Any] = {
+    "model": {"chat_template": "chatml", "vocabulary": 600, "context": 1024},
+    "rollout": {"format": "tags", "actions": "free", "response_tokens": 48},
+}
+
+
+@pytest.fixture(scope="module")
+def thinker() -> LanguageModel:
+    return build_model(tiny(**THINKING).model, ["Box 3 has a false bottom."] * 8, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "response"),
+    [
+        ("tags", "<think>It is in 3.</think><action>open box 3</action>"),
+        ("react", "Thought: It is in 3.\nAction: open box 3"),
+        ("plan", "<plan>It is in 3.</plan><action>open box 3</action>"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["concat", "steps"])
+def test_a_thought_and_its_command_are_a_row_behind_the_policys_prompt(
+    name: str, response: str, layout: str, thinker: LanguageModel
+) -> None:
+    config = tiny(rollout={**THINKING["rollout"], "format": name, "layout": layout})
+    renderer = renderer_of(thinker, form_of(config))
+    said = ("", "", THREE), ("", "", "It is in 3.")
+    lesson = written(Lesson(played(KEY, ONE, TWO, THREE), (True, False, True), *said[:1], thoughts=said[1]), renderer)
+    assert lesson is not None
+    *_, row = imitation_rows(lesson)
+    (term,) = row.terms
+    assert thinker.codec.decode(row.token_ids[term.positions_T].tolist()) == f"{response}<|im_end|>"
+    bare = written(Lesson(played(KEY, ONE, TWO, THREE), (True, False, True)), renderer)
+    assert bare is not None
+    prompt = bare.trajectory.segments[-1]
+    start = prompt.spans[-1].start
+    assert row.token_ids[: term.positions_T[0]].tolist() == prompt.token_ids[:start].tolist()
+    assert len(imitation_rows(bare)) == len(imitation_rows(lesson)) - 1
+
+
+def test_a_thought_that_would_be_read_as_something_else_has_no_room(thinker: LanguageModel) -> None:
+    def respond(name: str, thought: str) -> tuple[int, ...]:
+        form = form_of(tiny(rollout={**THINKING["rollout"], "format": name}))
+        return renderer_of(thinker, form).respond(THREE, thought)
+
+    assert respond("tags", "Box 3.")
+    assert respond("tags", "Box 3.</think><action>look</action>") == ()
+    assert respond("react", "Box 3.\nAction: look") == ()
+    assert respond("action", "Box 3.") == respond("json", "Box 3.") == ()
+
+
 # The stage
 
 
 def test_a_lesson_survives_a_checkpoint() -> None:
-    lesson = Lesson(played(KEY, FOUR, TWO), (False, True), (ONE, TWO), predicted=True)
+    lesson = Lesson(played(KEY, FOUR, TWO), (False, True), (ONE, TWO), thoughts=("", "Two."), predicted=True)
     assert lesson_from_json(json.loads(json.dumps(lesson_to_json(lesson)))) == lesson
 
 
@@ -206,17 +355,20 @@ METHODS: dict[str, dict[str, object]] = {
     "dagger": {"episodes": 5, "rounds": 2, "beta": 0.5},
     "rejection": {"tasks": 6, "rounds": 2, "keep": 2},
     "early_experience": {"states": 8},
+    "self_reflection": {"states": 6},
 }
 ROUNDS = {
     "dagger": [(0, 0), (0, 1), (1, 2), (2, 3)],
     "rejection": [(0, 0), (0, 1), (1, 2), (2, 3)],
     "early_experience": [(0, 0), (1, 1), (1, 2)],
+    "self_reflection": [(0, 0), (0, 1)],
 }
 
 
 def config_of(method: str) -> Config:
     owned = {f"warm_start.{method}.{key}": value for key, value in METHODS[method].items()}
-    return tiny(seed=2, warm_start={"method": method, "epochs": 2, "every": 3}, owned=owned)
+    more = ASIDES if method == "self_reflection" else {}
+    return tiny(seed=2, warm_start={"method": method, "epochs": 2, "every": 3}, owned=owned, **more)
 
 
 def stage(config: Config, run: Path, poll: Callable[[], None] = lambda: None) -> None:
@@ -240,7 +392,8 @@ def test_a_stage_that_was_stopped_at_any_moment_ends_as_one_that_was_not(tmp_pat
     stage(config, tmp_path / "whole", count)
     expected = essence(tmp_path / "whole")
     lines = [json.loads(line) for line in (tmp_path / "whole" / "warm_start.jsonl").read_text().splitlines()]
-    assert sorted({(line["round"], line["epoch"]) for line in lines}) == ROUNDS[method]
+    assert lines[0].get("gathered/reflections", 1) > 0
+    assert sorted({(line.get("round", 0), line["epoch"]) for line in lines}) == ROUNDS[method]
     for number, moment in enumerate(np.linspace(polls // 3, polls - 1, 4).astype(int)):
         run, left = tmp_path / f"cut{number}", int(moment)
 
@@ -292,7 +445,11 @@ class Mute:
         (("--warm_start.dagger.beta", "0.5"), "dagger"),
         (("--warm_start.method", "dagger", "--warm_start.dagger.beta", "1.5"), "from 0 to 1"),
         (("--warm_start.method", "rejection", "--warm_start.demonstrations", "0"), "goes on from demonstrations"),
-        (("--warm_start.method", "dagger", "--processes", "2"), "which 2 processes together cannot yet"),
+        (("--warm_start.method", "self_reflection"), "rollout.format = 'marks' has no room for them"),
+        (
+            ("--warm_start.method", "self_reflection", "--rollout.format", "action", "--model.chat_template", "chatml"),
+            "rollout.format = 'action' has no room for them: set it to 'tags', 'react' or 'plan'",
+        ),
         (
             ("--warm_start.method", "dagger", "--env.name", "mute", "--warm_start.demonstrator", "walkthrough"),
             "and the world 'mute' has none",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
@@ -115,6 +115,18 @@ def of_first(make: Callable[[], T]) -> T:
     told: list[Any] = [make() if is_first() else None]
     group.broadcast_object_list(told, src=0, group=_CHANNEL.group)
     return told[0]
+
+
+def dealt(groups: Sequence[int]) -> list[int]:
+    """Return the places of this process, given the group number of each place: whole groups go to one process."""
+    return [place for place, group in enumerate(groups) if group % count() == number()]
+
+
+def in_order(mine: Sequence[int], found: Sequence[T]) -> list[T]:
+    """Return what all processes have found, each for its places, in the places' order; all call this at one point."""
+    parts = gather((list(mine), list(found)))
+    table = {place: thing for places, things in parts for place, thing in zip(places, things, strict=True)}
+    return [table[place] for place in sorted(table)]
 
 
 def agree(poll: Callable[[], None]) -> None:

@@ -79,7 +79,19 @@ KINDS = {
         {
             **{
                 name: f"envrl.objective.estimators.{name}:{name}"
-                for name in ("grpo", "rloo", "gigpo", "hgpo", "graphgpo", "maxrl", "stratified", "gae", "poad", "spa")
+                for name in (
+                    "grpo",
+                    "rloo",
+                    "gigpo",
+                    "hgpo",
+                    "graphgpo",
+                    "maxrl",
+                    "stratified",
+                    "gae",
+                    "poad",
+                    "spa",
+                    "hiper",
+                )
             },
             "reinforce++": "envrl.objective.estimators.reinforce:reinforce_plus_plus",
             "reinforce++-baseline": "envrl.objective.estimators.reinforce:reinforce_plus_plus_baseline",
@@ -101,7 +113,7 @@ KINDS = {
             name: f"envrl.objective.auxiliary.{name}:{name}"
             for name in ("state", "inverse", "echo", "paw", "uishift", "aawm")
         },
-        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "retry", "value"),
+        reserved=("entropy", "imitation", "kl", "plan", "policy", "progress", "replay", "retry", "value"),
     ),
     "regularizer": Kind(
         "regularizer",
@@ -109,7 +121,7 @@ KINDS = {
         ("regularizer",),
         "envrl.regularizers",
         {"epo": "envrl.objective.regularizers.epo:Epo"},
-        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "retry", "value"),
+        reserved=("entropy", "imitation", "kl", "plan", "policy", "progress", "replay", "retry", "value"),
     ),
     "teacher": Kind(
         "teacher",
@@ -117,7 +129,7 @@ KINDS = {
         ("teacher",),
         "envrl.teachers",
         {name: f"envrl.objective.teachers.{name}:{name}" for name in ("distill", "sdpo")},
-        reserved=("entropy", "imitation", "kl", "policy", "progress", "replay", "retry", "value"),
+        reserved=("entropy", "imitation", "kl", "plan", "policy", "progress", "replay", "retry", "value"),
     ),
     "retry": Kind(
         "retry",
@@ -140,7 +152,7 @@ KINDS = {
         "envrl.formats",
         {
             name: f"envrl.rendering.prompts:{name}_format"
-            for name in ("marks", "tags", "action", "react", "json", "plan")
+            for name in ("marks", "tags", "action", "react", "json", "plan", "subgoal")
         },
     ),
     "curriculum": Kind(
@@ -183,6 +195,7 @@ KINDS = {
             "dagger": "envrl.imitation.methods.dagger:Dagger",
             "rejection": "envrl.imitation.methods.rejection:Rejection",
             "early_experience": "envrl.imitation.methods.early_experience:EarlyExperience",
+            "self_reflection": "envrl.imitation.methods.self_reflection:SelfReflection",
         },
         reserved=("auxiliary",),
     ),

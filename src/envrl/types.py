@@ -113,6 +113,10 @@ class Action:
     """True if the response went on to invent the next observation."""
     summary: str = ""
     """The policy's notes for its own later turns, if the form asks for them."""
+    plan: int = 0
+    """The number of tokens before the part with its command, if the form tells them apart."""
+    switches: bool = False
+    """True if the response takes a new sub-goal."""
 
     @property
     def well_formed(self) -> bool:

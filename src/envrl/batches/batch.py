@@ -88,6 +88,7 @@ def _credit(
         values=read.pop(VALUE, None),
         heads=read,
         valid=valid,
+        switches=[[step.action.switches for step in t.transitions] for t in trajectories],
         **knobs,
     )
 
@@ -185,6 +186,7 @@ def _judged_rows(
             idle=config.objective.idle_rows == "count",
             stale=trajectory.policy_version < update,
             constant=config.row_tokens,
+            level=levels.get(VALUE, "token"),
         )
         rows += shaped(made, config.retry.gamma) if id(trajectory) in had_help else made
     return rows

@@ -58,12 +58,6 @@ def check_processes(config: Config, count: int) -> None:
             f"{count} processes were started together, and train.engine = '{config.train.engine}' is an engine of one: "
             "set train.engine = 'sharded'"
         )
-    warm = config.warm_start
-    if count > 1 and warm.method != "imitation" and not warm.path:
-        raise UserError(
-            f"warm_start.method = '{warm.method}' plays between its rounds, which {count} processes together "
-            "cannot yet: make the warm start with one process, and share it by warm_start.path"
-        )
 
 
 def _check_model(config: Config) -> None:
@@ -120,6 +114,13 @@ def _check_learning(config: Config) -> None:
             f"objective.constant = {objective.constant} is for objective.aggregation = 'constant', and that is "
             f"'{objective.aggregation}': set it, or leave the constant out"
         )
+    if find("estimator", objective.estimator).traits.get("plans") and not find("format", rollout.format).traits.get(
+        "plans"
+    ):
+        raise UserError(
+            f"objective.estimator = '{objective.estimator}' judges sub-goals, and rollout.format = '{rollout.format}' "
+            "has none: set it to 'subgoal', with rollout.actions = 'free'"
+        )
     _check_kl(config)
     if rollout.max_steps > config.env.max_steps:
         raise UserError(
@@ -153,6 +154,7 @@ def _check_learning(config: Config) -> None:
             f"warm_start.method = '{warm.method}' goes on from demonstrations, and warm_start.demonstrations = 0: ask "
             "for some"
         )
+    _check_thoughts(config)
     if warm.noise > 0 and warm.demonstrator == "walkthrough":
         raise UserError(
             "warm_start.noise needs warm_start.demonstrator = 'expert': a walkthrough that is led astray does not find "
@@ -161,7 +163,7 @@ def _check_learning(config: Config) -> None:
     for stage, table in (("", "auxiliary"), ("warm_start", "warm_start.auxiliary")):
         for each in config.auxiliaries(stage):
             _check_auxiliary(each, f"{table}.{each.name}", rollout.layout)
-            _check_writing(each, f"{table}.{each.name}", config, bool(stage))
+            _check_writing(each, f"{table}.{each.name}", config)
             if stage:
                 _check_imitated(each, f"{table}.{each.name}")
     for reward in config.rewards():
@@ -170,6 +172,18 @@ def _check_learning(config: Config) -> None:
         _check_weight(each.common, f"regularizer.{each.name}")
     _check_teachers(config)
     _check_retry(config)
+
+
+def _check_thoughts(config: Config) -> None:
+    """Raise `UserError` for a warm start in which the model writes thoughts, where its responses have no room."""
+    warm, rollout = config.warm_start, config.rollout
+    if warm.path or not find("warm_start", warm.method).traits.get("thinks"):
+        return
+    if not find("format", rollout.format).traits.get("thinks"):
+        raise UserError(
+            f"warm_start.method = '{warm.method}' has the model write thoughts before its commands, and rollout.format "
+            f"= '{rollout.format}' has no room for them: set it to 'tags', 'react' or 'plan'"
+        )
 
 
 def _check_kl(config: Config) -> None:
@@ -213,6 +227,8 @@ def check_format(config: Config) -> None:
         raise UserError(
             f"{chat}, and a model built from scratch has no chat template: set model.chat_template = 'chatml'"
         )
+    if find("format", rollout.format).traits.get("plans") and rollout.summary:
+        raise UserError(f"{chat} whose prompts recall its sub-goal, and no summary: set rollout.summary = false")
     if rollout.repeat_task:
         raise UserError(f"{chat}, whose prompts say the task themselves: set rollout.repeat_task = false")
     if rollout.actions == "admissible" and (rollout.summary or not find("format", rollout.format).traits.get("bare")):
@@ -251,18 +267,13 @@ def _check_auxiliary(auxiliary: Auxiliary, table: str, layout: str) -> None:
         )
 
 
-def _check_writing(auxiliary: Auxiliary, table: str, config: Config, warm: bool) -> None:
+def _check_writing(auxiliary: Auxiliary, table: str, config: Config) -> None:
     """Raise `UserError` for an objective whose targets the policy writes, where it cannot."""
     traits = find("auxiliary", auxiliary.name).traits
     if traits.get("chat") and not config.rollout.is_chat:
         raise UserError(
             f"{table}.weight needs a chat, in which the model can be asked in words: set rollout.format (such as "
             f"'action', docs/prompts.md), or leave '{auxiliary.name}' out"
-        )
-    if traits.get("writes") and warm and config.train.engine == "sharded":
-        raise UserError(
-            f"{table}.weight: the targets of '{auxiliary.name}' are written by the model, which in a warm start of "
-            "several processes lies in shards: set train.engine = 'local', or leave it to RL"
         )
 
 

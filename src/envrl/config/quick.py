@@ -29,6 +29,7 @@ OF_METHODS = {
     "dagger": {"rounds": 1, "episodes": 2},
     "rejection": {"rounds": 1, "tasks": 1, "episodes": 2},
     "early_experience": {"states": 2, "alternatives": 2},
+    "self_reflection": {"states": 2, "alternatives": 2},
 }
 """The same for the settings of the warm-start methods that ship."""
 _STEPS = ("env.max_steps", "rollout.max_steps")

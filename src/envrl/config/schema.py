@@ -79,7 +79,7 @@ class RolloutConfig:
     top_p: Rate = 1.0  # and of these to the fewest that hold this share of their probability; 1: off
     sampler: str = "own"  # what draws the tokens
     ahead: Count = 0  # updates played ahead, beside learning, with the weights of that many updates before; 0: off
-    format: str = "marks"  # our marks | chats (docs/prompts.md): tags, action, react, json, plan
+    format: str = "marks"  # our marks | chats (docs/prompts.md): tags, action, react, json, plan, subgoal
     layout: Literal["concat", "steps"] = "concat"  # the whole episode is one sequence | every step is its own
     history: Count = 2  # steps layout: earlier turns in the prompt
     summary: bool = False  # steps layout of a chat: the model sums up for its own later turns what is not shown
@@ -247,6 +247,7 @@ class RetryConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     updates: Count = 60  # RL updates; 0: warm start and evaluation only
+    token_budget: Count = 0  # tokens learned from, in warm start and RL, with which the run ends; 0: updates alone say
     learning_rate: Rate = 3e-4  # constant
     head_learning_rate: Fraction = 0.0  # of heads, such as a value head; 0: as learning_rate
     weight_decay: Fraction = 0.0  # of AdamW

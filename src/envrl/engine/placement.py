@@ -54,6 +54,10 @@ class Placement(Protocol):
         """Return a model of this place with whole weights: of several processes the first gets it, on the CPU."""
         ...
 
+    def everywhere(self, model: LanguageModel) -> LanguageModel:
+        """Return a model of this place with the whole weights of this moment in every process, to play with."""
+        ...
+
 
 class OnePlace:
     """Everything in this process."""
@@ -82,6 +86,9 @@ class OnePlace:
         return dict(tensors)
 
     def whole(self, model: LanguageModel) -> LanguageModel | None:
+        return model
+
+    def everywhere(self, model: LanguageModel) -> LanguageModel:
         return model
 
 

@@ -120,6 +120,10 @@ class Shards(nn.Module):
         weights = self.gathered(dict(model.named_parameters()))
         return with_weights(self._shell, lambda name, _: weights[name]) if ranks.is_first() else None
 
+    def everywhere(self, model: LanguageModel) -> LanguageModel:
+        weights = dict(model.named_parameters())
+        return with_weights(self._shell, lambda name, _: whole(weights[name]).detach())
+
 
 def whole(value: Tensor) -> Tensor:
     """Return a tensor that lies in shards as one; any other as it is."""

@@ -119,10 +119,12 @@ def written(lesson: Lesson, renderer: Renderer) -> Lesson | None:
     if segments is None:
         return None
     branches = []
-    for t, (step, label) in enumerate(zip(steps, lesson.labels, strict=False)):
-        if label in ("", step.action.text):
+    thoughts = lesson.thoughts or ("",) * len(lesson.labels)
+    for t, (step, label, thought) in enumerate(zip(steps, lesson.labels, thoughts, strict=False)):
+        if not label or (label == step.action.text and not thought):
             continue
-        if other := write_segments(renderer, [*steps[:t], replace(step, action=Action(label))]):
+        said = Action(label, renderer.respond(label, thought))
+        if said.token_ids and (other := write_segments(renderer, [*steps[:t], replace(step, action=said)])):
             branches.append((t, other[-1]))
     return replace(lesson, trajectory=replace(lesson.trajectory, segments=segments), branches=tuple(branches))
 
@@ -130,7 +132,8 @@ def written(lesson: Lesson, renderer: Renderer) -> Lesson | None:
 def imitation_rows(lesson: Lesson, in_pass: Mapping[int, Sequence[LossTerm]] | None = None) -> list[Row]:
     """Return the rows of a `written` lesson: an `imitation` term on its commands, and the terms `in_pass`.
 
-    A label that was not played has a row of its own, with the episode up to its step as the prompt.
+    A label that was not played, or that has a thought, has a row of its own, with the episode up to its step as the
+    prompt.
     """
     rows: list[Row] = []
     for number, segment in enumerate(lesson.trajectory.segments):

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from envrl.config.schema import Config
 from envrl.envs.protocol import TextEnv
 from envrl.errors import UserError
 from envrl.registry import blame, find
 from envrl.samples.store import from_json, to_json
-from envrl.types import Action, Assignment, Observation, Segment, Task, Trajectory, TrajectoryGroup, Transition
+from envrl.types import Action, Assignment, Example, Observation, Segment, Task, Trajectory, TrajectoryGroup, Transition
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,9 @@ class Lesson:
     labels: tuple[str, ...] = ()
     """The command to say at each step, where an expert was asked; it may be another than the one that was played."""
     branches: tuple[tuple[int, Segment], ...] = ()
-    """Each step whose label was not played, and its prompt with the label in tokens: an episode once it is written."""
+    """Each step whose label, or its thought, was not said, and its prompt with both in tokens, once it is written."""
+    thoughts: tuple[str, ...] = ()
+    """What is thought before the label of each step; empty: nothing anywhere."""
     predicted: bool = False
     """True if the world's answer to the last step is to be predicted, in a row of its own (`experience`)."""
 
@@ -62,7 +66,21 @@ class Player(Protocol):
     def play(
         self, round: int, assignments: Sequence[Assignment], guide_of: GuideMaker | None = None
     ) -> list[Trajectory]:
-        """Return the episodes of these assignments, those of a world that failed left out."""
+        """Return the episodes of these assignments, those of a world that failed left out.
+
+        Several processes share them out: each gets all episodes, and makes the guides of those that it plays itself.
+        """
+        ...
+
+    def thoughts(self, examples: Sequence[Example]) -> list[str]:
+        """Return what the policy writes to each question, to stand before the command of its step in a response.
+
+        It is as long as `rollout.response_tokens` leaves room for, and empty where the prompt format has none.
+        """
+        ...
+
+    def together(self, thing: T) -> list[T]:
+        """Return what each process gives: what its guides have noted. All of them call this at the same point."""
         ...
 
 
@@ -125,7 +143,7 @@ def bare(trajectory: Trajectory) -> Trajectory:
 def lesson_to_json(lesson: Lesson) -> Any:
     """Return a lesson as JSON, without what `written` makes of it anew."""
     group = TrajectoryGroup(lesson.trajectory.task, (lesson.trajectory,))
-    rest = {"imitated": lesson.imitated, "labels": lesson.labels, "predicted": lesson.predicted}
+    rest = {name: getattr(lesson, name) for name in ("imitated", "labels", "thoughts", "predicted")}
     return to_json({"group": group, **rest})
 
 
@@ -133,4 +151,5 @@ def lesson_from_json(state: Any) -> Lesson:
     """Return the lesson that `lesson_to_json` encoded."""
     found = from_json(state)
     (trajectory,) = found["group"].trajectories
-    return Lesson(trajectory, tuple(found["imitated"]), tuple(found["labels"]), predicted=found["predicted"])
+    said = {name: tuple(found.get(name, ())) for name in ("imitated", "labels", "thoughts")}
+    return Lesson(trajectory, **said, predicted=found["predicted"])

@@ -23,6 +23,25 @@ _NEEDED = ("train.threads", "train.device")
 """Exceptions: an evaluation depends on these by rounding."""
 
 
+def learned_in_warm_start(config: Config, run: Path) -> int:
+    """Return the tokens that the warm start of a run has learned from, by the log of the run that made it.
+
+    Raises `UserError` where a shared one lies beside no log.
+    """
+    start = config.warm_start.path
+    while config.warm_start.path:
+        run = Path(config.warm_start.path).resolve().parent
+        if not (run / "config.toml").is_file():
+            raise UserError(
+                f"train.token_budget counts what the warm start has learned from, and beside '{start}' lies no run "
+                "that says it: set it to 0, or name the warm start in the run that made it"
+            )
+        config = load_run(run)
+    log = run / "warm_start.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return json.loads(lines[-1])["tokens"] if lines else 0
+
+
 def shared_evaluations(config: Config) -> dict[str, dict[str, Any]]:
     """Return the lines of eval.jsonl before RL, by split, from the run whose warm start this run shares.
 

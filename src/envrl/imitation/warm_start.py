@@ -123,6 +123,7 @@ class _Stage:
             self.model = self._fresh_model() if latest is None else load_policy(latest, config)
         self.renderer = renderer_of(self.model, form_of(config))
         self.place = _placed(self.model, config.train.precision)
+        self.poll = hooks.poll if self.place is HERE else lambda: None  # of several none leaves the others
         self.optimizer = self._fresh_optimizer()
         self.step, self.tokens = 0, 0
         if latest is None:
@@ -151,8 +152,8 @@ class _Stage:
 
     def _gather(self, number: int) -> None:
         """Gather the lessons of a round."""
-        poll, reporter = self.hooks.poll, self.hooks.reporter
-        player = ModelPlayer(self.model, self.renderer, self.config, self.make_env, poll, reporter)
+        model, reporter = self.place.everywhere(self.model), self.hooks.reporter
+        player = ModelPlayer(model, self.renderer, self.config, self.make_env, self.poll, reporter)
         gathered = gathered_by(self.method, self.config, number, self.training, player)
         self.gathered += self._fitting(gathered.lessons)
         self.figures |= {f"gathered/{name}": float(value) for name, value in gathered.figures.items()}
@@ -263,8 +264,7 @@ class _Stage:
         )
         factor = learning_rate_factor(step, steps)
         self.optimizer.scale(factor)
-        poll = self.hooks.poll if self.place is HERE else lambda: None  # of several none leaves the others in a step
-        outcome = self.guard.step(f"warm-start-{self.step + 1:06d}", rows, settings, poll=poll)
+        outcome = self.guard.step(f"warm-start-{self.step + 1:06d}", rows, settings, poll=self.poll)
         self.tokens += outcome.tokens
         return {
             "step": self.step + 1,
@@ -279,7 +279,8 @@ class _Stage:
         }
 
     def _predict(self, pairs: Sequence[Pair]) -> list[str]:
-        return predict_targets(self.model, pairs, self.renderer.stops)
+        model = self.place.everywhere(self.model)
+        return ranks.of_first(lambda: predict_targets(model, pairs, self.renderer.stops))
 
     def _measure(self) -> dict[str, float]:
         held_out = self.held_out or self.training[:64]

@@ -42,6 +42,8 @@ class Steps:
     values_N: tuple[Array, ...] = ()
     heads: Mapping[str, tuple[Array, ...]] = field(default_factory=dict)
     valid_N: tuple[bool, ...] = ()
+    switches_N: tuple[bool, ...] = ()
+    """True for a step whose response took a new sub-goal."""
 
     def per_trajectory(self, values_N: Array) -> list[Array]:
         return np.split(values_N, self.offsets[1:-1]) if len(self.offsets) > 1 else []
@@ -75,7 +77,8 @@ class Estimator:
         return "values" in self.entry.traits.get("reads", ())
 
     def levels(self, knobs: Mapping[str, Any]) -> dict[str, str]:
-        """Return the heads that it reads, each with what has a value: every "token", a "step", or its "last" token.
+        """Return the heads that it reads, each with what has a value: every "token", a "step", its "last" token, or
+        its "parts" (`envrl.samples.rows.judged_offsets`).
 
         The head `value` is read by `reads=("values",)`, at the level of the setting or trait `level`; the trait `heads`
         names further ones.
@@ -109,6 +112,7 @@ class Estimator:
         commands: Sequence[Sequence[str]] | None = None,
         heads: Mapping[str, Sequence[Sequence[ArrayLike]]] | None = None,
         valid: Sequence[Sequence[bool]] | None = None,
+        switches: Sequence[Sequence[bool]] | None = None,
         **knobs: Any,
     ) -> tuple[list[Array], dict[str, list[Array]]]:
         """Return the advantages of every step, and what each head is to learn that the estimator reads, by its name.
@@ -117,9 +121,10 @@ class Estimator:
         the command in it, `groups` one id per trajectory (default: one group). `penalties` are subtracted from a step's
         own score and its own discounted return, not from those of its neighbours. `final_observations` (the text after
         the last step) and `strata` hold one per trajectory. `values` holds one number a step, or an array of those of
-        its tokens, `heads` as much for each further head, `valid` whether a step's command was one (default: all were).
-        Each estimator reads what it needs. Raises `UserError` for shapes that disagree, a number that is not finite, an
-        unknown setting, and values that are needed and missing.
+        its tokens, `heads` as much for each further head, `valid` whether a step's command was one (default: all were),
+        `switches` whether it took a new sub-goal (default: none did). Each estimator reads what it needs. Raises
+        `UserError` for shapes that disagree, a number that is not finite, an unknown setting, and values that are
+        needed and missing.
         """
         check_settings(f"the {self.entry.called}", knobs, self.knobs)
         if self.reads_values and values is None:
@@ -129,7 +134,9 @@ class Estimator:
                 raise UserError(f"the {self.entry.called} needs the values of its head (heads={{'{name}': [[…], …]}})")
         read = {} if values is None else {VALUE: values}
         read |= heads or {}
-        steps = _lay_out(rewards, observations, groups, penalties, commands, strata, final_observations, read, valid)
+        steps = _lay_out(
+            rewards, observations, groups, penalties, commands, strata, final_observations, read, valid, switches
+        )
         with blame(self.entry):
             found = self.entry.target(steps, **knobs)
         if not isinstance(found, Credit):
@@ -184,6 +191,7 @@ def _lay_out(
     final_observations: Sequence[str] | None,
     heads: Mapping[str, Sequence[Sequence[ArrayLike]]],
     valid: Sequence[Sequence[bool]] | None,
+    switches: Sequence[Sequence[bool]] | None,
 ) -> Steps:
     arrays = [np.asarray(r, dtype=np.float64) for r in rewards]
     if any(a.ndim != 1 for a in arrays):
@@ -197,9 +205,9 @@ def _lay_out(
     if commands is None:
         commands = [[""] * n for n in lengths]
     _check_lengths("commands", [len(c) for c in commands], lengths)
-    if valid is None:
-        valid = [[True] * n for n in lengths]
-    _check_lengths("valid", [len(v) for v in valid], lengths)
+    flags = {"valid": valid or [[True] * n for n in lengths], "switches": switches or [[False] * n for n in lengths]}
+    for name, flag in flags.items():
+        _check_lengths(name, [len(f) for f in flag], lengths)
     judged: dict[str, tuple[Array, ...]] = {}
     for name, values in heads.items():
         called = "values" if name == VALUE else f"heads['{name}']"
@@ -225,7 +233,7 @@ def _lay_out(
         final_observations=tuple(final_observations or ()),
         values_N=judged.pop(VALUE, ()),
         heads=judged,
-        valid_N=tuple(bool(one) for trajectory in valid for one in trajectory),
+        **{f"{name}_N": tuple(bool(one) for of_one in flag for one in of_one) for name, flag in flags.items()},
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 from envrl.errors import UserError
 from envrl.models.template import ChatTemplate, cleaner
@@ -108,13 +109,21 @@ class ChatRenderer:
             return None
         return self._template.tokens_within(behind, place + len(SEEN), place + len(text))
 
-    def respond(self, command: str) -> Ids:
-        """Return the format's shortest response with a command; any thought is empty."""
-        if self._tags:
-            written = self._codec.encode_special(self._format.write("", self._clean(command)))
-        else:
-            written = self._codec.encode(self._format.write("", command))
-        return (*self.lead, *written, self.end)
+    def respond(self, command: str, thought: str = "") -> Ids:
+        """Return the format's shortest response with a command, behind a thought; empty if it has no room for that.
+
+        The thought stands where the format asks for one, else inside the one that the chat template opens. One with
+        which the response would not be read as the command has no room.
+        """
+        lead, thought = self.lead, self._clean(thought)
+        text = self._format.write(thought, self._clean(command) if self._tags else command)
+        if thought not in text:
+            if not self._close:
+                return ()
+            lead = self._template.encode_behind(thought + self._close)
+        written = self._codec.encode_special(text) if self._tags else self._codec.encode(text)
+        response = (*lead, *written, self.end)
+        return response if not thought or self.read(Completion(response)).text == command else ()
 
     def text_of(self, response: Ids) -> str:
         """Return a response's text, including its end."""
@@ -124,7 +133,8 @@ class ChatRenderer:
         """Parse a response into its command, or a fault and no command; a response that was cut off has a fault."""
         ids = completion.token_ids
         closed = ids[-1:] != () and ids[-1] in self.stops
-        parsed = self._format.parse(self._codec.decode(ids[:-1] if closed else ids))
+        text = self._codec.decode(ids[:-1] if closed else ids)
+        parsed = self._format.parse(text)
         fault = parsed.fault or ("" if closed else "unclosed")
         return Action(
             text="" if fault else parsed.command,
@@ -134,7 +144,14 @@ class ChatRenderer:
             fault=fault,
             imagined=fault == "imagined observation",
             summary=parsed.summary,
+            plan=self._begun_before(ids, len(text) - parsed.act) if parsed.act and not fault else 0,
+            switches=parsed.switches,
         )
+
+    def _begun_before(self, ids: Ids, place: int) -> int:
+        """Return the number of tokens that begin before a place in the text."""
+        ends = accumulate(len(text) for text in self._codec.texts(ids))
+        return 1 + sum(end < place for end in ends)
 
     def texts(self, ids: Ids) -> list[str]:
         """Return the text of each token of a sequence."""
@@ -158,7 +175,7 @@ class ChatRenderer:
             following=None if example.following is None else clean(example.following),
             choices=tuple(map(clean, example.choices)),
             question=clean(example.question),
-            summary=self._summary(past),
+            summary=f"{self._format.recalls}:\n{summary}" if (summary := self._summary(past)) else "",
         )
         return Pair(self._ids(messages, self._close), (*self._plain(trim(example.target)), self.end), example.weight)
 

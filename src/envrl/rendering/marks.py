@@ -48,9 +48,9 @@ class MarksRenderer:
         length = len(ids) + (0 if fresh else segment.length)
         return None if length + room > self.context else Prompt(ids, fresh, SegmentState(length), answer)
 
-    def respond(self, command: str) -> Ids:
-        """Return a command's tokens and the closing mark."""
-        return action_ids(self._codec, command)
+    def respond(self, command: str, thought: str = "") -> Ids:
+        """Return a command's tokens and the closing mark; nothing with a thought, for which there is no room."""
+        return () if thought else action_ids(self._codec, command)
 
     def text_of(self, response: Ids) -> str:
         """Return the empty text: whether a segment continues does not depend on its text."""

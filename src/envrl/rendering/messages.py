@@ -28,10 +28,11 @@ class MessageWriter:
         """Return the next chat; only the endpoint knows whether it fits the context."""
         system = (Message("system", self.system_message),) if self.system_message else ()
         task, turns = task_of(past, observation), last_turns(past, self.history)
-        messages = self.form.messages(task, turns, observation, self.show_admissible)
+        summary = next((step.action.summary for step in reversed(past) if step.action.summary), "")
+        messages = self.form.messages(task, turns, observation, self.show_admissible, summary)
         return Prompt((), True, SegmentState(), messages=(*system, *messages))
 
-    def respond(self, command: str) -> Ids:
+    def respond(self, command: str, thought: str = "") -> Ids:
         return ()
 
     def text_of(self, response: Ids) -> str:
@@ -41,4 +42,5 @@ class MessageWriter:
         """Parse a completion's text into its command, or its fault."""
         parsed = self.form.parse(completion.text)
         fault = parsed.fault or ("unclosed" if completion.cut else "")
-        return Action("" if fault else parsed.command, fault=fault, imagined=fault == "imagined observation")
+        command, imagined = "" if fault else parsed.command, fault == "imagined observation"
+        return Action(command, fault=fault, imagined=imagined, summary=parsed.summary)

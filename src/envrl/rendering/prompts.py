@@ -20,6 +20,7 @@ from envrl.rendering.responses import (
     parse_json,
     parse_plan,
     parse_react,
+    parse_subgoal,
     parse_summary,
     parse_think,
     parse_think_or_act,
@@ -44,13 +45,15 @@ class Message(NamedTuple):
 class PromptFormat:
     """A form of prompts and responses: the instruction `asks`, the parser of responses, and the writer of them.
 
-    `parse` never raises. `write(thought, command)` leaves the thought out if the form has no place for it.
+    `parse` never raises. `write(thought, command)` leaves the thought out if the form has no place for it. `recalls` is
+    the heading of the model's own notes in a prompt.
     """
 
     name: str
     asks: str
     parse: Callable[[str], Parsed]
     write: Callable[[str, str], str]
+    recalls: str = "Your summary of what came before"
 
     def messages(
         self,
@@ -65,7 +68,7 @@ class PromptFormat:
         `history` holds (observation, command), oldest first; the command of a malformed response is empty. `summary` is
         the model's own summary of the earlier turns.
         """
-        parts = _situation(task, history, observation, summary)
+        parts = _situation(task, history, observation, f"{self.recalls}:\n{summary}" if summary else "")
         return (_user(*parts, *_commands(observation, show_admissible), self.asks),)
 
     def follow_up(self, observation: Observation, show_admissible: bool = True) -> tuple[Message, ...]:
@@ -107,7 +110,7 @@ def _situation(
     if task and task != trim(observation.text):
         parts.append(f"Your task: {task}")
     if summary:
-        parts.append(f"Your summary of what came before:\n{summary}")
+        parts.append(summary)
     if history:
         parts.append("Your last turns, oldest first:")
         parts += [f"Observation: {trim(seen.text)}\nCommand: {said or NO_COMMAND}" for seen, said in history]
@@ -198,7 +201,7 @@ def _write_call(_: str, command: str) -> str:
     return json.dumps({"name": "act", "arguments": {"command": command}}, ensure_ascii=False)
 
 
-@register("format", "tags")
+@register("format", "tags", thinks=True)
 def tags_format() -> PromptFormat:
     """A thought and a command in tags, as in the published protocol."""
     return PromptFormat(
@@ -222,7 +225,7 @@ def action_format() -> PromptFormat:
     )
 
 
-@register("format", "react")
+@register("format", "react", thinks=True)
 def react_format() -> PromptFormat:
     """A thought and a command, one line each."""
     return PromptFormat(
@@ -246,7 +249,7 @@ def json_format() -> PromptFormat:
     )
 
 
-@register("format", "plan")
+@register("format", "plan", thinks=True)
 def plan_format() -> PromptFormat:
     """A plan of the remaining steps, and the command that begins it, in tags."""
     return PromptFormat(
@@ -256,6 +259,21 @@ def plan_format() -> PromptFormat:
         "<plan>the steps that are left</plan><action>your command</action>",
         parse_plan,
         lambda thought, command: f"<plan>{thought}</plan><action>{command}</action>",
+    )
+
+
+@register("format", "subgoal", plans=True)
+def subgoal_format() -> PromptFormat:
+    """Whether the sub-goal is kept, the sub-goal, and a command towards it, in tags."""
+    return PromptFormat(
+        "subgoal",
+        "Work towards a sub-goal, which takes a few commands. First say between <switch> and </switch> whether you "
+        "KEEP the one you have or SWITCH to another. Then write the sub-goal that you follow now between <subgoal> and "
+        "</subgoal>: the same words again if you keep it. Then give one command between <action> and </action>. Write "
+        "nothing else:\n<switch>SWITCH</switch><subgoal>your sub-goal</subgoal><action>your command</action>",
+        parse_subgoal,
+        lambda _, command: f"<switch>SWITCH</switch><subgoal></subgoal><action>{command}</action>",
+        recalls="Your sub-goal until now",
     )
 
 

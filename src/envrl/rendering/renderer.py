@@ -79,8 +79,11 @@ class PromptWriter(Protocol):
         """Return the next prompt, or None if it and `room` more tokens do not fit the context."""
         ...
 
-    def respond(self, command: str) -> Ids:
-        """Return the shortest response with this command, including its end; empty if token ids are unknown."""
+    def respond(self, command: str, thought: str = "") -> Ids:
+        """Return the shortest response with this command, behind this thought, including its end.
+
+        It is empty if the form has no room for the thought, or if token ids are unknown.
+        """
         ...
 
     def text_of(self, response: Ids) -> str:

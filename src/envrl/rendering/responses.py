@@ -17,6 +17,8 @@ FAULTS = {
     "no action": "no command where the form has one",
     "no thought": "no thought in its marks before the action",
     "no plan": "no plan in its tags before the action",
+    "no switch": "neither KEEP nor SWITCH in its tags before everything else",
+    "no sub-goal": "no sub-goal in its tags before the action",
     "no summary": "no summary in its tags before everything else, where one is asked for",
     "unclosed thought": "the thought that the model's chat template or the model itself opened is never closed",
     "unclosed": "a tag is opened and not closed, or the response was cut off at its longest",
@@ -35,11 +37,17 @@ _IMAGINED = re.compile(r"<?[Oo]bservation\b|You\s")
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A parsed response: its command or its fault (a key of `FAULTS`), and its summary if it has one."""
+    """A parsed response: its command or its fault (a key of `FAULTS`), and its summary if it has one.
+
+    `act` is the number of characters from where the part with the command begins, if the form tells it from a plan
+    before it; `switches` is True for a new sub-goal.
+    """
 
     command: str = ""
     fault: str = ""
     summary: str = ""
+    act: int = 0
+    switches: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,23 @@ def parse_think_or_act(response: str) -> Parsed:
 def parse_plan(response: str) -> Parsed:
     """Read `<plan>…</plan><action>…</action>`."""
     return _tagged(response, "plan", "no plan")
+
+
+def parse_subgoal(response: str) -> Parsed:
+    """Read `<switch>…</switch><subgoal>…</subgoal><action>…</action>`; the sub-goal is the summary."""
+    text = response.strip()
+    if not text:
+        return Parsed(fault="empty")
+    before, _, rest = text.partition("<switch>")
+    said, closed, rest = rest.partition("</switch>")
+    if before or not closed or said.strip().upper() not in ("KEEP", "SWITCH"):
+        return Parsed(fault="no switch" if "<action>" in text else "no action")
+    parsed = _tagged(rest, "subgoal", "no sub-goal")
+    if parsed.fault:
+        return parsed
+    subgoal = rest.partition("<subgoal>")[2].partition("</subgoal>")[0].strip()
+    act = len(response) - response.index("<action>", response.index("</subgoal>"))
+    return replace(parsed, summary=subgoal, act=act, switches=said.strip().upper() == "SWITCH")
 
 
 def parse_react(response: str) -> Parsed:

@@ -15,6 +15,7 @@ _SHOWN = {
     "loss/imitation": "loss",
     "held_out/imitation": "held-out",
     "held_out/action_accuracy": "actions right",
+    "budget_spent": "of the budget",
 }
 
 

@@ -60,7 +60,15 @@ class RunData:
     @property
     def updates_planned(self) -> int:
         planned = setting(self.config, "train.updates")
-        return planned if isinstance(planned, int) else self.updates
+        return planned if isinstance(planned, int) and not self._budget_spent else self.updates
+
+    @property
+    def _budget_spent(self) -> bool:
+        """Whether the token budget, if there is one, is spent."""
+        budget = setting(self.config, "train.token_budget")
+        last = self.metrics[-1:] or self.warm_start[-1:]
+        learned = [number(record, "learned_tokens" if self.metrics else "tokens") or 0 for record in last]
+        return isinstance(budget, int) and 0 < budget <= sum(learned)
 
     @property
     def finished(self) -> bool:

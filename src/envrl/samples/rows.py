@@ -60,19 +60,21 @@ def policy_rows(
     component: str = "policy",
     weight: float = 1.0,
     constant: float | None = None,
+    level: str = "token",
 ) -> list[Row]:
     """Return a trajectory's policy rows, one per segment, with the extra terms that `in_pass` has by segment number.
 
     Tokens that the restriction fixed have no gradient and are not counted. A segment whose advantages are all 0 gets no
     policy term, so groups of equal returns cost nothing; with `idle` it gets one, which counts in the denominator.
     `stale`: an earlier policy played the trajectory, so its log-probs become `old_logprobs`. `weight` scales
-    the losses; `constant` is the token count of a row with the aggregation "constant".
+    the losses; `constant` is the token count of a row with the aggregation "constant". `level` says of which tokens a
+    step's advantages are, where it has several.
     """
     rows = []
     for number, segment in enumerate(trajectory.segments):
         terms = []
         if idle or any(np.any(advantages_S[span.step]) for span in segment.spans):
-            term = _policy_term(trajectory, segment, advantages_S, aggregation, stale, constant)
+            term = _policy_term(trajectory, segment, advantages_S, aggregation, stale, constant, level)
             if term is not None:
                 terms.append(replace(term, component=component, weights_T=term.weights_T * weight))
         terms += (in_pass or {}).get(number, ())
@@ -87,9 +89,12 @@ def origin_of(trajectory: Trajectory, segment: int) -> str:
 
 
 def judged_offsets(action: Action, level: str) -> list[int]:
-    """Return which tokens of an action have a value: its first ("step"), its last, or the first and all not fixed."""
+    """Return which tokens of an action have a value: its first ("step"), its last, the first and all not fixed
+    ("token"), or the first and that with which the part of its command begins, if it has such parts ("parts")."""
     if level == "last":
         return [len(action.allowed) - 1]
+    if level == "parts":
+        return [0, action.plan] if action.plan else [0]
     return [0, *(offset for offset in free_tokens(action) if offset)] if level == "token" else [0]
 
 
@@ -110,11 +115,12 @@ def _policy_term(
     aggregation: str,
     stale: bool,
     constant: float | None,
+    level: str,
 ) -> LossTerm | None:
     positions, advantages, logprobs, allowed = [], [], [], []
     for span in segment.spans:
         action = trajectory.transitions[span.step].action
-        advantages_T = _by_token(action, advantages_S[span.step])
+        advantages_T = _by_token(action, advantages_S[span.step], level)
         for offset in free_tokens(action):
             positions.append(span.start + offset)
             advantages.append(advantages_T[offset])
@@ -131,11 +137,10 @@ def _policy_term(
     return counted_term("policy", positions, aggregation, streams=streams, allowed=ragged(allowed), constant=constant)
 
 
-def _by_token(action: Action, advantage: float | NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return an advantage for each token of an action: the step's own, or those of its judged tokens."""
-    advantages_T = np.zeros(len(action.allowed))
-    advantages_T[judged_offsets(action, "token") if np.size(advantage) > 1 else slice(None)] = advantage
-    return advantages_T
+def _by_token(action: Action, advantage: float | NDArray[np.float64], level: str) -> NDArray[np.float64]:
+    """Return an advantage for each token of an action: the step's own, or that of the last judged token until it."""
+    begins = judged_offsets(action, level) if np.size(advantage) > 1 else [0]
+    return np.repeat(advantage, np.diff([*begins, len(action.allowed)]))
 
 
 def places(spans: Iterable[Span]) -> list[int]:

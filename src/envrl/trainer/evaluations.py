@@ -38,12 +38,12 @@ class Evaluations:
     reporter: Reporter
     file: JsonLines
 
-    def due(self, update: int) -> bool:
-        """Return whether an evaluation is due at an update."""
+    def due(self, update: int, over: bool) -> bool:
+        """Return whether an evaluation is due at an update; `over`: the run ends with it."""
         every = self.config.eval.every
-        return self._at_an_end(update) or (every > 0 and update % every == 0)
+        return over or update == 0 or (every > 0 and update % every == 0)
 
-    def run(self, model: LanguageModel, update: int) -> None:
+    def run(self, model: LanguageModel, update: int, over: bool) -> None:
         """Evaluate every split at an update; reuse the results of the run that shares its warm start."""
         known = shared_evaluations(self.config) if update == 0 else {}
         english = dict[str, float]()
@@ -54,12 +54,13 @@ class Evaluations:
                 self.file.append(known[split], sync=True)
                 self._say(known[split], ", measured by the run that made the warm start")
                 continue
-            record = {"stage": "rl", "update": update, **self._split(model, update, split), **english}
+            figures = self._split(model, update, split, over or update == 0)
+            record = {"stage": "rl", "update": update, **figures, **english}
             self.file.append(record, sync=True)
             self._say(record)
 
-    def _split(self, model: LanguageModel, update: int, split: str) -> dict[str, Any]:
-        config, last = self.config, self._at_an_end(update)
+    def _split(self, model: LanguageModel, update: int, split: str, at_an_end: bool) -> dict[str, Any]:
+        config = self.config
         name = f"{update:06d}-{split}"
         about = {"update": update, "split": split}
         lists = config.rollout.show_admissible
@@ -70,7 +71,7 @@ class Evaluations:
                 self.make_env,
                 split,
                 config,
-                episodes=config.eval.final if last else config.eval.episodes,
+                episodes=config.eval.final if at_an_end else config.eval.episodes,
                 policy=self.policy,
                 poll=self.poll,
                 splitter=self.splitter,
@@ -78,14 +79,11 @@ class Evaluations:
                 kept=kept,
                 whole_batches=True,
             )
-        if last and config.train.trajectories and ranks.is_first():
+        if at_an_end and config.train.trajectories and ranks.is_first():
             shown = spread(played, 2 * config.train.trajectories, lambda trajectory: trajectory.task.kind)
             with self.reporter.phase("writing episodes down"):
                 write_trajectories(self.folder, f"eval-{name}", update, shown, model, self.renderer, config)
         return record
-
-    def _at_an_end(self, update: int) -> bool:
-        return update in (0, self.config.train.updates)
 
     def _say(self, record: dict[str, Any], how: str = "") -> None:
         low, high = record["ci95"]

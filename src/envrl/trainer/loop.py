@@ -24,7 +24,7 @@ from envrl.trainer.record import Laps, progress_figures
 from envrl.trainer.run import Run
 from envrl.trainer.signals import stop_on_signals
 from envrl.trainer.start import check_alike, check_inputs, held_run, new_config, resumed_config
-from envrl.trainer.state import RunState
+from envrl.trainer.state import RunState, is_over
 
 
 def train(config: Config, run: Path | str, resume: bool = False, reporter: Reporter | None = None) -> Path:
@@ -64,7 +64,6 @@ def _finish(run: Run) -> Path:
     """Train up to the last update."""
     state = run.begin()
     if state is None:
-        run.reporter.say(f"{run.folder} is finished: {run.config.train.updates} updates")
         return run.folder
     try:
         try:
@@ -79,18 +78,19 @@ def _finish(run: Run) -> Path:
 
 
 def _updates(run: Run, state: RunState) -> None:
-    updates, due = run.config.train.updates, Due(run.config.checkpoint.every, run.config.checkpoint.minutes)
-    with run.reporter.phase("update", updates, state.update) as phase:
+    due = Due(run.config.checkpoint.every, run.config.checkpoint.minutes)
+    with run.reporter.phase("update", run.config.train.updates, state.update) as phase:
         while True:
+            over = is_over(run.config, state.update, state.learned)
             if not state.evaluated:
                 if state.update:  # an evaluation may take long, and be killed
                     run.save(state)
-                run.evaluate(state)
+                run.evaluate(state, over)
                 if state.update == 0:
                     run.save(state)
-            if state.update and (due(state.update) or state.update == updates):
+            if state.update and (due(state.update) or over):
                 run.save(state)
-            if state.update >= updates:
+            if over:
                 return
             if ranks.count() > 1:
                 ranks.agree(run.stop.poll)
@@ -114,5 +114,6 @@ def _update(run: Run, state: RunState) -> dict[str, float]:
         figures = run.learn(batch, number)
     record = run.log.write(state, number, played, batch, figures, laps)
     state.update, state.metrics_offset, state.skips = number, run.metrics.offset, run.engine.skips
-    state.evaluated, state.components = not run.evaluations.due(number), run.components()
+    over = is_over(run.config, number, state.learned)
+    state.evaluated, state.components = not run.evaluations.due(number, over), run.components()
     return progress_figures(record)

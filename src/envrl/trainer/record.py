@@ -84,6 +84,9 @@ class UpdateLog:
         state.env_steps += of_play["train/steps"] + again["steps"]
         state.tokens += of_play["tokens"] + again["tokens"]
         state.episodes += played.episodes
+        if budget := self.config.train.token_budget:
+            state.learned += self.config.train.epochs * sum(len(row.token_ids) for row in batch.rows)
+            figures = {**figures, "learned_tokens": state.learned, "budget_spent": state.learned / budget}
         seconds = laps.seconds()
         record = {
             "update": number,
@@ -149,6 +152,7 @@ def progress_figures(record: Mapping[str, Any]) -> dict[str, float]:
         "loss/imitation": "loss",
         "held_out/imitation": "held-out",
         "held_out/action_accuracy": "actions right",
+        "budget_spent": "of the budget",
     }
     losses = {key: key.removeprefix("loss/") for key in record if key.startswith("loss/") and key != "loss/policy"}
     return {short: record[name] for name, short in (losses | wanted).items() if name in record}

@@ -105,24 +105,14 @@ class Rollouts:
                 f"update {update}: the curriculum '{self.config.curriculum.name}' plans other episodes in each "
                 "process; let what it draws depend on plan.seed and the update alone"
             )
-        mine = [place for place, each in enumerate(playing) if each.group % ranks.count() == ranks.number()]
+        mine = ranks.dealt([each.group for each in playing])
         with self.reporter.phase("playing", len(mine), unit="episodes") as phase:
-            drawn = self._gathered(mine, self.splitter.play(len(mine), play), here, stats)
-        return as_groups(drawn, [each.group for each in playing])
-
-    @staticmethod
-    def _gathered(
-        mine: Sequence[int], drawn: Sequence[Trajectory], here: RolloutStats, stats: RolloutStats
-    ) -> list[Trajectory]:
-        """Return a round's episodes of all processes in order, and count what befell in each."""
-        parts = ranks.gather((mine, drawn, here.mismatches, here.replaced))
+            drawn = ranks.in_order(mine, self.splitter.play(len(mine), play))
         stats.env += here.env
-        stats.mismatches += sum(mismatches for _, _, mismatches, _ in parts)
-        stats.replaced += sum(replaced for *_, replaced in parts)
-        found = {
-            place: episode for places, episodes, *_ in parts for place, episode in zip(places, episodes, strict=True)
-        }
-        return [found[place] for place in sorted(found)]
+        for mismatches, replaced in ranks.gather((here.mismatches, here.replaced)):
+            stats.mismatches += mismatches
+            stats.replaced += replaced
+        return as_groups(drawn, [each.group for each in playing])
 
 
 def as_groups(trajectories: Sequence[Trajectory], numbers: Sequence[int]) -> list[TrajectoryGroup]:

@@ -16,6 +16,7 @@ from envrl.engine.protocol import Engine
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
 from envrl.files import JsonLines, NoLines
+from envrl.imitation.shared_start import learned_in_warm_start
 from envrl.imitation.warm_start import Hooks, warm_start
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import give_back_memory
@@ -50,12 +51,15 @@ class Run:
     def begin(self) -> RunState | None:
         """Make the parts ready; return the state of the last checkpoint, or a new one; None if the run is finished."""
         latest = ranks.of_first(self._settled)
-        if latest is not None and is_finished(latest, self.config.train.updates):
+        if latest is not None and is_finished(latest, self.config):
+            self.reporter.say(f"{self.folder} is finished: {int(latest.name.removeprefix('step-'))} updates")
             return None
         if latest is None:
             state = fresh_state(self._start(), self.config)
             self.replay.begin(state.model.codec.tokenizer.get_vocab())
             state.components = self.components()
+            if self.config.train.token_budget:
+                state.learned = ranks.of_first(lambda: learned_in_warm_start(self.config, self.folder))
         else:
             with self.reporter.phase("loading the checkpoint"):
                 state = read_state(latest, self.config)
@@ -80,11 +84,11 @@ class Run:
         parts = {"replay": self.replay, "auxiliary": self.memory, "regularizers": self.regularizers}
         return {name: part.state() for name, part in parts.items()}
 
-    def evaluate(self, state: RunState) -> None:
-        """Evaluate the policy, and keep where its lines end."""
+    def evaluate(self, state: RunState, over: bool) -> None:
+        """Evaluate the policy, `over` if for the last time, and keep where its lines end."""
         self.evals.truncate(state.eval_offset)
         self.engine.publish(self.policy.sampler, state.update)
-        self.evaluations.run(state.model, state.update)
+        self.evaluations.run(state.model, state.update, over)
         state.eval_offset, state.evaluated = self.evals.offset, True
 
     def save(self, state: RunState) -> Path:

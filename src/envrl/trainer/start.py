@@ -30,6 +30,7 @@ from envrl.errors import UserError
 from envrl.eval.context_check import check_room_of_run
 from envrl.eval.data import data_file, warn_of_other_data
 from envrl.files import create_run, lock_run, write_text
+from envrl.imitation.shared_start import learned_in_warm_start
 from envrl.imitation.warm_start import FOLDER, PARTIAL
 from envrl.models.adapters import check_peft
 from envrl.models.bases import check_base
@@ -139,6 +140,7 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         if (source / "config.toml").is_file():
             raise UserError(f"warm_start.path = '{source}' is a run; name its folder '{source / 'warm_start'}'")
         verify_checkpoint(source)
+        _check_budget(config)
         _check_model(source, config, make_env)
         _warn_of_other_origin(source, config)
         return
@@ -146,6 +148,16 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
         _check_model(model_folder(config.model.path, config.model.revision), config, make_env)
     if config.warm_start.demonstrations:
         check_demonstrator(config, make_env)
+
+
+def _check_budget(config: Config) -> None:
+    """Refuse a token budget that a shared warm start has spent."""
+    budget = config.train.token_budget
+    if budget and (spent := learned_in_warm_start(config, Path())) >= budget and config.train.updates:
+        raise UserError(
+            f"train.token_budget = {budget} leaves nothing for RL: the warm start in '{config.warm_start.path}' has "
+            f"learned from {spent} tokens; raise it, or set train.updates = 0"
+        )
 
 
 def _try_choices(config: Config, make_env: Callable[[], TextEnv]) -> None:

@@ -32,6 +32,8 @@ class RunState:
     env_steps: int = 0
     episodes: int = 0
     tokens: int = 0
+    learned: int = 0
+    """Tokens learned from, the warm start's included, if there is a budget of them."""
     metrics_offset: int = 0
     eval_offset: int = 0
     components: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +52,7 @@ def read_state(checkpoint: Path, config: Config) -> RunState:
     state = fresh_state(load_policy(checkpoint, config), config)
     tensors, meta = load_state(checkpoint / "state")
     state.optimizer.restore(tensors)
-    for name in _SAVED:
+    for name in meta.keys() & _SAVED:
         setattr(state, name, meta[name])
     return state
 
@@ -69,7 +71,12 @@ def write_state(folder: Path, state: RunState, keep: int, moments: Mapping[str, 
     return save_checkpoint(folder, f"step-{state.update:06d}", write, keep)
 
 
-def is_finished(checkpoint: Path, updates: int) -> bool:
-    """Return whether a checkpoint is the end of a run of `updates` updates, with its evaluation done."""
+def is_over(config: Config, update: int, learned: int) -> bool:
+    """Return whether a run ends with an update: its last one, or the one that spends the token budget."""
+    return update >= config.train.updates or 0 < config.train.token_budget <= learned
+
+
+def is_finished(checkpoint: Path, config: Config) -> bool:
+    """Return whether a checkpoint is the end of its run, with the evaluation done."""
     _, meta = load_state(checkpoint / "state")
-    return bool(meta["update"] >= updates and meta["evaluated"])
+    return is_over(config, meta["update"], meta.get("learned", 0)) and bool(meta["evaluated"])

@@ -60,7 +60,9 @@ class Dagger:
 
             tasks = {task.id: task for task in player.tasks(round, self._episodes)}
             played = player.play(round, [Assignment(task, 1) for task in tasks.values()], guide_of)
-        lessons = [teachers[each.task.id].lesson(bare(each)) for each in played if each.transitions]
+        said = player.together({task: teacher.labels for task, teacher in teachers.items()})
+        labels = {task: of_one for part in said for task, of_one in part.items()}
+        lessons = [labelled(bare(each), labels[each.task.id]) for each in played if each.transitions]
         steps = sum(len(each.imitated) for each in lessons)
         return Gathered(
             lessons,
@@ -68,7 +70,7 @@ class Dagger:
                 "agreement": sum(sum(each.imitated) for each in lessons) / max(1, steps),
                 "success_rate": sum(each.success for each in played) / max(1, len(played)),
             },
-            sum(len(teacher.labels) for teacher in teachers.values()),
+            sum(map(len, labels.values())),
         )
 
     def learns(self, round: int, demonstrations: Sequence[Lesson], gathered: Sequence[Lesson]) -> list[Lesson]:
@@ -102,8 +104,9 @@ class Teacher:
             ) from error
         return self.labels[-1] if self._generator.random() < self._chance else ""
 
-    def lesson(self, trajectory: Trajectory) -> Lesson:
-        """Return what is to be learned from the episode that it watched."""
-        labels = tuple(self.labels[: len(trajectory.transitions)])
-        said = zip(trajectory.transitions, labels, strict=True)
-        return Lesson(trajectory, tuple(step.action.text == label for step, label in said), labels)
+
+def labelled(trajectory: Trajectory, labels: Sequence[str]) -> Lesson:
+    """Return what is to be learned from an episode, given what its expert said at every observation."""
+    labels = tuple(labels[: len(trajectory.transitions)])
+    said = zip(trajectory.transitions, labels, strict=True)
+    return Lesson(trajectory, tuple(step.action.text == label for step, label in said), labels)

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envrl.imitation.method import Gathered, Lesson, Player, bare
+from envrl.imitation.alternatives import try_alternatives
+from envrl.imitation.method import Gathered, Lesson, Player
 from envrl.ranges import Positive
 from envrl.registry import register
-from envrl.sequences import evenly_spaced
-from envrl.types import Assignment
 
 
 @register("warm_start", "early_experience")
@@ -34,22 +33,11 @@ class EarlyExperience:
     def gather(self, round: int, demonstrations: Sequence[Lesson], player: Player) -> Gathered:
         if round:
             return Gathered()
-        places = [(lesson, t) for lesson in demonstrations for t in range(len(lesson.imitated)) if lesson.imitated[t]]
-        chosen = [places[i] for i in evenly_spaced(len(places), min(self._states, len(places)))]
-        assignments, experts = [], {}
-        for lesson, t in chosen:
-            *start, expert = (step.action.text for step in lesson.trajectory.transitions[: t + 1])
-            task = lesson.trajectory.task
-            assignments.append(Assignment(task, self._alternatives, max_steps=t + 1, start=tuple(start)))
-            experts[task.id, tuple(start)] = expert
-        branches: dict[tuple[str, tuple[str, ...]], Lesson] = {}
-        played = player.play(round, assignments)
-        for each in played:
-            commands = tuple(step.action.text for step in each.transitions)
-            if commands and experts.get((each.task.id, commands[:-1])) not in (None, commands[-1]):
-                branches[each.task.id, commands] = Lesson(bare(each), (False,) * len(commands), predicted=True)
-        figures = {"states": len(chosen), "branches": len(branches), "drawn": len(played)}
-        return Gathered(list(branches.values()), figures)
+        tried, drawn = try_alternatives(round, demonstrations, player, self._states, self._alternatives)
+        branches = [
+            Lesson(each, (False,) * len(each.transitions), predicted=True) for place in tried for each in place.others
+        ]
+        return Gathered(branches, {"states": len(tried), "branches": len(branches), "drawn": drawn})
 
     def learns(self, round: int, demonstrations: Sequence[Lesson], gathered: Sequence[Lesson]) -> list[Lesson]:
         return list(demonstrations) if round else list(gathered)
