@@ -245,6 +245,14 @@ class RetryConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryConfig:
+    name: str = "none"  # what is kept of past episodes, and told to new ones
+    share: Rate = 1.0  # of a group's episodes that are told something; the others show what it is worth
+    tokens: Positive = 512  # that an episode is told, at most
+    start: str = ""  # a run with the same memory: begin with what it keeps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     updates: Count = 60  # RL updates; 0: warm start and evaluation only
     learning_rate: Rate = 3e-4  # constant
@@ -298,6 +306,7 @@ class Config:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -6,6 +6,7 @@ Start reading at `train`. `RunState` (`envrl.trainer.state`) holds everything th
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from envrl.errors import Interrupted, RunError
 from envrl.eval.trajectories import write_shown
 from envrl.files import JsonLines, NoLines
 from envrl.imitation.warm_start import FOLDER, Hooks, warm_start
+from envrl.memories.remembering import Remembering
 from envrl.models.load import LanguageModel
 from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.runtime import give_back_memory, prepare_torch, reset_peak_memory
@@ -42,6 +44,7 @@ from envrl.trainer.signals import StopRequest, stop_on_signals
 from envrl.trainer.start import check_alike, check_inputs, held_run, new_config, resumed_config
 from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, write_state
 from envrl.trainer.tasks import Tasks
+from envrl.types import TrajectoryGroup
 
 
 def train(config: Config, run: Path | str, resume: bool = False, reporter: Reporter | None = None) -> Path:
@@ -85,7 +88,8 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         with opened(make_env()) as env:
             self.tasks = Tasks(listed_tasks(env, config.env.split, config.env.name), config)
-        self.replay, self.memory, self.regularizers = Replaying(config), Memory(), Regularizers(config)
+        self.replay, self.memory, self.regularizers = Replaying(config), Remembering(config), Regularizers(config)
+        self.selection, self.learns = Memory(), find("engine", config.train.engine).traits.get("learns", True)
         self.splitter = BatchSplitter(reporter.say)
         self.idle = IdleUpdates(config, reporter.say)
 
@@ -98,6 +102,7 @@ class Run:
         if latest is None:
             state = fresh_state(self._start(), self.config)
             self.replay.begin(state.model.codec.tokenizer.get_vocab())
+            self.memory.begin()
             state.components = self._components()
         else:
             with self.reporter.phase("loading the checkpoint"):
@@ -106,7 +111,8 @@ class Run:
         if latest is not None:
             self.replay.load(state.components["replay"])
             self.regularizers.load(state.components.get("regularizers", {}))
-            self.memory.load(state.components.get("auxiliary"))
+            self.memory.load(state.components.get("memory"))
+            self.selection.load(state.components.get("auxiliary"))
             self.player.load(state.components)
         try:
             try:
@@ -147,14 +153,16 @@ class Run:
         self.renderer = renderer_of(state.model, form_of(config))
         self.policy = policy_of(state.model, config, self.renderer)
         shared = (self.policy, self.splitter, poll, self.reporter)
-        rollouts = Rollouts(config, self.make_env, self.tasks, *shared)
-        self.evaluations = Evaluations(config, self.folder, self.make_env, self.renderer, *shared, self.evals)
+        rollouts = Rollouts(config, self.make_env, self.tasks, *shared, self.memory)
+        self.evaluations = Evaluations(
+            config, self.folder, self.make_env, self.renderer, *shared, self.evals, self.memory
+        )
         make_engine = find("engine", config.train.engine).target
         made_with = (config, state.model, state.optimizer, self.folder, poll, self.reporter.say, self.regularizers)
         self.engine: Engine = make_engine(*made_with, **config.settings("engine"))
         self.engine.skips = state.skips
         asked = (self.engine.values, self.engine.logprobs, self.engine.reference_logprobs)
-        self.asks = Asks(*asked, self._predict(state.model), self.engine.teacher_logprobs, self.memory)
+        self.asks = Asks(*asked, self._predict(state.model), self.engine.teacher_logprobs, self.selection)
         self.player: PlayNow | PlayAhead = PlayNow(rollouts, self.engine)
         if config.rollout.ahead:
             self.player = PlayAhead(config, rollouts, self.engine, poll, self.reporter)
@@ -189,8 +197,7 @@ class Run:
             played = self.player.play(number, laps)
         with laps.of("rows"):
             groups = self.replay.mix(played.admitted, number)
-            batch = build_batch(groups, self.config, self.renderer, number, self.asks)
-        self.idle.observe(number, groups, batch.figures)
+            batch = self._rows(groups, number)
         with laps.of("update"):  # before the step: what the policy that played them thought
             if ranks.is_first():
                 write_shown(self.folder, number, played.groups, state.model, self.renderer, self.config, self.reporter)
@@ -201,6 +208,14 @@ class Run:
         state.evaluated, state.components = not self.evaluations.due(number), self._components()
         return progress_figures(record)
 
+    def _rows(self, groups: Sequence[TrajectoryGroup], update: int) -> UpdateBatch:
+        """Return the rows of an update, none for an engine that takes no steps; say where nothing is learned."""
+        if not self.learns:
+            return UpdateBatch([], {}, {})
+        batch = build_batch(groups, self.config, self.renderer, update, self.asks)
+        self.idle.observe(update, groups, batch.figures)
+        return batch
+
     def _learn(self, batch: UpdateBatch, update: int) -> dict[str, float]:
         """Take the optimiser steps of an update; return its figures."""
         told = self.replay.figures() | self.regularizers.figures()
@@ -210,8 +225,8 @@ class Run:
         return figures
 
     def _components(self) -> dict[str, Any]:
-        parts = {"replay": self.replay, "auxiliary": self.memory, "regularizers": self.regularizers}
-        return {name: part.state() for name, part in parts.items()}
+        parts = {"replay": self.replay, "auxiliary": self.selection, "regularizers": self.regularizers}
+        return {name: part.state() for name, part in {**parts, "memory": self.memory}.items()}
 
     def _evaluate(self, state: RunState) -> None:
         self.evals.truncate(state.eval_offset)
