@@ -67,7 +67,7 @@ test: install
 
 # Beside other libraries: a Ray cluster, OpenEnv, verifiers, TRL, datasets, Inspect, trackers.
 test-stacks: stacks
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/test_ray.py tests/test_openenv.py tests/test_stacks.py tests/test_verifiers.py tests/test_beside_trl.py tests/test_exports.py tests/test_tracking.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/test_ray.py tests/test_ray_sampler.py tests/test_openenv.py tests/test_stacks.py tests/test_verifiers.py tests/test_beside_trl.py tests/test_exports.py tests/test_tracking.py
 
 # What needs no model, no kill and no second process: for whoever works on it.
 test-quick: install

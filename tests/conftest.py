@@ -24,6 +24,7 @@ from envrl import registry
 from envrl.config import plugins
 from envrl.envs.data import default_folder
 from envrl.envs.household.problem import Goal, Item, Problem, Receptacle
+from ray_cluster import NODE
 
 # Examples are a function of the test alone, and busy cores are no failure.
 settings.register_profile("envrl", deadline=None, derandomize=True)
@@ -59,6 +60,7 @@ SLOW = {
         "processes",
         "qwen",
         "ray",
+        "ray_sampler",
         "real_model",
         "registry",
         "resume",
@@ -80,6 +82,7 @@ SLOW = {
 LONG = [
     "processes",
     "ray",
+    "ray_sampler",
     "docs_commands",
     "real_model",
     "resume",
@@ -257,3 +260,16 @@ def kitchen() -> Problem:
             "move apple 2 to fridge 1",
         ),
     )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A cluster of two nodes with a CPU each, whose raylets are processes of this machine."""
+    utils: Any = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: pip install 'envrl[ray]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        made = utils.Cluster(initialize_head=True, connect=False, head_node_args={**NODE, "include_dashboard": False})
+        made.add_node(**NODE)
+        yield made
+        made.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,36 +22,23 @@ import pytest
 from envrl import clusters, ranks
 from envrl.cli import cluster as command_cluster
 from envrl.cli import rank_host, ray_launch
-from envrl.cli.cluster import check_size, room
+from envrl.cli.cluster import Needs, check_size, needs_of, room
 from envrl.cli.launch import AGAIN, OTHERS
 from envrl.cli.main import main
 from envrl.cli.rank_host import Place, RankHost, in_order, variables_of
 from envrl.cli.ray_launch import GRACE, LOST, Job, is_over
 from envrl.clusters import connected
+from envrl.config.load import override
+from envrl.config.schema import Config
 from envrl.envs import ray_hosts
 from envrl.envs.pool import ProcessPool, Worlds
 from envrl.envs.vector import LocalWorlds
 from envrl.errors import RunError, UserError
 from envrl.models.checkpoints import verify_checkpoint
+from ray_cluster import NODE, wait_for
 from test_pool import PLAIN, Counter, alive, parent_of, said
 from test_processes import command, lines, train
 from warm import envrl
-
-NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A cluster of two nodes with a CPU each, whose raylets are processes of this machine."""
-    utils: Any = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: pip install 'envrl[ray]'")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        made = utils.Cluster(initialize_head=True, connect=False, head_node_args={**NODE, "include_dashboard": False})
-        made.add_node(**NODE)
-        yield made
-        made.shutdown()
-
 
 FALLS = """
 import os
@@ -95,13 +83,6 @@ update.micro_loss, rollouts.play_episodes = falls, waits
 @envrl.register("estimator", "unused")
 def unused(steps): ...
 """
-
-
-def wait_for(there: Callable[[], bool], seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def test_a_run_that_loses_an_actor_and_a_node_learns_what_an_unbroken_one_does(cluster: Any, tmp_path: Path) -> None:
@@ -256,6 +237,7 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         (["--ray", "local"], "--ray needs Ray, which is not installed: pip install 'envrl[ray]'"),
         (["--env.place", "ray"], "env.place = 'ray' needs the number of workers of a process: env.workers is -1"),
         (["--env.place", "ray", "--env.workers", "2"], "env.place = 'ray' needs Ray, which is not installed: pip"),
+        (["--rollout.sampler", "ray"], "rollout.sampler = 'ray' needs Ray, which is not installed: pip install"),
     ],
 )
 def test_mistakes_are_sentences(
@@ -265,7 +247,7 @@ def test_mistakes_are_sentences(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (command_cluster, ray_hosts):
+    for module in (command_cluster, ray_hosts, importlib.util):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
     assert main(command(tmp_path / "run", *others)) == 2
     assert words in capsys.readouterr().err
@@ -294,19 +276,37 @@ def test_the_processes_are_numbered_node_by_node_and_find_their_gpus() -> None:
 
 
 def test_a_cluster_that_is_large_enough_is_taken() -> None:
-    check_size({"CPU": 64.0, "GPU": 8.0}, 1, 8, "cuda")
+    """One with 8 GPUs and 64 CPUs has, worked out by hand, room for what is named here and for no more."""
+    eight = {"CPU": 64.0, "GPU": 8.0}
+    check_size(eight, 1, 8, Needs("cuda"))
     with pytest.raises(
         UserError, match=r"1 process with train.device = 'cuda' need a GPU each, and the Ray cluster has 2"
     ):
-        check_size({"CPU": 2.0}, 2, 1, "cuda")
+        check_size({"CPU": 2.0}, 2, 1, Needs("cuda"))
     with pytest.raises(UserError, match=r"9 processes .* has 1 node with 64 CPUs and 8 GPUs"):
-        check_size({"CPU": 64.0, "GPU": 8.0}, 1, 9, "cuda")
-    check_size({"CPU": 64.0, "GPU": 8.0}, 1, 8, "cuda", workers=7)
-    with pytest.raises(UserError, match=r"8 processes with env.workers = 8 .* need 72 CPUs, and it has 1 node with 64"):
-        check_size({"CPU": 64.0, "GPU": 8.0}, 1, 8, "cuda", workers=8)
-    cluster = SimpleNamespace(cluster_resources=lambda: {"CPU": 64.0, "GPU": 8.0})
-    assert [room(cluster, "cuda", workers) for workers in (0, 7, 15)] == [8, 8, 4]
-    assert [room(cluster, "cpu", workers) for workers in (0, 1)] == [64, 32]
+        check_size(eight, 1, 9, Needs("cuda"))
+    worlds = {workers: Needs("cuda", workers, 0, (f"env.workers = {workers}",)) for workers in (7, 8, 15)}
+    check_size(eight, 1, 8, worlds[7])
+    with pytest.raises(
+        UserError,
+        match=r"8 processes with train.device = 'cuda' with env.workers = 8 on the cluster need 72 CPUs, and the Ray "
+        r"cluster has 1 node with 64 CPUs and 8 GPUs: add nodes, or lower --processes, env.workers$",
+    ):
+        check_size(eight, 1, 8, worlds[8])
+    assert [room(eight, needs) for needs in (Needs("cuda"), worlds[7], worlds[15])] == [8, 8, 4]
+    assert [room(eight, Needs("cpu", workers)) for workers in (0, 1)] == [64, 32]
+
+
+def test_samplers_on_the_cluster_are_counted() -> None:
+    """A process that learns on a GPU with three samplers of two CPUs, and two worlds: 4 GPUs and 9 CPUs."""
+    settings = {"rollout.sampler": "ray", "rollout.ray.actors": "3", "rollout.ray.cpus": "2"}
+    worlds = {"env.place": "ray", "env.workers": "2", "train.device": "cuda"}
+    needs = needs_of(override(Config(), [*settings.items(), *worlds.items()]))
+    assert needs.each == {"CPU": 9, "GPU": 4}
+    assert room({"CPU": 64.0, "GPU": 8.0}, needs) == 2
+    with pytest.raises(UserError, match=r"with env.workers = 2 and rollout.ray.actors = 3 on the cluster need 12 GPUs"):
+        check_size({"CPU": 64.0, "GPU": 8.0}, 1, 3, needs)
+    assert needs_of(override(Config(), list(settings.items()))).each == {"CPU": 7}
 
 
 @pytest.mark.parametrize(

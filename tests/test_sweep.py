@@ -318,19 +318,61 @@ def test_a_script_is_printed_where_there_is_no_scheduler(
 def test_the_study_differs_in_the_losses_alone() -> None:
     """Eleven arms: the auxiliary losses and the estimator differ, and the warm start has no state loss."""
     sweep = load_sweep("alfworld-study")
-    assert len(sweep.arms) * len(sweep.seeds) == 55
+    assert sweep.seeds == dict.fromkeys(sweep.arms, (0, 1, 2, 3, 4))
+    assert len(sweep.arms) == 11
     assert sum(name.endswith("-placebo") for name in sweep.arms) == 5
     recipe = load_recipe("alfworld-grpo")
-    allowed = ("auxiliary.", "objective.estimator")
+    allowed = ("auxiliary.", "objective.estimator", "train.updates")
     for config in sweep.arms.values():
         assert all(key.startswith(allowed) for key in config_differences(recipe, config))
     start = sweep.warm_start()
     assert start is not None
     assert config_differences(replace(start.config, train=recipe.train), recipe) == []
     assert [each.name for each in start.config.auxiliaries("warm_start")] == ["inverse"]
-    assert sweep.arms["envrl"] == load_recipe("alfworld-envrl")
+    fade = ["auxiliary.state.schedule_updates", "auxiliary.inverse.schedule_updates"]
+    assert config_differences(sweep.arms["envrl"], load_recipe("alfworld-envrl")) == ["train.updates", *fade]
     tokens = config_differences(sweep.arms["envrl"], sweep.arms["all-tokens"])
     assert tokens == ["auxiliary.state.tokens", "auxiliary.inverse.tokens"]
+
+
+def test_an_arm_may_have_seeds_of_its_own(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its placebo has them, too; runs still come seed by seed."""
+    text = (
+        (here / "s.toml")
+        .read_text()
+        .replace("[arms.state.auxiliary.state]", "[arms.state]\nseeds = [7, 3]\n\n[arms.state.auxiliary.state]")
+    )
+    (here / "s.toml").write_text(text)
+    sweep = load_sweep("s.toml")
+    names = [run.name for run in sweep.runs(here)]
+    own = [name for name in names if name.startswith("state")]
+    assert own == ["state-3", "state-placebo-3", "state-7", "state-placebo-7"]
+    assert [name for name in names if name.startswith("grpo")] == ["grpo-3", "grpo-5"]
+    (here / "s.toml").write_text(text.replace("[7, 3]", "[-1]"))
+    assert main(["sweep", "s.toml", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "seeds must be whole numbers of at least 0, each once, not [-1] ([arms.state] of 's.toml')" in said
+
+
+def test_a_warm_start_that_is_named_takes_the_place_of_the_shared_one(here: Path) -> None:
+    (here / "start").mkdir()
+    sweep = load_sweep("s.toml", [("warm_start.path", str(here / "start"))])
+    assert sweep.warm_start() is None
+    assert {run.config.warm_start.path for run in sweep.runs(here)} == {str(here / "start")}
+
+
+def test_the_table_of_methods_shares_the_studys_start_and_budget() -> None:
+    """No arm is one of the study's, and what differs is how is learned, not from how much or from where."""
+    sweep, study = load_sweep("alfworld-methods"), load_sweep("alfworld-study")
+    assert sweep.warm_start() is not None
+    assert sweep.warm_start().config == study.warm_start().config  # type: ignore[union-attr]
+    assert sum(seeds == (0, 1, 2) for seeds in sweep.seeds.values()) == 7
+    ground = study.arms["grpo"]
+    for name, config in sweep.arms.items():
+        assert all(config_differences(config, other) for other in study.arms.values()), name
+        held = ("env.", "model.", "warm_start.", "rollout.", "eval.")
+        assert not [key for key in config_differences(ground, config) if key.startswith(held)], name
+        assert config.train.updates == ground.train.updates
 
 
 def test_the_sieve_of_dynamics_differs_in_what_is_learned_and_paid_alone() -> None:

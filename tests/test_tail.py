@@ -81,6 +81,23 @@ def test_a_run_is_followed_until_it_is_over(
     ]
 
 
+def test_lines_that_come_while_the_end_is_found_out_are_printed(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "POLL", 0.0)
+    monkeypatch.setattr(tail, "PATIENCE", 1)
+    write_lines(run / "metrics.jsonl", [metric(19)])
+    write_lines(run / "eval.jsonl", [])
+
+    def ends(folder: Path) -> bool:
+        write_lines(folder / "metrics.jsonl", [metric(19), metric(20)])
+        return True
+
+    monkeypatch.setattr(tail, "_is_over", ends)
+    assert main(["tail", str(run)]) == 0
+    assert "update 20/20" in capsys.readouterr().out
+
+
 def test_a_run_that_nobody_works_on_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_lines(run / "metrics.jsonl", [metric(1)])
     write_lines(run / "eval.jsonl", [])

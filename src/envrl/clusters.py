@@ -52,6 +52,17 @@ def connected(address: str, asked: str = "--ray") -> Any:
     return ray
 
 
+def joined(asked: str) -> Any:
+    """Return the module `ray`, connected to the cluster of `$RAY_ADDRESS`, or that this machine belongs to.
+
+    Raises `UserError` where there is none; `asked` is the setting that needs it.
+    """
+    ray: Any = import_module("ray")
+    if ray.is_initialized():
+        return ray
+    return connected(os.environ.get("RAY_ADDRESS", "auto"), f"{asked}, with RAY_ADDRESS")
+
+
 @contextmanager
 def _errors_to(file: IO[bytes]) -> Iterator[None]:
     """Have what this process prints on standard error, its C++ part too, go to a file while the block runs."""

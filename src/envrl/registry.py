@@ -177,6 +177,7 @@ KINDS = {
             "endpoint": "envrl.eval.endpoint_sampler:EndpointSampler",
             "server": "envrl.serving.sampler:server",
             "vllm": "envrl.serving.sampler:vllm",
+            "ray": "envrl.serving.sampler:ray",
         },
     ),
     "warm_start": Kind(

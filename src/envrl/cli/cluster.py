@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -30,11 +31,43 @@ def kind_of(device: str) -> str:
     return "GPU" if device.startswith("cuda") else "CPU"
 
 
-def room(ray: Any, device: str, workers: int = 0) -> int:
-    """Return how many processes the whole cluster has room for, each with so many workers on its CPUs, at least 1."""
-    there = ray.cluster_resources()
-    counts = [int(there.get("CPU", 0)) // (1 + workers), int(there.get(kind_of(device), 0))]
-    return max(1, min(counts) if workers else counts[1])
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a process of a run takes of a cluster: its own device, and what its worlds and samplers there take."""
+
+    device: str
+    cpus: int = 0
+    """CPUs beside its own."""
+    gpus: int = 0
+    """GPUs beside its own."""
+    by: tuple[str, ...] = ()
+    """The settings that ask for them, in words."""
+
+    @property
+    def each(self) -> dict[str, int]:
+        """What a process takes in all, by kind. Without others it has its CPU to itself beside a GPU."""
+        gpu = kind_of(self.device) == "GPU"
+        cpus = 1 + self.cpus if self.cpus or not gpu else 0
+        return {kind: count for kind, count in (("CPU", cpus), ("GPU", gpu + self.gpus)) if count}
+
+
+def needs_of(config: Config) -> Needs:
+    """Return what a process of a recipe takes of a cluster."""
+    cpus, gpus, by = 0, 0, []
+    if config.env.place == "ray":
+        cpus += config.env.workers
+        by.append(f"env.workers = {config.env.workers}")
+    if config.rollout.sampler == "ray":
+        own = config.settings("sampler")
+        cpus += own["actors"] * own["cpus"]
+        gpus += own["actors"] if kind_of(config.train.device) == "GPU" else 0
+        by.append(f"rollout.ray.actors = {own['actors']}")
+    return Needs(config.train.device, cpus, gpus, tuple(by))
+
+
+def room(resources: Mapping[str, float], needs: Needs) -> int:
+    """Return how many processes a cluster has room for, at least 1."""
+    return max(1, min(int(resources.get(kind, 0)) // count for kind, count in needs.each.items()))
 
 
 def nodes_alive(ray: Any) -> int:
@@ -48,19 +81,17 @@ def size_of(resources: Mapping[str, float], nodes: int) -> str:
     return f"{some(nodes, 'node')} with {' and '.join(counts)}"
 
 
-def check_size(resources: Mapping[str, float], nodes: int, count: int, device: str, workers: int = 0) -> None:
-    """Raise `UserError` where a cluster is too small for so many processes, each with so many workers on it."""
-    kind = kind_of(device)
-    if resources.get(kind, 0) < count:
-        raise UserError(
-            f"{some(count, 'process', 'processes')} with train.device = '{device}' need a {kind} each, and the Ray "
-            f"cluster has {size_of(resources, nodes)}: add nodes, or lower --processes"
-        )
-    if workers and resources.get("CPU", 0) < count * (1 + workers):
-        raise UserError(
-            f"{some(count, 'process', 'processes')} with env.workers = {workers} on the cluster need "
-            f"{count * (1 + workers)} CPUs, and it has {size_of(resources, nodes)}: add nodes, or lower env.workers"
-        )
+def check_size(resources: Mapping[str, float], nodes: int, count: int, needs: Needs) -> None:
+    """Raise `UserError` where a cluster is too small for so many processes."""
+    for kind, each in needs.each.items():
+        if resources.get(kind, 0) < count * each:
+            with_others = f" with {' and '.join(needs.by)} on the cluster" if needs.by else ""
+            asked = f"a {kind} each" if each == 1 else f"{count * each} {kind}s"
+            lower = ", ".join(["--processes", *(words.partition(" ")[0] for words in needs.by)])
+            raise UserError(
+                f"{some(count, 'process', 'processes')} with train.device = '{needs.device}'{with_others} need "
+                f"{asked}, and the Ray cluster has {size_of(resources, nodes)}: add nodes, or lower {lower}"
+            )
 
 
 def some(count: int, what: str, many: str = "") -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from envrl import ranks
-from envrl.cli.cluster import check_size, kind_of, nodes_alive, room, size_of, some
+from envrl.cli.cluster import check_size, kind_of, needs_of, nodes_alive, room, size_of, some
 from envrl.cli.launch import AGAIN, LAUNCHER, OTHERS, PATIENCE, cause
 from envrl.cli.rank_host import Place, RankHost, in_order, variables_of
 from envrl.clusters import connected
@@ -66,11 +66,11 @@ def launch_on_ray(
     Raises `UserError` where the cluster does not answer, is too small or lacks shared storage, and `RunError` where
     room does not come back within `patience` seconds.
     """
-    ray, device = connected(address), config.train.device
+    ray, needs = connected(address), needs_of(config)
     try:
-        workers = config.env.workers if config.env.place == "ray" else 0
-        job = Job(tuple(arguments), run.absolute(), count or room(ray, device, workers), device, patience)
-        check_size(ray.cluster_resources(), nodes_alive(ray), job.count, device, workers)
+        there = ray.cluster_resources()
+        job = Job(tuple(arguments), run.absolute(), count or room(there, needs), needs.device, patience)
+        check_size(there, nodes_alive(ray), job.count, needs)
         with stop_on_signals(only_count=True) as stops:
             return _Launcher(ray, job, stops).run(config.train.micro_batch_tokens)
     finally:

@@ -46,6 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     told = progress.new()
     lines = progress.lines(told)
     lines = lines[max(0, len(lines) - options.lines) :]
+    over = options.once
     with suppress(KeyboardInterrupt):
         while True:
             for line in lines:
@@ -54,11 +55,12 @@ def run(arguments: Sequence[str]) -> int:
                 for name, record in told:
                     tracker.log(*entry(name, record))
             silent = PATIENCE if told else silent + 1
-            if options.once or (silent >= PATIENCE and _is_over(options.run)):
+            if over:
                 break
+            over = silent >= PATIENCE and _is_over(options.run)
             silent %= PATIENCE
-            time.sleep(POLL)
-            told = progress.new()
+            time.sleep(0 if over else POLL)
+            told = progress.new()  # also once it is over: lines may have come since the last look
             lines = progress.lines(told)
     for tracker in trackers:
         tracker.close()

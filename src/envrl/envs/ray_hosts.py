@@ -16,12 +16,11 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 from envrl import ranks
-from envrl.clusters import connected
+from envrl.clusters import joined
 from envrl.envs.fork_server import interpreter
 from envrl.envs.wire import READY, Answer, Failure, pack
 from envrl.errors import UserError
@@ -147,7 +146,7 @@ class RayHosts:
 
     def __init__(self, workers: int) -> None:
         """Raise `UserError` where no cluster answers, or it is too small for so many workers of each process."""
-        self._ray = _connected()
+        self._ray = joined("env.place = 'ray'")
         there, wanted = int(self._ray.cluster_resources().get("CPU", 0)), workers * ranks.expected()
         if there < wanted:
             raise UserError(
@@ -169,14 +168,6 @@ def check_ray_worlds(workers: int) -> None:
         raise UserError(f"env.place = 'ray' needs the number of workers of a process: env.workers is {workers}")
     if find_spec("ray") is None:
         raise UserError("env.place = 'ray' needs Ray, which is not installed: pip install 'envrl[ray]'")
-
-
-def _connected() -> Any:
-    """Return the module `ray`, connected; raise `UserError` where no cluster answers."""
-    ray: Any = import_module("ray")
-    if ray.is_initialized():
-        return ray
-    return connected(os.environ.get("RAY_ADDRESS", "auto"), "env.place = 'ray', with RAY_ADDRESS")
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:

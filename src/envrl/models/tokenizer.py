@@ -111,6 +111,9 @@ class Codec:
         self.encode_special = lru_cache(maxsize=20_000)(self._encode_special)
         self.piece = lru_cache(maxsize=None)(self._piece)
 
+    def __reduce__(self) -> tuple[type[Codec], tuple[PreTrainedTokenizerBase]]:
+        return Codec, (self.tokenizer,)  # a copy in another process begins with empty caches
+
     def _encode(self, text: str) -> Ids:
         return tuple(self.tokenizer.encode(encodable(text), add_special_tokens=False, split_special_tokens=True))
 

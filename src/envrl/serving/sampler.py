@@ -1,4 +1,4 @@
-"""The samplers `server` and `vllm` as recipes know them: settings, and what is checked before a run begins."""
+"""The samplers `server`, `vllm` and `ray` as recipes know them: settings, and what is checked before a run begins."""
 
 from __future__ import annotations
 
@@ -67,3 +67,24 @@ def vllm(
     from envrl.serving.vllm_sampler import VllmSampler
 
     return VllmSampler(model, precision, memory, eager)
+
+
+def check_ray(**_: object) -> None:
+    """Raise `UserError` where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("rollout.sampler = 'ray' needs Ray, which is not installed: pip install 'envrl[ray]'")
+
+
+@register("sampler", "ray", check=check_ray)
+def ray(
+    model: LanguageModel,
+    precision: str,
+    *,
+    actors: Positive = 1,  # samplers that play for each process, on a device of their own of the train.device's kind
+    cpus: Positive = 1,  # CPUs of each, and its threads
+    patience: AboveZero = 600.0,  # seconds for an actor to find room
+) -> Sampler:
+    """Return the built-in sampler in actors over the nodes of a Ray cluster (docs/scale.md)."""
+    from envrl.serving.ray_sampler import RaySampler
+
+    return RaySampler(model, precision, actors, cpus, patience)

@@ -46,8 +46,9 @@ class Sweep:
 
     name: str
     source: str
-    seeds: tuple[int, ...]
     arms: Mapping[str, Config]
+    seeds: Mapping[str, tuple[int, ...]]
+    """The seeds of each arm."""
     shared: Config | None
     """The run of the shared warm start; None if each run makes its own, or all have a path."""
     jobs: int = 0
@@ -58,8 +59,9 @@ class Sweep:
         shared = {} if self.shared is None else {"path": str((folder / WARM_START / "warm_start").resolve())}
         return [
             PlannedRun(f"{arm}-{seed}", arm, replace(c, seed=seed, warm_start=replace(c.warm_start, **shared)))
-            for seed in self.seeds
+            for seed in dict.fromkeys(seed for seeds in self.seeds.values() for seed in seeds)
             for arm, c in self.arms.items()
+            if seed in self.seeds[arm]
         ]
 
     def warm_start(self) -> PlannedRun | None:
@@ -79,11 +81,17 @@ def load_sweep(
     _check_table(table, source)
     files = (*plugins, *(str(folder / file) for file in table.get("plugins", ())))
     how = _Reading(table, source, folder, overrides, files, quick)
-    base, seeds = how.config({}, ""), tuple(table.get("seeds", [0]))
-    arms = _with_placebos(how)
-    shared = _shared_warm_start(base, arms, source, seeds[0]) if table.get("share_warm_start") else None
+    base, arms, of_all = how.config({}, ""), _with_placebos(how), table.get("seeds", [0])
+    seeds = {arm: tuple(table["arms"][_asked(arm, table["arms"])].get("seeds", of_all)) for arm in arms}
+    shares = table.get("share_warm_start") and "warm_start.path" not in dict(overrides)
+    shared = _shared_warm_start(base, arms, source, of_all[0]) if shares else None
     name = Path(name_or_path).stem + ("-quick" if quick else "")
-    return Sweep(name, name_or_path, seeds, arms, shared, table.get("jobs", 0), files)
+    return Sweep(name, name_or_path, arms, seeds, shared, table.get("jobs", 0), files)
+
+
+def _asked(arm: str, table: Mapping[str, Any]) -> str:
+    """Return the name under which an arm is asked for: a placebo that was added has that of its arm."""
+    return arm if arm in table else arm.removesuffix(PLACEBO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,7 @@ class _Reading:
 
     def config(self, arm: Mapping[str, Any], name: str, also: Overrides = ()) -> Config:
         """Return an arm's configuration: recipe, shared keys, its own, the command line's, and `also`."""
-        keys = {key: value for key, value in arm.items() if key not in ("extends", "placebo")}
+        keys = {key: value for key, value in arm.items() if key not in ("extends", "placebo", "seeds")}
         recipe = arm.get("extends", self.table["recipe"])
         if not isinstance(recipe, str) or not recipe or not usable(recipe):
             raise UserError(f"extends must be the name or file of a recipe, not {show(recipe)} ({self.at(name)})")
@@ -179,9 +187,7 @@ def _check_table(table: Mapping[str, Any], source: str) -> None:
         raise UserError(f"the sweep '{source}' does not name its recipe: put recipe = \"NAME\" at its top")
     if not table.get("arms"):
         raise UserError(f"the sweep '{source}' has no arms: give each a table [arms.NAME], empty for the recipe itself")
-    seeds = table.get("seeds", [0])
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds must be whole numbers of at least 0, each once, not {show(seeds)} (in '{source}')")
+    _check_seeds(table.get("seeds", [0]), f"in '{source}'")
     if table.get("jobs", 1) < 1:
         raise UserError(f"jobs must be at least 1, not {table['jobs']} (in '{source}')")
     if not all(isinstance(file, str) and usable(file) for file in table.get("plugins", ())):
@@ -200,6 +206,13 @@ def _check_arms(arms: Mapping[str, Any], source: str) -> None:
             raise UserError(f"the arm '{name}' in '{source}' is a table, written [arms.{name}], not {show(arm)}")
         if not isinstance(arm.get("placebo", True), bool):
             raise UserError(f"placebo must be true or false, not {show(arm['placebo'])} ([arms.{name}] of '{source}')")
+        _check_seeds(arm.get("seeds", [0]), f"[arms.{name}] of '{source}'")
+
+
+def _check_seeds(seeds: Any, where: str) -> None:
+    whole = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not whole or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds must be whole numbers of at least 0, each once, not {show(seeds)} ({where})")
 
 
 _WORDS = {str: "a text", list: "a list", int: "a whole number", bool: "true or false"}
