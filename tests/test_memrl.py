@@ -22,7 +22,11 @@ from boxes import register as register_worlds
 from envrl.batches.batch import build_batch
 from envrl.build import form_of, play_settings, renderer_of
 from envrl.cli.main import main
+from envrl.config.load import load_recipe
 from envrl.config.schema import Config
+from envrl.costs.estimate import estimate
+from envrl.costs.shape import preset_shape
+from envrl.costs.speed import Accelerator
 from envrl.curriculum import Plan
 from envrl.errors import UserError
 from envrl.memories import memrl, similarity
@@ -527,3 +531,20 @@ def test_losses_of_a_run_whose_weights_stay_are_named(tmp_path: Path, capsys: py
     settings = {"train.engine": "frozen", "train.updates": 1, "eval.final": 1}
     assert trained("alfworld-envrl", tmp_path / "run", settings) == 0
     assert "takes no optimiser step, so auxiliary.state.weight, auxiliary.inverse.weight" in capsys.readouterr().err
+
+
+def test_the_doctor_counts_no_learning_where_there_is_none() -> None:
+    """Weights, cache and sampling are what is left of the memory; the hours are those of play."""
+    device = Accelerator("any", 80.0, 1e14, 5e13, 2e12)
+    plays, learns = (
+        estimate(load_recipe("alfworld-grpo", settings), shape, device, cuda=True)
+        for shape in [preset_shape(Config().model)]
+        for settings in (
+            [("train.engine", "frozen"), ("memory.name", "memrl"), ("warm_start.demonstrations", "0")],
+            [("warm_start.demonstrations", "0")],
+        )
+    )
+    assert list(plays.memory.phases) == ["rollout", "evaluation"]
+    assert plays.memory.phases["rollout"].items() < learns.memory.phases["rollout"].items()
+    assert plays.times.update == 0.0 < learns.times.update
+    assert plays.hours["updates"] == pytest.approx(100 * plays.times.rollout / 3600)

@@ -290,7 +290,7 @@ def _check_retry(config: Config) -> None:
 
 def _check_memory(config: Config) -> None:
     name, engine = config.memory.name, config.train.engine
-    if not find("engine", engine).traits.get("learns", True) and name == "none":
+    if not config.learns and name == "none":
         raise UserError(
             f"train.engine = '{engine}' leaves the weights as they are, and memory.name = 'none' keeps nothing: such a "
             "run would learn nothing; choose a memory (memrl), or another engine"

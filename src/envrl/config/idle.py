@@ -59,7 +59,7 @@ def _unweighed(config: Config) -> Iterator[str]:
 
 def _frozen(config: Config) -> Iterator[str]:
     """Yield a warning for losses and rewards of a run whose engine takes no steps."""
-    if find("engine", config.train.engine).traits.get("learns", True):
+    if config.learns:
         return
     kinds = {"auxiliary": config.auxiliaries(), "regularizer": config.regularizers(), "teacher": config.teachers()}
     kinds |= {"reward": config.rewards()}

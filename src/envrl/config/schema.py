@@ -320,6 +320,11 @@ class Config:
         steps = (rollout.max_steps or self.env.max_steps) if rollout.layout == "concat" else 1
         return self.objective.constant or rollout.response_tokens * steps
 
+    @property
+    def learns(self) -> bool:
+        """False if the engine takes no optimiser steps."""
+        return bool(find("engine", self.train.engine).traits.get("learns", True))
+
     def settings(self, kind: str) -> dict[str, Any]:
         """Return all settings of the chosen thing of a kind; raise `UserError` if there is no such thing."""
         choice = KINDS[kind]

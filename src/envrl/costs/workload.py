@@ -173,8 +173,9 @@ def memory_load(config: Config, work: Workload, shape: Shape, cuda: bool | None 
         **trained_how(config),
     )
     warm = config.warm_start
-    stores_best = warm.demonstrations > 0 and not warm.path and not config.model.lora_rank
-    return replace(load, copies=max(load.copies, int(stores_best)))
+    imitates = warm.demonstrations > 0 and not warm.path
+    stores_best = imitates and not config.model.lora_rank
+    return replace(load, copies=max(load.copies, int(stores_best)), frozen=load.frozen and not imitates)
 
 
 def trained_how(config: Config) -> dict[str, Any]:
@@ -187,4 +188,5 @@ def trained_how(config: Config) -> dict[str, Any]:
         "copies": int(config.objective.kl_weight > 0 and not rank),
         "sampling_bf16": config.rollout.precision == "bf16",
         "ahead": config.rollout.ahead,
+        "frozen": not config.learns,
     }

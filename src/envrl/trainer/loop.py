@@ -89,7 +89,7 @@ class Run:
         with opened(make_env()) as env:
             self.tasks = Tasks(listed_tasks(env, config.env.split, config.env.name), config)
         self.replay, self.memory, self.regularizers = Replaying(config), Remembering(config), Regularizers(config)
-        self.selection, self.learns = Memory(), find("engine", config.train.engine).traits.get("learns", True)
+        self.selection = Memory()
         self.splitter = BatchSplitter(reporter.say)
         self.idle = IdleUpdates(config, reporter.say)
 
@@ -210,7 +210,7 @@ class Run:
 
     def _rows(self, groups: Sequence[TrajectoryGroup], update: int) -> UpdateBatch:
         """Return the rows of an update, none for an engine that takes no steps; say where nothing is learned."""
-        if not self.learns:
+        if not self.config.learns:
             return UpdateBatch([], {}, {})
         batch = build_batch(groups, self.config, self.renderer, update, self.asks)
         self.idle.observe(update, groups, batch.figures)
