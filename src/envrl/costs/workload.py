@@ -119,13 +119,14 @@ def workload(config: Config) -> Workload:
     most = rollout.max_steps or config.env.max_steps
     turns = max(1.0, TURNS * most)
     episodes = rollout.tasks * rollout.group_size
+    told = config.memory.tokens if config.memory.name != "none" else 0
     pair = prompt if steps else (texts.later + 80) / characters
     return Workload(
         episodes=episodes,
         turns=turns,
         longest_turns=most,
         steps=steps,
-        prompt=prompt,
+        prompt=prompt + told,
         added=(turn + task) / characters,
         response=response,
         longest_response=limit,

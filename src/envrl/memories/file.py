@@ -31,7 +31,7 @@ def read_memory(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        about, *entries = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+        about, *entries = (json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1])
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']} in place of {FORMAT}")
         return {**about, "entries": entries}
