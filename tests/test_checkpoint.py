@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envrl.engine.checkpoint import (
+    Due,
     checkpoints,
     clean_checkpoints,
     latest_checkpoint,
@@ -55,6 +56,17 @@ def names(folder: Path) -> list[str]:
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def test_one_is_due_by_steps_or_by_the_clock() -> None:
+    """Every third step, or ten minutes after the last time, whichever it was by; the clock's times are seconds."""
+    at = 0.0
+    due = Due(3, 10.0, lambda: at)
+    found = []
+    for step, now in enumerate([60, 599, 600, 1100, 1200, 1201, 1800, 1801, 1802], 1):
+        at = float(now)
+        found.append((step, due(step)))
+    assert [step for step, so in found if so] == [3, 5, 6, 8, 9]
 
 
 def test_the_newest_are_kept_and_latest_points_to_the_last(tmp_path: Path) -> None:

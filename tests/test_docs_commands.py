@@ -39,6 +39,7 @@ EXEMPT = {
     "envrl sweep alfworld-study": _RUNS,
     "envrl sweep alfworld-dynamics": _RUNS,
     "envrl sweep alfworld-split": _RUNS,
+    "envrl sweep alfworld-methods": _RUNS,
     "envrl serve household --split valid_seen --port 8000": _SERVER,
     "envrl serve household": _SERVER,
     "envrl view runs/demo": _PAGE,
@@ -53,6 +54,8 @@ EXEMPT = {
     "envrl train qwen2.5-1.5b-alfworld-grpo --run /runs/sixteen --ray auto --processes 16": _CLUSTER,
     "envrl train alfworld-grpo --run runs/ray --ray auto --processes 8 --train.device cuda --env.place ray "
     "--env.workers 16": _CLUSTER,
+    "envrl train qwen2.5-1.5b-alfworld-grpo --run runs/ray --ray auto --processes 2 --train.device cuda "
+    "--rollout.sampler ray --rollout.ray.actors 3 --rollout.ahead 1": _CUDA,
     "envrl train qwen2.5-1.5b-alfworld-grpo --run runs/eight --ray local --processes 8 --train.device cuda": _CUDA,
     "envrl panel runs/demo": "plays 1,000 games; test_panel.py runs it on few",
     "envrl panel runs/demo alfworld": "plays 274 games; test_panel.py runs it on few",

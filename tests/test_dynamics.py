@@ -233,7 +233,7 @@ def test_an_objective_of_a_user_brings_its_own_loss(tmp_path: Path, capsys: pyte
     assert line["loss/half"] == pytest.approx(0.25 * line["loss/echo"], rel=1e-6)
     capsys.readouterr()
     assert main([*both, "--run", str(tmp_path / "other"), "--auxiliary.shapeless.weight", "0.1"]) == 2
-    assert "the loss of the auxiliary objective 'shapeless' must return one number a token" in capsys.readouterr().err
+    assert "the loss of the auxiliary objective 'shapeless' must return one loss a token" in capsys.readouterr().err
 
 
 # --- diagnostics ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from envrl.cli.main import main
+from envrl.report import results
 from envrl.report.results import columns, outcomes_of, read_result, rows
 
 ROOT = Path(__file__).parent.parent
@@ -92,3 +93,15 @@ def test_records_of_other_versions(run: Path, tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "r.json").write_text(json.dumps(record | {"format": 3, "envrl": "9.0"}))
     assert main(["compare", str(tmp_path / "r.json")]) == 2
     assert "written by a later version of envrl (9.0)" in capsys.readouterr().err
+
+
+def test_of_a_warm_start_some_steps_are_kept_and_all_seconds() -> None:
+    """Seven steps for about three: every second one, the one that measured, and the last, each with the time since."""
+    steps = [{"step": n, "loss": float(n), "seconds": {"total": 2.0**n}} for n in range(1, 8)]
+    steps[2]["held_out/imitation"] = 0.5
+    kept = results.thinned(steps, 3)
+    assert [record["step"] for record in kept] == [2, 3, 4, 6, 7]
+    assert [record["seconds"]["total"] for record in kept] == [6.0, 8.0, 16.0, 96.0, 128.0]
+    assert kept[1]["held_out/imitation"] == 0.5
+    assert results.thinned(steps, 50) == steps
+    assert results.thinned([], 3) == []

@@ -33,6 +33,7 @@ from envrl.engine.checkpoint import load_state
 from envrl.envs.registry import register_env
 from envrl.errors import RunError, UserError
 from envrl.eval.trajectories import advantage_parts
+from envrl.imitation import warm_start
 from envrl.imitation.demonstrations import batch_rows, demonstrate, imitation_rows, written
 from envrl.imitation.shared_start import shared_evaluations
 from envrl.models.checkpoints import verify_checkpoint
@@ -494,6 +495,22 @@ def test_training_on_success_alone_does_not_see_the_worlds_other_rewards(plain: 
     assert (run / last).read_bytes() == (plain / last).read_bytes(), "the world itself pays 1 for a win, too"
     for record in lines(run / "eval.jsonl"):
         assert record["score"] == pytest.approx(record["success_rate"] - 0.25 * record["turns"])
+
+
+def test_long_steps_are_saved_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes that are over at once: every step of the warm start and every update, whatever `every` says."""
+    saved: list[int] = []
+    monkeypatch.setattr(warm_start._Stage, "_save", lambda stage: saved.append(stage.step))
+    config = tiny(
+        train={"updates": 2},
+        warm_start={"demonstrations": 6, "batch": 2, "epochs": 1, "every": 100},
+        checkpoint={"every": 100, "minutes": 1e-9, "keep": 5},
+        eval=QUICK,
+    )
+    train(config, tmp_path / "run")
+    assert saved == [1, 2, 3]
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert names == ["step-000000", "step-000001", "step-000002"]
 
 
 def test_no_updates_is_warm_start_and_evaluation_only(tmp_path: Path) -> None:

@@ -290,6 +290,7 @@ class EvalConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
     every: Positive = 10  # updates between two checkpoints
+    minutes: AboveZero = 15.0  # the most between two, of the warm start, too
     keep: Positive = 2  # checkpoints kept, the latest ones
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from envrl import ranks
 from envrl.errors import UserError
 from envrl.files import sync_folder, write_json, writing
 from envrl.models.checkpoints import (
@@ -42,6 +44,21 @@ __all__ = [
     "settle_checkpoints",
     "verify_checkpoint",
 ]
+
+
+class Due:
+    """Says when to save: every so many steps, and so many minutes after the last time; all processes alike."""
+
+    def __init__(self, every: int, minutes: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every, self._seconds, self._clock = every, 60.0 * minutes, clock
+        self._last = clock()
+
+    def __call__(self, step: int) -> bool:
+        """Return whether it is time, after this step; all processes call this at the same point."""
+        late = ranks.of_first(lambda: self._clock() - self._last >= self._seconds)
+        if due := late or step % self._every == 0:
+            self._last = self._clock()
+        return due
 
 
 def save_checkpoint(folder: Path, name: str, write: Callable[[Path], None], keep: int) -> Path:

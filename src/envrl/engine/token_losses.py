@@ -11,6 +11,7 @@ from torch import Tensor
 
 from envrl.config.schema import Auxiliary
 from envrl.errors import UserError
+from envrl.objective.checks import check_one_a_token
 from envrl.registry import Entry, blame, find
 
 AuxiliaryLoss = Callable[[Tensor, Tensor], Tensor]
@@ -40,9 +41,5 @@ def _settings(entry: Entry, given: Mapping[str, Any]) -> dict[str, Any]:
 def _checked(entry: Entry, settings: Mapping[str, Any], logprobs_N: Tensor, row_N: Tensor) -> Tensor:
     with blame(entry):
         losses_N = entry.traits["loss"](logprobs_N, row_N, **settings)
-    if getattr(losses_N, "shape", None) != logprobs_N.shape:
-        raise UserError(
-            f"the loss of the {entry.called} must return one number a token, {len(logprobs_N)} in all, not "
-            f"{losses_N!r:.60}"
-        )
+    check_one_a_token(f"the loss of the {entry.called}", losses_N, logprobs_N)
     return losses_N

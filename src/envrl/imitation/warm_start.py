@@ -19,6 +19,7 @@ from envrl.batches.examples import pair_rows
 from envrl.build import form_of, renderer_of
 from envrl.config.schema import Config
 from envrl.engine.checkpoint import (
+    Due,
     latest_checkpoint,
     load_state,
     save_checkpoint,
@@ -225,7 +226,10 @@ class _Stage:
                 save_folder(self.run_folder / FOLDER, lambda aside: save_model(model, aside))
 
     def _run_round(self) -> None:
-        patience = self.config.warm_start.patience
+        patience, due = (
+            self.config.warm_start.patience,
+            Due(self.config.warm_start.every, self.config.checkpoint.minutes),
+        )
         while self.step < self.steps and not (patience and self.waited >= patience):
             epoch, place = divmod(self.step - self.round_began, self.steps_an_epoch)
             ranks.agree(self.hooks.poll)
@@ -235,7 +239,7 @@ class _Stage:
                 record |= self._measure()
             self.log.append(record)
             self.hooks.show(self.step, self.steps, {k: v for k, v in record.items() if isinstance(v, float)})
-            if self.step % self.config.warm_start.every == 0:
+            if due(self.step):
                 self._save()
 
     def _train_step(self, epoch: int, place: int) -> dict[str, Any]:

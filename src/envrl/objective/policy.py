@@ -15,6 +15,7 @@ from torch import Tensor
 
 from envrl.errors import UserError
 from envrl.objective.aggregation import row_weights
+from envrl.objective.checks import check_one_a_token
 from envrl.objective.losses.common import TokenLoss, log_ratio
 from envrl.registry import Entry, View, blame, check_settings
 
@@ -96,11 +97,7 @@ class PolicyLoss:
             loss = self.entry.target(*tokens, **knobs)
         if not isinstance(loss, TokenLoss):
             loss = TokenLoss(loss, logprobs_N.new_zeros(len(logprobs_N)).bool())
-        if getattr(loss.loss_N, "shape", None) != logprobs_N.shape:
-            given = f"shape {tuple(loss.loss_N.shape)}" if hasattr(loss.loss_N, "shape") else f"{loss.loss_N!r:.60}"
-            raise UserError(
-                f"the {self.entry.called} must return one loss a token, {len(logprobs_N)} in all, not {given}"
-            )
+        check_one_a_token(f"the {self.entry.called}", loss.loss_N, logprobs_N)
         return loss
 
 

@@ -18,6 +18,8 @@ FORMAT = 2
 """1 had a line an update in `metrics`, and neither `games` nor `data`."""
 _DIGITS = 6
 """Significant digits of an update's figures; those of evaluations are kept whole."""
+_STEPS = 50
+"""About how many steps of a warm start a record keeps: their losses are read as a curve."""
 _PLACES = ("env.data", "warm_start.path")
 """Settings that say where things lie on one machine."""
 
@@ -47,7 +49,7 @@ def result_of(run: RunData) -> dict[str, Any]:
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
         "data": dict(run.data),
         "config": config,
-        "warm_start": columns(start),
+        "warm_start": columns(thinned(start, _STEPS)),
         "metrics": columns(run.metrics),
         "evals": {split: list(records) for split, records in run.evals.items()},
         "games": outcomes_as_json(outcomes_of(run)),
@@ -79,6 +81,23 @@ def columns(records: Sequence[Record]) -> dict[str, Any]:
         else:
             found[key] = [float(f"{v:.{_DIGITS}g}") if isinstance(v, float) else v for v in values]
     return found
+
+
+def thinned(records: Sequence[Record], count: int) -> list[Record]:
+    """Return about `count` records, evenly spaced, and all that measure what was held out; seconds are those since.
+
+    So the sums of `seconds` stay what they were.
+    """
+    stride, kept, spent = max(1, len(records) // count), list[Record](), dict[str, float]()
+    for place, record in enumerate(records, 1):
+        seconds = record.get("seconds")
+        if isinstance(seconds, Mapping):
+            spent |= {key: spent.get(key, 0.0) + value for key, value in seconds.items()}
+        measured = any(key.startswith("held_out/") and value is not None for key, value in record.items())
+        if measured or place % stride == 0 or place == len(records):
+            kept.append({**record, "seconds": spent} if spent else record)
+            spent = {}
+    return kept
 
 
 def rows(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ from envrl.batches.selection import Memory
 from envrl.build import env_maker, form_of, policy_of, renderer_of
 from envrl.config.check import check_processes
 from envrl.config.schema import Config
-from envrl.engine.checkpoint import latest_checkpoint, settle_checkpoints
+from envrl.engine.checkpoint import Due, latest_checkpoint, settle_checkpoints
 from envrl.engine.protocol import Engine
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.pool import Worlds
@@ -172,7 +172,7 @@ class Run:
         return lambda pairs: ranks.of_first(lambda: predict_targets(model, pairs, self.renderer.stops))
 
     def _updates(self, state: RunState) -> None:
-        updates = self.config.train.updates
+        updates, due = self.config.train.updates, Due(self.config.checkpoint.every, self.config.checkpoint.minutes)
         with self.reporter.phase("update", updates, state.update) as phase:
             while True:
                 if not state.evaluated:
@@ -181,7 +181,7 @@ class Run:
                     self._evaluate(state)
                     if state.update == 0:
                         self._save(state)
-                if state.update and (state.update % self.config.checkpoint.every == 0 or state.update == updates):
+                if state.update and (due(state.update) or state.update == updates):
                     self._save(state)
                 if state.update >= updates:
                     return

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from envrl.component import Component
 from envrl.config.schema import Config, Regularizer
-from envrl.errors import UserError
+from envrl.objective.checks import check_one_a_token
 from envrl.objective.regularizers.tokens import PolicyTokens
 from envrl.registry import find
 
@@ -27,11 +27,7 @@ class Regularizing(Component):
     def __call__(self, tokens: PolicyTokens) -> Tensor:
         """Return the loss of each token; raise `UserError` for a result of the wrong shape."""
         losses_N = self.do(lambda: self.made(tokens))
-        if getattr(losses_N, "shape", None) != tokens.logprobs_N.shape:
-            raise UserError(
-                f"the {self.entry.called} must return one loss a token, {len(tokens.logprobs_N)} in all, not "
-                f"{losses_N!r:.60}"
-            )
+        check_one_a_token(f"the {self.entry.called}", losses_N, tokens.logprobs_N)
         return losses_N
 
 
