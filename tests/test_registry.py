@@ -64,7 +64,7 @@ def test_the_examples_are_short_and_complete() -> None:
     kinds = {"bonus": "estimator", "plain": "loss", "first_words": "auxiliary", "news": "auxiliary", "doors": "env"}
     kinds |= {"brief": "reward", "entropy_floor": "regularizer", "stages": "curriculum", "wins": "replay"}
     kinds |= {"quoted": "format", "coin": "sampler", "own_wins": "warm_start"}
-    kinds |= {"hard_tasks": "teacher", "last_words": "retry"}
+    kinds |= {"hard_tasks": "teacher", "last_words": "retry", "last_win": "memory"}
     assert sorted(EXAMPLES) == sorted(f"{name}.py" for name in kinds)
     assert set(kinds.values()) == set(registry.KINDS) - {"engine"}
     assert all(len(text.splitlines()) <= 40 for text in EXAMPLES.values())
@@ -81,6 +81,28 @@ def test_an_estimator_of_a_file_with_a_knob_of_its_own(tmp_path: Path, recipe: s
     # Two episodes of one group with returns 1 and 0, the second one shorter: 1 and 0.25 around their mean.
     found = ESTIMATORS["bonus"]([[0.0, 1.0], [0.0]], [["a", "b"], ["a"]], amount=0.25)
     assert [each.tolist() for each in found] == [[0.375, 0.375], [-0.375]]
+
+
+def test_a_memory_of_a_file_tells_how_a_sentence_was_solved_and_resumes(tmp_path: Path, recipe: str) -> None:
+    file, run, parts = write(tmp_path, "last_win.py", EXAMPLES["last_win.py"]), tmp_path / "run", tmp_path / "parts"
+    chosen = ["--plugin", str(file), "--memory.name", "last_win", "--memory.last_win.commands", "2"]
+    chosen += ["--train.trajectories", "9", "--train.trajectories_every", "1"]
+    assert main(["train", recipe, "--run", str(run), *chosen, "--train.updates", "4"]) == 0
+    assert main(["train", recipe, "--run", str(parts), *chosen, "--train.updates", "2"]) == 0
+    assert main(["train", recipe, "--run", str(parts), *chosen, "--train.updates", "4", "--resume"]) == 0
+    wins: dict[str, list[str]] = {}
+    for update in range(1, 5):
+        episodes = lines(run / "trajectories" / f"update-{update:06d}.jsonl")
+        assert episodes == lines(parts / "trajectories" / f"update-{update:06d}.jsonl")
+        for each in episodes:
+            won = wins.get(f"find the {each['kind']}")
+            told = "\n".join(["Once this worked:", *won[:2]]) if won else ""
+            assert each["steps"][0].get("told", "") == told
+        wins |= {f"find the {e['kind']}": [step["action"] for step in e["steps"]] for e in episodes if e["success"]}
+    about, *kept = lines(run / "checkpoints" / "latest" / "memory.jsonl")
+    assert about == {"format": 1, "memory": "last_win", "env": "boxes"}
+    assert dict(kept) == wins
+    assert wins
 
 
 def test_a_policy_loss_of_a_file_without_clips(tmp_path: Path, recipe: str) -> None:

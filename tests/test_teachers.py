@@ -163,7 +163,7 @@ def test_sdpo_scores_the_same_tokens_with_what_is_told_in_the_prompt(rollout: di
                 prompt = renderer.prompt(steps[:number], step.observation, transcript.segment, 0)
                 assert prompt is not None
                 shown = policy.codec.decode(prompt.ids).count(told)
-                fresh = number == 0 or rollout.get("layout") == "steps" or bool(rollout.get("repeat_task"))
+                fresh = number == 0 or rollout.get("layout") == "steps"
                 assert shown == (1 if fresh else 0)
                 assert transcript.write(renderer, steps[:number], step)
                 ids = torch.tensor([transcript.ids])

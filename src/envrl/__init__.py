@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from envrl.envs.registry import make, register_env
     from envrl.eval.evaluate import evaluate
+    from envrl.memory import Recalled
     from envrl.objective.retries.attempt import Retry
     from envrl.objective.teachers.lesson import Lesson
     from envrl.registry import register
@@ -26,6 +27,7 @@ __all__ = [
     "Lesson",
     "Parsed",
     "PromptFormat",
+    "Recalled",
     "Retry",
     "TrajectoryGroup",
     "__version__",
@@ -43,6 +45,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 _LAZY = {
     "Lesson": "envrl.objective.teachers.lesson",
+    "Recalled": "envrl.memory",
     "Retry": "envrl.objective.retries.attempt",
     **dict.fromkeys(("Assignment", "Completion", "Example", "InPass", "TrajectoryGroup"), "envrl.types"),
     "Parsed": "envrl.rendering.responses",

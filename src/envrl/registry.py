@@ -138,6 +138,13 @@ KINDS = {
         "envrl.retries",
         {name: f"envrl.objective.retries.{name}:{name}" for name in ("none", "critique", "hint")},
     ),
+    "memory": Kind(
+        "memory",
+        "memory.name",
+        ("memory",),
+        "envrl.memories",
+        {"none": "envrl.memories.none:NoMemory", "memrl": "envrl.memories.memrl:MemRL"},
+    ),
     "reward": Kind(
         "reward",
         "",
@@ -170,7 +177,7 @@ KINDS = {
         "train.engine",
         ("train",),
         "envrl.engines",
-        {name: f"envrl.engine.protocol:{name}" for name in ("local", "sharded")},
+        {name: f"envrl.engine.protocol:{name}" for name in ("local", "sharded", "frozen")},
     ),
     "sampler": Kind(
         "sampler",

@@ -129,7 +129,9 @@ def build_batch(
     active = [each for each in auxiliaries if weights[each.name] > 0]
     for those in (config.regularizers(), config.teachers()):
         weights |= scheduled_weights(those, update, config.train.updates)
-    judged, had_help = without_help([group for group in groups if not group.advantages_G], renderer)
+    judged, had_help = [group for group in groups if not group.advantages_G], set[int]()
+    if config.retry.name != "none":  # what a memory tells stays: the policy that learns is told it, too
+        judged, had_help = without_help(judged, renderer)
     auxiliary = make_rows(active, judged, renderer, (config.seed, update), asks.memory, update, asks.predict)
     if any(each.common.select == "novel" for each in auxiliaries):
         asks.memory.observe(judged)

@@ -61,8 +61,12 @@ def taught(
 
 
 def _heard(lesson: Lesson, renderer: Renderer) -> Trajectory | None:
-    """Return the episode as the teacher sees it."""
-    return retold(renderer, lesson.trajectory, lesson.told) if lesson.told else lesson.trajectory
+    """Return the episode as the teacher sees it: with what the policy was told, and then what it is told itself."""
+    if not lesson.told:
+        return lesson.trajectory
+    first = lesson.trajectory.transitions[:1]
+    told = [*(step.observation.help for step in first if step.observation.help), lesson.told]
+    return retold(renderer, lesson.trajectory, "\n\n".join(told))
 
 
 def _term(policy: LossTerm, name: str, weight: float, teacher_T: FloatArray) -> LossTerm:

@@ -59,6 +59,7 @@ def _evaluate(values: argparse.Namespace, settings: Sequence[tuple[str, str]]) -
         temperature=values.temperature,
         actions=values.actions,
         settings=settings,
+        memory=not values.no_memory,
         **given(values, (*PROMPTING, *_MEASURED)),
         **_played(values),
     )
@@ -109,6 +110,7 @@ def _parser() -> Parser:
     parser.add_argument("--seed", metavar="N", type=whole_number, help="of sampling")
     parser.add_argument("--protocol", choices=("whole", "published"), help="published: 128 draws of each split")
     add("--json", metavar="FILE", type=Path, help="write all measurements to this file")
+    add("--no-memory", action="store_true", help="tell a run with a memory nothing of it")
     add("--episodes-to", metavar="FILE", type=Path, help="keep episodes here as they end, and go on from it (.jsonl)")
     add_chat(parser)
     add_endpoint(parser).add_argument(

@@ -172,6 +172,7 @@ def _check_learning(config: Config) -> None:
         _check_weight(each.common, f"regularizer.{each.name}")
     _check_teachers(config)
     _check_retry(config)
+    _check_memory(config)
 
 
 def _check_thoughts(config: Config) -> None:
@@ -295,6 +296,25 @@ def _check_retry(config: Config) -> None:
         raise UserError(
             f"retry.name = '{name}' with objective.kl_in = 'reward': second attempts were drawn from a policy that was "
             "helped, whose log-probs say nothing of the KL; set kl_in = 'loss' with kl_estimator = 'k2'"
+        )
+
+
+def _check_memory(config: Config) -> None:
+    name, engine = config.memory.name, config.train.engine
+    if not config.learns and name == "none":
+        raise UserError(
+            f"train.engine = '{engine}' leaves the weights as they are, and memory.name = 'none' keeps nothing: such a "
+            "run would learn nothing; choose a memory (memrl), or another engine"
+        )
+    if name != "none" and config.retry.name != "none":
+        raise UserError(
+            f"memory.name = '{name}' with retry.name = '{config.retry.name}': second attempts are learned from without "
+            "what they were told, and a memory's episodes with it; leave one of them out"
+        )
+    if name != "none" and config.rollout.ahead:
+        raise UserError(
+            f"memory.name = '{name}' with rollout.ahead = {config.rollout.ahead}: what is played ahead would be told "
+            "from the memory of an earlier update; leave one of them out"
         )
 
 

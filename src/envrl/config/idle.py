@@ -12,6 +12,7 @@ def idle_settings(config: Config) -> Iterator[str]:
     """Yield a warning for each objective, reward, regularizer, teacher and KL setting that has no effect."""
     yield from _unlearned(config)
     yield from _unweighed(config)
+    yield from _frozen(config)
     warm = config.warm_start
     for stage, key in (("", "auxiliary"), ("warm_start", "warm_start.auxiliary")):
         active = {each.name: each.common for each in config.auxiliaries(stage)}
@@ -54,6 +55,18 @@ def _unweighed(config: Config) -> Iterator[str]:
             f"objective.kl_estimator = '{objective.kl_estimator}' and objective.kl_in = '{objective.kl_in}' have no "
             "effect, since objective.kl_weight = 0: give it a weight, or leave them out"
         )
+
+
+def _frozen(config: Config) -> Iterator[str]:
+    """Yield a warning for losses and rewards of a run whose engine takes no steps."""
+    if config.learns:
+        return
+    kinds = {"auxiliary": config.auxiliaries(), "regularizer": config.regularizers(), "teacher": config.teachers()}
+    kinds |= {"reward": config.rewards()}
+    given = [f"{kind}.{each.name}.weight" for kind, weighed in kinds.items() for each in weighed]
+    given += [f"objective.{key}" for key in ("kl_weight", "entropy_weight") if getattr(config.objective, key)]
+    if given:
+        yield f"train.engine = '{config.train.engine}' takes no optimiser step, so {', '.join(given)} has no effect"
 
 
 def _ended(config: Config, name: str, common: AuxiliaryConfig) -> Iterator[str]:

@@ -245,6 +245,14 @@ class RetryConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryConfig:
+    name: str = "none"  # what is kept of past episodes, and told to new ones
+    share: Rate = 1.0  # of a group's episodes that are told something; the others show what it is worth
+    tokens: Positive = 512  # that an episode is told, at most
+    start: str = ""  # a run with the same memory: begin with what it keeps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     updates: Count = 60  # RL updates; 0: warm start and evaluation only
     token_budget: Count = 0  # tokens learned from, in warm start and RL, with which the run ends; 0: updates alone say
@@ -300,6 +308,7 @@ class Config:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -312,6 +321,11 @@ class Config:
         rollout = self.rollout
         steps = (rollout.max_steps or self.env.max_steps) if rollout.layout == "concat" else 1
         return self.objective.constant or rollout.response_tokens * steps
+
+    @property
+    def learns(self) -> bool:
+        """False if the engine takes no optimiser steps."""
+        return bool(find("engine", self.train.engine).traits.get("learns", True))
 
     def settings(self, kind: str) -> dict[str, Any]:
         """Return all settings of the chosen thing of a kind; raise `UserError` if there is no such thing."""

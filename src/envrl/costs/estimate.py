@@ -103,6 +103,8 @@ def estimate(config: Config, shape: Shape, device: Accelerator, *, cuda: bool, p
     passes = _passes(config, work)
     scored = work.trained * load.scored / load.micro_batch
     times = update_times(shape, work, load, passes, scored, device)
+    if not config.learns:
+        times = replace(times, update=0.0)
     hours = {
         "warm start": _warm_start_seconds(config, shape, work, load, device) / processes / 3600,
         "updates": config.train.updates * times.total / processes / 3600,

@@ -57,6 +57,8 @@ class Load:
     """Over how many processes weights, gradients and moments are sharded; 0: not at all."""
     ahead: int = 0
     """How many updates are played ahead, while another is learned from."""
+    frozen: bool = False
+    """True if no optimiser step is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def footprint(shape: Shape, load: Load, evaluation: Load | None = None) -> Footp
     whole = {"weights": weights}
     resident = ({} if load.processes else whole) | {
         "a shard of them": share(weights) if load.processes else 0,
-        "Adam's moments": share(2 * FULL * trained),
+        "Adam's moments": 0 if load.frozen else share(2 * FULL * trained),
         "a second model": share(FULL * shape.parameters * load.copies),
         "weights to sample": sampled * (shape.parameters + adapters) * copies,
     }
@@ -109,10 +111,13 @@ def footprint(shape: Shape, load: Load, evaluation: Load | None = None) -> Footp
 
     beside = playing(load) if load.ahead else {}
     step = {"temporary": 0 if load.cuda else share(FULL * trained)}
-    phases: dict[str, Mapping[str, int]] = {
-        "rollout": whole | resident | playing(load),
+    learning: dict[str, Mapping[str, int]] = {
         "update": resident | gradients | gathered_parts(shape, load) | pass_parts(shape, load) | beside,
         "optimiser step": resident | gradients | step | beside,
+    }
+    phases: dict[str, Mapping[str, int]] = {
+        "rollout": whole | resident | playing(load),
+        **({} if load.frozen else learning),
         **({"evaluation": whole | resident | playing(evaluation)} if evaluation else {}),
     }
     return Footprint({name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()})

@@ -119,13 +119,14 @@ def workload(config: Config) -> Workload:
     most = rollout.max_steps or config.env.max_steps
     turns = max(1.0, TURNS * most)
     episodes = rollout.tasks * rollout.group_size
+    told = config.memory.tokens if config.memory.name != "none" else 0
     pair = prompt if steps else (texts.later + 80) / characters
     return Workload(
         episodes=episodes,
         turns=turns,
         longest_turns=most,
         steps=steps,
-        prompt=prompt,
+        prompt=prompt + told,
         added=(turn + task) / characters,
         response=response,
         longest_response=limit,
@@ -173,8 +174,9 @@ def memory_load(config: Config, work: Workload, shape: Shape, cuda: bool | None 
         **trained_how(config),
     )
     warm = config.warm_start
-    stores_best = warm.demonstrations > 0 and not warm.path and not config.model.lora_rank
-    return replace(load, copies=max(load.copies, int(stores_best)))
+    imitates = warm.demonstrations > 0 and not warm.path
+    stores_best = imitates and not config.model.lora_rank
+    return replace(load, copies=max(load.copies, int(stores_best)), frozen=load.frozen and not imitates)
 
 
 def trained_how(config: Config) -> dict[str, Any]:
@@ -187,4 +189,5 @@ def trained_how(config: Config) -> dict[str, Any]:
         "copies": int(config.objective.kl_weight > 0 and not rank),
         "sampling_bf16": config.rollout.precision == "bf16",
         "ahead": config.rollout.ahead,
+        "frozen": not config.learns,
     }

@@ -102,3 +102,19 @@ def sharded(
     from envrl.engine.sharded import ShardedEngine
 
     return ShardedEngine(config, model, optimizer, run, poll, say, regularizers)
+
+
+@register("engine", "frozen", learns=False)
+def frozen(
+    config: Config,
+    model: LanguageModel,
+    optimizer: Optimizer,
+    run: Path,
+    poll: Callable[[], None],
+    say: Callable[[str], None],
+    regularizers: Mapping[str, Regularizer] = MappingProxyType({}),
+) -> Engine:
+    """Return the engine that takes no steps, for a run that learns in its memory alone: the weights stay."""
+    from envrl.engine.frozen import FrozenEngine
+
+    return FrozenEngine(config, model, optimizer, run, poll, say)

@@ -12,7 +12,7 @@ from envrl.build import env_maker, env_options
 from envrl.config.check import check_format, check_world
 from envrl.config.load import override
 from envrl.config.plugins import load_plugins
-from envrl.config.schema import Config, EnvConfig
+from envrl.config.schema import Config, EnvConfig, MemoryConfig
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
 from envrl.envs.settings import WorldSettings
@@ -22,6 +22,7 @@ from envrl.eval.kept import kept_in
 from envrl.eval.record import Evaluated, Prompts, SoFar, each_split, summarize
 from envrl.eval.split import SCRIPT, chosen_tasks, evaluate_script, evaluate_split
 from envrl.eval.target import Target, find_target, with_base
+from envrl.memories.remembering import Remembering
 from envrl.models.checkpoints import weights_hash
 from envrl.progress import Reporter
 from envrl.registry import find
@@ -54,6 +55,7 @@ def evaluate(
     settings: Sequence[tuple[str, str]] = (),
     episodes_to: str | Path | None = None,
     plugins: Sequence[str | Path] = (),
+    memory: bool = True,
     so_far: SoFar = lambda _: None,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
@@ -69,14 +71,17 @@ def evaluate(
     (docs/prompts.md) is for a model without a run: it is asked as a chat, one turn at a time with the last `history`
     turns, for responses of at most `max_tokens`, with its own `system_message` and `template_arguments`. Episodes are
     kept in the file `episodes_to` as they end, and those already in it are not played again; `so_far` gets the records
-    of an interrupted evaluation; `plugins` are the files that a run was made with, which it never loads by itself; the
-    `reporter` shows progress, by default on standard error.
+    of an interrupted evaluation; `plugins` are the files that a run was made with, which it never loads by itself;
+    `memory` False: a run with a memory is told nothing of it; the `reporter` shows progress, by default on standard
+    error.
     Raises `UserError`.
     """
     load_plugins(map(str, plugins))
     resolved, settings = with_base(find_target(target), settings)
     config = with_settings(resolved.config, env, data, split, temperature, actions, seed, protocol)
     config = with_world_settings(config, settings)
+    if not memory:
+        config = without_memory(resolved, config)
     if format is not None:
         chat = (format, show_admissible, history, max_tokens, system_message, template_arguments or {})
         config = as_chat(resolved, config, *chat, actions=actions)
@@ -127,6 +132,9 @@ def evaluate_as(
             model = _loaded(agent, config)
             _check_room(model, make_env, config, episodes or 0, bare=not agent.run and config.rollout.is_chat)
         english, prompts = figures_of_english(model, config, reporter), model_prompts(model, config)
+    memory = Remembering(config)
+    if agent.run:
+        memory.read(agent.folder)
     about = {"agent": agent.script or agent.name or str(agent.folder), **_played(agent, config)}
     counts = {"episodes": episodes or 0, "reporter": reporter}
     depends = depends_on(agent, config) if depends is None and episodes_to else depends or {}
@@ -137,7 +145,7 @@ def evaluate_as(
             if model is None:
                 record, played[split] = evaluate_script(agent.script, make_env, split, config, kept=kept, **counts)
                 return record
-            measured = {"free": free, "probed": probe}
+            measured = {"free": free, "probed": probe, "memory": memory}
             record, played[split] = evaluate_split(model, make_env, split, config, kept=kept, **measured, **counts)
             return record | english
 
@@ -232,6 +240,13 @@ def played_here(config: Config) -> Config:
     return replace(config, rollout=replace(config.rollout, sampler="own"), owned=owned)
 
 
+def without_memory(target: Target, config: Config) -> Config:
+    """Return the configuration of a run that is told nothing of its memory; raise `UserError` if it has none."""
+    if config.memory.name == "none":
+        raise UserError(f"'{target.script or target.name or target.folder}' has no memory to be left out")
+    return replace(config, memory=MemoryConfig())
+
+
 def world_settings(config: Config) -> dict[str, Any]:
     """Return the non-default settings of the world."""
     settings = {field.name: getattr(config.env, field.name) for field in fields(WorldSettings)}
@@ -324,6 +339,8 @@ def _played(target: Target, config: Config) -> dict[str, Any]:
     if target.script:
         return played
     played |= {"temperature": config.eval.temperature, "actions": config.rollout.actions}
+    if config.memory.name != "none":
+        played["memory"] = config.memory.name
     if target.name and target.config.model.revision:
         played["revision"] = target.config.model.revision
     if not target.run and config.rollout.is_chat:
@@ -344,4 +361,6 @@ def depends_on(target: Target, config: Config) -> dict[str, Any]:
     prompt = ("format", "layout", "history", "summary", "prompt_tokens", "show_admissible", "repeat_task")
     form = {name: rollout[name] for name in (*prompt, "system_message", "response_tokens", "precision")}
     form |= {"template_arguments": config.model.template_arguments, "chat_template": config.model.chat_template}
+    if config.memory.name != "none":
+        form["memory"] = config.memory.name  # what is in it is a file beside the weights
     return {"weights": weights_hash(target.folder), **about, "temperature": config.eval.temperature, **form}

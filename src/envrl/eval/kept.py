@@ -211,6 +211,7 @@ def _observation_record(observation: Observation, lists: bool) -> dict[str, Any]
         "observation": observation.text,
         **({"commands": observation.admissible} if listed else {}),
         **({"templates": templates} if listed and templates else {}),
+        **({"told": observation.help} if observation.help else {}),
     }
 
 
@@ -250,7 +251,8 @@ def _logprobs(step: Mapping[str, Any]) -> tuple[float, ...]:
 
 def _observation(record: Mapping[str, Any], accepted: Sequence[str]) -> Observation:
     templates = (Template(before, tuple(words), after) for before, words, after in record.get("templates", ()))
-    return Observation(record["observation"], tuple(record.get("commands", accepted)), templates=tuple(templates))
+    commands = tuple(record.get("commands", accepted))
+    return Observation(record["observation"], commands, templates=tuple(templates), help=record.get("told", ""))
 
 
 def _key(question: Question) -> str:

@@ -12,7 +12,7 @@ from envrl.eval.kept import BATCH, Kept
 from envrl.progress import Phase, Reporter
 from envrl.rollout.policy import Policy
 from envrl.rollout.runner import play_episodes
-from envrl.rollout.scheduler import PlaySettings, RolloutStats
+from envrl.rollout.scheduler import PlaySettings, RolloutStats, Tell, say_nothing
 from envrl.rollout.splitter import BatchSplitter
 from envrl.types import Task, Trajectory
 
@@ -38,6 +38,7 @@ class Player:
     reporter: Reporter
     poll: Callable[[], None]
     whole_batches: bool = False
+    tell: Tell = say_nothing
     stats: RolloutStats = field(default_factory=RolloutStats)
 
     def play(self, name: str, chosen: Chosen, settings: PlaySettings) -> list[Trajectory]:
@@ -69,6 +70,7 @@ class Player:
             tasks,
             members,
             settings,
+            tell=self.tell,
             seed=self.seed,
             stats=self.stats,
             poll=self.poll,

@@ -18,8 +18,10 @@ from envrl.envs.pool import vector_of
 from envrl.envs.protocol import TextEnv
 from envrl.eval.kept import Kept, Texts
 from envrl.eval.record import action_rates, check_played, success_summary, summarize
+from envrl.memories.remembering import Asked, Remembering, told_figures
 from envrl.progress import Reporter
 from envrl.randomness import key_of
+from envrl.rollout.scheduler import say_nothing
 from envrl.rollout.scripts import attempt_script, make_script
 from envrl.sequences import evenly_spaced
 from envrl.types import Task, Trajectory
@@ -82,12 +84,13 @@ def evaluate_split(
     reporter: Reporter | None = None,
     kept: Kept | None = None,
     whole_batches: bool = False,
+    memory: Remembering | None = None,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
     """Return the line of eval.jsonl for a split (`episodes` spread over it, 0: all), and its trajectories.
 
     `free` and `probed` are the numbers of unrestricted and of scripted episodes; by default the recipe's, in proportion
     to `episodes`. The default `policy` is the recipe's with this model. Episodes in `kept` are not played again, and
-    new ones are added to it (see `Player`).
+    new ones are added to it (see `Player`). What the `memory` recalls is told; it learns nothing of it.
     """
     from envrl.eval.play import Player
     from envrl.eval.probe import probe, probe_episodes
@@ -107,6 +110,7 @@ def evaluate_split(
         reporter,
         poll,
         whole_batches=whole_batches,
+        tell=memory.teller(renderer, Asked(config.eval.seed, 0, learning=False)) if memory else say_nothing,
     )
     with opened(make_env()) as env:
         chosen, whole = chosen_tasks(env, split, config, episodes), len(chosen_tasks(env, split, config, 0))
@@ -118,6 +122,8 @@ def evaluate_split(
     played = player.play(f"evaluation of {split}", chosen, settings)
     check_played(played, config.env.name, split, vector_of(make_env).set_aside)
     record: dict[str, Any] = {"split": split, **summarize(played), **_repeats(played, config)}
+    if memory and memory.is_there:
+        record |= told_figures(played)
     if free:
         unrestricted = played
         if config.rollout.actions != "free":

@@ -138,6 +138,7 @@ def _step_record(step: Transition, renderer: Renderer) -> dict[str, Any]:
     response = {"response": text} if text else {}
     response |= {"fault": step.action.fault} if step.action.fault else {}
     response |= {"imagined": True} if step.action.imagined else {}
+    response |= {"told": step.observation.help} if step.observation.help else {}
     return {
         "observation": step.observation.text,
         **response,

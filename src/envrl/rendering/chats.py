@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from envrl.errors import UserError
 from envrl.models.template import ChatTemplate, cleaner
-from envrl.rendering.formats import trim
+from envrl.rendering.formats import task_text, trim
 from envrl.rendering.kinds import kinds_of
 from envrl.rendering.marks import last_turns, task_of
 from envrl.rendering.prompts import (
@@ -165,9 +165,9 @@ class ChatRenderer:
         """Return an auxiliary objective's question as a chat, and its target."""
         transitions, clean = example.trajectory.transitions, self._clean
         past, observation = transitions[: example.step], transitions[example.step].observation
-        task, turns, present = self._situation(past, observation)
+        _, turns, present = self._situation(past, observation)
         messages = question_messages(
-            task if example.task else "",
+            clean(task_text(transitions[0].observation)) if example.task else "",
             turns,
             present,
             self.form.lists_commands(example),

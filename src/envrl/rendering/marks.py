@@ -36,17 +36,24 @@ class MarksRenderer:
         self, past: Sequence[Transition], observation: Observation, segment: SegmentState, room: int
     ) -> Prompt | None:
         """Return the next prompt, or None if it and `room` more tokens do not fit the context."""
-        form, task = self.form, task_of(past, observation)
+        form = self.form
         fresh, answer = form.layout == "steps" or not past, None
         if form.layout == "steps":
-            ids = steps_prompt(self._codec, task, last_turns(past, form.history), observation, form.show_admissible)
+            turns = last_turns(past, form.history)
+            ids = steps_prompt(self._codec, task_of(past, observation), turns, observation, form.show_admissible)
         else:
-            told = task if form.repeat_task else "" if past else observation.help
-            ids = observation_ids(self._codec, observation, form.show_admissible, told)
+            beside = self._beside(past, observation)
+            ids = observation_ids(self._codec, observation, form.show_admissible, beside)
             words = len(self._codec.encode(trim(observation.text)))
             answer = (1, 2 + words) if past else None  # the text and the mark after it
         length = len(ids) + (0 if fresh else segment.length)
         return None if length + room > self.context else Prompt(ids, fresh, SegmentState(length), answer)
+
+    def _beside(self, past: Sequence[Transition], observation: Observation) -> str:
+        """Return what stands behind an observation: a repeated task; and once, behind the first, what is told."""
+        if not self.form.repeat_task:
+            return "" if past else observation.help
+        return task_text(past[0].observation) if past else task_of(past, observation)
 
     def respond(self, command: str, thought: str = "") -> Ids:
         """Return a command's tokens and the closing mark; nothing with a thought, for which there is no room."""
@@ -112,7 +119,7 @@ class MarksRenderer:
         steps = self.form.layout == "steps"
         turns = last_turns(past, self.form.history) if steps else []
         shown = self.form.lists_commands(example)
-        task = task_of(past, observation) if example.task else ""
+        task = task_text(transitions[0].observation) if example.task else ""
         return steps_prompt(self._codec, task, turns, observation, shown)[:-1]
 
 

@@ -130,7 +130,8 @@ class Renderer(PromptWriter, Protocol):
     def pair(self, name: str, example: Example) -> Pair:
         """Return an example of the auxiliary objective `name` in tokens: situation and question → target.
 
-        The situation is the task and the observation before the step; in the layout `steps` also the last turns and the
+        The situation is the task and the observation before the step, without what the policy was told beside it, on
+        which the world's answers do not depend; in the layout `steps` also the last turns and the
         commands, if the policy's prompt has them.
         """
         ...

@@ -1,4 +1,4 @@
-"""What the replay of another run holds, for a run that begins with it (`replay.start`)."""
+"""What the replay of another run holds, for a run that begins with it (`replay.start`); checks of such a run."""
 
 from __future__ import annotations
 
@@ -48,25 +48,38 @@ def state_of(config: Config) -> Any:
         raise UserError(
             f"{called} has no effect, since the replay '{name}' keeps nothing: choose another, or leave it out"
         )
-    if not (run / "config.toml").is_file():
-        raise UserError(f"{called} is no run: it names the folder that 'envrl train --run' made")
-    other = load_run(run)
-    if other.replay.name != name:
-        raise UserError(
-            f"{called} has the replay '{other.replay.name}', and this run '{name}': they keep different things"
-        )
-    if other.env.name != config.env.name:
-        raise UserError(f"{called} played the world '{other.env.name}', and this run plays '{config.env.name}'")
-    if changed := [key for key in config_differences(other, config) if _matters(key)]:
-        raise UserError(
-            f"{called} has episodes that this run could not have played (other values of {', '.join(changed)}): set "
-            "them alike, or leave replay.start out"
-        )
-    checkpoint = latest_checkpoint(run / "checkpoints")
+    checkpoint = check_same(config, "replay", run, _matters)
     saved = json.loads((checkpoint / "state.json").read_text(encoding="utf-8")) if checkpoint else {}
     if "replay" not in saved.get("components", {}):
         raise UserError(f"{called} has no checkpoint with a replay in it: wait for its first one")
     return _as_of_start(saved["components"]["replay"])
+
+
+def check_same(config: Config, kind: str, run: Path, matters: Callable[[str], bool]) -> Path | None:
+    """Return the latest checkpoint of the run that `KIND.start` names, if it has one yet.
+
+    Raises `UserError` if it is no run, has another thing of that kind, or has other values of keys that matter.
+    """
+    called, name = f"{kind}.start = '{run}'", getattr(config, kind).name
+    if not (run / "config.toml").is_file():
+        raise UserError(f"{called} is no run: it names the folder that 'envrl train --run' made")
+    other = load_run(run)
+    theirs = getattr(other, kind).name
+    if theirs != name:
+        raise UserError(f"{called} has the {kind} '{theirs}', and this run '{name}': they keep different things")
+    if other.env.name != config.env.name:
+        raise UserError(f"{called} played the world '{other.env.name}', and this run plays '{config.env.name}'")
+    if changed := [key for key in config_differences(other, config) if matters(key)]:
+        raise UserError(
+            f"{called} has episodes that this run could not have played (other values of {', '.join(changed)}): set "
+            f"them alike, or leave {kind}.start out"
+        )
+    return latest_checkpoint(run / "checkpoints")
+
+
+def texts_depend_on(key: str) -> bool:
+    """Return whether the texts of the world's episodes depend on a key."""
+    return key.startswith("env.") and key not in _OTHERWISE
 
 
 def _check_tokenizer(config: Config, vocabulary: Mapping[str, int]) -> None:
@@ -91,7 +104,7 @@ def _matters(key: str) -> bool:
     section, _, name = key.partition(".")
     if section == "rollout":
         return name not in _ROLLOUT
-    return section == "env" and key not in _OTHERWISE
+    return texts_depend_on(key)
 
 
 def _as_of_start(state: Any) -> Any:

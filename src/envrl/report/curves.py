@@ -98,9 +98,9 @@ def auxiliary_curves(records: Sequence[Record]) -> list[Curve]:
 
 
 def component_curves(records: Sequence[Record]) -> list[Curve]:
-    """Return a curve for every figure of the replay and the curriculum that these records have."""
+    """Return a curve for every figure of the replay, the curriculum and the memory that these records have."""
     keys = dict.fromkeys(key for record in records for key in record)
-    names = [key for key in keys if key.startswith(("replay/", "curriculum/"))]
+    names = [key for key in keys if key.startswith(("replay/", "curriculum/", "memory/"))]
     return [Curve(key.replace("/", ": ", 1).replace("_", " ").capitalize(), {key: ""}) for key in names]
 
 

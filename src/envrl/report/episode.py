@@ -71,7 +71,7 @@ def _step(step: Record, repeated: bool) -> dict[str, Any]:
         "probability": probability_of(step),
         "reward": number(step, "reward"),
     }
-    for key in ("response", "fault", "summary"):
+    for key in ("response", "fault", "summary", "told"):
         if step.get(key):
             shown[key] = _text(step, key)
     if is_invalid(step):

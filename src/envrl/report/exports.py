@@ -26,6 +26,7 @@ Record = Mapping[str, Any]
 
 _STEP_TYPES = {
     "observation": "string",
+    "told": "string",
     "action": "string",
     "next_observation": "string",
     "reward": "float64",

@@ -9,7 +9,16 @@ from envrl.envs.protocol import TextEnv
 from envrl.envs.vector import VectorEnv
 from envrl.randomness import key_of
 from envrl.rollout.policy import Policy
-from envrl.rollout.scheduler import Episode, EpisodeScheduler, Guide, PlaySettings, RolloutStats, play_first
+from envrl.rollout.scheduler import (
+    Episode,
+    EpisodeScheduler,
+    Guide,
+    PlaySettings,
+    RolloutStats,
+    Tell,
+    play_first,
+    say_nothing,
+)
 from envrl.types import Assignment, Observation, StopReason, Task, Trajectory
 
 
@@ -22,6 +31,7 @@ def play_episodes(
     *,
     assignments: Sequence[Assignment] | None = None,
     guides: Sequence[Guide] | None = None,
+    tell: Tell = say_nothing,
     seed: int,
     update: int = 0,
     version: int | None = None,
@@ -33,10 +43,10 @@ def play_episodes(
     """Play one episode for each (task, member), `settings.slots` at a time; return the trajectories in that order.
 
     Samples depend on (seed, update, task, member, turn, token) alone. `assignments`, one per episode, give the episodes
-    their own lengths and starts; `guides`, one per episode, play some of the steps in place of the starts. `version` is
-    the policy version to record, by default the update. `poll` is called every turn and may raise; `watch` gets the
-    number of episodes played, an unfinished one counted by its share of steps; `ended` gets each trajectory when it
-    ends.
+    their own lengths and starts; `guides`, one per episode, play some of the steps in place of the starts. `tell` says
+    what an episode without a help of its own is told. `version` is the policy version to record, by default the update.
+    `poll` is called every turn and may raise; `watch` gets the number of episodes played, an unfinished one counted by
+    its share of steps; `ended` gets each trajectory when it ends.
     """
     stats = stats or RolloutStats()
     version = update if version is None else version
@@ -52,6 +62,7 @@ def play_episodes(
             max_steps=assigned.max_steps or settings.max_steps,
             guide=guides[number] if guides else play_first(assigned.start),
             help=assigned.help,
+            tell=tell,
             number=number,
         )
         for number, (task, member, assigned) in enumerate(zip(tasks, members, given, strict=True))

@@ -44,6 +44,15 @@ Guide = Callable[[Sequence[Transition], Observation], str]
 the policy. It is asked once at every observation."""
 
 
+Tell = Callable[[Task, int, Observation], str]
+"""Returns what the policy is told beside the first observation of a task's episode, given its member, or ""."""
+
+
+def say_nothing(task: Task, member: int, first: Observation) -> str:
+    """Tell nothing."""
+    return ""
+
+
 def play_first(start: Sequence[str]) -> Guide:
     """Return the guide that plays these commands first."""
     return lambda past, observation: start[len(past)] if len(past) < len(start) else ""
@@ -78,6 +87,8 @@ class Episode:
     """Number of steps after which it is cut off."""
     guide: Guide = _NOTHING_FIRST
     help: str = ""
+    tell: Tell = say_nothing
+    """What it is told, if it has no help of its own."""
     number: int = 0
     """Its index among all episodes, which identifies it to the sampler."""
     slot: int = 0
@@ -231,8 +242,8 @@ class EpisodeScheduler:
         with self._in_worlds():
             for episode, observation in zip(episodes, self._worlds.reset(starts), strict=True):
                 episode.observation = observation or episode.observation
-                if episode.help:
-                    episode.observation = replace(episode.observation, help=episode.help)
+                if observation and (told := episode.help or episode.tell(episode.task, episode.member, observation)):
+                    episode.observation = replace(observation, help=told)
                 episode.stop_reason = StopReason.SET_ASIDE if observation is None else None
             self._play_guided(episodes)
 

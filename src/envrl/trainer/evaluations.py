@@ -17,6 +17,7 @@ from envrl.eval.split import evaluate_split, spread
 from envrl.eval.trajectories import write_trajectories
 from envrl.files import JsonLines
 from envrl.imitation.shared_start import shared_evaluations
+from envrl.memories.remembering import Remembering
 from envrl.models.load import LanguageModel
 from envrl.progress import Reporter
 from envrl.rendering.renderer import Renderer
@@ -37,6 +38,7 @@ class Evaluations:
     poll: Callable[[], None]
     reporter: Reporter
     file: JsonLines
+    memory: Remembering
 
     def due(self, update: int, over: bool) -> bool:
         """Return whether an evaluation is due at an update; `over`: the run ends with it."""
@@ -78,6 +80,7 @@ class Evaluations:
                 reporter=self.reporter,
                 kept=kept,
                 whole_batches=True,
+                memory=self.memory,
             )
         if at_an_end and config.train.trajectories and ranks.is_first():
             shown = spread(played, 2 * config.train.trajectories, lambda trajectory: trajectory.task.kind)

@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 
 from envrl import ranks
-from envrl.batches.batch import build_batch
 from envrl.build import env_maker
 from envrl.config.check import check_processes
 from envrl.config.schema import Config
@@ -105,8 +104,7 @@ def _update(run: Run, state: RunState) -> dict[str, float]:
         played = run.player.play(number, laps)
     with laps.of("rows"):
         groups = run.replay.mix(played.admitted, number)
-        batch = build_batch(groups, run.config, run.renderer, number, run.asks)
-    run.idle.observe(number, groups, batch.figures)
+        batch = run.rows(groups, number)
     with laps.of("update"):  # before the step: what the policy that played them thought
         if ranks.is_first():
             write_shown(run.folder, number, played.groups, state.model, run.renderer, run.config, run.reporter)

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from envrl.component import Component
 from envrl.config.schema import Config, Regularizer
 from envrl.objective.checks import check_one_a_token
 from envrl.objective.regularizers.tokens import PolicyTokens
 from envrl.registry import find
-from envrl.trainer.component import Component
 
 
 class Regularizing(Component):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from envrl.component import Component, plan_of
 from envrl.config.schema import Config
 from envrl.registry import find
 from envrl.replay import checked
 from envrl.replays.other_run import begin
-from envrl.trainer.component import Component
-from envrl.trainer.tasks import plan_of
 from envrl.types import TrajectoryGroup
 
 

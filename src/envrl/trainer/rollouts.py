@@ -13,6 +13,7 @@ from envrl.build import training_settings
 from envrl.config.schema import Config
 from envrl.envs.pool import Worlds
 from envrl.errors import RunError, UserError
+from envrl.memories.remembering import Asked, Remembering
 from envrl.progress import Reporter
 from envrl.rollout.policy import Policy
 from envrl.rollout.runner import play_episodes
@@ -43,6 +44,7 @@ class Rollouts:
     splitter: BatchSplitter
     poll: Callable[[], None]
     reporter: Reporter
+    memory: Remembering
 
     def play(self, update: int, stats: RolloutStats, version: int | None = None) -> Played:
         """Play an update, in more rounds as long as the curriculum refuses groups (at most `Tasks.rounds`).
@@ -68,6 +70,7 @@ class Rollouts:
             which = f"{len(groups) - len(admitted)} of {len(groups)}" if admitted else f"all {len(groups)}"
             self.reporter.say(f"update {update}: the curriculum refused {which} groups of {self.tasks.rounds} rounds")
         learned, figures = self._tried_again(admitted[:wanted], met, update, stats, version)
+        figures |= self.memory.observe(self.policy.renderer, groups, Asked(self.config.seed, update))
         return Played(groups, learned, episodes + int(figures.get("retry/tried", 0)), self.tasks.figures() | figures)
 
     def _tried_again(
@@ -82,6 +85,7 @@ class Rollouts:
         self, playing: Sequence[Playing], update: int, stats: RolloutStats, version: int | None
     ) -> list[TrajectoryGroup]:
         settings, here = training_settings(self.config), RolloutStats(clock=stats.clock)
+        tell = self.memory.teller(self.policy.renderer, Asked(self.config.seed, update))
 
         def play(part: range) -> list[Trajectory]:
             some = [playing[mine[i]] for i in part]
@@ -92,6 +96,7 @@ class Rollouts:
                 [each.member for each in some],
                 settings,
                 assignments=[each.assignment for each in some],
+                tell=tell,
                 seed=self.config.seed,
                 update=update,
                 version=version,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from envrl import ranks
 from envrl.batches.auxiliary import Predict
-from envrl.batches.batch import Asks, UpdateBatch
+from envrl.batches.batch import Asks, UpdateBatch, build_batch
 from envrl.batches.selection import Memory
 from envrl.build import form_of, policy_of, renderer_of
 from envrl.config.schema import Config
@@ -18,6 +19,7 @@ from envrl.envs.pool import Worlds
 from envrl.files import JsonLines, NoLines
 from envrl.imitation.shared_start import learned_in_warm_start
 from envrl.imitation.warm_start import Hooks, warm_start
+from envrl.memories.remembering import Remembering
 from envrl.models.load import LanguageModel
 from envrl.models.runtime import give_back_memory
 from envrl.progress import Reporter
@@ -34,6 +36,7 @@ from envrl.trainer.rollouts import Rollouts
 from envrl.trainer.signals import StopRequest
 from envrl.trainer.state import RunState, fresh_state, is_finished, read_state, write_state
 from envrl.trainer.tasks import Tasks
+from envrl.types import TrajectoryGroup
 
 
 class Run:
@@ -44,7 +47,8 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         with opened(make_env()) as env:
             self.tasks = Tasks(listed_tasks(env, config.env.split, config.env.name), config)
-        self.replay, self.memory, self.regularizers = Replaying(config), Memory(), Regularizers(config)
+        self.replay, self.memory, self.regularizers = Replaying(config), Remembering(config), Regularizers(config)
+        self.selection = Memory()
         self.splitter = BatchSplitter(reporter.say)
         self.idle = IdleUpdates(config, reporter.say)
 
@@ -57,6 +61,7 @@ class Run:
         if latest is None:
             state = fresh_state(self._start(), self.config)
             self.replay.begin(state.model.codec.tokenizer.get_vocab())
+            self.memory.begin()
             state.components = self.components()
             if self.config.train.token_budget:
                 state.learned = ranks.of_first(lambda: learned_in_warm_start(self.config, self.folder))
@@ -67,9 +72,18 @@ class Run:
         if latest is not None:
             self.replay.load(state.components["replay"])
             self.regularizers.load(state.components.get("regularizers", {}))
-            self.memory.load(state.components.get("auxiliary"))
+            self.memory.load(state.components.get("memory"))
+            self.selection.load(state.components.get("auxiliary"))
             self.player.load(state.components)
         return state
+
+    def rows(self, groups: Sequence[TrajectoryGroup], update: int) -> UpdateBatch:
+        """Return the rows of an update, none for an engine that takes no steps; say where nothing is learned."""
+        if not self.config.learns:
+            return UpdateBatch([], {}, {})
+        batch = build_batch(groups, self.config, self.renderer, update, self.asks)
+        self.idle.observe(update, groups, batch.figures)
+        return batch
 
     def learn(self, batch: UpdateBatch, update: int) -> dict[str, float]:
         """Take the optimiser steps of an update; return its figures."""
@@ -81,8 +95,8 @@ class Run:
 
     def components(self) -> dict[str, Any]:
         """Return the state of what must survive a checkpoint, by name."""
-        parts = {"replay": self.replay, "auxiliary": self.memory, "regularizers": self.regularizers}
-        return {name: part.state() for name, part in parts.items()}
+        parts = {"replay": self.replay, "auxiliary": self.selection, "regularizers": self.regularizers}
+        return {name: part.state() for name, part in {**parts, "memory": self.memory}.items()}
 
     def evaluate(self, state: RunState, over: bool) -> None:
         """Evaluate the policy, `over` if for the last time, and keep where its lines end."""
@@ -132,14 +146,16 @@ class Run:
         self.renderer = renderer_of(state.model, form_of(config))
         self.policy = policy_of(state.model, config, self.renderer)
         shared = (self.policy, self.splitter, poll, self.reporter)
-        rollouts = Rollouts(config, self.make_env, self.tasks, *shared)
-        self.evaluations = Evaluations(config, self.folder, self.make_env, self.renderer, *shared, self.evals)
+        rollouts = Rollouts(config, self.make_env, self.tasks, *shared, self.memory)
+        self.evaluations = Evaluations(
+            config, self.folder, self.make_env, self.renderer, *shared, self.evals, self.memory
+        )
         make_engine = find("engine", config.train.engine).target
         made_with = (config, state.model, state.optimizer, self.folder, poll, self.reporter.say, self.regularizers)
         self.engine: Engine = make_engine(*made_with, **config.settings("engine"))
         self.engine.skips = state.skips
         asked = (self.engine.values, self.engine.logprobs, self.engine.reference_logprobs)
-        self.asks = Asks(*asked, self._predict(state.model), self.engine.teacher_logprobs, self.memory)
+        self.asks = Asks(*asked, self._predict(state.model), self.engine.teacher_logprobs, self.selection)
         self.player: PlayNow | PlayAhead = PlayNow(rollouts, self.engine)
         if config.rollout.ahead:
             self.player = PlayAhead(config, rollouts, self.engine, poll, self.reporter)

@@ -32,6 +32,7 @@ from envrl.eval.data import data_file, warn_of_other_data
 from envrl.files import create_run, lock_run, write_text
 from envrl.imitation.shared_start import learned_in_warm_start
 from envrl.imitation.warm_start import FOLDER, PARTIAL
+from envrl.memories.remembering import Remembering
 from envrl.models.adapters import check_peft
 from envrl.models.bases import check_base
 from envrl.models.find import model_folder
@@ -135,6 +136,7 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     if not warm_start:
         return
     Replaying(config).begin()
+    Remembering(config).begin()
     if config.warm_start.path:
         source = Path(config.warm_start.path)
         if (source / "config.toml").is_file():

@@ -13,6 +13,7 @@ from envrl.config.schema import Config
 from envrl.engine.checkpoint import load_state, save_checkpoint, save_state
 from envrl.engine.heads import give_heads
 from envrl.engine.optimizer import Optimizer, policy_optimizer
+from envrl.memories.file import read_memory, write_memory
 from envrl.models.load import LanguageModel, load_policy, save_model
 
 
@@ -54,6 +55,7 @@ def read_state(checkpoint: Path, config: Config) -> RunState:
     state.optimizer.restore(tensors)
     for name in meta.keys() & _SAVED:
         setattr(state, name, meta[name])
+    state.components["memory"] = read_memory(checkpoint)
     return state
 
 
@@ -66,6 +68,8 @@ def write_state(folder: Path, state: RunState, keep: int, moments: Mapping[str, 
     def write(aside: Path) -> None:
         save_model(state.model, aside)
         meta = {name: getattr(state, name) for name in _SAVED}
+        meta["components"] = {name: part for name, part in state.components.items() if name != "memory"}
+        write_memory(aside, state.components.get("memory"))  # for people to read, and for evaluations
         save_state(aside / "state", state.optimizer.tensors() if moments is None else moments, meta)
 
     return save_checkpoint(folder, f"step-{state.update:06d}", write, keep)

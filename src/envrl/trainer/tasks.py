@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
+from envrl.component import Component, plan_of
 from envrl.config.schema import Config
-from envrl.curriculum import Admits, Observes, Plan
+from envrl.curriculum import Admits, Observes
 from envrl.errors import UserError
 from envrl.registry import find
-from envrl.trainer.component import Component
 from envrl.types import Assignment, Task, TrajectoryGroup
 
 ROUNDS = 5
@@ -25,13 +25,6 @@ class Playing:
     group: int
     assignment: Assignment
     member: int
-
-
-def plan_of(config: Config) -> Plan:
-    """Return the plan of a recipe's updates."""
-    rollout = config.rollout
-    most = rollout.max_steps or config.env.max_steps
-    return Plan(config.seed, rollout.tasks, rollout.group_size, most, config.train.updates)
 
 
 class Tasks(Component):

@@ -135,7 +135,7 @@ function column({ row, episode, label }, data, settings, scale, pair) {
     ? `won in ${plural(episode.steps.length, "turn")}`
     : `lost after ${plural(episode.steps.length, "turn")}`;
   const why = won ? "" : `${data.failures[episode.failure]}${STOPS[episode.stop] ? `; ${STOPS[episode.stop]}` : ""}`;
-  const first = episode.steps.length ? episode.steps[0].observation : "";
+  const { observation: first = "", told } = episode.steps[0] || {};
   return el(
     "article",
     { class: "episode", "aria-label": label },
@@ -148,6 +148,8 @@ function column({ row, episode, label }, data, settings, scale, pair) {
       why && el("span", { class: "why" }, why),
     ),
     el("p", { class: "says" }, first),
+    told &&
+      el("details", { class: "figures" }, el("summary", {}, "What its memory told it"), el("p", { class: "says" }, told)),
     el(
       "ol",
       { class: "turns" },

@@ -1,14 +1,22 @@
-"""The common base of curriculum and replay: it attributes their exceptions, and saves their state in checkpoints."""
+"""The common base of curriculum, replay and memory: it attributes their exceptions, and saves their state."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from envrl.curriculum import HasState, figures_of
+from envrl.config.schema import Config
+from envrl.curriculum import HasState, Plan, figures_of
 from envrl.errors import RunError, UserError
 from envrl.registry import Entry, blame
 from envrl.samples.store import from_json, to_json
+
+
+def plan_of(config: Config) -> Plan:
+    """Return the plan of a recipe's updates."""
+    rollout = config.rollout
+    most = rollout.max_steps or config.env.max_steps
+    return Plan(config.seed, rollout.tasks, rollout.group_size, most, config.train.updates)
 
 
 class Component:
