@@ -1,4 +1,4 @@
-# make install | textworld | stacks | browser | demo | demo-llm | bench-trl | test | test-quick | test-stacks | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
+# make install | textworld | stacks | browser | demo | demo-llm | bench-trl | test | test-quick | test-textworld | test-stacks | lint | check | docs.   make PYTHON=python3.12 … takes another Python (3.11 or newer).
 
 IS_NEW := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 ifeq ($(origin PYTHON),undefined)
@@ -9,7 +9,9 @@ endif
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install textworld stacks browser demo demo-llm bench-trl test test-quick test-stacks lint check docs clean
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+.PHONY: install textworld stacks browser demo demo-llm bench-trl test test-quick test-textworld test-stacks lint check docs clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -63,15 +65,20 @@ bench-trl: install
 # One process a core: tests are quick to share, and each is alone with its thread. Files go out in the order of
 # tests/conftest.py, the long ones first; by itself xdist would begin with those of many tests.
 test: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=20 --durations-min=5
+	@$(TEST) --no-loadscope-reorder --durations=20 --durations-min=5
+
+# Beside ALFWorld's own engine.
+test-textworld: textworld
+	@$(TEST) tests/test_original.py tests/test_textworld.py tests/test_as_alfworld.py \
+		$(foreach page,household original-engine textworld,'tests/test_docs_commands.py::test_commands_run[docs/worlds/$(page).md]')
 
 # Beside other libraries: a Ray cluster, OpenEnv, verifiers, TRL, datasets, Inspect, trackers.
 test-stacks: stacks
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/test_ray.py tests/test_ray_sampler.py tests/test_openenv.py tests/test_stacks.py tests/test_verifiers.py tests/test_beside_trl.py tests/test_exports.py tests/test_tracking.py
+	@$(TEST) tests/test_ray.py tests/test_ray_sampler.py tests/test_openenv.py tests/test_stacks.py tests/test_verifiers.py tests/test_beside_trl.py tests/test_exports.py tests/test_tracking.py
 
 # What needs no model, no kill and no second process: for whoever works on it.
 test-quick: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m quick
+	@$(TEST) -m quick
 
 lint: install
 	@$(BIN)/ruff check .

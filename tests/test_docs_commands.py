@@ -109,7 +109,8 @@ def small(arguments: list[str]) -> list[str]:
     given = set(arguments)
     if command == "train" and not first.endswith("config.toml"):
         start_alone = "--train.updates 0" in " ".join(arguments)
-        return [*arguments, *_model(first, given), *_QUICK, "--train.updates", str(int(not start_alone))]
+        short = [] if "--env.max_steps" in given else ["--env.max_steps", "3"]
+        return [*arguments, *_model(first, given), *_QUICK, *short, "--train.updates", str(int(not start_alone))]
     if command == "bench" and first in ("train", "rollout"):
         few = ["--rollout.tasks", "1", "--rollout.group_size", "2", "--rollout.max_steps", "2"]
         few += ["--warm_start.demonstrations", "2", "--warm_start.held_out", "1", "--rollout.response_tokens", "24"]
