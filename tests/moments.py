@@ -27,7 +27,7 @@ PHASES = {
     "_train_step": "imitation",
     "save_checkpoint": "checkpoint",
     "save_folder": "warm start saved",
-    "_evaluate": "evaluation",
+    "evaluate": "evaluation",
     "play_episodes": "rollout",
     "accumulate": "optimiser step",
     "write_trajectories": "trajectories",
