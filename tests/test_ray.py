@@ -221,6 +221,20 @@ def test_an_address_that_does_not_answer_is_refused_within_seconds(monkeypatch: 
         connected(f"127.0.0.1:{port}")
 
 
+@pytest.mark.parametrize("holds_weights", [False, True])
+def test_a_cluster_of_our_own_has_room_for_weights_where_samplers_take_them_from_it(
+    holds_weights: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a small store every version of them would go through the disk."""
+    given: dict[str, Any] = {}
+    errors = SimpleNamespace(RayError=OSError, AuthenticationError=OSError)
+    module = SimpleNamespace(init=lambda **options: given.update(options), exceptions=errors)
+    monkeypatch.setattr(clusters, "import_module", lambda name: module)
+    connected("local", holds_weights=holds_weights)
+    assert given["address"] == "local"
+    assert given.get("object_store_memory") == (None if holds_weights else 80 << 20)
+
+
 @pytest.mark.parametrize("address", ["", "host", "host:", "host:x", "host:70000", "ray://host:10001", ":6379"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(UserError, match="--ray takes the HOST:PORT that 'ray start' names, auto, or local, not"):

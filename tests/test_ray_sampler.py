@@ -168,15 +168,17 @@ def test_memory_that_runs_out_there_and_weights_that_do_not_arrive_are_noticed(r
         there.poll()
 
 
+@pytest.mark.parametrize("wanted", [("--rollout.sampler", "ray"), ("--env.place", "ray", "--env.workers", "2")])
 def test_without_a_cluster_nothing_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    wanted: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"127.0.0.1:{closed.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
-    wanted = ("--quick", "--rollout.sampler", "ray")
-    assert main(["train", "household-demo", "--run", str(tmp_path / "run"), *wanted]) == 2
-    assert f"no Ray cluster answers at {address}" in capsys.readouterr().err
+    assert main(["train", "household-demo", "--quick", "--run", str(tmp_path / "run"), *wanted]) == 2
+    said = capsys.readouterr().err
+    assert f"no Ray cluster answers at {address}" in said
+    assert "warm start" not in said
     assert not (tmp_path / "run").exists()
 
 

@@ -16,22 +16,25 @@ from envrl.errors import UserError
 from envrl.processes import own_signals
 
 _ANSWER = 5.0  # seconds that a cluster has for an answer
-_STORE = 80 << 20  # bytes of the object store of a cluster of our own: next to nothing is kept in it
+_STORE = 80 << 20  # bytes of the object store of a cluster of our own, where next to nothing is kept in it
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """What a client of HTTP/2, which Ray speaks, says first, with a frame of no settings (RFC 9113, 3.4)."""
 _FRAME, _SETTINGS = 9, b"\4"
 """The length of a frame's head, and the kind, in its byte 3, of the frame that the server says first."""
 
 
-def connected(address: str, asked: str = "--ray") -> Any:
+def connected(address: str, asked: str = "--ray", *, holds_weights: bool = False) -> Any:
     """Return the module `ray`, connected to a cluster, or for "local" to one of this machine that ends with us.
 
-    Raises `UserError` where no cluster answers, or this machine is no node of it; `asked` is how it was asked for.
+    `holds_weights`: the latter has an object store of Ray's own size; else it has a small one. Raises `UserError` where
+    no cluster answers, or this machine is no node of it; `asked` is how it was asked for.
     """
     _check_answers(address, asked)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray: Any = import_module("ray")
-    own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE} if address == "local" else {}
+    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    if own and not holds_weights:
+        own["object_store_memory"] = _STORE
     with tempfile.TemporaryFile() as log:
         try:
             # where it fails, Ray prints a line a second; and it has SIGTERM end the program at once

@@ -66,7 +66,7 @@ def launch_on_ray(
     Raises `UserError` where the cluster does not answer, is too small or lacks shared storage, and `RunError` where
     room does not come back within `patience` seconds.
     """
-    ray, needs = connected(address), needs_of(config)
+    ray, needs = connected(address, holds_weights=config.rollout.sampler == "ray"), needs_of(config)
     try:
         there = ray.cluster_resources()
         job = Job(tuple(arguments), run.absolute(), count or room(there, needs), needs.device, patience)

@@ -26,6 +26,7 @@ from envrl.engine.checkpoint import verify_checkpoint
 from envrl.engine.taught_part import load_teachers
 from envrl.envs.answers import listed_tasks, opened
 from envrl.envs.protocol import TextEnv
+from envrl.envs.ray_hosts import RayHosts
 from envrl.errors import UserError
 from envrl.eval.context_check import check_room_of_run
 from envrl.eval.data import data_file, warn_of_other_data
@@ -129,6 +130,8 @@ def check_inputs(config: Config, make_env: Callable[[], TextEnv], *, warm_start:
     TOKEN_LOSSES[config.objective.loss](trial, trial, trial, torch.tensor([0, 1]), **config.settings("loss"))
     _try_choices(config, make_env)
     find_device(config.train.device)
+    if config.env.place == "ray":
+        RayHosts(config.env.workers)  # it says what is wrong with the cluster
     sampler = {"device": config.train.device, **config.settings("sampler")}
     find("sampler", config.rollout.sampler).traits.get("check", lambda **_: None)(**sampler)
     if config.model.lora_rank:
