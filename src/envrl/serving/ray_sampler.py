@@ -24,7 +24,7 @@ from envrl.models.out_of_memory import is_out_of_memory
 from envrl.models.runtime import prepare_torch
 from envrl.rollout.own_sampler import OwnSampler
 from envrl.rollout.sampler import Request
-from envrl.serving.sampler import cluster_for
+from envrl.serving.cluster import cluster_for
 from envrl.types import Completion
 
 LOSSES = 3
