@@ -258,3 +258,15 @@ def test_what_is_exempt_stands_on_a_page() -> None:
     documented = {command for page in PAGES for command in _complete(page)}
     assert set(EXEMPT) <= documented
     assert documented == set(EXEMPT) | {command for commands in PLAN.values() for command in commands}
+
+
+def test_torchrun_takes_the_commands_that_are_given_to_it() -> None:
+    """Its parser would take our `--run` for the beginning of its own `--run-path`, and ours has the rest to itself."""
+    from torch.distributed.run import get_args_parser
+
+    found = re.findall(r"^ +torchrun (.+)$", (ROOT / "docs" / "scale.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(found) == 3
+    for line in found:
+        asked = get_args_parser().parse_args(shlex.split(line))
+        assert (asked.module, asked.training_script, asked.training_script_args[0]) == (True, "envrl", "train")
+        assert "--run" in asked.training_script_args

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -31,6 +33,29 @@ def test_a_single_process_writes_its_files_whatever_rank_it_is_given(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert ranks.is_first() is first
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_never_comes_is_said(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "JOIN", timedelta(seconds=1))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", rank), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, value)
+    said = (
+        f"process {rank} of 2 waited for the others at .* = 127.0.0.1:{port}, and in 1 s not all have come: start all"
+    )
+    with pytest.raises(UserError, match=said), ranks.joined("cpu"):
+        pass
+
+
+def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=rf"127.0.0.1:{port}, where .* is taken: choose"), ranks.joined("cpu"):
+            pass
 
 
 def test_each_round_of_an_update_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ BUDGET = "ENVRL_MICRO_BATCH_TOKENS"
 """The environment variable with the token budget of processes that were started again with less."""
 PATIENCE = timedelta(days=2)
 """How long one waits for the others, which may play long. One that dies is seen at once, by its connection."""
+JOIN = timedelta(minutes=10)
+"""How long one waits at the start for the others to come, as torchrun does."""
 
 OTHERS_ENDED = "another process of the run has ended, so it cannot go on: go on with --resume"
 """What a process says that has lost another one."""
@@ -57,7 +59,8 @@ def is_first() -> bool:
 def joined(device: str, *, alone: bool = False) -> Iterator[None]:
     """Be one of the processes while the block runs: over gloo on CPUs, NCCL on GPUs.
 
-    `alone`: make the group of a single process, too. Raises `OthersEnded` where another one ends before this one.
+    `alone`: make the group of a single process, too. Raises `UserError` where the processes do not meet, and
+    `OthersEnded` where another one ends before this one.
     """
     if expected() == 1 and not alone:
         yield
@@ -65,16 +68,9 @@ def joined(device: str, *, alone: bool = False) -> Iterator[None]:
     dist: Any = import_module("torch.distributed")
     if device.startswith("cuda"):
         _take_device(device)
-    store = dist.HashStore() if expected() == 1 else None
-    options: dict[str, Any] = {"store": store, "rank": 0, "world_size": 1} if store else {}
+    store, rank, count = (dist.HashStore(), 0, 1) if expected() == 1 else _met(dist)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    try:
-        dist.init_process_group(backend, timeout=PATIENCE, **options)
-    except ValueError as error:  # a variable of torchrun's is missing
-        raise UserError(
-            f"WORLD_SIZE = {expected()} says that several processes train together, and they cannot find each other "
-            f"({error}): start them with torchrun or --processes"
-        ) from error
+    dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=count)
     try:
         yield
     except RuntimeError as error:
@@ -84,6 +80,30 @@ def joined(device: str, *, alone: bool = False) -> Iterator[None]:
     finally:
         _CHANNEL.__dict__.clear()
         dist.destroy_process_group()
+
+
+def _met(dist: Any) -> tuple[Any, int, int]:
+    """Return the store through which the processes find each other, this one's number and how many there are.
+
+    Raises `UserError` where a variable of torchrun's is missing, the port is taken, or another process does not come.
+    """
+    try:
+        store, rank, count = next(dist.rendezvous("env://", timeout=JOIN))
+    except ValueError as error:
+        raise UserError(
+            f"WORLD_SIZE = {expected()} says that several processes train together, and they cannot find each other "
+            f"({error}): start them with torchrun or --processes"
+        ) from error
+    except dist.DistError as error:
+        where = f"MASTER_ADDR:MASTER_PORT = {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        if "EADDRINUSE" in str(error):
+            raise UserError(f"{where}, where the processes are to meet, is taken: choose another port") from error
+        raise UserError(
+            f"process {os.environ['RANK']} of {expected()} waited for the others at {where}, and in "
+            f"{JOIN.total_seconds():g} s not all have come: start all of them, with the same address and port"
+        ) from error
+    store.set_timeout(PATIENCE)
+    return store, rank, count
 
 
 def _take_device(device: str) -> None:
