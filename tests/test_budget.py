@@ -17,7 +17,8 @@ from envrl.engine.guard import Guard
 from envrl.errors import Interrupted, UserError
 from envrl.progress import Reporter
 from envrl.report.read import load_run
-from envrl.trainer.loop import Run, train
+from envrl.trainer import loop
+from envrl.trainer.loop import train
 from envrl.trainer.record import progress_figures
 from moments import essence
 
@@ -76,17 +77,17 @@ def test_such_a_run_is_finished(spent: tuple[Path, Config, list[int]], capsys: p
 
 def test_it_resumes_bit_for_bit(spent: tuple[Path, Config, list[int]], tmp_path: Path) -> None:
     run, config, _ = spent
-    update, done = Run._update, 0
+    update, done = loop._update, 0
 
-    def stopped(self: Run, state: Any) -> Any:
+    def stopped(run: Any, state: Any) -> Any:
         nonlocal done
         done += 1
         if done == 3:
             raise Interrupted
-        return update(self, state)
+        return update(run, state)
 
     with pytest.MonkeyPatch.context() as patch, suppress(Interrupted):
-        patch.setattr(Run, "_update", stopped)
+        patch.setattr(loop, "_update", stopped)
         train(config, tmp_path / "cut", reporter=Reporter(silent=True))
     assert len(lines(tmp_path / "cut", "metrics")) == 2
     train(config, tmp_path / "cut", resume=True, reporter=Reporter(silent=True))
