@@ -67,8 +67,8 @@ def run(tmp_path: Path) -> Path:
 
 def test_summary(run: Path) -> None:
     assert summarize(run).splitlines() == [
-        "valid_seen    40.0 % (36.0 to 44.0) -> 75.0 % (71.0 to 79.0)   500 games, after 20 updates",
-        "valid_unseen  31.0 % (27.0 to 35.0) -> 36.0 % (32.0 to 40.0)   500 games, after 20 updates",
+        "valid_seen    40.0 % (36.0 to 44.0) -> 75.0 % (71.0 to 79.0)   500 episodes, after 20 updates",
+        "valid_unseen  31.0 % (27.0 to 35.0) -> 36.0 % (32.0 to 40.0)   500 episodes, after 20 updates",
         # 8 steps of 0.5 s, 20 updates of 3.5 s, 5 evaluations of 10 s.
         "took 2 min 4 s: warm start 4.0 s, updates 1 min 10 s, evaluations 50 s",
         f"report: {run / 'report.html'}",
@@ -113,10 +113,10 @@ def test_a_run_that_was_never_evaluated_has_a_page(run: Path) -> None:
     assert report_data(RunStore(run))["overview"]["learningNote"].startswith("Grey: the training episodes")
 
 
-def test_dots_say_how_many_games_they_stand_for(run: Path) -> None:
-    assert "Dots: evaluations of 500 games each" in report_data(RunStore(run))["overview"]["learningNote"]
+def test_dots_say_how_many_episodes_they_stand_for(run: Path) -> None:
+    assert "Dots: evaluations of 500 episodes each" in report_data(RunStore(run))["overview"]["learningNote"]
     write_lines(run / "eval.jsonl", [evaluation(u, "a", 0.5, [0.4, 0.6], episodes=n) for u, n in ((0, 500), (9, 200))])
-    assert "Dots: evaluations of 200 to 500 games each" in report_data(RunStore(run))["overview"]["learningNote"]
+    assert "Dots: evaluations of 200 to 500 episodes each" in report_data(RunStore(run))["overview"]["learningNote"]
 
 
 def test_long_lines_are_thinned_to_means() -> None:
@@ -211,7 +211,7 @@ def test_a_run_still_going(run: Path) -> None:
     assert shown["status"] == "update 5 of 20"
     assert [result["verdict"] for result in shown["results"]] == ["No evaluation after it yet."]
     assert shown["notes"] == ["metrics.jsonl ends in half a line: it is shown up to its last whole line."]
-    assert "40.0 % (36.0 to 44.0)   500 games, before any update" in summarize(run)
+    assert "40.0 % (36.0 to 44.0)   500 episodes, before any update" in summarize(run)
 
 
 def test_a_run_in_its_warm_start(run: Path) -> None:
@@ -279,7 +279,7 @@ def test_picture_is_one_svg_document(run: Path, tmp_path: Path) -> None:
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert "40 % → 75 %" in words
-    assert "95 % intervals 36–44, 71–79; 500 games" in words
+    assert "95 % intervals 36–44, 71–79; 500 episodes" in words
     with pytest.raises(UserError, match="there is no folder"):
         write_picture(run, tmp_path / "absent" / "learned.svg")
 

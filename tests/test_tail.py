@@ -27,7 +27,7 @@ def test_the_lines_of_a_finished_run(run: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.splitlines() == [
         "update 19/20  state 0.0526  success 0.5  entropy 0.3  (3.5 s)",
         "update 20/20  state 0.05  success 0.5  entropy 0.3  (3.5 s)",
-        "update 20, valid_seen: success 75.0 % (95 % interval 71.0 to 79.0 %, 500 games)",
+        "update 20, valid_seen: success 75.0 % (95 % interval 71.0 to 79.0 %, 500 episodes)",
     ]
     assert main(["tail", str(run), "--lines", "100"]) == 0
     first, second, third, *_ = capsys.readouterr().out.splitlines()

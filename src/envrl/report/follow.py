@@ -97,8 +97,8 @@ def _evaluation_line(record: Record) -> str:
     between = f"95 % interval {100 * bounds[0]:.1f} to {100 * bounds[1]:.1f} %, " if bounds else ""
     rate = f"{100 * (number(record, 'success_rate') or 0.0):.1f} %"
     episodes = number(record, "episodes") or 0
-    games = f"{episodes:.0f} game{'s' * (episodes != 1)}"
-    return f"update {_update(record):.0f}, {record.get('split', '')}: success {rate} ({between}{games})"
+    played = f"{episodes:.0f} episode{'s' * (episodes != 1)}"
+    return f"update {_update(record):.0f}, {record.get('split', '')}: success {rate} ({between}{played})"
 
 
 def _update(record: Record) -> float:

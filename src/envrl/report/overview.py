@@ -123,10 +123,11 @@ def _verdict(before: Record | None, after: Record | None) -> str:
 
 
 def _learning_note(run: RunData) -> str:
-    games = sorted({round(number(r, "episodes") or 0.0) for records in run.evals.values() for r in records})
+    counts = sorted({round(number(r, "episodes") or 0.0) for records in run.evals.values() for r in records})
     note = ""
-    if games:
-        count = f"{games[0]} to {games[-1]} games" if len(games) > 1 else f"{games[0]} game{'s' * (games[0] != 1)}"
+    if counts:
+        least, most = counts[0], counts[-1]
+        count = f"{least} to {most} episodes" if most > least else f"{most} episode{'s' * (most != 1)}"
         note = f"Dots: evaluations of {count} each, with 95 % intervals. "
     note += "Grey: the training episodes of each update and their running mean over five updates"
     temperatures = setting(run.config, "rollout.temperature"), setting(run.config, "eval.temperature")

@@ -93,9 +93,9 @@ def _cut(name: str) -> str:
 
 
 def _intervals(before: Record | None, after: Record | None) -> str:
-    """Return both 95 % intervals and the number of games in a line."""
+    """Return both 95 % intervals and the number of episodes in a line."""
     bounds = [interval(record) for record in (before, after) if record]
     latest = after or before or {}
-    games = f"{number(latest, 'episodes') or 0:.0f} games"
+    played = f"{number(latest, 'episodes') or 0:.0f} episodes"
     known = [f"{100 * pair[0]:.0f}\N{EN DASH}{100 * pair[1]:.0f}" for pair in bounds if pair]
-    return f"95 % intervals {', '.join(known)}; {games}" if known else games
+    return f"95 % intervals {', '.join(known)}; {played}" if known else played

@@ -42,9 +42,9 @@ def learned(run: RunData) -> list[str]:
         before, after = before_and_after(records)
         rates = [_rate(record) for record in (before, after) if record]
         latest = after or before
-        games = f"{number(latest, 'episodes') or 0:.0f} games" if latest else ""
+        played = f"{number(latest, 'episodes') or 0:.0f} episodes" if latest else ""
         when = f", after {number(after, 'update') or 0:.0f} updates" if after else ", before any update"
-        lines.append(f"{split:<{width}}  {' -> '.join(rates)}   {games}{when}")
+        lines.append(f"{split:<{width}}  {' -> '.join(rates)}   {played}{when}")
         if has_scores(records):
             scores = [score_words(record) for record in (before, after) if record]
             lines.append(f"{'':<{width}}  score {' -> '.join(scores)}")

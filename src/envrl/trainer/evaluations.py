@@ -92,5 +92,5 @@ class Evaluations:
         low, high = record["ci95"]
         self.reporter.say(
             f"update {record['update']}, {record['split']}: success {record['success_rate']:.1%} "
-            f"(95 % interval {low:.1%} to {high:.1%}, {record['episodes']} games{how})"
+            f"(95 % interval {low:.1%} to {high:.1%}, {record['episodes']} episodes{how})"
         )

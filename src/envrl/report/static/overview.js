@@ -33,7 +33,7 @@ export function overviewView(run, data, episodes, width) {
     charts("Losses and weights", "", data.updates),
     charts(
       "What it knows of its world",
-      "Measured at every evaluation, on transitions of games that it never trained on.",
+      "Measured at every evaluation, on transitions of tasks that it never trained on.",
       data.knowledge,
     ),
     actions(data),
@@ -84,7 +84,7 @@ function learned(data) {
   });
   return section(
     "What it learned",
-    el("p", { class: "soft" }, "Share of games won, before and after reinforcement learning, with 95 % intervals."),
+    el("p", { class: "soft" }, "Share of episodes won, before and after reinforcement learning, with 95 % intervals."),
     el("div", { class: "grid" }, cards),
   );
 }
@@ -160,7 +160,7 @@ function byType(run, data) {
         "div",
         { class: "card" },
         el("h3", {}, result.split),
-        table(`Success by type of task, ${result.split}`, ["type", "won", "games", "95 % intervals"], rows),
+        table(`Success by type of task, ${result.split}`, ["type", "won", "episodes", "95 % intervals"], rows),
       );
     });
   return (
