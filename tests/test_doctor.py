@@ -356,3 +356,13 @@ def test_processes_in_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--processes", "4"]) == 2
     assert main(["doctor", "household-demo", "--processes", "0"]) == 2
     assert main(["doctor", "household-demo", "--processes", "2", "--train.engine", "local"]) == 2
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_what_fits_several_processes_is_found(processes: int) -> None:
+    """It never ended: a process plays its share of the episodes, and its slots cannot be more."""
+    config = load_recipe("qwen2.5-7b-alfworld-grpo", [])
+    found = remedy(config, recipe_shape(config), DEVICE, int(79.1 * GIB), cuda=True, processes=processes)
+    assert found.enough
+    assert found.bytes <= 79.1 * GIB
+    assert "rollout.slots" in [change.key for change in found.changes]

@@ -204,8 +204,8 @@ def remedy(
         more_slots = 2 * now.load.slots
         larger = override(config, [(SLOTS, str(more_slots))])
         more = estimate(larger, shape, device, cuda=cuda, processes=processes)
-        if not more.fits(memory) or more_slots >= now.work.episodes:
-            break
+        if not more.fits(memory) or more_slots >= now.work.episodes or more.load.slots <= now.load.slots:
+            break  # of several processes each plays its share of the episodes, and has no more slots than that
         saved = chosen[SLOTS].saves + now.saved(more)
         chosen[SLOTS] = Change(SLOTS, str(more_slots), saved, True)
         config, now = larger, more
