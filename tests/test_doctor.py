@@ -239,6 +239,15 @@ def test_a_recipe_that_fits_is_status_0(capsys: Say, monkeypatch: pytest.MonkeyP
     assert record["hours"]["updates"] == pytest.approx(2 * sum(record["seconds"].values()) / 3600)
 
 
+def test_who_plays_elsewhere_is_not_judged(capsys: Say) -> None:
+    """With a server, say: the tables count the built-in sampler, and the report says so."""
+    main(["doctor", "household-demo", "--rollout.sampler", "ray"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "sampler ray its devices are not judged: memory and hours below are counted as if the built-in" in said
+    main(["doctor", "household-demo"])
+    assert "not judged" not in capsys.readouterr().out
+
+
 def test_a_recipe_that_lacks_things_is_status_1_and_says_which(capsys: Say) -> None:
     gone = ["--train.device", "cuda:7", "--model.path", "models/of/mine/Qwen2.5-1.5B-Instruct"]
     assert main(["doctor", "household-demo", *PUBLISHED, *gone, "--json", "found.json"]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -172,6 +173,7 @@ def test_memory_that_runs_out_there_and_weights_that_do_not_arrive_are_noticed(r
 def test_without_a_cluster_nothing_is_made(
     wanted: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'envrl[ray]'")
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"127.0.0.1:{closed.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
@@ -225,12 +227,15 @@ def test_a_run_whose_episodes_an_actor_plays_is_the_run_without(cluster: Any, tm
     assert lines(tmp_path / "there", "eval.jsonl") == lines(tmp_path / "here", "eval.jsonl")
 
 
-def test_a_node_that_cannot_start_one_is_said(ray: Any) -> None:
-    there = RaySampler(qwen(), "fp32", actors=1, cpus=1, patience=600.0)
-    with pytest.raises(
-        UserError, match=r"cannot start a sampler \(ModuleNotFoundError: No module named 'envrl'\): ins"
-    ):
-        there._replace(
-            there._engines[0],
-            "died because of an error raised in its creation task\nModuleNotFoundError: No module named 'envrl'",
-        )
+@pytest.mark.parametrize(
+    ("why", "words"),
+    [
+        ("ModuleNotFoundError: No module named 'envrl'", "named 'envrl'): install this version of 'envrl[ray]' on"),
+        ("torch.OutOfMemoryError: CUDA out of memory", "out of memory): a copy of the model does not fit on its device"),
+    ],
+)
+def test_a_node_that_cannot_start_one_is_said(why: str, words: str) -> None:
+    there, engine = object.__new__(RaySampler), SimpleNamespace(losses=0)
+    said = f"The actor died because of an error raised in its creation task\n{why}"
+    with pytest.raises(UserError, match=re.escape(words)):
+        there._replace(engine, said)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from envrl.costs.workload import TURNS, WRITTEN
 from envrl.errors import UserError
 from envrl.models.find import is_hub_id, model_folder, read_record
 from envrl.models.hub import cached_folder, missing_parts
+from envrl.registry import find
 
 
 @dataclass(slots=True)
@@ -96,6 +97,9 @@ def _needs(config: Config) -> Iterator[Finding]:
         there = (Path(config.warm_start.path) / "config.json").is_file()
         detail = config.warm_start.path if there else f"'{config.warm_start.path}' is no warm start of another run"
         yield Finding(section, "warm_start.path", there, detail)
+    if find("sampler", config.rollout.sampler).traits.get("apart"):
+        counted = "memory and hours below are counted as if the built-in sampler played in the trainer's process"
+        yield Finding(section, f"sampler {config.rollout.sampler}", None, f"its devices are not judged: {counted}")
     yield _device(config, section)
 
 

@@ -173,10 +173,10 @@ class RaySampler:
         """Have a new actor take the place of a lost one, and be asked what that was asked."""
         engine.losses += 1
         if "creation task" in why:  # what making it raises, so another would, too
-            raise UserError(
-                f"a node of the Ray cluster cannot start a sampler ({_last_line(why)}): install this version of "
-                "'envrl[ray]' on every node"
-            )
+            remedy = "install this version of 'envrl[ray]' on every node"
+            if "out of memory" in why.lower():
+                remedy = "a copy of the model does not fit on its device; try rollout.precision = 'bf16'"
+            raise UserError(f"a node of the Ray cluster cannot start a sampler ({_last_line(why)}): {remedy}")
         if engine.losses == LOSSES:
             raise RunError(
                 f"a sampler on the Ray cluster was lost, the {LOSSES}rd time before it answered ({_last_line(why)}); "
