@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-import envrl.trainer.loop as loop
+import envrl.trainer.run as running
 from boxes import Boxes, files, tiny
 from chat_models import save_chat_model
 from envrl.cli.main import main
@@ -135,17 +135,17 @@ def test_an_interrupted_run_ends_the_same_bit_for_bit(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_recipe(str(run / "config.toml"))
-    build = loop.build_batch
+    build = running.build_batch
 
     def stop(*arguments: Any) -> Any:
         if arguments[3] == 3:
             raise Interrupted
         return build(*arguments)
 
-    monkeypatch.setattr(loop, "build_batch", stop)
+    monkeypatch.setattr(running, "build_batch", stop)
     with pytest.raises(Interrupted):
         train(config, tmp_path / "run")
-    monkeypatch.setattr(loop, "build_batch", build)
+    monkeypatch.setattr(running, "build_batch", build)
     train(config, tmp_path / "run", resume=True)
     whole, resumed = (files(each / "checkpoints" / "step-000003") for each in (run, tmp_path / "run"))
     assert whole.keys() == resumed.keys()
@@ -283,17 +283,17 @@ def test_a_run_of_chats_resumes_bit_for_bit_and_is_evaluated(
         checkpoint={"every": 1},
     )
     config = replace(config, model=replace(config.model, chat_template="chatml" if added else ""))
-    whole, build = train(config, tmp_path / "whole"), loop.build_batch
+    whole, build = train(config, tmp_path / "whole"), running.build_batch
 
     def stop(*arguments: Any) -> Any:
         if arguments[3] == 2:
             raise Interrupted
         return build(*arguments)
 
-    monkeypatch.setattr(loop, "build_batch", stop)
+    monkeypatch.setattr(running, "build_batch", stop)
     with pytest.raises(Interrupted):
         train(config, tmp_path / "resumed")
-    monkeypatch.setattr(loop, "build_batch", build)
+    monkeypatch.setattr(running, "build_batch", build)
     resumed = train(config, tmp_path / "resumed", resume=True)
     last = [files(each / "checkpoints" / "step-000002") for each in (whole, resumed)]
     assert {"adapter_model.safetensors", "state.safetensors"} < last[0].keys()

@@ -18,6 +18,13 @@ from envrl.envs.household.export import export_game
 from envrl.envs.household.generator import GeneratedTasks, generate_problem, index_of
 from envrl.errors import UserError
 
+PACKAGES = ("alfworld", "fast_downward", "textworld")
+LACKS = (
+    ""
+    if all(importlib.util.find_spec(name) for name in PACKAGES)
+    else "ALFWorld's own engine is not installed: pip install 'envrl[alfworld-textworld]'"
+)
+
 CONFIG: dict[str, Any] = {
     "dataset": {
         "data_path": "$ALFWORLD_DATA/json_2.1.1/train",
@@ -58,7 +65,9 @@ def walkthroughs() -> dict[str, tuple[str, ...]]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, walkthroughs: dict[str, tuple[str, ...]]) -> Path:
-    """A folder as `alfworld-download` makes it, with games of the generator."""
+    """A folder as `alfworld-download` makes it, with games of the generator, whose rules alfworld brings."""
+    if LACKS:
+        pytest.skip(LACKS)
     folder = tmp_path_factory.mktemp("games")
     for split, count in (("train", 7), ("valid_seen", 3)):
         for task in GeneratedTasks(split)[:count]:
@@ -91,10 +100,6 @@ def played(make: Callable[[str], Any], walkthroughs: dict[str, tuple[str, ...]])
     return said
 
 
-@pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("alfworld", "fast_downward", "textworld")),
-    reason="ALFWorld's own engine is not installed: pip install 'envrl[alfworld-textworld]'",
-)
 def test_it_says_what_alfworld_says(walkthroughs: dict[str, tuple[str, ...]]) -> None:
     """The same lines of code over both: the order of the games, every text, score, done and info, and their types."""
     from alfworld.agents.environment import get_environment as original  # pyright: ignore[reportMissingImports]

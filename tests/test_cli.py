@@ -188,10 +188,10 @@ def test_eval_passes_its_options_prints_rates_and_writes_json(
     assert main(["eval", "runs/x", *options.split()]) == 0
     assert main(["eval", "random", "--episodes", "all"]) == 0
     passed = {"env": "alfworld", "data": "d", "split": ("a", "b"), "episodes": 7, "temperature": 0.0}
-    passed |= {"protocol": "published", "episodes_to": None}
+    passed |= {"protocol": "published", "episodes_to": None, "memory": True}
     assert all(callable(given.pop("so_far")) for _, given in calls)
     assert calls[0] == (("runs/x",), {**passed, "actions": "free", "seed": 3, "settings": []})
-    assert calls[1] == (("random",), {**dict.fromkeys([*passed, "actions", "seed"]), "settings": []})
+    assert calls[1] == (("random",), {**dict.fromkeys([*passed, "actions", "seed"]), "memory": True, "settings": []})
     assert json.loads(Path("out.json").read_text(encoding="utf-8")) == [RECORD]
     assert [path.name for path in empty_folder.iterdir()] == ["out.json"]
     assert "valid_seen: 72.1 % (64.2 to 78.9) of 140 episodes" in capsys.readouterr().out

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import socket
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from boxes import tiny
 from envrl import ranks
 from envrl.errors import UserError
+from envrl.progress import Reporter
 from envrl.rollout.scheduler import RolloutStats
-from envrl.trainer.rollouts import Rollouts
+from envrl.trainer import rollouts
+from envrl.types import Assignment, Task
 
 
 @pytest.mark.parametrize(
@@ -60,14 +64,29 @@ def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_round_of_an_update_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two processes, this one with 1 mismatch and 1 replaced worker a round, the other with 2 and 3."""
-    others: tuple[Any, ...] = ([1], ["second"], 2, 3)
-    monkeypatch.setattr(ranks, "gather", lambda mine: [mine, others])
+    here, there = (SimpleNamespace(task=Task(name, "train"), policy_version=1) for name in ("here", "there"))
+
+    def gather(mine: Any) -> list[Any]:
+        plans, found = isinstance(mine, list), isinstance(mine[0], list)
+        return [mine, mine if plans else ([1], [there]) if found else (2, 3)]
+
+    def play_episodes(*_: object, stats: RolloutStats, **__: object) -> list[Any]:
+        stats.mismatches += 1
+        stats.replaced += 1
+        return [here]
+
+    monkeypatch.setattr(ranks, "gather", gather)
+    monkeypatch.setattr(ranks, "dealt", lambda groups: [0])
+    monkeypatch.setattr(rollouts, "play_episodes", play_episodes)
+    config, splitter = tiny(), SimpleNamespace(play=lambda count, play: play(range(count)))
+    memory, policy = SimpleNamespace(teller=lambda *_: None), SimpleNamespace(renderer=None)
+    played: Any = rollouts.Rollouts(config, None, None, policy, splitter, lambda: None, Reporter(silent=True), memory)  # type: ignore[arg-type]
+    playing = [rollouts.Playing(group, Assignment(each.task, 1, 4), 0) for group, each in enumerate((here, there))]
     stats = RolloutStats()
-    for _ in range(2):
-        here: Any = RolloutStats(env=0.5, mismatches=1, replaced=1)
-        first: Any = ["first"]
-        assert Rollouts._gathered([0], first, here, stats) == ["first", "second"]
-    assert (stats.env, stats.mismatches, stats.replaced) == (1.0, 6, 8)
+    for update in (1, 2):
+        groups = played._round(playing, update, stats, None)
+        assert [group.task.id for group in groups] == ["here", "there"]
+    assert (stats.mismatches, stats.replaced) == (6, 8)
 
 
 def test_processes_that_cannot_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

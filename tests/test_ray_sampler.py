@@ -231,7 +231,10 @@ def test_a_run_whose_episodes_an_actor_plays_is_the_run_without(cluster: Any, tm
     ("why", "words"),
     [
         ("ModuleNotFoundError: No module named 'envrl'", "named 'envrl'): install this version of 'envrl[ray]' on"),
-        ("torch.OutOfMemoryError: CUDA out of memory", "out of memory): a copy of the model does not fit on its device"),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory",
+            "out of memory): a copy of the model does not fit on its device",
+        ),
     ],
 )
 def test_a_node_that_cannot_start_one_is_said(why: str, words: str) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from jsonschema import validate
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import envrl.trainer.loop as loop
+import envrl.trainer.run as running
 from boxes import COMMANDS, HALF, SIZES, Boxes, grouped, tiny, with_tables
 from envrl.batches.batch import build_batch, step_advantages
 from envrl.build import form_of, play_settings, renderer_of
@@ -666,7 +666,7 @@ def test_a_loss_that_is_never_finite_ends_the_run(tmp_path: Path, monkeypatch: p
             row.terms[0].weights_T[0] = np.nan
         return batch
 
-    monkeypatch.setattr(loop, "build_batch", poisoned)
+    monkeypatch.setattr(running, "build_batch", poisoned)
     config = tiny(train={"updates": 9}, auxiliary={"state": {"weight": 0.1}}, eval=QUICK)
     with pytest.raises(RunError, match="not finite"):
         train(config, tmp_path / "run")
