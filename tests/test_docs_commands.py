@@ -109,9 +109,9 @@ def small(arguments: list[str]) -> list[str]:
     given = set(arguments)
     if command == "train" and not first.endswith("config.toml"):
         start_alone = "--train.updates 0" in " ".join(arguments)
-        short = [] if "--env.max_steps" in given else ["--env.max_steps", "3"]
-        if "self_reflection" in given:
-            short += ["--warm_start.self_reflection.states", "2"]
+        short = [] if "--env.max_steps" in given else ["--env.max_steps", "6"]  # the expert wins some games in six
+        if "--warm_start.demonstrations" in given:
+            short += ["--warm_start.demonstrations", "2"]
         return [*arguments, *_model(first, given), *_QUICK, *short, "--train.updates", str(int(not start_alone))]
     if command == "bench" and first in ("train", "rollout"):
         few = ["--rollout.tasks", "1", "--rollout.group_size", "2", "--rollout.max_steps", "2"]
