@@ -222,7 +222,7 @@ def test_what_is_not_recorded_is_said(tab: Tab) -> None:
     assert note == "Not recorded here: figures of single tokens, predicted answers, guesses of the command."
     options = page.get_by_label("Shade tokens by").locator("option").all_inner_texts()
     assert options == ["nothing", "probability", "entropy (not recorded here)", "advantage (not recorded here)"]
-    assert page.locator(".mark", has_text="repeated").count() == 3, "of six turns between two places"
+    playwright.expect(page.locator(".mark", has_text="repeated")).to_have_count(3)
 
 
 def test_invalid_commands_are_marked(tab: Tab) -> None:
@@ -265,7 +265,7 @@ def test_no_script_of_a_run_runs(
     page = tab.open(at(number, "trajectories/update-000010.jsonl@0"))
     page.wait_for_selector(".turn")
     assert HOSTILE in page.locator(".turn .says").first.inner_text(), "shown as it is"
-    assert page.locator("main script, main img, main b").count() == 0
+    playwright.expect(page.locator("main script, main img, main b")).to_have_count(0)
     page.wait_for_timeout(100)
     assert page.evaluate("window.ran") is None
     assert tab.wrong == []
@@ -296,9 +296,9 @@ def test_the_report_is_the_same_page_in_one_file(browser: Any, runs: tuple[Path,
     assert texts[0] == texts[1]
     assert file.page.locator("svg.chart").count() == tab.page.locator("svg.chart").count() > 3
     page = file.open("#/0/episodes?words=TAKE%20pen")
-    assert page.locator(".list li").count() == 3, "as the server finds them"
+    playwright.expect(page.locator(".list li")).to_have_count(3)
     page.locator(".list a").last.click()
-    assert page.locator(".turn").count() == 3
+    playwright.expect(page.locator(".turn")).to_have_count(3)
     asked = {url.partition("#")[0] for url in file.asked if not url.startswith("data:")}
     assert asked == {path.as_uri()}, "nothing but itself"
     assert file.wrong == []
@@ -326,7 +326,7 @@ def test_a_run_that_goes_on_is_followed(browser: Any, tmp_path: Path) -> None:
         playwright.expect(page.locator("h1 .pill")).to_have_text("update 6 of 20")
         assert page.get_by_text("metrics.jsonl ends in half a line").is_visible()
         assert page.get_by_role("row", name="valid_seen, update 0").first.locator("td").first.inner_text() == "4"
-        assert page.locator("details[open]").count() == 1, "what was unfolded stays so"
+        playwright.expect(page.locator("details[open]")).to_have_count(1)
         assert "11 episodes" in page.locator("#said").inner_text()
         server.shutdown()
         tab.context.close()
