@@ -47,6 +47,14 @@ def write(folder: Path, name: str, text: str) -> Path:
     return folder / name
 
 
+def refused(folder: Path, capsys: pytest.CaptureFixture[str], settings: list[str]) -> str:
+    """Return what is said of settings with which a small run is refused: status 2, and nothing is written."""
+    recipe = write(folder, "small.toml", dump_config(tiny()))
+    assert main(["train", str(recipe), "--run", str(folder / "no"), *settings]) == 2
+    assert not (folder / "no").exists()
+    return capsys.readouterr().err
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
     register_worlds()

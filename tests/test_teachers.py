@@ -28,7 +28,7 @@ from envrl.objective.teachers.sdpo import failed, solved
 from envrl.rollout.transcript import Transcript
 from envrl.samples.rows import origin_of
 from envrl.types import Action, StopReason, Trajectory, Transition
-from test_registry import write
+from test_registry import refused, write
 from test_update import gradient, make_model, play
 
 SHORT = {"every": 0, "final": 1, "free_episodes": 0, "probe_episodes": 0}
@@ -259,10 +259,7 @@ def test_a_run_with_a_teacher_resumes_bit_for_bit(tmp_path: Path, capsys: pytest
 def test_what_makes_no_sense_is_refused(
     settings: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = write(tmp_path, "small.toml", dump_config(tiny()))
-    assert main(["train", str(recipe), "--run", str(tmp_path / "no"), *settings]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "no").exists()
+    assert message in refused(tmp_path, capsys, settings)
 
 
 def test_a_teacher_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ made with the run's regularizers of the policy's tokens, by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
@@ -117,4 +118,5 @@ def frozen(
     """Return the engine that takes no steps, for a run that learns in its memory alone: the weights stay."""
     from envrl.engine.frozen import FrozenEngine
 
-    return FrozenEngine(config, model, optimizer, run, poll, say)
+    still = replace(config, objective=replace(config.objective, kl_weight=0.0))  # neither a reference nor teachers
+    return FrozenEngine(still, model, optimizer, run, poll, say, teachers={})
